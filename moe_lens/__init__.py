@@ -1,0 +1,1 @@
+"""moe_lens: which experts of a Mixture-of-Experts language model do a thing, and whether they cause it."""
