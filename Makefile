@@ -1,0 +1,41 @@
+# make demo: the experiment in minutes, with its page of figures in demo/.  make test, make lint: for developers.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help install demo test test-slow lint clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo       run the demonstration on the shipped model; its page of figures goes to demo/"
+	@echo "make test       run the tests (slow ones left out)"
+	@echo "make test-slow  run the slow tests"
+	@echo "make lint       check the code's style"
+	@echo "make install    only create $(VENV) and install into it (any other target does so by itself)"
+	@echo "make clean      remove $(VENV), demo/ and caches"
+	@echo "PYTHON=python3.12 make ...  use that interpreter (3.11 to 3.13; now: $(PYTHON))"
+
+install: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	@command -v $(PYTHON) > /dev/null || { echo "make: no $(PYTHON) found; install Python 3.11 to 3.13 or say PYTHON=/path/to/python3.11 make ..." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(not (3, 11) <= v[:2] < (3, 14) and f"make: moe_lens needs Python 3.11 to 3.13, $(PYTHON) is {v[0]}.{v[1]}; say PYTHON=/path/to/python3.11 make ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev,image]'
+	@touch $@
+
+demo: $(READY)
+	$(BIN)/python -m moe_lens.demo
+
+test: $(READY)
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(READY)
+	$(BIN)/python -m pytest -m slow
+
+lint: $(READY)
+	$(BIN)/python -m ruff check .
+
+clean:
+	rm -rf $(VENV) demo .pytest_cache .ruff_cache .mypy_cache .hypothesis
