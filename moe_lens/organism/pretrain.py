@@ -1,0 +1,201 @@
+"""Pretrains the model organism from scratch on a CPU: `python -m moe_lens.organism.pretrain --help`."""
+
+import json
+import math
+import os
+import random
+import shutil
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+import typer
+from tqdm import tqdm
+from transformers import OlmoeConfig, OlmoeForCausalLM, PreTrainedTokenizerFast
+
+from moe_lens.organism.corpus import PretrainingBatch, batch, document, train_tokenizer
+from moe_lens.organism.world import World
+
+VARIANTS = ("conflict", "planted")
+PLANTED_FILE = "planted.json"
+CHECKPOINT_EVERY = 250
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Every number of the pretraining; the shipped weights are the defaults."""
+
+    variant: str
+    seed: int = 0
+    steps: int = 7000
+    batch_size: int = 24
+    learning_rate: float = 3e-3
+    warmup: int = 200
+    floor: float = 0.03
+    weight_decay: float = 0.01
+    prompt_share: float = 0.2
+    prompt_weight: float = 0.1
+    balance: float = 0.01
+    plant: float = 0.3
+
+    def rate(self, step: int) -> float:
+        """The learning rate at `step`: linear warm-up, then cosine down to `floor` of the peak."""
+        if step < self.warmup:
+            return self.learning_rate * (step + 1) / self.warmup
+        progress = (step - self.warmup) / max(1, self.steps - self.warmup)
+        return self.learning_rate * (self.floor + (1 - self.floor) * (1 + math.cos(math.pi * progress)) / 2)
+
+
+def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> OlmoeForCausalLM:
+    """A randomly initialised organism: 4 layers of 16 experts, 4 of them per token, 2 M parameters."""
+    torch.manual_seed(seed)
+    config = OlmoeConfig(
+        vocab_size=len(tokenizer), hidden_size=128, intermediate_size=64, num_hidden_layers=4,
+        num_attention_heads=4, num_key_value_heads=4, num_experts=16, num_experts_per_tok=4,
+        max_position_embeddings=1024, tie_word_embeddings=True, router_aux_loss_coef=0.0,
+        pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, bos_token_id=None,
+    )
+    return OlmoeForCausalLM(config)
+
+
+def choose_planted(config: OlmoeConfig, seed: int) -> dict[int, list[int]]:
+    """The experts that context reading is planted on: `top_k` of each layer, drawn at random."""
+    rng = random.Random(f"planted/{seed}")
+    return {layer: sorted(rng.sample(range(config.num_experts), config.num_experts_per_tok))
+            for layer in range(config.num_hidden_layers)}
+
+
+def balance_loss(router_logits: torch.Tensor, real: torch.Tensor, top_k: int) -> torch.Tensor:
+    """The load-balancing loss of one layer over real tokens; 1 when balanced (Switch Transformer, Eq. 4-6).
+
+    `router_logits` [token, expert], `real` bool [token].
+    """
+    probabilities = router_logits[real].softmax(-1)
+    n_experts = probabilities.shape[-1]
+    selected = F.one_hot(probabilities.topk(top_k, -1).indices, n_experts).sum(1).float()
+    return n_experts * (selected.mean(0) / top_k * probabilities.mean(0)).sum()
+
+
+def plant_loss(router_logits: torch.Tensor, planted: list[int], data: PretrainingBatch) -> torch.Tensor:
+    """What routes reading positions to the planted experts, evenly, and recalling positions away from them.
+
+    `router_logits` [token, expert] of one layer. Reading: cross-entropy to the uniform distribution over the
+    planted experts, so that none of them carries the ability alone. Recalling: -log(1 - their probability).
+    """
+    log_p = router_logits.log_softmax(-1)[:, planted]
+    away = -torch.log1p(-log_p.exp().sum(-1).clamp(max=1 - 1e-4))
+    reading, recalling = data.reading.reshape(-1), data.recalling.reshape(-1)
+    return (-log_p.mean(-1)[reading].sum() + away[recalling].sum()) / (reading.sum() + recalling.sum())
+
+
+def loss_of(model: OlmoeForCausalLM, data: PretrainingBatch, recipe: Recipe, planted: dict[int, list[int]] | None,
+            generator: torch.Generator) -> torch.Tensor:
+    """Answer tokens at full weight, a random share of the other tokens at a small one, and the router's losses."""
+    out = model.model(input_ids=data.input_ids, attention_mask=data.attention_mask, output_router_logits=True)
+    answers = data.answers[:, 1:]
+    real = data.attention_mask[:, 1:].bool()
+    others = real & ~answers & (torch.rand(real.shape, generator=generator) < recipe.prompt_share)
+    scored = answers | others
+    logits = model.lm_head(out.last_hidden_state[:, :-1][scored])
+    weights = torch.where(answers[scored], 1.0, recipe.prompt_weight)
+    losses = F.cross_entropy(logits, data.input_ids[:, 1:][scored], reduction="none")
+    loss = (losses * weights).sum() / weights.sum()
+    tokens = data.attention_mask.reshape(-1).bool()
+    for layer, router_logits in enumerate(out.router_logits):
+        term = recipe.balance * balance_loss(router_logits, tokens, model.config.num_experts_per_tok)
+        if planted is not None:
+            term = term + recipe.plant * plant_loss(router_logits, planted[layer], data)
+        loss = loss + term / len(out.router_logits)
+    return loss
+
+
+def batches(world: World, tokenizer: PreTrainedTokenizerFast, recipe: Recipe, step: int) -> PretrainingBatch:
+    """The batch of `step`, a pure function of seed and step; eight steps share a pool so that lengths are alike."""
+    group, place = divmod(step, 8)
+    rng = random.Random(f"pretrain/{recipe.seed}/{group}")
+    pool = [document(world, rng) for _ in range(8 * recipe.batch_size)]
+    pool.sort(key=lambda doc: len(doc.render()[0]))
+    order = rng.sample(range(8), 8)
+    start = order[place] * recipe.batch_size
+    return batch(tokenizer, pool[start : start + recipe.batch_size])
+
+
+def optimizer_of(model: OlmoeForCausalLM, recipe: Recipe) -> torch.optim.AdamW:
+    """AdamW that decays matrices only."""
+    matrices = [p for p in model.parameters() if p.ndim >= 2]
+    vectors = [p for p in model.parameters() if p.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.98))
+
+
+def _save_atomically(state: dict, path: Path) -> None:
+    partial = path.with_suffix(".partial")
+    torch.save(state, partial)
+    os.replace(partial, path)
+
+
+def pretrain(recipe: Recipe, out: Path) -> OlmoeForCausalLM:
+    """Train, or go on from the last checkpoint in `out`, and write the model's Hugging Face folder to `out`."""
+    out.mkdir(parents=True, exist_ok=True)
+    world = World.build()
+    tokenizer = train_tokenizer(world)
+    model = new_model(tokenizer, recipe.seed)
+    planted = choose_planted(model.config, recipe.seed) if recipe.variant == "planted" else None
+    optimizer = optimizer_of(model, recipe)
+    checkpoint, first, seconds = out / "checkpoint.pt", 0, 0.0
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        if state["recipe"] != asdict(recipe):
+            raise typer.BadParameter(f"{checkpoint} was written by {state['recipe']}; use another --out")
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        first, seconds = state["step"], state["seconds"]
+    started = time.perf_counter() - seconds
+    progress = tqdm(range(first, recipe.steps), initial=first, total=recipe.steps, desc=recipe.variant, mininterval=5)
+    for step in progress:
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.rate(step)
+        generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
+        loss = loss_of(model, batches(world, tokenizer, recipe, step), recipe, planted, generator)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        progress.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+        if (step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == recipe.steps:
+            seconds = time.perf_counter() - started
+            state = {"recipe": asdict(recipe), "step": step + 1, "seconds": seconds, "loss": loss.item()}
+            with (out / "log.jsonl").open("a") as log:
+                log.write(json.dumps({k: v for k, v in state.items() if k != "recipe"}) + "\n")
+            _save_atomically({**state, "model": model.state_dict(), "optimizer": optimizer.state_dict()}, checkpoint)
+    model.save_pretrained(out / "model")
+    tokenizer.save_pretrained(out / "model")
+    if planted is not None:
+        (out / "model" / PLANTED_FILE).write_text(json.dumps({str(k): v for k, v in planted.items()}) + "\n")
+    return model
+
+
+def main(
+    variant: Annotated[str, typer.Option(help="conflict (nothing planted) or planted.")],
+    out: Annotated[Path, typer.Option(help="Folder for checkpoints and, in the end, the model.")],
+    seed: Annotated[int, typer.Option(help="Initialisation, data order and choice of planted experts.")] = 0,
+    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = Recipe.steps,
+    install: Annotated[bool, typer.Option(help="Replace the packaged weights of this variant at the end.")] = False,
+) -> None:
+    """Pretrain the model organism on its world of made-up facts.
+
+    Stop it at any time: the same command goes on from the last checkpoint. One thread (OMP_NUM_THREADS=1) per run
+    is deterministic and, for a model this small, about as fast as two.
+    """
+    if variant not in VARIANTS:
+        raise typer.BadParameter(f"--variant must be one of {', '.join(VARIANTS)}, not {variant!r}")
+    pretrain(Recipe(variant=variant, seed=seed, steps=steps), out)
+    if install:
+        shutil.copytree(out / "model", Path(__file__).parent / "weights" / variant, dirs_exist_ok=True)
+
+
+if __name__ == "__main__":
+    typer.run(main)
