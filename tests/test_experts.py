@@ -63,7 +63,7 @@ def test_broken_literals_are_refused(text):
 
 @pytest.mark.parametrize(
     "text",
-    ["[]", "{", '{"a": [1]}', '{"3": 1}', '{"3": [1.5]}', '{"3": [1], "3": [2]}', '{"-1": [2]}', '{"3": ["1"]}'],
+    ["[]", "{", '{"a": [1]}', '{"3": 1}', '{"3": [1.5]}', '{"3": [1], "3": [2]}', '{"-1": [2]}', '{"3": [""]}'],
 )
 def test_broken_json_is_refused(text):
     with pytest.raises(MoELensError):

@@ -1,0 +1,18 @@
+"""From files and data sets to examples, and from examples to tokens with context and answer spans."""
+
+from moe_lens.data.encoding import Batch, Encoded, collate, encode
+from moe_lens.data.example import Example
+from moe_lens.data.files import load_examples
+from moe_lens.data.prompts import FIGURE_10, Prompt, PromptTemplate
+
+__all__ = [
+    "FIGURE_10",
+    "Batch",
+    "Encoded",
+    "Example",
+    "Prompt",
+    "PromptTemplate",
+    "collate",
+    "encode",
+    "load_examples",
+]

@@ -1,0 +1,166 @@
+"""Examples as tokens: which tokens are context, question and answers, and left-padded batches of them."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from moe_lens.data.example import Example
+from moe_lens.data.prompts import FIGURE_10, PromptTemplate, shift
+from moe_lens.errors import MoELensError
+
+IGNORED_LABEL = -100
+"""The label that torch's and transformers' cross entropy leave out."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One example as tokens. Spans are half-open slices of `input_ids`.
+
+    text: the rendered prompt, without the answer.
+    context: None for a closed-book question.
+    answer_spans: every occurrence of every gold answer in the context, in rising order.
+    prompt_length: tokens before the answer; the number of all tokens where no answer was appended.
+    """
+
+    id: str
+    text: str
+    input_ids: tuple[int, ...]
+    context: slice | None
+    question: slice | None
+    answer_spans: tuple[slice, ...]
+    prompt_length: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Left-padded examples; all spans are in padded positions.
+
+    input_ids, attention_mask: int64 [batch, pos]; the mask is 0 at pads.
+    labels: int64 [batch, pos], the answer's tokens and the end-of-sequence token at their own positions and
+        `IGNORED_LABEL` elsewhere; None where no answers were appended.
+    """
+
+    ids: tuple[str, ...]
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    context_spans: tuple[slice | None, ...]
+    question_spans: tuple[slice | None, ...]
+    answer_spans: tuple[tuple[slice, ...], ...]
+    labels: torch.Tensor | None
+
+
+def encode(
+    example: Example,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    template: PromptTemplate = FIGURE_10,
+    with_answer: bool = False,
+) -> Encoded:
+    """The example's prompt as tokens; `with_answer` appends the first gold answer and end-of-sequence.
+
+    A span holds every token that covers some of its characters, so a token that merges the space before
+    an answer belongs to the answer. The answer is tokenised apart from the prompt, so the prompt's tokens are
+    the same with and without it.
+    Raises MoELensError for a tokenizer without character offsets, or (`with_answer`) without end-of-sequence.
+    """
+    if not tokenizer.is_fast:
+        raise MoELensError(f"spans need a fast tokenizer, with offsets; got {type(tokenizer).__name__}")
+    prompt = template.render(example, tokenizer)
+    tokens = tokenizer(prompt.text, add_special_tokens=not prompt.chat, return_offsets_mapping=True)
+    offsets = tokens["offset_mapping"]
+    occurrences = [] if prompt.context is None else _occurrences(example, prompt.context.start)
+    answer_ids = _answer_ids(example.answers[0], tokenizer, chat=prompt.chat) if with_answer else []
+    return Encoded(
+        id=example.id,
+        text=prompt.text,
+        input_ids=(*tokens["input_ids"], *answer_ids),
+        context=None if prompt.context is None else _token_slice(offsets, prompt.context),
+        question=_token_slice(offsets, prompt.question),
+        answer_spans=tuple(_token_slice(offsets, found) for found in occurrences),
+        prompt_length=len(tokens["input_ids"]),
+    )
+
+
+def collate(encoded: Sequence[Encoded], pad_id: int) -> Batch:
+    """Encoded examples as one left-padded batch.
+
+    Raises MoELensError for no examples, or if only some of them carry their answer.
+    """
+    with_answer = {len(e.input_ids) > e.prompt_length for e in encoded}
+    if len(with_answer) != 1:
+        raise MoELensError(
+            f"expected examples that all carry their answer or all do not; got {len(encoded)} examples"
+        )
+    width = max(len(e.input_ids) for e in encoded)
+    shape = (len(encoded), width)
+    input_ids = torch.full(shape, pad_id, dtype=torch.int64)
+    attention_mask = torch.zeros(shape, dtype=torch.int64)
+    labels = torch.full(shape, IGNORED_LABEL, dtype=torch.int64)
+    for row, example in enumerate(encoded):
+        tokens = torch.tensor(example.input_ids)
+        start = width - len(tokens)
+        input_ids[row, start:] = tokens
+        attention_mask[row, start:] = 1
+        labels[row, start + example.prompt_length :] = tokens[example.prompt_length :]
+    padded = [_shifted(example, width - len(example.input_ids)) for example in encoded]
+    return Batch(
+        ids=tuple(e.id for e in encoded),
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        context_spans=tuple(e.context for e in padded),
+        question_spans=tuple(e.question for e in padded),
+        answer_spans=tuple(e.answer_spans for e in padded),
+        labels=labels if with_answer == {True} else None,
+    )
+
+
+def _occurrences(example: Example, offset: int) -> list[slice]:
+    """Character ranges of all gold answers in the context, moved by `offset`, in rising order.
+
+    An answer counts where it stands as a whole word ("9" is not in "1939"); one that never does, as in
+    scripts without spaces, counts wherever it stands.
+    """
+    found = set()
+    for answer in example.answers:
+        anywhere = re.escape(answer)
+        left = r"(?<!\w)" if re.match(r"\w", answer[0]) else ""
+        right = r"(?!\w)" if re.match(r"\w", answer[-1]) else ""
+        matches = list(re.finditer(left + anywhere + right, example.context))
+        found |= {match.span() for match in matches or re.finditer(anywhere, example.context)}
+    return [slice(start + offset, stop + offset) for start, stop in sorted(found)]
+
+
+def _token_slice(offsets: Sequence[tuple[int, int]], characters: slice) -> slice:
+    """The tokens that cover some of these characters."""
+    covering = [
+        token
+        for token, (start, stop) in enumerate(offsets)
+        if start < characters.stop and stop > characters.start
+    ]
+    if not covering:
+        raise MoELensError(
+            f"no token covers the prompt's characters {characters.start} to {characters.stop}; "
+            "use a tokenizer that keeps all text, such as a byte-level one"
+        )
+    return slice(covering[0], covering[-1] + 1)
+
+
+def _answer_ids(answer: str, tokenizer: PreTrainedTokenizerBase, *, chat: bool) -> list[int]:
+    """The answer's tokens and end-of-sequence; after a plain-text cue the answer starts with a space."""
+    if tokenizer.eos_token_id is None:
+        raise MoELensError("answers end with end-of-sequence, which this tokenizer lacks; set its eos_token")
+    joined = answer if chat else f" {answer}"
+    return [*tokenizer(joined, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+
+
+def _shifted(encoded: Encoded, start: int) -> Encoded:
+    """The same example with its spans in the positions of a row that has `start` pads before it."""
+    return replace(
+        encoded,
+        context=shift(encoded.context, start),
+        question=shift(encoded.question, start),
+        answer_spans=tuple(shift(span, start) for span in encoded.answer_spans),
+    )

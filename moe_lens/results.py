@@ -1,0 +1,141 @@
+"""Tables and summaries on disk: whole or not at all, the same bytes for the same input, with provenance."""
+
+import hashlib
+import json
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from moe_lens.errors import MoELensError
+
+if TYPE_CHECKING:
+    from moe_lens.data.example import Example
+
+PACKAGES = ("moe_lens", "torch", "transformers", "nnsight", "numpy")
+_PROVENANCE_KEY = b"moe_lens.provenance"
+
+
+def write_table(table: pd.DataFrame, path: str | Path, provenance: dict) -> None:
+    """The table as parquet, with its provenance as JSON in the file's metadata; the index is not stored."""
+    columns = pa.Table.from_pandas(table, preserve_index=False)
+    labels = {**columns.schema.metadata, _PROVENANCE_KEY: _json(provenance).encode()}
+    sink = pa.BufferOutputStream()
+    pq.write_table(columns.replace_schema_metadata(labels), sink)
+    write_bytes(path, sink.getvalue().to_pybytes())
+
+
+def read_table(path: str | Path) -> pd.DataFrame:
+    """A table that `write_table` wrote; MoELensError if there is none."""
+    try:
+        return pq.read_table(path).to_pandas()
+    except (OSError, pa.ArrowInvalid) as error:
+        raise MoELensError(f"cannot read {path} as a parquet table: {error}") from None
+
+
+def read_provenance(path: str | Path) -> dict:
+    """The provenance of a table that `write_table` wrote; MoELensError if it has none."""
+    try:
+        labels = pq.read_schema(path).metadata or {}
+    except (OSError, pa.ArrowInvalid) as error:
+        raise MoELensError(f"cannot read {path} as a parquet table: {error}") from None
+    if _PROVENANCE_KEY not in labels:
+        raise MoELensError(f"{path} carries no provenance; expected a table that write_table wrote")
+    return json.loads(labels[_PROVENANCE_KEY])
+
+
+def write_json(path: str | Path, value: object) -> None:
+    """The value as indented JSON; numpy scalars become numbers, and NaN or infinity raises ValueError."""
+    write_bytes(path, (_json(value, indent=2) + "\n").encode())
+
+
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Makes the file hold `content`, whole or (if interrupted) not at all; missing folders are created."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+    try:
+        with open(unfinished, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def provenance(
+    *,
+    model: str,
+    delta: str | Path | None = None,
+    data: "Sequence[Example] | None" = None,
+    seed: int | None = None,
+    facts: dict | None = None,
+) -> dict:
+    """Where a result came from; the same run gives the same provenance, so there is no time in it.
+
+    model: hub id, folder or name. delta: the file or folder of trained parameters put on it; its content is
+    hashed. data: the examples used, which are counted and hashed. facts: anything else that matters, such as
+    revision, dtype and mode. Also recorded: Python's and the packages' versions and the command line. Of
+    absolute paths only the last part is kept, so that runs compare across machines.
+    """
+    trained = None if delta is None else {"name": Path(delta).name, "sha256": _sha256_of_files(Path(delta))}
+    return {
+        "model": _portable(model),
+        "delta": trained,
+        "data": None if data is None else {"examples": len(data), "sha256": _sha256_of_examples(data)},
+        "seed": seed,
+        **(facts or {}),
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+        "command": [Path(sys.argv[0]).stem, *map(_portable, sys.argv[1:])],
+    }
+
+
+def _json(value: object, indent: int | None = None) -> str:
+    return json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False, default=_number)
+
+
+def _number(value: object) -> object:
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"cannot write {type(value).__name__} as JSON: {value!r}")
+
+
+def _version(package: str) -> str | None:
+    """The installed version; None for a package that is used without being installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _portable(argument: str) -> str:
+    """A command-line argument with an absolute path, also after "=", cut down to the path's last part."""
+    option, equals, value = argument.rpartition("=")
+    return f"{option}{equals}{Path(value).name if Path(value).is_absolute() else value}"
+
+
+def _sha256_of_examples(examples: "Sequence[Example]") -> str:
+    digest = hashlib.sha256()
+    for example in examples:
+        digest.update(_json(asdict(example)).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def _sha256_of_files(path: Path) -> str:
+    """A hash over the names and contents of a file, or of all files of a folder."""
+    digest = hashlib.sha256()
+    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+        if file.is_file():
+            with open(file, "rb") as content:
+                digest.update(f"{file.name}:{hashlib.file_digest(content, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()
