@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from moe_lens.data.example import Example
-from moe_lens.data.prompts import FIGURE_10, PromptTemplate, shift
+from moe_lens.data.prompts import FIGURE_10, Prompt, PromptTemplate, shift
 from moe_lens.errors import MoELensError
 
 IGNORED_LABEL = -100
@@ -71,7 +71,7 @@ def encode(
     prompt = template.render(example, tokenizer)
     tokens = tokenizer(prompt.text, add_special_tokens=not prompt.chat, return_offsets_mapping=True)
     offsets = tokens["offset_mapping"]
-    occurrences = [] if prompt.context is None else _occurrences(example, prompt.context.start)
+    occurrences = [] if prompt.context is None else _occurrences(example.answers, prompt)
     answer_ids = _answer_ids(example.answers[0], tokenizer, chat=prompt.chat) if with_answer else []
     return Encoded(
         id=example.id,
@@ -117,20 +117,21 @@ def collate(encoded: Sequence[Encoded], pad_id: int) -> Batch:
     )
 
 
-def _occurrences(example: Example, offset: int) -> list[slice]:
-    """Character ranges of all gold answers in the context, moved by `offset`, in rising order.
+def _occurrences(answers: Sequence[str], prompt: Prompt) -> list[slice]:
+    """Character ranges of all gold answers in the prompt's context, in rising order.
 
     An answer counts where it stands as a whole word ("9" is not in "1939"); one that never does, as in
     scripts without spaces, counts wherever it stands.
     """
     found = set()
-    for answer in example.answers:
+    context = prompt.text[prompt.context]
+    for answer in answers:
         anywhere = re.escape(answer)
         left = r"(?<!\w)" if re.match(r"\w", answer[0]) else ""
         right = r"(?!\w)" if re.match(r"\w", answer[-1]) else ""
-        matches = list(re.finditer(left + anywhere + right, example.context))
-        found |= {match.span() for match in matches or re.finditer(anywhere, example.context)}
-    return [slice(start + offset, stop + offset) for start, stop in sorted(found)]
+        matches = list(re.finditer(left + anywhere + right, context))
+        found |= {match.span() for match in matches or re.finditer(anywhere, context)}
+    return [shift(slice(*span), prompt.context.start) for span in sorted(found)]
 
 
 def _token_slice(offsets: Sequence[tuple[int, int]], characters: slice) -> slice:

@@ -15,7 +15,7 @@ class Example:
     original_answer: what memory says where the context contradicts it (None where that is unknown).
     task: the name of the task or data set.
 
-    Raises MoELensError for a blank question, no answers, or a blank answer.
+    Raises MoELensError for a blank question, no answers, or an answer that is blank or has space around it.
     """
 
     id: str
@@ -28,5 +28,7 @@ class Example:
     def __post_init__(self) -> None:
         if not self.question.strip():
             raise MoELensError(f"example {self.id!r} has a blank question; give it one or leave it out")
-        if not self.answers or not all(answer.strip() for answer in self.answers):
-            raise MoELensError(f"example {self.id!r} needs answers, none of them blank; got {self.answers!r}")
+        if not self.answers or not all(answer and answer == answer.strip() for answer in self.answers):
+            raise MoELensError(
+                f"example {self.id!r} needs answers, none blank or with space around it; got {self.answers!r}"
+            )

@@ -45,7 +45,7 @@ class PromptTemplate:
     def render(self, example: Example, tokenizer: PreTrainedTokenizerBase) -> Prompt:
         """The prompt for a model: one user turn of its chat template, or plain text with the answer cue.
 
-        The question's surrounding whitespace is dropped, since chat templates differ in keeping it.
+        Whitespace around the context and around the question is dropped.
         Raises MoELensError if the chat template does not repeat the user's turn letter by letter.
         """
         message = self._fill(example)
@@ -62,16 +62,15 @@ class PromptTemplate:
         return Prompt(text, shift(message.context, start), shift(message.question, start), chat=True)
 
     def _fill(self, example: Example) -> Prompt:
-        question = example.question.strip()
-        if not example.context.strip():
+        context, question = example.context.strip(), example.question.strip()
+        if not context:
             before, _, after = self.closed_book.partition("{question}")
             return Prompt(before + question + after, None, _range(before, question), chat=False)
         before, _, rest = self.with_context.partition("{context}")
         between, _, after = rest.partition("{question}")
-        opening = before + example.context + between
-        return Prompt(
-            opening + question + after, _range(before, example.context), _range(opening, question), chat=False
-        )
+        opening = before + context + between
+        text = opening + question + after
+        return Prompt(text, _range(before, context), _range(opening, question), chat=False)
 
 
 FIGURE_10 = PromptTemplate(

@@ -1,0 +1,195 @@
+"""Tokens, spans and batches: every span holds the text it names, on any text and on real data sets."""
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from byte_level_tokenizer import byte_level_tokenizer, text_of
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
+
+from moe_lens.data import FIGURE_10, Example, collate, encode, load_examples
+from moe_lens.errors import MoELensError
+
+PLAIN, CHAT = byte_level_tokenizer(chat=False), byte_level_tokenizer(chat=True)
+UNCUT = byte_level_tokenizer(chat=False, trim_offsets=False)
+TOKENIZERS = pytest.mark.parametrize("tokenizer", [PLAIN, CHAT, UNCUT], ids=["plain", "chat", "uncut"])
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
+SPEAKING_TEXT = TEXT.map(str.strip).filter(bool)
+
+
+def example(context: str, *answers: str, question: str = "Which one?") -> Example:
+    return Example("e", context, question, answers or ("x",))
+
+
+def spans_as_text(encoded, tokenizer) -> list[str]:
+    return [text_of(tokenizer, encoded.input_ids[span]) for span in encoded.answer_spans]
+
+
+@TOKENIZERS
+@pytest.mark.parametrize(
+    ("context", "answers", "expected"),
+    [
+        ("Paris, (Paris) and Paris.", ("Paris",), 3),
+        ("in 1939 there were 9 of 19", ("9",), 1),
+        ("New Yorkers left New York's docks", ("New York",), 1),
+        ("the café, the naïve café 🜚 end", ("café", "🜚"), 3),
+        ("我在北京的家,北京", ("北京",), 1),
+        ("我在北京的家", ("北京",), 1),
+        ("from $3.3 billion to 3.3", ("$3.3 billion", "3.3"), 3),
+        ("Ann Lee and Ann", ("Ann", "Ann Lee"), 3),
+        ("nothing here", ("Paris",), 0),
+        ("a.b aXb", ("a.b",), 1),
+        ("it printed <eos>Paris and <pad> Paris", ("Paris",), 2),
+    ],
+)
+def test_every_occurrence_of_every_answer_has_a_span(tokenizer, context, answers, expected):
+    encoded = encode(example(context, *answers), tokenizer)
+    texts = spans_as_text(encoded, tokenizer)
+    assert len(texts) == expected
+    assert all(any(answer in text for answer in answers) for text in texts)
+    assert all(len(text.strip()) <= max(map(len, answers)) + 1 for text in texts)
+
+
+@TOKENIZERS
+@given(before=TEXT, answer=SPEAKING_TEXT, after=TEXT, question=SPEAKING_TEXT)
+def test_spans_hold_their_text_whatever_it_is(tokenizer, before, answer, after, question):
+    context = before + answer + after
+    encoded = encode(example(context, answer, question=question), tokenizer)
+    ids = encoded.input_ids
+    assert context.strip() in text_of(tokenizer, ids[encoded.context])
+    assert question in text_of(tokenizer, ids[encoded.question])
+    assert encoded.answer_spans
+    assert all(answer in text for text in spans_as_text(encoded, tokenizer))
+    inside = encoded.context
+    assert all(inside.start <= span.start < span.stop <= inside.stop for span in encoded.answer_spans)
+    assert encoded.context.stop <= encoded.question.stop <= encoded.prompt_length == len(ids)
+
+
+def test_a_token_that_merges_the_space_before_an_answer_belongs_to_it():
+    encoded = encode(example("I saw New York", "New York"), PLAIN)
+    assert spans_as_text(encoded, PLAIN) == [" New York"]
+
+
+def test_closed_book_questions_have_no_context_and_no_answers_in_it():
+    encoded = encode(example("", "Which"), PLAIN)
+    assert encoded.context is None
+    assert encoded.answer_spans == ()
+    assert text_of(PLAIN, encoded.input_ids[encoded.question]).strip() == "Which one?"
+
+
+@TOKENIZERS
+def test_the_prompt_starts_with_one_bos_and_decodes_to_its_text(tokenizer):
+    encoded = encode(example("Paris", "Paris"), tokenizer)
+    assert encoded.input_ids.count(tokenizer.bos_token_id) == 1
+    assert encoded.input_ids[0] == tokenizer.bos_token_id
+    assert text_of(tokenizer, encoded.input_ids).removeprefix("<bos>") == encoded.text.removeprefix("<bos>")
+
+
+@TOKENIZERS
+@given(answer=SPEAKING_TEXT)
+def test_an_appended_answer_leaves_the_prompt_as_it_is(tokenizer, answer):
+    asked = example("In Paris.", answer, "unused")
+    bare, answered = encode(asked, tokenizer), encode(asked, tokenizer, with_answer=True)
+    assert answered.input_ids[: answered.prompt_length] == bare.input_ids
+    assert (answered.context, answered.question, answered.answer_spans) == (
+        bare.context, bare.question, bare.answer_spans
+    )
+    *words, end = answered.input_ids[answered.prompt_length :]
+    assert text_of(tokenizer, words) == (answer if tokenizer is CHAT else f" {answer}")
+    assert end == tokenizer.eos_token_id
+
+
+def test_batches_are_left_padded_and_spans_move_along():
+    rows = [example("Paris, Paris", "Paris"), example("", "Bern"), example("Long ago in Bern " * 5, "Bern")]
+    encoded = [encode(row, PLAIN) for row in rows]
+    batch = collate(encoded, PLAIN.pad_token_id)
+    assert batch.input_ids.shape == batch.attention_mask.shape == (3, len(encoded[2].input_ids))
+    assert batch.labels is None
+    for row, one in enumerate(encoded):
+        ids = batch.input_ids[row]
+        assert tuple(ids[batch.attention_mask[row] == 1].tolist()) == one.input_ids
+        assert ids[batch.attention_mask[row] == 0].eq(PLAIN.pad_token_id).all()
+        assert batch.attention_mask[row].diff().ge(0).all()
+        assert tuple(ids[batch.question_spans[row]].tolist()) == one.input_ids[one.question]
+        moved = [tuple(ids[span].tolist()) for span in batch.answer_spans[row]]
+        assert moved == [one.input_ids[span] for span in one.answer_spans]
+    context = batch.input_ids[0, batch.context_spans[0]]
+    assert tuple(context.tolist()) == encoded[0].input_ids[encoded[0].context]
+    assert batch.context_spans[1] is None
+    assert [len(spans) for spans in batch.answer_spans] == [2, 0, 5]
+
+
+def test_labels_are_the_answer_and_end_of_sequence_at_their_own_positions():
+    rows = [example("Paris", "Paris"), example("A longer context with Bern", "Bern and Zürich")]
+    batch = collate([encode(row, PLAIN, with_answer=True) for row in rows], PLAIN.pad_token_id)
+    trained = batch.labels != -100
+    assert torch.equal(batch.labels[trained], batch.input_ids[trained])
+    assert [text_of(PLAIN, ids[kept]) for ids, kept in zip(batch.input_ids, trained, strict=True)] == [
+        " Paris<eos>", " Bern and Zürich<eos>"
+    ]
+
+
+def test_batches_of_nothing_or_of_both_kinds_are_refused():
+    bare, answered = encode(example("a"), PLAIN), encode(example("a"), PLAIN, with_answer=True)
+    for rows in ([], [bare, answered]):
+        with pytest.raises(MoELensError, match="all carry their answer or all do not"):
+            collate(rows, 0)
+
+
+def test_tokenizers_that_cannot_give_spans_are_refused():
+    with pytest.raises(MoELensError, match="fast tokenizer"):
+        encode(example("a"), ByT5Tokenizer())
+    lossy = Tokenizer(models.BPE(vocab={"a": 0}, merges=[]))
+    lossy.pre_tokenizer = pre_tokenizers.Whitespace()
+    with pytest.raises(MoELensError, match="keeps all text"):
+        encode(example("b"), PreTrainedTokenizerFast(tokenizer_object=lossy))
+
+
+def test_an_answer_needs_an_end_of_sequence_token():
+    endless = byte_level_tokenizer(chat=False)
+    endless.eos_token = None
+    with pytest.raises(MoELensError, match="set its eos_token"):
+        encode(example("a"), endless, with_answer=True)
+
+
+DATA_SETS = {"nq-swap/dev": 746, "nq-swap/train": 3000, "confiqa-mc/dev": 490, "squad/dev": 4330}
+
+
+@pytest.fixture(scope="module")
+def real_data() -> Path:
+    if "MOE_LENS_SHARED" not in os.environ:
+        pytest.skip("MOE_LENS_SHARED is not set")
+    return Path(os.environ["MOE_LENS_SHARED"]) / "data"
+
+
+@pytest.fixture(scope="module")
+def real_tokenizer(real_data):
+    rows = load_examples(real_data / "nq-swap/dev.json") + load_examples(real_data / "squad/dev.json")
+    return byte_level_tokenizer((row.context for row in rows[::10]), chat=True, vocabulary=4000)
+
+
+@pytest.mark.parametrize("name", DATA_SETS)
+def test_real_answers_are_found_and_their_spans_are_tight(name, real_data, real_tokenizer):
+    with_answer_in_context = 0
+    for row in load_examples(real_data / f"{name}.json"):
+        encoded = encode(row, real_tokenizer)
+        ids, answer = encoded.input_ids, row.answers[0]
+        with_answer_in_context += bool(encoded.answer_spans)
+        assert row.context.strip() in text_of(real_tokenizer, ids[encoded.context])
+        assert row.question.strip() in text_of(real_tokenizer, ids[encoded.question])
+        whole_words = re.findall(rf"(?<!\w){re.escape(answer)}(?!\w)", row.context)
+        assert len(encoded.answer_spans) == (len(whole_words) or row.context.count(answer))
+        for span in encoded.answer_spans:
+            assert answer in text_of(real_tokenizer, ids[span])
+            assert answer not in text_of(real_tokenizer, ids[span.start + 1 : span.stop])
+            assert answer not in text_of(real_tokenizer, ids[span.start : span.stop - 1])
+    assert with_answer_in_context == DATA_SETS[name]
+
+
+def test_figure_10_is_the_default_template():
+    assert encode(example("Paris"), PLAIN).text == FIGURE_10.render(example("Paris"), PLAIN).text

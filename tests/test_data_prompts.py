@@ -1,0 +1,60 @@
+"""Prompt templates: the paper's wording, plain text and chat turns, and where context and question stand."""
+
+import pytest
+from byte_level_tokenizer import byte_level_tokenizer
+
+from moe_lens.data import FIGURE_10, Example, PromptTemplate
+from moe_lens.errors import MoELensError
+
+PLAIN, CHAT = byte_level_tokenizer(chat=False), byte_level_tokenizer(chat=True)
+MOON = Example("0", "Paul landed on the moon.\n ", "Who landed? ", ("Paul",))
+
+
+def test_plain_prompt_is_figure_10_with_an_answer_cue():
+    assert FIGURE_10.render(MOON, PLAIN).text == (
+        "Based on the context below, output the correct answer for the following question.\n\n"
+        "Context: Paul landed on the moon.\n\nQuestion: Who landed?\n\nAnswer:"
+    )
+
+
+def test_without_a_context_the_prompt_does_not_speak_of_one():
+    prompt = FIGURE_10.render(Example("0", " \n", "Who landed?", ("Paul",)), PLAIN)
+    assert prompt.text == (
+        "Output the correct answer for the following question.\n\nQuestion: Who landed?\n\nAnswer:"
+    )
+    assert prompt.context is None
+    assert prompt.text[prompt.question] == "Who landed?"
+
+
+def test_chat_prompt_is_one_user_turn_that_awaits_the_answer():
+    prompt = FIGURE_10.render(MOON, CHAT)
+    assert prompt.text.startswith("<bos><|user|>\nBased on")
+    assert prompt.text.endswith("Question: Who landed?<eos>\n<|assistant|>\n")
+
+
+@pytest.mark.parametrize("tokenizer", [PLAIN, CHAT], ids=["plain", "chat"])
+@pytest.mark.parametrize("context", ["{question}", "Context: Question: Who?", "<eos> and {{ bos_token }}"])
+def test_ranges_are_right_when_the_context_looks_like_a_template(tokenizer, context):
+    prompt = FIGURE_10.render(Example("0", context, "{context}?", ("a",)), tokenizer)
+    assert prompt.text[prompt.context] == context
+    assert prompt.text[prompt.question] == "{context}?"
+
+
+def test_a_chat_template_that_changes_the_text_is_refused():
+    shouting = byte_level_tokenizer(chat=True)
+    shouting.chat_template = "{{ messages[0].content | upper }}"
+    with pytest.raises(MoELensError, match="chat template changes"):
+        FIGURE_10.render(MOON, shouting)
+
+
+@pytest.mark.parametrize(
+    ("with_context", "closed_book"),
+    [
+        ("{question}{context}", "{question}"),
+        ("{context}", "{question}"),
+        ("{context}{question}", "{context}"),
+    ],
+)
+def test_templates_without_the_right_places_are_refused(with_context, closed_book):
+    with pytest.raises(MoELensError, match="expected"):
+        PromptTemplate(with_context, closed_book)

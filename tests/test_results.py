@@ -1,0 +1,103 @@
+"""Results on disk: the same bytes for the same input, whole files only, provenance that travels along."""
+
+import hashlib
+import json
+import math
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from moe_lens.data import Example
+from moe_lens.errors import MoELensError
+from moe_lens.results import provenance, read_provenance, read_table, write_bytes, write_json, write_table
+
+TABLE = pd.DataFrame({"layer": [0, 1], "score": [0.5, 0.25], "mode": ["zero", "é"], "gain": [None, 1.5]})
+
+
+def test_tables_and_their_provenance_come_back_as_they_were(tmp_path):
+    path = tmp_path / "new" / "folder" / "a.parquet"
+    write_table(TABLE, path, {"seed": 3, "model": "Zürich"})
+    pd.testing.assert_frame_equal(read_table(path), TABLE)
+    assert read_provenance(path) == {"seed": 3, "model": "Zürich"}
+
+
+def test_same_input_gives_the_same_bytes_and_other_input_others(tmp_path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        write_table(TABLE, tmp_path / f"{name}.parquet", provenance(model="m", seed=seed))
+    a, b, c = ((tmp_path / f"{name}.parquet").read_bytes() for name in "abc")
+    assert a == b != c
+
+
+def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "a.json"
+    write_json(path, {"old": True})
+
+    def killed(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.fsync", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_bytes(path, b"new")
+    assert json.loads(path.read_text()) == {"old": True}
+    assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_json_takes_numpy_numbers_and_refuses_what_json_cannot_say(tmp_path):
+    path = tmp_path / "summary.json"
+    write_json(path, {"n": np.int64(3), "em": np.float32(0.5), "ok": np.bool_(True), "name": "é"})
+    assert json.loads(path.read_text(encoding="utf-8")) == {"n": 3, "em": 0.5, "ok": True, "name": "é"}
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write_json(path, {"em": math.nan})
+    with pytest.raises(TypeError, match="ndarray"):
+        write_json(path, {"em": np.zeros(2)})
+
+
+def test_files_that_are_no_tables_of_ours_are_refused(tmp_path):
+    (tmp_path / "a.parquet").write_text("text")
+    TABLE.to_parquet(tmp_path / "foreign.parquet")
+    for read in (read_table, read_provenance):
+        for name in ("a.parquet", "missing.parquet"):
+            with pytest.raises(MoELensError, match="as a parquet table"):
+                read(tmp_path / name)
+    with pytest.raises(MoELensError, match="carries no provenance"):
+        read_provenance(tmp_path / "foreign.parquet")
+
+
+def test_provenance_says_what_was_run_without_absolute_paths(monkeypatch, tmp_path):
+    command = ["/lib/moe_lens/intervene.py", "--model", "organism", "--out=/home/me/run", "/d/x.json", "a/b"]
+    monkeypatch.setattr(sys, "argv", command)
+    found = provenance(model="/models/olmoe", seed=7, facts={"dtype": "float32"})
+    assert found["command"] == ["intervene", "--model", "organism", "--out=run", "x.json", "a/b"]
+    assert (found["model"], found["seed"], found["dtype"]) == ("olmoe", 7, "float32")
+    assert (found["delta"], found["data"]) == (None, None)
+    assert set(found["versions"]) == {"python", "moe_lens", "torch", "transformers", "nnsight", "numpy"}
+    assert found["versions"]["numpy"] == np.__version__
+
+
+def test_provenance_keeps_a_hub_id_whole():
+    assert provenance(model="allenai/OLMoE-1B-7B-0924")["model"] == "allenai/OLMoE-1B-7B-0924"
+
+
+def test_data_is_hashed_by_content_and_order():
+    one, two = Example("0", "c", "q?", ("a",)), Example("1", "c", "q?", ("a",))
+
+    def hashed(*examples):
+        return provenance(model="m", data=examples)["data"]
+
+    assert hashed(one, two) == hashed(Example("0", "c", "q?", ("a",)), two)
+    assert hashed(one, two)["examples"] == 2
+    assert len({hashed(*rows)["sha256"] for rows in ([one, two], [two, one], [one])}) == 3
+
+
+def test_trained_parameters_are_hashed_by_content_wherever_they_lie(tmp_path):
+    for name, content in (("x/run", b"1"), ("y/run", b"1"), ("z/run", b"2")):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "delta.safetensors").write_bytes(content)
+    x, y, z = (provenance(model="m", delta=tmp_path / name / "run")["delta"] for name in "xyz")
+    assert x == y != z
+    assert x["name"] == "run"
+    whole = provenance(model="m", delta=tmp_path / "x/run/delta.safetensors")["delta"]
+    line = f"delta.safetensors:{hashlib.sha256(b'1').hexdigest()}\n"
+    assert whole == {"name": "delta.safetensors", "sha256": hashlib.sha256(line.encode()).hexdigest()}
