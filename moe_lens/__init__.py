@@ -1,3 +1,41 @@
 """moe_lens: which experts of a Mixture-of-Experts language model do a thing, and whether they cause it."""
 
-__version__ = "0.1.0"
+from importlib import import_module
+from typing import Any
+
+_HOMES = {
+    "MODES": "interventions",
+    "Example": "data",
+    "ExpertSet": "experts",
+    "ExpertUsage": "statistics",
+    "Intervention": "interventions",
+    "MoEArchitecture": "architecture",
+    "MoELens": "lens",
+    "MoELensError": "errors",
+    "PromptTemplate": "data",
+    "Record": "record",
+    "Renormalize": "interventions",
+    "Reroute": "interventions",
+    "Routing": "routing",
+    "Rows": "interventions",
+    "ScoringRule": "routing",
+    "Statistic": "statistics",
+    "Zero": "interventions",
+    "apply_delta": "delta",
+    "attention_rows": "attention",
+    "load_examples": "data",
+    "save_delta": "delta",
+}
+
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    """A public name, imported when first asked for: tables and figures need neither torch nor nnsight."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'moe_lens' has no attribute {name!r}")
+    return getattr(import_module(f"moe_lens.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

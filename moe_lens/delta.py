@@ -1,0 +1,98 @@
+"""Delta checkpoints: only the parameters in which a tuned model differs from its base."""
+
+import hashlib
+import json
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from moe_lens.errors import MoELensError
+from moe_lens.results import write_bytes, write_json
+
+TENSORS_FILE = "delta.safetensors"
+FACTS_FILE = "delta.json"
+
+
+def fingerprint(module: nn.Module, names: Collection[str]) -> str:
+    """sha256 over the named parameters' names, dtypes, shapes and values; taken before training, it tells the base.
+
+    Raises MoELensError for a name that is no parameter of `module`.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(_parameters(module, names).items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def save_delta(
+    module: nn.Module, names: Collection[str], folder: str | Path, *, facts: Mapping[str, Any], fingerprint: str
+) -> None:
+    """Write the named parameters of `module` to `folder`, as `delta.safetensors` and `delta.json`.
+
+    facts: JSON values that say how the tensors came about, such as method, base and seed.
+    fingerprint: `fingerprint` of the same names before training.
+    """
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _parameters(module, names).items()}
+    write_bytes(Path(folder) / TENSORS_FILE, save(tensors))
+    write_json(Path(folder) / FACTS_FILE, {**facts, "fingerprint": fingerprint})
+
+
+def read_facts(folder: str | Path) -> dict[str, Any]:
+    """What `save_delta` was told, with the base's fingerprint; MoELensError if `folder` holds no delta."""
+    path = Path(folder) / FACTS_FILE
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise MoELensError(
+            f"expected a delta checkpoint, a folder with {FACTS_FILE} and {TENSORS_FILE}, at {str(folder)!r}: {error}"
+        ) from error
+    if not isinstance(facts, dict) or "fingerprint" not in facts:
+        raise MoELensError(f"{path} does not name its base's fingerprint; expected a file that save_delta wrote")
+    return facts
+
+
+def apply_delta(module: nn.Module, folder: str | Path) -> dict[str, Any]:
+    """Put a delta's tensors in place in `module` and give back its facts. Equal to the tuned model, bit for bit.
+
+    Raises MoELensError, leaving `module` as it was, unless it is the delta's base in the dtype it was trained in.
+    """
+    facts = read_facts(folder)
+    try:
+        tensors = load_file(Path(folder) / TENSORS_FILE)
+    except (OSError, SafetensorError) as error:
+        raise MoELensError(f"cannot read the tensors of the delta at {str(folder)!r}: {error}") from error
+    own = _parameters(module, tensors)
+    misfits = [name for name in tensors if own[name].shape != tensors[name].shape]
+    if misfits:
+        name = misfits[0]
+        raise MoELensError(
+            f"the delta at {str(folder)!r} belongs to a model of another size: {name} is {list(tensors[name].shape)} "
+            f"there and {list(own[name].shape)} here"
+        )
+    if fingerprint(module, tensors) != facts["fingerprint"]:
+        kinds = {str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()}
+        raise MoELensError(
+            f"the delta at {str(folder)!r} was made from another base (it names {facts.get('base', 'none')!r}), from "
+            f"other weights or in another dtype ({', '.join(sorted(kinds))}), or is applied already; load that base"
+        )
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            own[name].copy_(tensor)
+    return facts
+
+
+def _parameters(module: nn.Module, names: Collection[str]) -> dict[str, Tensor]:
+    own = dict(module.named_parameters(remove_duplicate=False))
+    missing = [name for name in names if name not in own]
+    if missing or not names:
+        raise MoELensError(
+            f"{type(module).__name__} has no parameters {missing[:3]}{' …' if len(missing) > 3 else ''}; expected "
+            "names of its parameters, of a delta made from this base"
+        )
+    return {name: own[name] for name in names}

@@ -1,0 +1,322 @@
+"""MoELens: a Mixture-of-Experts language model opened for reading and intervening; the only file that imports nnsight."""
+
+import copy
+import inspect
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from nnsight import TransformersModel
+from nnsight.intervention.interleaver import Mediator, OutOfOrderError
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from moe_lens.accessors import ByLayer, TraceReader
+from moe_lens.applying import ActiveInterventions
+from moe_lens.architecture import MoEArchitecture
+from moe_lens.attention import attention_rows
+from moe_lens.batching import batches
+from moe_lens.data import FIGURE_10, Encoded, Example, PromptTemplate, collate, encode
+from moe_lens.delta import apply_delta
+from moe_lens.errors import MoELensError
+from moe_lens.interventions import Intervention, check_interventions
+from moe_lens.loading import load_model, load_tokenizer
+from moe_lens.record import Positions, Record, position_mask
+from moe_lens.routing import Routing
+from moe_lens.statistics import Statistic
+
+CAPTURES = frozenset({"routing", "residual", "attention", "logits"})
+
+
+class MoELens:
+    """A Mixture-of-Experts language model, opened.
+
+        lens.module                           the torch model
+        lens.model                            the same model under nnsight: every nnsight idiom works on it
+        └─ layers, by absolute index i
+           ├─ attention
+           │    lens.attention_rows[i]        [batch, head, row, pos], within `attention_rows(lens.module, rows)`
+           ├─ MoE (the layers of lens.architecture.moe_layers)
+           │  ├─ router                       lens.routers[i], to be read from as lens.routers[i].output
+           │  │    lens.router_logits[i]      [batch, pos, expert], before any softmax
+           │  ├─ experts, at their input
+           │  │    lens.selected_experts[i]   [batch, pos, k]
+           │  │    lens.gating_weights[i]     [batch, pos, k]; may be assigned
+           │  └─ shared experts
+           └─ lens.layers_output[i]           the residual stream [batch, pos, d_model]; may be assigned
+
+    The accessors are read inside `with lens.model.trace(...)`, in this order within a layer, layers in rising
+    order. Give a trace its whole batch at once, not by several `invoke`s: routing is flattened over the batch.
+
+    >>> lens = MoELens.from_pretrained("organism")
+    >>> experts = ExpertSet.of({2: [5, 7]})
+    >>> with lens.intervene(Zero(experts)):
+    ...     texts = lens.generate(["The capital of France is"])
+    """
+
+    def __init__(self, module: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.architecture = MoEArchitecture.of(module)
+        self.module = module
+        self.tokenizer = copy.deepcopy(tokenizer)  # nnsight sets its padding side and token
+        self.model = TransformersModel(module, tokenizer=self.tokenizer, device=module.device)
+        self._reader = reader = TraceReader(self.model, self.architecture)
+        self.routers = ByLayer(reader.router)
+        self.router_logits = ByLayer(reader.router_logits)
+        self.selected_experts = ByLayer(reader.selected_experts)
+        self.gating_weights = ByLayer(reader.gating_weights, reader.set_gating_weights)
+        self.layers_output = ByLayer(reader.layer_output, reader.set_layer_output)
+        self.attention_rows = ByLayer(reader.attention)
+        self._stack: tuple[Intervention, ...] = ()
+        self._active = ActiveInterventions.of((), self.architecture)
+        self._before: dict[int, Routing] | None = None
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path | nn.Module,
+        tokenizer: str | Path | PreTrainedTokenizerBase | None = None,
+        *,
+        dtype: torch.dtype | None = None,
+        device_map: Any = None,
+        delta: str | Path | None = None,
+    ) -> "MoELens":
+        """Open a packaged model ("organism", "organism:planted"), a folder, a hub id, or a torch model.
+
+        tokenizer: one, or where to find it; by default beside the model. A torch model needs it.
+        dtype, device_map: as in transformers, for a model that is loaded here.
+        delta: folder of a delta checkpoint to apply; a given torch model is changed in place.
+
+        Raises MoELensError for a model that cannot be found, has no MoE layers, or is not the delta's base.
+        """
+        loaded = isinstance(model, nn.Module)
+        if loaded and tokenizer is None:
+            raise MoELensError("a torch model does not bring its tokenizer; pass tokenizer=")
+        if tokenizer is None or isinstance(tokenizer, str | Path):
+            tokenizer = load_tokenizer(model if tokenizer is None else tokenizer)
+        module = model if loaded else load_model(model, dtype=dtype, device_map=device_map)
+        if delta is not None:
+            apply_delta(module, delta)
+        return cls(module, tokenizer)
+
+    @contextmanager
+    def intervene(self, *interventions: Intervention) -> Iterator["MoELens"]:
+        """Inside the block everything that runs through this lens or `lens.model` is under the interventions.
+
+        That is prefill and every decoding step, of `records`, `generate` and your own traces of `lens.model`;
+        not a bare call of `lens.module`. Nested blocks add up, the outer ones acting first. Leaving restores
+        the model, also after an exception.
+
+        Raises MoELensError for layers or experts the model lacks, and for a reroute that leaves too few experts.
+        """
+        outer = self._stack, self._active
+        stack = self._stack + interventions
+        check_interventions(stack, self.architecture)
+        self._stack, self._active = stack, ActiveInterventions.of(stack, self.architecture)
+        edits = [self._edit(layer) for layer in self._active.layers if layer not in outer[1].layers]
+        try:
+            yield self
+        finally:
+            self._stack, self._active = outer
+            # nnsight can only clear all edits; the user's own stay.
+            self.model._edits = [edit for edit in self.model._edits if edit not in edits]
+
+    def records(
+        self,
+        examples: Iterable[Example | str],
+        *,
+        capture: Collection[str] = ("routing",),
+        positions: Positions = "last",
+        template: PromptTemplate = FIGURE_10,
+        batch_size: int = 16,
+        progress: bool = True,
+    ) -> Iterator[Record]:
+        """What the model does on each batch of examples; memory does not grow with their number.
+
+        capture: of "routing", "residual", "attention", "logits". Routing is recorded at all positions, the others
+            at those that `positions` names in any row of the batch (`Record.kept`).
+        examples: bare texts are run as they are; other examples are rendered by `template`.
+
+        Batches come in the order of `moe_lens.batching.batches`: longest first within each 64 batches; `Record.ids`
+        names the rows. Raises MoELensError for another capture, or if the interventions change meanwhile.
+        """
+        unknown = set(capture) - CAPTURES
+        if unknown:
+            raise MoELensError(f"capture can hold {', '.join(sorted(CAPTURES))}; got {', '.join(sorted(unknown))}")
+        stack = self._stack
+
+        def stream() -> Iterator[Record]:
+            for places, prompts in self._batches(examples, template, batch_size, progress):
+                if self._stack is not stack:
+                    raise MoELensError(
+                        "these records were asked for under other interventions than are active now; loop over them "
+                        "within the same `with lens.intervene(...)` block"
+                    )
+                with self._rows(places):
+                    record = self._record(prompts, capture, positions)
+                yield record
+
+        return stream()
+
+    def measure(
+        self,
+        examples: Iterable[Example | str],
+        *statistics: Statistic,
+        positions: Positions = "last",
+        template: PromptTemplate = FIGURE_10,
+        batch_size: int = 16,
+        progress: bool = True,
+    ) -> tuple[Statistic, ...]:
+        """Update each statistic with `records` of the examples, in one pass, and give them back."""
+        capture = frozenset().union(*(statistic.captures for statistic in statistics))
+        for record in self.records(
+            examples, capture=capture, positions=positions, template=template, batch_size=batch_size, progress=progress
+        ):
+            for statistic in statistics:
+                statistic.update(record)
+        return statistics
+
+    def run_with_cache(
+        self, texts: str | Sequence[str], *, capture: Collection[str] = ("routing",), positions: Positions = "all"
+    ) -> tuple[Tensor, Record]:
+        """Run texts as one batch: logits [batch, row, vocab] at `positions` (by default all), and the record."""
+        prompts = [self._encode(i, text, FIGURE_10) for i, text in enumerate([texts] if isinstance(texts, str) else texts)]
+        record = self._record(prompts, {*capture, "logits"}, positions)
+        return record.logits, record
+
+    def generate(
+        self,
+        examples: Iterable[Example | str],
+        *,
+        max_new_tokens: int = 16,
+        template: PromptTemplate = FIGURE_10,
+        batch_size: int = 16,
+        progress: bool = True,
+    ) -> list[str]:
+        """The greedy continuation of each example, in the given order, up to end-of-sequence, no special tokens.
+
+        Every decoding step is under the active interventions. For sampling, trace `lens.model.generate`.
+        """
+        texts: dict[int, str] = {}
+        for places, prompts in self._batches(examples, template, batch_size, progress):
+            with self._rows(places):
+                texts |= zip(places, self._continue(prompts, max_new_tokens), strict=True)
+        return [texts[place] for place in sorted(texts)]
+
+    def _continue(self, prompts: Sequence[Encoded], max_new_tokens: int) -> list[str]:
+        batch = collate(prompts, self._pad_id)
+        with torch.no_grad(), self.model.generate(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            pad_token_id=self._pad_id,
+        ) as tracer:
+            ids = tracer.result.save()
+        ends = torch.tensor(self._end_ids, device=ids.device)
+        new = ids[:, batch.input_ids.shape[1] :]  # [batch, new]
+        ended = torch.isin(new, ends).cumsum(-1) > 0
+        return [
+            self.tokenizer.decode(row[~after], skip_special_tokens=True) for row, after in zip(new, ended, strict=True)
+        ]
+
+    def _record(self, prompts: Sequence[Encoded], capture: Collection[str], positions: Positions) -> Record:
+        """Run one batch of prompts and keep what `capture` names."""
+        batch = collate(prompts, self._pad_id)
+        mask = batch.attention_mask.to(self.module.device)
+        kept = position_mask(mask, batch.context_spans, batch.question_spans, positions).any(0).nonzero()[:, 0]
+        seen: dict[str, Any] = {"routing": {}, "residual": {}, "attention": {}}
+        arguments = {
+            "input_ids": batch.input_ids.to(self.module.device),
+            "attention_mask": mask,
+            "position_ids": (mask.cumsum(-1) - 1).clamp(min=0),
+            "use_cache": False,
+            "logits_to_keep": kept if "logits" in capture else 1,
+        }
+        self._before = {}
+        with torch.no_grad(), attention_rows(self.module, kept) if "attention" in capture else nullcontext():
+            with self.model.trace(**arguments):
+                self._read(seen, capture, kept)
+                seen["logits"] = self.model.output.logits
+        before, self._before = self._before, None
+        return Record(
+            ids=batch.ids,
+            input_ids=arguments["input_ids"],
+            attention_mask=mask,
+            context_spans=batch.context_spans,
+            question_spans=batch.question_spans,
+            answer_spans=batch.answer_spans,
+            kept=kept,
+            routing=seen["routing"],
+            routing_before={layer: before.get(layer, routing) for layer, routing in seen["routing"].items()},
+            residual=seen["residual"],
+            attention_rows=seen["attention"],
+            logits=seen["logits"] if "logits" in capture else None,
+        )
+
+    def _read(self, seen: dict[str, Any], capture: Collection[str], kept: Tensor) -> None:
+        """Inside a trace, read what `capture` names, in the order in which the model computes it."""
+        for layer in range(self.architecture.n_layers):
+            if "attention" in capture and self.architecture.attentions[layer]:
+                seen["attention"][layer] = self.attention_rows[layer]
+            if "routing" in capture and layer in self.architecture.moe_layers:
+                logits, indices = self.router_logits[layer], self.selected_experts[layer]
+                seen["routing"][layer] = Routing(logits, indices, self.gating_weights[layer])
+            if "residual" in capture:
+                seen["residual"][layer] = self.layers_output[layer][:, kept]
+
+    def _edit(self, layer: int) -> Mediator:
+        """Make every trace of `self.model` apply the active interventions at `layer`, at each step."""
+        with self.model.edit(inplace=True) as tracer:
+            self._apply_at_each_step(tracer, layer)
+        return self.model._edits[-1]
+
+    def _apply_at_each_step(self, tracer: Any, layer: int) -> None:
+        try:
+            for _ in tracer.iter[:]:
+                before = self._active.apply(layer, self._reader)
+                if self._before is not None:
+                    self._before[layer] = before
+        except OutOfOrderError:
+            return  # the run is over, or stopped or skipped this layer: nothing is left to act on
+
+    @contextmanager
+    def _rows(self, places: Sequence[int]) -> Iterator[None]:
+        """Inside the block, interventions per example are those of the examples at `places`."""
+        whole = self._active
+        self._active = ActiveInterventions.of(tuple(own.take(places) for own in self._stack), self.architecture)
+        try:
+            yield
+        finally:
+            self._active = whole
+
+    def _batches(
+        self, examples: Iterable[Example | str], template: PromptTemplate, batch_size: int, progress: bool
+    ) -> Iterator[tuple[tuple[int, ...], list[Encoded]]]:
+        prompts = (self._encode(place, example, template) for place, example in enumerate(examples))
+        total = len(examples) if hasattr(examples, "__len__") else None
+        with tqdm(total=total, unit="example", disable=not progress) as bar:
+            for places, batch in batches(prompts, batch_size):
+                yield places, batch
+                bar.update(len(places))
+
+    def _encode(self, place: int, example: Example | str, template: PromptTemplate) -> Encoded:
+        """An example as tokens; a bare text has its place as id and no spans."""
+        if isinstance(example, Example):
+            return encode(example, self.tokenizer, template=template)
+        ids = tuple(self.tokenizer(example)["input_ids"])
+        if not ids:
+            raise MoELensError(f"text {place} has no tokens; expected some text")
+        return Encoded(str(place), example, ids, None, None, (), len(ids))
+
+    @property
+    def _pad_id(self) -> int:
+        pad = self.tokenizer.pad_token_id
+        return 0 if pad is None else pad  # pads are masked, so that any token will do
+
+    @property
+    def _end_ids(self) -> list[int]:
+        ends = self.module.generation_config.eos_token_id
+        return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)

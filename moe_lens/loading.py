@@ -1,0 +1,44 @@
+"""From a name, folder, hub id or module to a causal language model and its tokenizer."""
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from moe_lens.errors import MoELensError
+
+ORGANISM_VARIANTS = {"organism": "conflict", "organism:conflict": "conflict", "organism:planted": "planted"}
+
+
+def resolve(name: str | Path) -> str:
+    """The folder of a packaged model ("organism", "organism:planted"), any other name as it is."""
+    variant = ORGANISM_VARIANTS.get(str(name))
+    if variant is None and str(name).startswith("organism:"):
+        raise MoELensError(f"the packaged models are {', '.join(ORGANISM_VARIANTS)}; got {name!r}")
+    return str(name) if variant is None else str(files("moe_lens") / "organism" / "weights" / variant)
+
+
+def load_model(name: str | Path, *, dtype: torch.dtype | None, device_map: Any) -> nn.Module:
+    """The causal language model of a name, folder or hub id, in evaluation mode; MoELensError if there is none.
+
+    dtype: None for the checkpoint's own. device_map: as in transformers; None for the CPU.
+    """
+    chosen = {key: value for key, value in (("dtype", dtype), ("device_map", device_map)) if value is not None}
+    try:
+        return AutoModelForCausalLM.from_pretrained(resolve(name), **chosen)
+    except (OSError, ValueError) as error:
+        raise MoELensError(
+            f"expected a packaged model ({', '.join(ORGANISM_VARIANTS)}), a model folder or a hub id; cannot load "
+            f"{str(name)!r}: {error}"
+        ) from error
+
+
+def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a name, folder or hub id; MoELensError if there is none."""
+    try:
+        return AutoTokenizer.from_pretrained(resolve(name))
+    except (OSError, ValueError) as error:
+        raise MoELensError(f"no tokenizer at {str(name)!r}: {error}; pass tokenizer=") from error
