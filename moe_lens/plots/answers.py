@@ -1,0 +1,52 @@
+"""The comparison of models: exact match of each model variant on each task."""
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from moe_lens.plots import style
+
+COLUMNS = ("variant", "task", "em", "em_low", "em_high")
+#: The model variants that have a colour of their own, so that it is the same in every figure.
+VARIANTS = {
+    "base": style.GREY,
+    "router-tuned": style.VERMILLION,
+    "CEFT": style.GREEN,
+    "ESFT": style.SKY,
+    "FFT": style.BLUE,
+}
+SPARE = (style.PURPLE, style.ORANGE, style.YELLOW, style.BLACK)
+
+
+def answers_figure(table: pd.DataFrame) -> go.Figure:
+    """EM as bars: tasks along the axis, a bar for each model variant, with its interval.
+
+    Args:
+        table: one row per variant and task with the columns `variant`, `task`, `em`, `em_low` and `em_high`
+            (shares in [0, 1]). More columns show up under the pointer.
+
+    Raises:
+        MoELensError: a column is missing, the table is empty, or a variant has two rows for one task.
+    """
+    style.require(table, COLUMNS, figure="answers_figure")
+    style.require_once(table, ("variant", "task"), figure="answers_figure")
+    variants, tasks = list(dict.fromkeys(table["variant"])), list(dict.fromkeys(table["task"]))
+    spare = iter(SPARE * len(variants))
+    figure = go.Figure()
+    for variant in variants:
+        part = table[table["variant"] == variant]
+        colour = VARIANTS[variant] if variant in VARIANTS else next(spare)
+        figure.add_bar(
+            x=part["task"],
+            y=part["em"],
+            error_y=style.error_bars(part, "em"),
+            name=variant,
+            marker={"color": colour},
+            hovertext=style.hover(part),
+            hoverinfo="text",
+        )
+    figure.update_layout(bargap=0.25, bargroupgap=0.06)
+    figure.update_xaxes(categoryorder="array", categoryarray=tasks, showgrid=False, ticks="")
+    figure.update_yaxes(title_text="exact match (EM)", range=[0, 1.02], dtick=0.2)
+    subtitle = f"{len(variants)} model variants on {len(tasks)} tasks; bars: 95 % intervals"
+    title = "Exact match on each task"
+    return style.dress(figure, title=title, subtitle=subtitle, plot_height=300, below=44)

@@ -1,0 +1,202 @@
+"""The causal figure: the exact match that is left when chosen, planted or random experts are masked."""
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from moe_lens.errors import MoELensError
+from moe_lens.plots import style
+
+COLUMNS = ("intervention", "family", "size", "mode", "em", "em_low", "em_high", "n")
+
+#: family -> (name in the legend, colour, marker); any other family is a score's name and takes a SPARE look.
+FAMILIES = {
+    "ce": ("CE", style.VERMILLION, "circle"),
+    "oe": ("OE", style.BLUE, "square"),
+    "planted": ("planted", style.GREEN, "star"),
+    "random": ("random (mean of sets)", style.GREY, "diamond"),
+}
+SPARE = (
+    (style.PURPLE, "triangle-up"),
+    (style.ORANGE, "triangle-down"),
+    (style.SKY, "cross"),
+    (style.BLACK, "x"),
+)
+
+
+def masking_figure(rows: pd.DataFrame) -> go.Figure:
+    """EM after masking `size` experts per layer, by the way they were chosen; the paper's Figure 3.
+
+    One panel per masking mode, `size` on the x axis. The row without masking is a line with a band; each
+    random set is a small dot, their mean a diamond; bars are the rows' intervals.
+
+    Args:
+        rows: one row per intervention with the columns `intervention` (its name), `family` ("none" for the
+            unmasked run, "ce", "oe", "planted", "random", or another score's name), `size` (experts masked
+            per layer), `mode` ("zero", "renormalize" or "reroute"; not read where family is "none"), `em`,
+            `em_low`, `em_high` (shares in [0, 1]) and `n` (examples). More columns show up under the pointer.
+
+    Raises:
+        MoELensError: a column is missing, nothing is masked, or there are several different unmasked runs.
+    """
+    rows = style.require(rows, COLUMNS, figure="masking_figure")
+    masked = rows[rows["family"] != "none"]
+    unmasked = rows[rows["family"] == "none"].drop_duplicates(["em", "em_low", "em_high"])
+    if masked.empty:
+        raise MoELensError("masking_figure got no masked run: every row's family is 'none'")
+    if len(unmasked) > 1:
+        names = ", ".join(unmasked["intervention"])
+        raise MoELensError(f"masking_figure compares with one unmasked run, but got {len(unmasked)}: {names}")
+    modes = list(dict.fromkeys(masked["mode"]))
+    sizes = sorted(set(masked["size"]))
+    figure = make_subplots(
+        1,
+        len(modes),
+        shared_yaxes=True,
+        horizontal_spacing=0.03,
+        subplot_titles=modes if len(modes) > 1 else None,
+    )
+    for column, mode in enumerate(modes, start=1):
+        _draw_panel(figure, masked[masked["mode"] == mode], unmasked, column, sizes=sizes)
+    figure.update_xaxes(tickvals=list(range(len(sizes))), ticktext=[f"{size:g}" for size in sizes])
+    figure.update_xaxes(range=[-0.5, len(sizes) - 0.5], showgrid=False)
+    figure.update_xaxes(title_text="experts masked per layer" if len(modes) == 1 else "masked per layer")
+    for border in range(1, len(sizes)):
+        figure.add_vline(border - 0.5, line={"color": style.FAINT, "width": 1.5})
+    figure.update_yaxes(range=[0, 1.02], dtick=0.2)
+    figure.update_yaxes(title_text="exact match (EM)", col=1)
+    return style.dress(
+        figure,
+        title="Exact match after masking experts",
+        subtitle=_summary(masked, unmasked),
+        plot_height=330,
+        headings=len(modes) > 1,
+    )
+
+
+def _draw_panel(
+    figure: go.Figure, masked: pd.DataFrame, unmasked: pd.DataFrame, column: int, *, sizes: list[float]
+) -> None:
+    """One masking mode: the unmasked line, and every family a little beside the next one."""
+    if not unmasked.empty:
+        _draw_unmasked(figure, unmasked, column, edges=(-0.5, len(sizes) - 0.5))
+    families = _ordered(masked["family"])
+    step = min(0.13, 0.64 / len(families))
+    spare = iter(SPARE * len(families))
+    for place, family in enumerate(families):
+        name, colour, symbol = FAMILIES[family] if family in FAMILIES else (family, *next(spare))
+        part = masked[masked["family"] == family].sort_values("size", kind="stable")
+        x = part["size"].map(sizes.index) + step * (place - (len(families) - 1) / 2)
+        look = {"color": colour, "symbol": symbol}
+        if family == "random":
+            _draw_random(figure, part, x, column, look=look, width=0.8 * step)
+            continue
+        trace = go.Scatter(
+            x=x,
+            y=part["em"],
+            error_y=style.error_bars(part, "em"),
+            mode="lines+markers",
+            name=name,
+            legendgroup=name,
+            showlegend=column == 1,
+            marker={**look, "size": 11},
+            line={"color": colour, "width": 2},
+            hovertext=style.hover(part),
+            hoverinfo="text",
+        )
+        figure.add_trace(trace, row=1, col=column)
+
+
+def _draw_unmasked(
+    figure: go.Figure, unmasked: pd.DataFrame, column: int, *, edges: tuple[float, float]
+) -> None:
+    """The run without masking: a line over the whole panel, its interval as a band."""
+    row = unmasked.iloc[0]
+    band = go.Scatter(
+        x=[edges[0], edges[1], edges[1], edges[0]],
+        y=[row["em_low"], row["em_low"], row["em_high"], row["em_high"]],
+        fill="toself",
+        fillcolor=style.translucent(style.BLACK, 0.1),
+        line={"width": 0},
+        mode="lines",
+        hoverinfo="skip",
+        showlegend=False,
+    )
+    line = go.Scatter(
+        x=list(edges),
+        y=[row["em"]] * 2,
+        mode="lines",
+        name="unmasked",
+        legendgroup="unmasked",
+        showlegend=column == 1,
+        line={"color": style.BLACK, "width": 2, "dash": "dash"},
+        hovertext=style.hover(unmasked) * 2,
+        hoverinfo="text",
+    )
+    figure.add_traces([band, line], rows=1, cols=column)
+
+
+def _draw_random(
+    figure: go.Figure,
+    part: pd.DataFrame,
+    x: pd.Series,
+    column: int,
+    *,
+    look: dict[str, str],
+    width: float,
+) -> None:
+    """Every random set as a faint dot, spread over `width` in a fixed order, and the mean of each size."""
+    spread = (np.arange(len(part)) * 0.618 % 1 - 0.5) * width  # golden ratio: neighbours fall apart
+    dots = go.Scatter(
+        x=x + spread,
+        y=part["em"],
+        mode="markers",
+        marker={"color": style.translucent(look["color"], 0.55), "symbol": "circle", "size": 5},
+        showlegend=False,
+        hovertext=style.hover(part),
+        hoverinfo="text",
+    )
+    mean = part["em"].groupby(x).agg(["mean", "count", "min", "max"])
+    means = go.Scatter(
+        x=mean.index,
+        y=mean["mean"],
+        mode="lines+markers",
+        name=FAMILIES["random"][0],
+        legendgroup="random",
+        showlegend=column == 1,
+        marker={**look, "size": 12, "line": {"color": "white", "width": 1.5}},
+        line={"color": look["color"], "width": 2, "dash": "dot"},
+        hovertext=[
+            f"mean of {row['count']:.0f} random sets: {row['mean']:.4g}<br>"
+            f"from {row['min']:.4g} to {row['max']:.4g}"
+            for _, row in mean.iterrows()
+        ],
+        hoverinfo="text",
+    )
+    figure.add_traces([dots, means], rows=1, cols=column)
+
+
+def _ordered(families: pd.Series) -> list[str]:
+    """The families in the order they are drawn: CE, OE, then scores as they come, planted, random."""
+    rank = {"ce": 0, "oe": 1, "planted": 3, "random": 4}
+    return sorted(dict.fromkeys(families), key=lambda family: rank.get(family, 2))
+
+
+def _summary(masked: pd.DataFrame, unmasked: pd.DataFrame) -> str:
+    """What is left at the largest size, as the figure's second line."""
+    largest = masked["size"].max()
+    first = masked[(masked["size"] == largest) & (masked["mode"] == masked["mode"].iloc[0])]
+    words = {"ce": "CE", "oe": "OE", "planted": "planted", "random": "random (mean)"}
+    left = [
+        f"{words[family]} {first.loc[first['family'] == family, 'em'].mean():.2f}"
+        for family in words
+        if family in set(first["family"])
+    ]
+    whole = [f"unmasked {em:.2f}" for em in unmasked["em"]]
+    counts = sorted(set(masked["n"]))
+    n = f"{counts[0]:g}" if len(counts) == 1 else f"{counts[0]:g} to {counts[-1]:g}"
+    return (
+        f"{largest:g} per layer masked ({first['mode'].iloc[0]}): EM {', '.join(left + whole)}; "
+        f"{n} examples; bars and band: 95 % intervals"
+    )

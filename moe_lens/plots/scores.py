@@ -1,0 +1,108 @@
+"""The comparison of scores: which way of scoring experts finds those that matter."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from moe_lens.errors import MoELensError
+from moe_lens.plots import style
+
+#: metric -> (axis label, axis range, the value that chance gives)
+METRICS = {
+    "auc": ("AUC", (0.0, 1.0), 0.5),
+    "precision": ("precision<br>at k", (0.0, 1.0), None),
+    "em_drop": ("EM drop<br>when masked", None, 0.0),
+    "spearman": ("rank corr.<br>with effect", (-1.0, 1.0), 0.0),
+}
+
+
+def scores_figure(table: pd.DataFrame, metrics: Sequence[str] | None = None) -> go.Figure:
+    """One row of dots per score and one panel per metric, with intervals; best by the first on top.
+
+    Args:
+        table: one row per score with the columns `score` (its name) and, for every metric m, `m`, `m_low` and
+            `m_high`; an optional column `variant` (which model it was measured on) sets apart rows of one
+            score by colour.
+        metrics: the columns to draw, in this order; those without `_low` and `_high` get no bars. Left out,
+            it is every column that has both.
+
+    Raises:
+        MoELensError: a column is missing, no metric is left, or a score stands there twice in a variant.
+    """
+    metrics = _with_intervals(table) if metrics is None else list(metrics)
+    if not metrics:
+        raise MoELensError(
+            "scores_figure found no metric: for a metric m it needs the columns m, m_low and m_high; "
+            f"this table has {', '.join(map(str, table.columns))}"
+        )
+    style.require(table, ("score", *metrics), figure="scores_figure")
+    table = table if "variant" in table.columns else table.assign(variant="")
+    style.require_once(table, ("variant", "score"), figure="scores_figure")
+    order = table.groupby("score", sort=False)[metrics[0]].mean().sort_values(kind="stable").index
+    figure = make_subplots(1, len(metrics), shared_yaxes=True, horizontal_spacing=0.045)
+    variants = list(dict.fromkeys(table["variant"]))
+    for column, metric in enumerate(metrics, start=1):
+        for place, variant in enumerate(variants):
+            part = table[table["variant"] == variant]
+            offset = 0.22 * ((len(variants) - 1) / 2 - place)
+            y = part["score"].map(order.get_loc) + offset
+            _draw_dots(figure, part, y, column, metric=metric, place=place)
+        _draw_axis(figure, metric, column)
+    figure.update_yaxes(tickvals=list(range(len(order))), ticktext=list(order), ticks="", showline=False)
+    figure.update_yaxes(range=[-0.6, len(order) - 0.4])
+    height = len(order) * max(36, 22 * len(variants))
+    title, subtitle = "Which score finds the experts that matter", _summary(table, metrics[0])
+    return style.dress(figure, title=title, subtitle=subtitle, plot_height=height, below=96)
+
+
+def _with_intervals(table: pd.DataFrame) -> list[str]:
+    """The columns m for which m_low and m_high exist."""
+    return [m for m in table.columns if {f"{m}_low", f"{m}_high"} <= set(table.columns)]
+
+
+def _draw_dots(
+    figure: go.Figure, part: pd.DataFrame, y: pd.Series, column: int, *, metric: str, place: int
+) -> None:
+    """One variant's dots of one metric, with bars where the table has the interval."""
+    bars = style.error_bars(part, metric) if metric in _with_intervals(part) else None
+    name = part["variant"].iloc[0]
+    trace = go.Scatter(
+        x=part[metric],
+        y=y,
+        error_x=bars,
+        mode="markers",
+        marker={"color": style.CYCLE[place], "symbol": style.SYMBOLS[place], "size": 11},
+        name=name,
+        legendgroup=name,
+        showlegend=bool(name) and column == 1,
+        hovertext=style.hover(part.drop(columns=[] if name else ["variant"])),
+        hoverinfo="text",
+    )
+    figure.add_trace(trace, row=1, col=column)
+
+
+def _draw_axis(figure: go.Figure, metric: str, column: int) -> None:
+    """A metric's label, its whole range where it has one, and a dashed line at what chance gives."""
+    label, limits, chance = METRICS.get(metric, (metric.replace("_", " "), None, None))
+    figure.update_xaxes(title_text=label, title_font_size=17, tickfont_size=17, row=1, col=column)
+    if limits is None:
+        figure.update_xaxes(nticks=3, row=1, col=column)
+    else:
+        figure.update_xaxes(dtick=(limits[1] - limits[0]) / 2, row=1, col=column)
+        pad = 0.04 * (limits[1] - limits[0])
+        figure.update_xaxes(range=[limits[0] - pad, limits[1] + pad], row=1, col=column)
+    if chance is not None:
+        figure.add_vline(chance, line={"color": style.GREY, "dash": "dash", "width": 1.5}, row=1, col=column)
+
+
+def _summary(table: pd.DataFrame, metric: str) -> str:
+    """The best score by the first metric, as the figure's second line."""
+    best = table.loc[table[metric].idxmax()]
+    where = f" on {best['variant']}" if best["variant"] else ""
+    label = METRICS.get(metric, (metric.replace("_", " "),))[0]
+    return (
+        f"highest {label}: {best['score']}{where} ({best[metric]:.2f}); "
+        "dashed: what chance gives; bars: 95 % intervals"
+    )

@@ -1,0 +1,149 @@
+"""The house style of all figures: template, colours, and the few helpers every drawing function needs."""
+
+import textwrap
+from collections.abc import Iterable, Sequence
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from moe_lens.errors import MoELensError
+
+# Okabe and Ito's palette, which stays apart under the common kinds of colour blindness.
+BLACK, GREY = "#000000", "#7F7F7F"
+ORANGE, SKY, GREEN, YELLOW = "#E69F00", "#56B4E9", "#009E73", "#F0E442"
+BLUE, VERMILLION, PURPLE = "#0072B2", "#D55E00", "#CC79A7"
+
+#: Colours for whatever has none of its own, in this order.
+CYCLE = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK, GREY)
+#: Marker shapes in the same order, so that a figure survives a black-and-white printer.
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star", "triangle-down", "cross")
+#: From nothing to much; and from below zero through zero to above.
+SEQUENTIAL = ((0.0, "#FFFFFF"), (0.5, SKY), (1.0, "#004B75"))
+DIVERGING = ((0.0, VERMILLION), (0.5, "#FFFFFF"), (1.0, BLUE))
+
+# Printed across one column of a two-column page (7.7 cm), labels come out at 6.4 pt; across both, at 13 pt.
+WIDTH = 680  # pixels
+FONT_SIZE = 20
+INK, FAINT = "#222222", "#E3E3E3"
+
+
+def _template() -> go.layout.Template:
+    """The plotly template of every figure."""
+    axis = {
+        "showline": True,
+        "linecolor": INK,
+        "ticks": "outside",
+        "tickcolor": INK,
+        "gridcolor": FAINT,
+        "zeroline": False,
+        "automargin": True,
+        "title": {"standoff": 10, "font": {"size": FONT_SIZE}},
+    }
+    layout = {
+        "font": {"family": "Helvetica, Arial, sans-serif", "size": FONT_SIZE, "color": INK},
+        "title": {
+            "x": 0.0,
+            "xref": "container",
+            "xanchor": "left",
+            "pad": {"l": 14, "t": 14},
+            "yref": "container",
+            "y": 1.0,
+            "yanchor": "top",
+            "font": {"size": 22},
+            "subtitle": {"font": {"size": 15, "color": "#555555"}},
+        },
+        "paper_bgcolor": "white",
+        "plot_bgcolor": "white",
+        "colorway": CYCLE,
+        "margin": {"l": 70, "r": 24, "t": 96, "b": 60},
+        "legend": {"orientation": "h", "x": 0.5, "xanchor": "center", "yanchor": "top", "font": {"size": 18}},
+        "hoverlabel": {"align": "left", "font": {"size": 13}},
+        "xaxis": axis,
+        "yaxis": axis,
+    }
+    return go.layout.Template(layout=layout)
+
+
+TEMPLATE = _template()
+
+
+def dress(
+    figure: go.Figure,
+    *,
+    title: str,
+    subtitle: str,
+    plot_height: int,
+    below: int = 70,
+    headings: bool = False,
+) -> go.Figure:
+    """Put the house style, a title that says what is seen and a grey second line on a figure; returns it.
+
+    All in pixels: `plot_height` is the axes' height, `below` the room that tick and axis labels need under
+    it before the legend begins; `headings` asks for room for the headings of panels.
+    """
+    names = [trace.name or "" for trace in figure.data if trace.showlegend is not False]
+    legend_rows = -(-sum(60 + 9 * len(name) for name in names) // (WIDTH - 40))
+    lines = textwrap.wrap(subtitle, 92)
+    top = 62 + 20 * len(lines) + 30 * headings
+    bottom = below + 30 * legend_rows
+    figure.update_layout(
+        template=TEMPLATE,
+        title={"text": title, "subtitle": {"text": "<br>".join(lines)}},
+        width=WIDTH,
+        height=top + plot_height + bottom,
+        margin={"t": top, "b": bottom},
+        legend={"y": -below / plot_height},
+    )
+    figure.update_annotations(font_size=18)  # the headings of panels
+    return figure
+
+
+def require(table: pd.DataFrame, columns: Iterable[str], *, figure: str) -> pd.DataFrame:
+    """The table, if it has rows and the columns; else MoELensError names what is missing."""
+    columns = tuple(columns)
+    missing = [name for name in columns if name not in table.columns]
+    if missing:
+        raise MoELensError(
+            f"{figure} needs the columns {', '.join(columns)}; this table has no {', '.join(missing)} "
+            f"(it has {', '.join(map(str, table.columns)) or 'no columns'})"
+        )
+    if table.empty:
+        raise MoELensError(f"{figure} got a table without rows; nothing can be drawn")
+    return table
+
+
+def require_once(table: pd.DataFrame, keys: Sequence[str], *, figure: str) -> None:
+    """MoELensError where two rows share the keys: one would be drawn upon the other."""
+    repeated = table[table.duplicated(list(keys))]
+    if not repeated.empty:
+        first = ", ".join(f"{key} {repeated[key].iloc[0]}" for key in keys)
+        raise MoELensError(f"{figure} takes one row per {' and '.join(keys)}, but {first} stands there twice")
+
+
+def hover(table: pd.DataFrame) -> list[str]:
+    """For each row its columns and values as lines, to be shown when the pointer rests on its mark."""
+    rows = table.to_dict("records")
+    return ["<br>".join(f"{name}: {number(value)}" for name, value in row.items()) for row in rows]
+
+
+def number(value: object) -> str:
+    """A value as people read it: floats to four significant digits, the rest as text."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def error_bars(table: pd.DataFrame, name: str) -> dict[str, object]:
+    """Plotly's asymmetric error bars from the columns NAME, NAME_low and NAME_high."""
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": table[f"{name}_high"] - table[name],
+        "arrayminus": table[name] - table[f"{name}_low"],
+        "thickness": 1.6,
+        "width": 4,
+    }
+
+
+def translucent(colour: str, opacity: float) -> str:
+    """A #RRGGBB colour as rgba(...)."""
+    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return f"rgba({red},{green},{blue},{opacity})"

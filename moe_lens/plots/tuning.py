@@ -1,0 +1,77 @@
+"""The course of a training run: loss, dev exact match and learning rate over its steps."""
+
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from moe_lens.plots import style
+
+
+def tuning_figure(log: pd.DataFrame) -> go.Figure:
+    """Loss, dev EM (where it was measured) and learning rate over the steps, one above the other.
+
+    Args:
+        log: one row per optimizer step with the columns `step`, `loss` (mean nats per answer token) and
+            `learning_rate`, and optionally `dev_em` (share in [0, 1], empty where it was not measured).
+
+    Raises:
+        MoELensError: a column is missing or the log has no rows.
+    """
+    style.require(log, ("step", "loss", "learning_rate"), figure="tuning_figure")
+    evaluated = log.dropna(subset=["dev_em"]) if "dev_em" in log.columns else log.iloc[:0]
+    heights = [0.46, 0.3, 0.24] if len(evaluated) else [0.65, 0.35]
+    figure = make_subplots(len(heights), 1, shared_xaxes=True, vertical_spacing=0.06, row_heights=heights)
+    _draw_course(figure, log, 1, column="loss", colour=style.BLUE)
+    if len(evaluated):
+        _draw_marks(figure, evaluated)
+    _draw_course(figure, log, len(heights), column="learning_rate", colour=style.GREY)
+    figure.update_xaxes(title_text="step", row=len(heights), col=1)
+    figure.update_yaxes(title_text="loss", rangemode="tozero", row=1, col=1)
+    figure.update_yaxes(
+        title_text="learning<br>rate", exponentformat="power", nticks=4, row=len(heights), col=1
+    )
+    figure.update_yaxes(rangemode="tozero", row=len(heights), col=1)
+    losses = log["loss"]
+    subtitle = f"{len(log)} steps logged; loss {losses.iloc[0]:.2f} at first, {losses.iloc[-1]:.2f} at last"
+    if len(evaluated):
+        best = evaluated.loc[evaluated["dev_em"].idxmax()]
+        subtitle += f"; best dev EM {best['dev_em']:.2f} after step {best['step']:g} (star)"
+    height = 420 if len(evaluated) else 300
+    return style.dress(figure, title="The course of training", subtitle=subtitle, plot_height=height)
+
+
+def _draw_course(figure: go.Figure, log: pd.DataFrame, row: int, *, column: str, colour: str) -> None:
+    """One quantity of every step as a line."""
+    trace = go.Scatter(
+        x=log["step"],
+        y=log[column],
+        mode="lines",
+        line={"color": colour, "width": 2},
+        showlegend=False,
+        hovertext=style.hover(log),
+        hoverinfo="text",
+    )
+    figure.add_trace(trace, row=row, col=1)
+
+
+def _draw_marks(figure: go.Figure, evaluated: pd.DataFrame) -> None:
+    """Dev EM as marks, the best one (the first of equals) a star."""
+    best = evaluated["dev_em"].idxmax()
+    chosen = evaluated.index == best
+    trace = go.Scatter(
+        x=evaluated["step"],
+        y=evaluated["dev_em"],
+        mode="lines+markers",
+        line={"color": style.VERMILLION, "width": 1.5, "dash": "dot"},
+        marker={
+            "color": style.VERMILLION,
+            "opacity": 1,
+            "symbol": ["star" if it else "circle" for it in chosen],
+            "size": [17 if it else 9 for it in chosen],
+        },
+        showlegend=False,
+        hovertext=style.hover(evaluated),
+        hoverinfo="text",
+    )
+    figure.add_trace(trace, row=2, col=1)
+    figure.update_yaxes(title_text="dev EM", range=[-0.05, 1.08], dtick=0.5, row=2, col=1)
