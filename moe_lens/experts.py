@@ -146,7 +146,9 @@ class ExpertSet:
 def cumulative_order(table: pd.DataFrame, p: float, *, score: str = "score") -> dict[int, tuple[int, ...]]:
     """Per layer the experts ESFT trains, in falling order of score: taken while the sum so far is below `p`.
 
-    The expert whose score crosses `p` is still in. Of equal scores the lower id comes first.
+    The expert whose score crosses `p` is still in. Of equal scores the lower id comes first. Scores are
+    ranked as they are; ESFT's published selections rank scores of 4 decimals, so round the column first to
+    get their order too where the fifth decimal decides.
 
     table: one row per expert with columns `layer`, `expert` and the one named by `score`.
     Raises MoELensError for `p` outside (0, 1] and for a table that `ExpertSet.top` would refuse.

@@ -1,17 +1,17 @@
 """ExpertUsage: how much each expert is used, such as the paper's context-dependence ratio (Eq. 8)."""
 
-from typing import Self
+from typing import Literal, Self, get_args
 
 import pandas as pd
 import torch
 
 from moe_lens.errors import MoELensError
-from moe_lens.record import Record
+from moe_lens.record import Positions, Record
 from moe_lens.routing import Routing
 
-REDUCTIONS = ("sample", "token")
-VALUES = ("frequency", "gating_weight", "gate")
-SETTINGS = ("reduce", "positions", "value")
+Reduction = Literal["sample", "token"]
+Value = Literal["frequency", "gating_weight", "gate"]
+SETTINGS = {"reduce": Reduction, "positions": Positions, "value": Value}
 
 
 class ExpertUsage:
@@ -36,12 +36,14 @@ class ExpertUsage:
 
     captures = frozenset({"routing"})
 
-    def __init__(self, reduce: str = "sample", positions: str = "all", *, value: str = "frequency") -> None:
-        if reduce not in REDUCTIONS:
-            raise MoELensError(f"reduce must be one of {', '.join(REDUCTIONS)}; got {reduce!r}")
-        if value not in VALUES:
-            raise MoELensError(f"value must be one of {', '.join(VALUES)}; got {value!r}")
+    def __init__(
+        self, reduce: Reduction = "sample", positions: Positions = "all", *, value: Value = "frequency"
+    ) -> None:
         self.reduce, self.positions, self.value = reduce, positions, value
+        for name, words in SETTINGS.items():
+            word, known = getattr(self, name), get_args(words)
+            if word not in known:
+                raise MoELensError(f"{name} must be one of {', '.join(known)}; got {word!r}")
         self.counted = 0
         self.skipped = 0
         self._total = 0.0
