@@ -1,6 +1,6 @@
 """Reading a running model's routing, attention and residual stream, layer by layer, inside a trace."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,11 +9,12 @@ from torch import Tensor
 
 from moe_lens.architecture import MoEArchitecture
 from moe_lens.errors import MoELensError
+from moe_lens.routing import Routing
 
 
 @dataclass(frozen=True)
 class ByLayer:
-    """`accessor[i]` reads layer i, by absolute index; `accessor[i] = value` replaces it where that has an effect."""
+    """`accessor[i]` reads layer i, by absolute index; `accessor[i] = value` replaces it where that counts."""
 
     read: Callable[[int], Any]
     write: Callable[[int, Any], None] | None = None
@@ -24,18 +25,18 @@ class ByLayer:
     def __setitem__(self, layer: int, value: Any) -> None:
         if self.write is None:
             raise MoELensError(
-                "this value can be read only: replacing what the router or attention reports would change nothing; "
-                "use lens.intervene(...), or assign lens.gating_weights[i] or lens.layers_output[i]"
+                "this value can only be read: replacing what the router or attention reports changes nothing; use "
+                "lens.intervene(...), or assign lens.gating_weights[i] or lens.layers_output[i]"
             )
         self.write(layer, value)
 
 
 @dataclass(frozen=True)
 class TraceReader:
-    """What a layer's modules hold while `model`, the traced one, runs. Axes are [batch, pos, ...].
+    """What a layer's modules hold while `model`, the traced one, runs.
 
-    Raises MoELensError for a layer that is not there, and in a trace of several invokes, which would have to
-    share routing that is flattened over the whole batch.
+    All raise MoELensError for a layer that is not there; what is about routing also in a trace of several
+    invokes, since routing is flattened over the whole batch and cannot be told apart.
     """
 
     model: Any
@@ -52,17 +53,17 @@ class TraceReader:
     def router_logits(self, layer: int) -> Tensor:
         """Router logits before any softmax, [batch, pos, expert]."""
         logits, _, _ = self.architecture.at(layer).decision(self.router(layer).output)
-        return self.by_position(logits)
+        return self._of_one_invoke(logits)
 
     def selected_experts(self, layer: int) -> Tensor:
         """Indices of the selected experts as the experts get them, int64 [batch, pos, k]."""
         indices, _ = self.architecture.at(layer).gating(self.experts(layer).inputs)
-        return self.by_position(indices)
+        return self._of_one_invoke(indices)
 
     def gating_weights(self, layer: int) -> Tensor:
         """Gating weights as the experts get them, [batch, pos, k]."""
         _, weights = self.architecture.at(layer).gating(self.experts(layer).inputs)
-        return self.by_position(weights)
+        return self._of_one_invoke(weights)
 
     def set_gating_weights(self, layer: int, weights: Tensor) -> None:
         """Give the experts other gating weights, [batch, pos, k]."""
@@ -95,19 +96,37 @@ class TraceReader:
             )
         return output[1]
 
+    def read(self, capture: Collection[str], kept: Tensor) -> dict[str, dict[int, Any]]:
+        """Read every layer's values that `capture` names, in the order in which the model computes them.
+
+        kept: positions of which the residual stream is read, int64 [row].
+        """
+        seen: dict[str, dict[int, Any]] = {"routing": {}, "residual": {}, "attention": {}}
+        for layer in range(self.architecture.n_layers):
+            if "attention" in capture and self.architecture.attentions[layer]:
+                seen["attention"][layer] = self.attention(layer)
+            if "routing" in capture and layer in self.architecture.moe_layers:
+                logits, indices = self.router_logits(layer), self.selected_experts(layer)
+                seen["routing"][layer] = Routing(logits, indices, self.gating_weights(layer))
+            if "residual" in capture:
+                seen["residual"][layer] = self.layer_output(layer)[:, kept]  # indexing by a tensor copies
+        return seen
+
     def by_position(self, tokens: Tensor) -> Tensor:
-        """[token, x] as [batch, pos, x]: routers and experts see batch and position flattened into one axis."""
+        """[token, x] of the whole batch as [batch, pos, x]: routers and experts see one axis of tokens."""
         return rearrange(tokens, "(batch pos) x -> batch pos x", batch=self.n_rows())
 
     def n_rows(self) -> int:
-        """Rows of the running batch."""
-        batcher = self.model.interleaver.batcher
-        if batcher.batching:
+        """Rows of the whole running batch."""
+        return self.model.interleaver.batcher.total
+
+    def _of_one_invoke(self, tokens: Tensor) -> Tensor:
+        if self.model.interleaver.batcher.batching:
             raise MoELensError(
-                "routing is flattened over the whole batch, so a trace of several invokes cannot tell theirs apart; "
-                "give the trace one list of prompts"
+                "routing is flattened over the whole batch, so several invokes cannot be told apart; give the trace "
+                "one list of prompts instead"
             )
-        return batcher.total
+        return self.by_position(tokens)
 
     def _layer(self, layer: int) -> Any:
         if not 0 <= layer < self.architecture.n_layers:

@@ -1,26 +1,54 @@
-"""Batches of prompts of similar length, in bounded memory."""
+"""Examples as batches of prompts of similar length, in bounded memory."""
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
 
-from moe_lens.data import Encoded
+from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from moe_lens.data import Encoded, Example, PromptTemplate, encode
 from moe_lens.errors import MoELensError
 
 BATCHES_PER_WINDOW = 64
 
 
-def batches(prompts: Iterable[Encoded], batch_size: int) -> Iterator[tuple[tuple[int, ...], list[Encoded]]]:
-    """Prompts as batches, each with the prompts' places in the input.
+def prompt_batches(
+    examples: Iterable[Example | str],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    template: PromptTemplate,
+    batch_size: int,
+    progress: bool,
+) -> Iterator[tuple[tuple[int, ...], list[Encoded]]]:
+    """Batches of encoded examples, each with its examples' places in the input, under a progress bar.
 
     Reads `BATCHES_PER_WINDOW` batches ahead and gives these from the longest prompts to the shortest (equally
-    long ones in their given order), so a batch has few pads and memory does not grow with the data set.
-    Raises MoELensError for a batch size below 1.
+    long ones in their given order), so that a batch has few pads and memory does not grow with the data set.
+    Raises MoELensError for a batch size below 1 and for a text without tokens.
     """
     if batch_size < 1:
         raise MoELensError(f"a batch has at least 1 example; got batch_size={batch_size}")
+    total = len(examples) if hasattr(examples, "__len__") else None
+    prompts = (encode_prompt(place, example, tokenizer, template=template) for place, example in enumerate(examples))
     numbered = enumerate(prompts)
-    while window := list(islice(numbered, batch_size * BATCHES_PER_WINDOW)):
-        window.sort(key=lambda item: (-len(item[1].input_ids), item[0]))
-        for start in range(0, len(window), batch_size):
-            places, chosen = zip(*window[start : start + batch_size], strict=True)
-            yield places, list(chosen)
+    with tqdm(total=total, unit="example", disable=not progress) as bar:
+        while window := list(islice(numbered, batch_size * BATCHES_PER_WINDOW)):
+            window.sort(key=lambda item: -len(item[1].input_ids))
+            for start in range(0, len(window), batch_size):
+                places, chosen = zip(*window[start : start + batch_size], strict=True)
+                yield places, list(chosen)
+                bar.update(len(chosen))
+
+
+def encode_prompt(
+    place: int, example: Example | str, tokenizer: PreTrainedTokenizerBase, *, template: PromptTemplate
+) -> Encoded:
+    """An example as tokens; a bare text is taken as it is, without spans and with its place as id."""
+    if isinstance(example, Example):
+        return encode(example, tokenizer, template=template)
+    ids = tuple(tokenizer(example)["input_ids"])
+    if not ids:
+        raise MoELensError(f"text {place} has no tokens; give it some words")
+    return Encoded(
+        id=str(place), text=example, input_ids=ids, context=None, question=None, answer_spans=(), prompt_length=len(ids)
+    )

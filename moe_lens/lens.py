@@ -1,7 +1,6 @@
-"""MoELens: a Mixture-of-Experts language model opened for reading and intervening; the only file that imports nnsight."""
+"""MoELens: a Mixture-of-Experts model opened for reading and intervening; only this file imports nnsight."""
 
 import copy
-import inspect
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -9,59 +8,57 @@ from typing import Any
 
 import torch
 from nnsight import TransformersModel
-from nnsight.intervention.interleaver import Mediator, OutOfOrderError
+from nnsight.intervention.interleaver import OutOfOrderError
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from moe_lens.accessors import ByLayer, TraceReader
 from moe_lens.applying import ActiveInterventions
 from moe_lens.architecture import MoEArchitecture
 from moe_lens.attention import attention_rows
-from moe_lens.batching import batches
-from moe_lens.data import FIGURE_10, Encoded, Example, PromptTemplate, collate, encode
+from moe_lens.batching import encode_prompt, prompt_batches
+from moe_lens.data import FIGURE_10, Encoded, Example, PromptTemplate, collate
 from moe_lens.delta import apply_delta
 from moe_lens.errors import MoELensError
 from moe_lens.interventions import Intervention, check_interventions
 from moe_lens.loading import load_model, load_tokenizer
-from moe_lens.record import Positions, Record, position_mask
+from moe_lens.record import Positions, Record, check_capture, position_mask
 from moe_lens.routing import Routing
 from moe_lens.statistics import Statistic
-
-CAPTURES = frozenset({"routing", "residual", "attention", "logits"})
 
 
 class MoELens:
     """A Mixture-of-Experts language model, opened.
 
-        lens.module                           the torch model
-        lens.model                            the same model under nnsight: every nnsight idiom works on it
+        lens.module                            the torch model
+        lens.model                             the same model under nnsight: its idioms all work
         └─ layers, by absolute index i
            ├─ attention
-           │    lens.attention_rows[i]        [batch, head, row, pos], within `attention_rows(lens.module, rows)`
-           ├─ MoE (the layers of lens.architecture.moe_layers)
-           │  ├─ router                       lens.routers[i], to be read from as lens.routers[i].output
-           │  │    lens.router_logits[i]      [batch, pos, expert], before any softmax
+           │     lens.attention_rows[i]        [batch, head, row, pos], within `attention_rows(lens.module, rows)`
+           ├─ MoE, in the layers lens.architecture.moe_layers
+           │  ├─ router                        lens.routers[i], for lens.routers[i].output and the like
+           │  │     lens.router_logits[i]      [batch, pos, expert], before any softmax
            │  ├─ experts, at their input
-           │  │    lens.selected_experts[i]   [batch, pos, k]
-           │  │    lens.gating_weights[i]     [batch, pos, k]; may be assigned
+           │  │     lens.selected_experts[i]   [batch, pos, k]
+           │  │     lens.gating_weights[i]     [batch, pos, k]; may be assigned
            │  └─ shared experts
-           └─ lens.layers_output[i]           the residual stream [batch, pos, d_model]; may be assigned
+           └─ lens.layers_output[i]            the residual stream [batch, pos, d_model]; may be assigned
 
     The accessors are read inside `with lens.model.trace(...)`, in this order within a layer, layers in rising
-    order. Give a trace its whole batch at once, not by several `invoke`s: routing is flattened over the batch.
+    order. Give a trace its prompts at once, not by several invokes: routing is flattened over the batch.
 
     >>> lens = MoELens.from_pretrained("organism")
-    >>> experts = ExpertSet.of({2: [5, 7]})
-    >>> with lens.intervene(Zero(experts)):
+    >>> with lens.intervene(Zero(ExpertSet.of({2: [5, 7]}))):
     ...     texts = lens.generate(["The capital of France is"])
     """
 
     def __init__(self, module: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
         self.architecture = MoEArchitecture.of(module)
         self.module = module
-        self.tokenizer = copy.deepcopy(tokenizer)  # nnsight sets its padding side and token
-        self.model = TransformersModel(module, tokenizer=self.tokenizer, device=module.device)
+        self.tokenizer = copy.deepcopy(tokenizer)  # nnsight sets its padding side
+        # Without a device, wrapping would move a model from the CPU to a free accelerator.
+        device = None if getattr(module, "hf_device_map", None) else module.device
+        self.model = TransformersModel(module, tokenizer=self.tokenizer, device=device)
         self._reader = reader = TraceReader(self.model, self.architecture)
         self.routers = ByLayer(reader.router)
         self.router_logits = ByLayer(reader.router_logits)
@@ -103,11 +100,11 @@ class MoELens:
 
     @contextmanager
     def intervene(self, *interventions: Intervention) -> Iterator["MoELens"]:
-        """Inside the block everything that runs through this lens or `lens.model` is under the interventions.
+        """Inside the block, what runs through this lens or `lens.model` is under the interventions.
 
-        That is prefill and every decoding step, of `records`, `generate` and your own traces of `lens.model`;
-        not a bare call of `lens.module`. Nested blocks add up, the outer ones acting first. Leaving restores
-        the model, also after an exception.
+        That is prefill and every decoding step of `records`, `generate` and your own traces of `lens.model`; not a
+        bare call of `lens.module` or a trace of a part of it. Nested blocks add up, outer ones acting first. Leaving
+        restores the model, also after an exception.
 
         Raises MoELensError for layers or experts the model lacks, and for a reroute that leaves too few experts.
         """
@@ -120,7 +117,7 @@ class MoELens:
             yield self
         finally:
             self._stack, self._active = outer
-            # nnsight can only clear all edits; the user's own stay.
+            # nnsight can only clear all edits at once; the user's own have to stay.
             self.model._edits = [edit for edit in self.model._edits if edit not in edits]
 
     def records(
@@ -139,20 +136,20 @@ class MoELens:
             at those that `positions` names in any row of the batch (`Record.kept`).
         examples: bare texts are run as they are; other examples are rendered by `template`.
 
-        Batches come in the order of `moe_lens.batching.batches`: longest first within each 64 batches; `Record.ids`
-        names the rows. Raises MoELensError for another capture, or if the interventions change meanwhile.
+        Batches come longest first within each window of 64 (`moe_lens.batching`); `Record.ids` names the rows.
+        Raises MoELensError for another capture, or if the interventions change before the records are read.
         """
-        unknown = set(capture) - CAPTURES
-        if unknown:
-            raise MoELensError(f"capture can hold {', '.join(sorted(CAPTURES))}; got {', '.join(sorted(unknown))}")
+        check_capture(capture)
         stack = self._stack
 
         def stream() -> Iterator[Record]:
-            for places, prompts in self._batches(examples, template, batch_size, progress):
+            for places, prompts in prompt_batches(
+                examples, self.tokenizer, template=template, batch_size=batch_size, progress=progress
+            ):
                 if self._stack is not stack:
                     raise MoELensError(
-                        "these records were asked for under other interventions than are active now; loop over them "
-                        "within the same `with lens.intervene(...)` block"
+                        "these records were asked for under other interventions than are active now; read them within "
+                        "the same `with lens.intervene(...)` block"
                     )
                 with self._rows(places):
                     record = self._record(prompts, capture, positions)
@@ -169,10 +166,14 @@ class MoELens:
         batch_size: int = 16,
         progress: bool = True,
     ) -> tuple[Statistic, ...]:
-        """Update each statistic with `records` of the examples, in one pass, and give them back."""
-        capture = frozenset().union(*(statistic.captures for statistic in statistics))
+        """Update each statistic with the `records` of the examples, in one pass, and give them back."""
         for record in self.records(
-            examples, capture=capture, positions=positions, template=template, batch_size=batch_size, progress=progress
+            examples,
+            capture=frozenset().union(*(statistic.captures for statistic in statistics)),
+            positions=positions,
+            template=template,
+            batch_size=batch_size,
+            progress=progress,
         ):
             for statistic in statistics:
                 statistic.update(record)
@@ -181,8 +182,10 @@ class MoELens:
     def run_with_cache(
         self, texts: str | Sequence[str], *, capture: Collection[str] = ("routing",), positions: Positions = "all"
     ) -> tuple[Tensor, Record]:
-        """Run texts as one batch: logits [batch, row, vocab] at `positions` (by default all), and the record."""
-        prompts = [self._encode(i, text, FIGURE_10) for i, text in enumerate([texts] if isinstance(texts, str) else texts)]
+        """Run texts as one batch, in their order: logits [batch, row, vocab] at `positions`, and the record."""
+        check_capture(capture)
+        texts = [texts] if isinstance(texts, str) else texts
+        prompts = [encode_prompt(i, text, self.tokenizer, template=FIGURE_10) for i, text in enumerate(texts)]
         record = self._record(prompts, {*capture, "logits"}, positions)
         return record.logits, record
 
@@ -195,55 +198,49 @@ class MoELens:
         batch_size: int = 16,
         progress: bool = True,
     ) -> list[str]:
-        """The greedy continuation of each example, in the given order, up to end-of-sequence, no special tokens.
+        """The greedy continuation of each example, in the order given, up to end-of-sequence.
 
-        Every decoding step is under the active interventions. For sampling, trace `lens.model.generate`.
+        Special tokens are left out. To sample, trace `lens.model.generate`, which is under interventions too.
         """
         texts: dict[int, str] = {}
-        for places, prompts in self._batches(examples, template, batch_size, progress):
+        for places, prompts in prompt_batches(
+            examples, self.tokenizer, template=template, batch_size=batch_size, progress=progress
+        ):
             with self._rows(places):
                 texts |= zip(places, self._continue(prompts, max_new_tokens), strict=True)
         return [texts[place] for place in sorted(texts)]
 
     def _continue(self, prompts: Sequence[Encoded], max_new_tokens: int) -> list[str]:
-        batch = collate(prompts, self._pad_id)
+        """One batch of `generate`."""
+        pad, end = self._pad_id, self.module.generation_config.eos_token_id
+        batch = collate(prompts, pad)
+        arguments = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "pad_token_id": pad}
         with torch.no_grad(), self.model.generate(
-            input_ids=batch.input_ids,
-            attention_mask=batch.attention_mask,
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            pad_token_id=self._pad_id,
+            **arguments, max_new_tokens=max_new_tokens, do_sample=False
         ) as tracer:
             ids = tracer.result.save()
-        ends = torch.tensor(self._end_ids, device=ids.device)
         new = ids[:, batch.input_ids.shape[1] :]  # [batch, new]
+        ends = torch.tensor([] if end is None else end, dtype=new.dtype, device=new.device)
         ended = torch.isin(new, ends).cumsum(-1) > 0
-        return [
-            self.tokenizer.decode(row[~after], skip_special_tokens=True) for row, after in zip(new, ended, strict=True)
-        ]
+        rows = zip(new, ended, strict=True)
+        return [self.tokenizer.decode(row[~after], skip_special_tokens=True) for row, after in rows]
 
     def _record(self, prompts: Sequence[Encoded], capture: Collection[str], positions: Positions) -> Record:
-        """Run one batch of prompts and keep what `capture` names."""
+        """Run one batch of prompts in one trace and keep what `capture` names."""
         batch = collate(prompts, self._pad_id)
-        mask = batch.attention_mask.to(self.module.device)
+        input_ids, mask = batch.input_ids.to(self.module.device), batch.attention_mask.to(self.module.device)
         kept = position_mask(mask, batch.context_spans, batch.question_spans, positions).any(0).nonzero()[:, 0]
-        seen: dict[str, Any] = {"routing": {}, "residual": {}, "attention": {}}
-        arguments = {
-            "input_ids": batch.input_ids.to(self.module.device),
-            "attention_mask": mask,
-            "position_ids": (mask.cumsum(-1) - 1).clamp(min=0),
-            "use_cache": False,
-            "logits_to_keep": kept if "logits" in capture else 1,
-        }
-        self._before = {}
-        with torch.no_grad(), attention_rows(self.module, kept) if "attention" in capture else nullcontext():
-            with self.model.trace(**arguments):
-                self._read(seen, capture, kept)
-                seen["logits"] = self.model.output.logits
-        before, self._before = self._before, None
+        computed = {"logits_to_keep": kept if "logits" in capture else 1, "use_cache": False}
+        seen: dict[str, Any] = {}
+        rows = attention_rows(self.module, kept) if "attention" in capture else nullcontext()
+        with torch.no_grad(), rows, self._recording() as before, self.model.trace(
+            input_ids=input_ids, attention_mask=mask, position_ids=(mask.cumsum(-1) - 1).clamp(min=0), **computed
+        ):
+            seen |= self._reader.read(capture, kept)
+            seen["logits"] = self.model.output.logits
         return Record(
             ids=batch.ids,
-            input_ids=arguments["input_ids"],
+            input_ids=input_ids,
             attention_mask=mask,
             context_spans=batch.context_spans,
             question_spans=batch.question_spans,
@@ -256,18 +253,7 @@ class MoELens:
             logits=seen["logits"] if "logits" in capture else None,
         )
 
-    def _read(self, seen: dict[str, Any], capture: Collection[str], kept: Tensor) -> None:
-        """Inside a trace, read what `capture` names, in the order in which the model computes it."""
-        for layer in range(self.architecture.n_layers):
-            if "attention" in capture and self.architecture.attentions[layer]:
-                seen["attention"][layer] = self.attention_rows[layer]
-            if "routing" in capture and layer in self.architecture.moe_layers:
-                logits, indices = self.router_logits[layer], self.selected_experts[layer]
-                seen["routing"][layer] = Routing(logits, indices, self.gating_weights[layer])
-            if "residual" in capture:
-                seen["residual"][layer] = self.layers_output[layer][:, kept]
-
-    def _edit(self, layer: int) -> Mediator:
+    def _edit(self, layer: int) -> Any:
         """Make every trace of `self.model` apply the active interventions at `layer`, at each step."""
         with self.model.edit(inplace=True) as tracer:
             self._apply_at_each_step(tracer, layer)
@@ -280,43 +266,29 @@ class MoELens:
                 if self._before is not None:
                     self._before[layer] = before
         except OutOfOrderError:
-            return  # the run is over, or stopped or skipped this layer: nothing is left to act on
+            return  # the run is over, or was stopped before this layer: nothing is left to act on
+
+    @contextmanager
+    def _recording(self) -> Iterator[dict[int, Routing]]:
+        """Inside the block, interventions leave the routing from before them here, by layer."""
+        self._before = {}
+        try:
+            yield self._before
+        finally:
+            self._before = None
 
     @contextmanager
     def _rows(self, places: Sequence[int]) -> Iterator[None]:
-        """Inside the block, interventions per example are those of the examples at `places`."""
+        """Inside the block, interventions that differ by example are those of the examples at `places`."""
         whole = self._active
-        self._active = ActiveInterventions.of(tuple(own.take(places) for own in self._stack), self.architecture)
+        taken = tuple(own.take(places) for own in self._stack)
+        self._active = ActiveInterventions.of(taken, self.architecture)
         try:
             yield
         finally:
             self._active = whole
 
-    def _batches(
-        self, examples: Iterable[Example | str], template: PromptTemplate, batch_size: int, progress: bool
-    ) -> Iterator[tuple[tuple[int, ...], list[Encoded]]]:
-        prompts = (self._encode(place, example, template) for place, example in enumerate(examples))
-        total = len(examples) if hasattr(examples, "__len__") else None
-        with tqdm(total=total, unit="example", disable=not progress) as bar:
-            for places, batch in batches(prompts, batch_size):
-                yield places, batch
-                bar.update(len(places))
-
-    def _encode(self, place: int, example: Example | str, template: PromptTemplate) -> Encoded:
-        """An example as tokens; a bare text has its place as id and no spans."""
-        if isinstance(example, Example):
-            return encode(example, self.tokenizer, template=template)
-        ids = tuple(self.tokenizer(example)["input_ids"])
-        if not ids:
-            raise MoELensError(f"text {place} has no tokens; expected some text")
-        return Encoded(str(place), example, ids, None, None, (), len(ids))
-
     @property
     def _pad_id(self) -> int:
         pad = self.tokenizer.pad_token_id
-        return 0 if pad is None else pad  # pads are masked, so that any token will do
-
-    @property
-    def _end_ids(self) -> list[int]:
-        ends = self.module.generation_config.eos_token_id
-        return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+        return 0 if pad is None else pad  # pads are masked: any token will do

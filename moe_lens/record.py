@@ -1,6 +1,6 @@
 """Record: what one batch of prompts showed inside a model."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -10,6 +10,7 @@ from torch import Tensor
 from moe_lens.errors import MoELensError
 from moe_lens.routing import Routing
 
+CAPTURES = frozenset({"routing", "residual", "attention", "logits"})
 Positions = Literal["all", "context", "question", "last"]
 Spans = tuple[slice | None, ...]
 
@@ -67,3 +68,10 @@ def position_mask(attention_mask: Tensor, context: Spans, question: Spans, posit
         if span is not None:
             mask[row, span] = True
     return mask
+
+
+def check_capture(capture: Collection[str]) -> None:
+    """MoELensError unless all are among `CAPTURES`."""
+    unknown = sorted(set(capture) - CAPTURES)
+    if unknown:
+        raise MoELensError(f"capture can name {', '.join(sorted(CAPTURES))}; got {', '.join(unknown)}")
