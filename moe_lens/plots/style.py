@@ -26,6 +26,15 @@ WIDTH = 680  # pixels
 FONT_SIZE = 20
 INK, FAINT = "#222222", "#E3E3E3"
 
+#: plotly's settings for a figure on a page: no button that sends data away, pictures saved as vectors.
+CONFIG = {
+    "displaylogo": False,
+    "showSendToCloud": False,
+    "plotlyServerURL": "",
+    "modeBarButtonsToRemove": ["lasso2d", "select2d", "autoScale2d", "zoomIn2d", "zoomOut2d"],
+    "toImageButtonOptions": {"format": "svg"},
+}
+
 
 def _template() -> go.layout.Template:
     """The plotly template of every figure."""

@@ -1,0 +1,218 @@
+"""A run directory as one HTML page that works offline: figures, their numbers, and where those came from."""
+
+import html
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import pandas as pd
+import plotly.graph_objects as go
+import typer
+from pandas.api.types import is_numeric_dtype
+from plotly.offline import get_plotlyjs
+
+from moe_lens.errors import MoELensError
+from moe_lens.plots import answers_figure, masking_figure, scores_figure, style, tuning_figure, usage_figure
+from moe_lens.results import read_provenance, read_table, write_bytes
+
+PAGE = "report.html"
+MOST_ROWS = 400  # of a table, on the page
+
+
+@dataclass(frozen=True)
+class Section:
+    """What the page says about a known table, and the function that draws it."""
+
+    heading: str
+    sentence: str
+    draw: Callable[[pd.DataFrame], go.Figure]
+
+
+def _usage_figure(table: pd.DataFrame) -> go.Figure:
+    """The map of experts; those with True in a column `planted` are outlined."""
+    if "planted" not in table.columns:
+        return usage_figure(table)
+    planted = table.loc[table["planted"], ["layer", "expert"]].drop_duplicates()
+    return usage_figure(table, planted, marks_label="planted")
+
+
+#: Known tables by their file name, in the order of the page.
+SECTIONS = {
+    "tasks.parquet": Section(
+        "Answers",
+        "Exact match of each model variant on each task.",
+        answers_figure,
+    ),
+    "usage.parquet": Section(
+        "Which experts are used",
+        "How often each router selects each expert. A router's ratios sum to 1 within a layer.",
+        _usage_figure,
+    ),
+    "summary.json": Section(
+        "Do they cause it",
+        "What is left of exact match when experts are masked. zero: their gating weight becomes 0; "
+        "renormalize: the other weights are then rescaled to the old sum; reroute: they are taken away "
+        "before the selection, so that the next expert steps in. A set of experts matters if masking it "
+        "costs more than masking random sets of the same size.",
+        masking_figure,
+    ),
+    "scores.parquet": Section(
+        "Which score finds them",
+        "Each score ranks the experts; the panels compare its ranking with experts known to matter.",
+        scores_figure,
+    ),
+    "tuning.parquet": Section(
+        "Training",
+        "Loss on the answers and learning rate at every step.",
+        tuning_figure,
+    ),
+}
+
+
+def build_report(folder: str | Path, *, title: str) -> Path:
+    """Writes report.html into a run directory and returns its path.
+
+    The page shows every table of `SECTIONS` that lies in the directory or below it: a figure, the numbers as
+    a table, and at the foot its provenance. plotly.js is inside, so the page needs no network. The same
+    tables give the same bytes; an interrupted call leaves no half a page.
+
+    Raises:
+        MoELensError: there is no such directory, it holds no known table, or a table cannot be read or drawn.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise MoELensError(
+            f"expected a run directory; {folder} is {'a file' if folder.exists() else 'not there'}"
+        )
+    found = [path for name in SECTIONS for path in sorted(folder.rglob(name))]
+    if not found:
+        raise MoELensError(f"{folder} holds no table to report; known are {', '.join(SECTIONS)}")
+    sections, sources = [], []
+    for place, path in enumerate(found):
+        table, provenance = _read(path)
+        name = path.relative_to(folder).as_posix()
+        sections.append(_section(name, table, SECTIONS[path.name], place=place))
+        sources.append(_source(name, provenance))
+    page = _PAGE.format(
+        title=html.escape(title),
+        style=_STYLE,
+        plotly=get_plotlyjs(),
+        sections="\n".join(sections),
+        sources="\n".join(sources),
+    )
+    target = folder / PAGE
+    write_bytes(target, page.encode())
+    return target
+
+
+def _read(path: Path) -> tuple[pd.DataFrame, dict]:
+    """A table and its provenance, from parquet or from JSON like {"rows": [...], "provenance": {...}}."""
+    if path.suffix == ".parquet":
+        return read_table(path), read_provenance(path)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return pd.DataFrame(content["rows"]), content["provenance"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise MoELensError(
+            f'cannot read {path}: expected JSON {{"rows": [...], "provenance": {{...}}}}; {error!r}'
+        ) from None
+
+
+def _section(name: str, table: pd.DataFrame, section: Section, *, place: int) -> str:
+    """One table's part of the page."""
+    try:
+        figure = section.draw(table)
+    except MoELensError as error:
+        raise MoELensError(f"cannot draw {name}: {error}") from None
+    drawing = figure.to_html(
+        full_html=False,
+        include_plotlyjs=False,
+        div_id=f"figure-{place}",
+        config=style.CONFIG,
+    )
+    parent = Path(name).parent.as_posix()
+    heading = section.heading if parent == "." else f"{section.heading}: {parent}"
+    return (
+        f"<section><h2>{html.escape(heading)}</h2><p>{html.escape(section.sentence)}</p>"
+        f'<div class="figure">{drawing}</div>{_numbers(name, table)}</section>'
+    )
+
+
+def _numbers(name: str, table: pd.DataFrame) -> str:
+    """The table in HTML, as far as a page can hold it; numbers stand to the right."""
+    kinds = ['class="number"' if is_numeric_dtype(table[column]) else "" for column in table.columns]
+    head = _row("th", kinds, [str(column) for column in table.columns])
+    shown = table.head(MOST_ROWS).itertuples(index=False, name=None)
+    rows = "".join(
+        _row("td", kinds, ["–" if pd.isna(it) else style.number(it) for it in row]) for row in shown
+    )
+    part = f"The first {MOST_ROWS} of" if len(table) > MOST_ROWS else "All"
+    return (
+        f"<details open><summary>{part} {len(table)} rows of <code>{html.escape(name)}</code></summary>"
+        f'<div class="numbers"><table><thead>{head}</thead><tbody>{rows}</tbody></table></div></details>'
+    )
+
+
+def _row(tag: str, kinds: list[str], texts: list[str]) -> str:
+    """One row of an HTML table."""
+    cells = (f"<{tag} {kind}>{html.escape(text)}</{tag}>" for kind, text in zip(kinds, texts, strict=True))
+    return f"<tr>{''.join(cells)}</tr>"
+
+
+def _source(name: str, provenance: dict) -> str:
+    """One table's provenance for the foot of the page."""
+    text = json.dumps(provenance, indent=2, ensure_ascii=False)
+    name, text = html.escape(name), html.escape(text)
+    return f"<details><summary><code>{name}</code></summary><pre>{text}</pre></details>"
+
+
+_STYLE = """
+body { font: 17px/1.5 Helvetica, Arial, sans-serif; color: #222; max-width: 760px }
+body { margin: 2em auto; padding: 0 1em }
+h1 { font-size: 1.7em; line-height: 1.2 } h2 { font-size: 1.25em; margin-top: 2.5em }
+.figure { overflow-x: auto } code, pre { font-size: .85em } pre { overflow-x: auto }
+summary { cursor: pointer; color: #555 }
+.numbers { max-height: 15em; overflow: auto; margin-top: .5em; border-bottom: 1px solid #ccc }
+table { border-collapse: collapse; font-size: .8em; white-space: nowrap; font-variant-numeric: tabular-nums }
+th { position: sticky; top: 0; background: white; box-shadow: inset 0 -1px #222 }
+th, td { padding: .25em .8em .25em 0; text-align: left } .number { text-align: right }
+footer { margin: 3em 0; border-top: 1px solid #ccc }
+@media print { .numbers { max-height: none } }
+"""
+
+_PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>{style}</style>
+<script>{plotly}</script>
+</head>
+<body>
+<h1>{title}</h1>
+{sections}
+<footer><h2>Where the numbers came from</h2>
+{sources}
+</footer>
+</body>
+</html>
+"""
+
+
+def main(
+    folder: Annotated[
+        Path, typer.Argument(help="A run directory: its tables, also those in folders below, are shown.")
+    ],
+    title: Annotated[str, typer.Option(help="The page's heading.")] = "moe_lens report",
+) -> None:
+    """Write FOLDER/report.html: figures, numbers and provenance of a run on one page that works offline."""
+    typer.echo(f"wrote {build_report(folder, title=title)}")
+
+
+if __name__ == "__main__":
+    from moe_lens.console import run  # only here: drawing a page needs no torch
+
+    run(main)
