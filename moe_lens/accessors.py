@@ -25,8 +25,8 @@ class ByLayer:
     def __setitem__(self, layer: int, value: Any) -> None:
         if self.write is None:
             raise MoELensError(
-                "this value can only be read: replacing what the router or attention reports changes nothing; use "
-                "lens.intervene(...), or assign lens.gating_weights[i] or lens.layers_output[i]"
+                "this value can only be read: replacing what a router or attention reports changes nothing; "
+                "use lens.intervene(...), or assign lens.gating_weights[i] or lens.layers_output[i]"
             )
         self.write(layer, value)
 
@@ -123,8 +123,8 @@ class TraceReader:
     def _of_one_invoke(self, tokens: Tensor) -> Tensor:
         if self.model.interleaver.batcher.batching:
             raise MoELensError(
-                "routing is flattened over the whole batch, so several invokes cannot be told apart; give the trace "
-                "one list of prompts instead"
+                "routing is flattened over the whole batch, so several invokes cannot be told apart; give "
+                "the trace one list of prompts instead"
             )
         return self.by_position(tokens)
 

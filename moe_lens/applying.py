@@ -23,9 +23,14 @@ class ActiveInterventions:
     excluded: dict[int, Tensor]
 
     @classmethod
-    def of(cls, interventions: tuple[Intervention, ...], architecture: MoEArchitecture) -> "ActiveInterventions":
+    def of(
+        cls, interventions: tuple[Intervention, ...], architecture: MoEArchitecture
+    ) -> "ActiveInterventions":
         """The interventions with what they exclude worked out once, not at every step."""
-        masks = {layer: excluded_by(interventions, layer, architecture.n_experts) for layer in _layers(interventions)}
+        masks = {
+            layer: excluded_by(interventions, layer, architecture.n_experts)
+            for layer in _layers(interventions)
+        }
         return cls(interventions, {layer: mask for layer, mask in masks.items() if mask is not None})
 
     @property
@@ -45,7 +50,9 @@ class ActiveInterventions:
             decision = site.decision(router.output)
             before = Routing(*map(reader.by_position, decision))
             logits = decision[0]
-            mode = WithoutExperts(self._per_token(self.excluded[layer].to(logits.device), logits, reader.n_rows()))
+            mode = WithoutExperts(
+                self._per_token(self.excluded[layer].to(logits.device), logits, reader.n_rows())
+            )
             with mode:
                 output = router(*arguments, **named)
             mode.check(site.router)
@@ -60,17 +67,20 @@ class ActiveInterventions:
         for intervention in self.interventions:
             if layer in intervention.layers:
                 routing = intervention(layer, routing)
-        experts.inputs = site.with_gating(inputs, routing.indices.flatten(0, 1), routing.weights.flatten(0, 1))
+        experts.inputs = site.with_gating(
+            inputs, routing.indices.flatten(0, 1), routing.weights.flatten(0, 1)
+        )
         return before
 
     @staticmethod
     def _per_token(excluded: Tensor, logits: Tensor, n_rows: int) -> Tensor:
-        """`excluded` [expert] or [batch, expert] for each token of the flattened batch, bool [token, expert]."""
+        """`excluded` [expert] or [batch, expert] for each token of the batch, bool [token, expert]."""
         if excluded.ndim == 1:
             return excluded.expand(logits.shape)
         if len(excluded) != n_rows:
-            raise MoELensError(f"Rows has {len(excluded)} interventions for a batch of {n_rows} rows; "
-                               "expected one per row")
+            raise MoELensError(
+                f"Rows has {len(excluded)} interventions for a batch of {n_rows} rows; expected one per row"
+            )
         return excluded.repeat_interleave(len(logits) // n_rows, dim=0)
 
 

@@ -1,4 +1,4 @@
-"""MoEArchitecture: finds and describes a model's MoE layers; the only file that knows Hugging Face module names."""
+"""MoEArchitecture: finds and describes a model's MoE layers; only here are Hugging Face module names known."""
 
 import inspect
 import re
@@ -85,17 +85,18 @@ class MoEArchitecture:
         found = {path: names for path, module in modules.items() if (names := _gating_arguments(module))}
         if not found:
             raise MoELensError(
-                f"{type(model).__name__} has no MoE layers: expected modules called with selected experts and "
-                f"gating weights, as OLMoE's, Mixtral's or Qwen-MoE's experts are in transformers >= 5; "
-                "choose a Mixture-of-Experts model"
+                f"{type(model).__name__} has no MoE layers: expected experts called with selected experts "
+                "and gating weights, as those of OLMoE, Mixtral or Qwen-MoE are in transformers >= 5; choose a "
+                "Mixture-of-Experts model"
             )
         stack = _layer_stack(found)
         layers = tuple(f"{stack}.{i}" for i in range(len(modules[stack])))
         sites = [_MoEModules.at(path, modules) for path in found]
         seen = [observe_router(modules[site.router], site.router) for site in sites]
         if len({(o.n_experts, o.top_k, o.d_model, o.scoring) for o in seen}) != 1:
-            raise MoELensError(f"the MoE layers of {type(model).__name__} differ in size or scoring rule; "
-                               "expected all alike")
+            raise MoELensError(
+                f"the MoE layers of {type(model).__name__} differ in size or scoring rule; expected all alike"
+            )
         moe = tuple(
             MoELayer(
                 layer=int(path[len(stack) + 1 :].split(".")[0]),
@@ -157,13 +158,15 @@ class _MoEModules:
         parent = experts.rpartition(".")[0]
         router = _child(parent, ROUTER_NAMES, modules)
         if router is None:
-            raise MoELensError(f"found experts at {experts!r} but no router beside them, called "
-                               f"{' or '.join(ROUTER_NAMES)}; {parent!r} has {list(modules[parent]._modules)}")
+            raise MoELensError(
+                f"found experts at {experts!r} but no router beside them, called "
+                f"{' or '.join(ROUTER_NAMES)}; {parent!r} has {list(modules[parent]._modules)}"
+            )
         return cls(router, _child(parent, SHARED_EXPERTS_NAMES, modules))
 
 
 def _gating_arguments(module: nn.Module) -> tuple[tuple[int, str], tuple[int, str]] | None:
-    """(position, name) of the selected experts and of the weights in the module's forward, None without them."""
+    """(position, name) of the selected experts and the weights in the module's forward, None without them."""
     # The class's forward: a tracing library may have replaced the instance's by one without these names.
     names = list(inspect.signature(type(module).forward).parameters)[1:]
     for index, weight in GATING_ARGUMENTS:
@@ -188,7 +191,9 @@ def _layer_stack(experts: dict[str, Any]) -> str:
     """The path of the list of decoder layers that holds all these experts."""
     stacks = {match[1] if (match := re.match(r"(.*?)\.\d+\.", path)) else path for path in experts}
     if len(stacks) != 1:
-        raise MoELensError(f"expected all experts in one list of decoder layers; found them in {sorted(stacks)}")
+        raise MoELensError(
+            f"expected all experts in one list of decoder layers; found them in {sorted(stacks)}"
+        )
     return stacks.pop()
 
 
@@ -222,5 +227,7 @@ def _final_norm(stack: str, modules: dict[str, nn.Module]) -> str:
 def _head(model: nn.Module, modules: dict[str, nn.Module]) -> str:
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     if head is None:
-        raise MoELensError(f"{type(model).__name__} has no language-model head; load it as a causal language model")
+        raise MoELensError(
+            f"{type(model).__name__} has no language-model head; load it as a causal language model"
+        )
     return next(path for path, module in modules.items() if module is head)

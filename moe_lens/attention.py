@@ -1,4 +1,4 @@
-"""Attention of chosen query positions only, so that no map of all positions by all positions is ever stored."""
+"""Attention of chosen query positions only, so that no map of all positions by all positions is stored."""
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -29,8 +29,8 @@ def attention_rows(model: nn.Module, rows: Sequence[int] | Tensor) -> Iterator[N
     name = model.config._attn_implementation
     if name not in IMPLEMENTATIONS:
         raise MoELensError(
-            f"attention can be recorded with the {' or '.join(IMPLEMENTATIONS)} implementation; this model runs "
-            f"{name!r}: load it with attn_implementation='sdpa'"
+            f"attention can be recorded with the {' or '.join(IMPLEMENTATIONS)} implementation; this model "
+            f"runs {name!r}: load it with attn_implementation='sdpa'"
         )
     outer = ALL_ATTENTION_FUNCTIONS.get(name)
     ALL_ATTENTION_FUNCTIONS[name] = _RowsAttention(list(rows), outer)
@@ -60,7 +60,7 @@ class _RowsAttention:
         dropout: float = 0.0,
         **options: Any,
     ) -> tuple[Tensor, Tensor]:
-        """Attention output [batch, pos, head, d_head] and weights [batch, head, row, pos]; query [batch, head, ...]."""
+        """Attention output [batch, pos, head, d_head] and weights [batch, head, row, pos]."""
         eager = _eager_attention(module)
         implementation = self._implementation or eager
         output, _ = implementation(
@@ -71,7 +71,9 @@ class _RowsAttention:
             raise MoELensError(f"attention rows must be among the {n_queries} positions; got {self._rows}")
         rows = torch.tensor([row % n_queries for row in self._rows], device=query.device)
         mask = _additive_mask(attention_mask, rows, query, key.shape[2])
-        _, weights = eager(module, query[:, :, rows], key, value, mask, scaling=scaling, dropout=0.0, **options)
+        _, weights = eager(
+            module, query[:, :, rows], key, value, mask, scaling=scaling, dropout=0.0, **options
+        )
         return output, weights
 
 

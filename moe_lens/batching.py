@@ -29,7 +29,9 @@ def prompt_batches(
     if batch_size < 1:
         raise MoELensError(f"a batch has at least 1 example; got batch_size={batch_size}")
     total = len(examples) if hasattr(examples, "__len__") else None
-    prompts = (encode_prompt(place, example, tokenizer, template=template) for place, example in enumerate(examples))
+    prompts = (
+        encode_prompt(place, example, tokenizer, template=template) for place, example in enumerate(examples)
+    )
     numbered = enumerate(prompts)
     with tqdm(total=total, unit="example", disable=not progress) as bar:
         while window := list(islice(numbered, batch_size * BATCHES_PER_WINDOW)):
@@ -50,5 +52,11 @@ def encode_prompt(
     if not ids:
         raise MoELensError(f"text {place} has no tokens; give it some words")
     return Encoded(
-        id=str(place), text=example, input_ids=ids, context=None, question=None, answer_spans=(), prompt_length=len(ids)
+        id=str(place),
+        text=example,
+        input_ids=ids,
+        context=None,
+        question=None,
+        answer_spans=(),
+        prompt_length=len(ids),
     )

@@ -19,7 +19,7 @@ FACTS_FILE = "delta.json"
 
 
 def fingerprint(module: nn.Module, names: Collection[str]) -> str:
-    """sha256 over the named parameters' names, dtypes, shapes and values; taken before training, it tells the base.
+    """sha256 over the named parameters' names, dtypes, shapes and values; before training, it tells the base.
 
     Raises MoELensError for a name that is no parameter of `module`.
     """
@@ -31,14 +31,21 @@ def fingerprint(module: nn.Module, names: Collection[str]) -> str:
 
 
 def save_delta(
-    module: nn.Module, names: Collection[str], folder: str | Path, *, facts: Mapping[str, Any], fingerprint: str
+    module: nn.Module,
+    names: Collection[str],
+    folder: str | Path,
+    *,
+    facts: Mapping[str, Any],
+    fingerprint: str,
 ) -> None:
     """Write the named parameters of `module` to `folder`, as `delta.safetensors` and `delta.json`.
 
     facts: JSON values that say how the tensors came about, such as method, base and seed.
     fingerprint: `fingerprint` of the same names before training.
     """
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _parameters(module, names).items()}
+    tensors = {
+        name: tensor.detach().cpu().contiguous() for name, tensor in _parameters(module, names).items()
+    }
     write_bytes(Path(folder) / TENSORS_FILE, save(tensors))
     write_json(Path(folder) / FACTS_FILE, {**facts, "fingerprint": fingerprint})
 
@@ -50,17 +57,20 @@ def read_facts(folder: str | Path) -> dict[str, Any]:
         facts = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise MoELensError(
-            f"expected a delta checkpoint, a folder with {FACTS_FILE} and {TENSORS_FILE}, at {str(folder)!r}: {error}"
+            f"expected a delta checkpoint, a folder with {FACTS_FILE} and {TENSORS_FILE}, at "
+            f"{str(folder)!r}: {error}"
         ) from error
     if not isinstance(facts, dict) or "fingerprint" not in facts:
-        raise MoELensError(f"{path} does not name its base's fingerprint; expected a file that save_delta wrote")
+        raise MoELensError(
+            f"{path} does not name its base's fingerprint; expected a file that save_delta wrote"
+        )
     return facts
 
 
 def apply_delta(module: nn.Module, folder: str | Path) -> dict[str, Any]:
-    """Put a delta's tensors in place in `module` and give back its facts. Equal to the tuned model, bit for bit.
+    """Put a delta's tensors in place in `module`, which equals the tuned model then, and give back its facts.
 
-    Raises MoELensError, leaving `module` as it was, unless it is the delta's base in the dtype it was trained in.
+    Raises MoELensError, leaving `module` as it was, unless it is the delta's base in the dtype of training.
     """
     facts = read_facts(folder)
     try:
@@ -72,14 +82,15 @@ def apply_delta(module: nn.Module, folder: str | Path) -> dict[str, Any]:
     if misfits:
         name = misfits[0]
         raise MoELensError(
-            f"the delta at {str(folder)!r} belongs to a model of another size: {name} is {list(tensors[name].shape)} "
-            f"there and {list(own[name].shape)} here"
+            f"the delta at {str(folder)!r} belongs to a model of another size: {name} is "
+            f"{list(tensors[name].shape)} there and {list(own[name].shape)} here"
         )
     if fingerprint(module, tensors) != facts["fingerprint"]:
         kinds = {str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()}
         raise MoELensError(
             f"the delta at {str(folder)!r} was made from another base (it names {facts.get('base', 'none')!r}), from "
-            f"other weights or in another dtype ({', '.join(sorted(kinds))}), or is applied already; load that base"
+            f"other weights or in another dtype ({', '.join(sorted(kinds))}), or is applied already; "
+            "load that base"
         )
     with torch.no_grad():
         for name, tensor in tensors.items():
@@ -92,7 +103,7 @@ def _parameters(module: nn.Module, names: Collection[str]) -> dict[str, Tensor]:
     missing = [name for name in names if name not in own]
     if missing or not names:
         raise MoELensError(
-            f"{type(module).__name__} has no parameters {missing[:3]}{' …' if len(missing) > 3 else ''}; expected "
-            "names of its parameters, of a delta made from this base"
+            f"{type(module).__name__} has no parameters {missing[:3]}{' …' if len(missing) > 3 else ''}; "
+            "expected names of its parameters, of a delta made from this base"
         )
     return {name: own[name] for name in names}

@@ -15,7 +15,7 @@ from moe_lens.routing import Routing
 
 
 class Intervention:
-    """What happens to routing: first `excluded` experts cannot be selected, then the call edits what was decided."""
+    """A change of routing: `excluded` experts cannot be selected, then the call edits what was decided."""
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -56,12 +56,15 @@ class _OnExperts(Intervention):
             unknown = [expert for expert in self.experts[layer] if expert >= architecture.n_experts]
             if unknown:
                 raise MoELensError(
-                    f"layer {layer} has experts 0 to {architecture.n_experts - 1}; got {unknown} in {self.experts}"
+                    f"layer {layer} has experts 0 to {architecture.n_experts - 1}; got {unknown} in "
+                    f"'{self.experts}'"
                 )
 
     def _hits(self, layer: int, indices: Tensor) -> Tensor:
         """Which selected experts are in the set, bool [batch, pos, k]."""
-        return torch.isin(indices, torch.tensor(self.experts[layer], dtype=indices.dtype, device=indices.device))
+        return torch.isin(
+            indices, torch.tensor(self.experts[layer], dtype=indices.dtype, device=indices.device)
+        )
 
 
 @dataclass(frozen=True)
@@ -119,11 +122,11 @@ class Rows(Intervention):
         return tuple(sorted({layer for row in self._distinct() for layer in row.layers}))
 
     def __call__(self, layer: int, routing: Routing) -> Routing:
-        """`routing` with each row edited by its own intervention; MoELensError unless there is one per row."""
+        """`routing` with each row edited by its own intervention; MoELensError unless each row has one."""
         if len(self.interventions) != len(routing.indices):
             raise MoELensError(
-                f"Rows has {len(self.interventions)} interventions for a batch of {len(routing.indices)} rows; "
-                "expected one per row"
+                f"expected one intervention per row; Rows has {len(self.interventions)} for a batch of "
+                f"{len(routing.indices)}"
             )
         logits, indices, weights = routing.logits.clone(), routing.indices.clone(), routing.weights.clone()
         for intervention in self._distinct():
@@ -134,7 +137,9 @@ class Rows(Intervention):
 
     def excluded(self, layer: int, n_experts: int) -> Tensor:
         none = torch.zeros(n_experts, dtype=torch.bool)
-        return torch.stack([none if own is None else own.excluded(layer, n_experts) for own in self.interventions])
+        return torch.stack(
+            [none if own is None else own.excluded(layer, n_experts) for own in self.interventions]
+        )
 
     def take(self, rows: Sequence[int]) -> "Rows":
         if max(rows) >= len(self.interventions):
@@ -159,14 +164,14 @@ MODES: dict[str, Callable[[ExpertSet], Intervention]] = {
 
 
 def excluded_by(interventions: Sequence[Intervention], layer: int, n_experts: int) -> Tensor | None:
-    """All experts of `layer` that these remove before the top-k, bool [expert] or [batch, expert]; None for none."""
+    """What these remove before `layer`'s top-k, bool [expert] or [batch, expert]; None if nothing."""
     masks = [own.excluded(layer, n_experts) for own in interventions if layer in own.layers]
     together = torch.stack(torch.broadcast_tensors(*masks)).any(0) if masks else None
     return together if together is not None and together.any() else None
 
 
 def check_interventions(interventions: Sequence[Intervention], architecture: MoEArchitecture) -> None:
-    """MoELensError unless the model has their layers and experts and top-k finds enough without the excluded ones.
+    """MoELensError unless the model has their layers and experts, and enough experts without excluded ones.
 
     With group-limited routing a token may be sent to the groups with the fewest experts left, so those have
     to suffice.
@@ -178,18 +183,20 @@ def check_interventions(interventions: Sequence[Intervention], architecture: MoE
         excluded = excluded_by(interventions, layer, architecture.n_experts)
         if excluded is None:
             continue
-        per_group = (~excluded).reshape(-1, groups, architecture.n_experts // groups).sum(-1)  # [batch, group]
+        per_group = (
+            (~excluded).reshape(-1, groups, architecture.n_experts // groups).sum(-1)
+        )  # [batch, group]
         fewest = int(per_group.sort(-1).values[:, :chosen].sum(-1).min())
         if fewest < architecture.top_k:
             where = f" in some {chosen} of its {groups} groups" if architecture.groups else ""
             raise MoELensError(
-                f"rerouting in layer {layer} leaves {fewest} experts{where}, fewer than the {architecture.top_k} "
-                "that each token needs; remove fewer experts, or use Zero"
+                f"rerouting in layer {layer} leaves {fewest} experts{where}, fewer than the "
+                f"{architecture.top_k} that each token needs; remove fewer experts, or use Zero"
             )
 
 
 class WithoutExperts(TorchFunctionMode):
-    """A router called inside this block decides as if the `excluded` experts, bool [token, expert], did not exist.
+    """A router called inside this block decides as if there were no `excluded` experts, bool [token, expert].
 
     Both the logits and the operand of each top-k over all experts become -inf there. The logits alone would
     not do: where a selection bias is added to bounded scores, an expert with logit -inf can still be chosen,
@@ -203,7 +210,9 @@ class WithoutExperts(TorchFunctionMode):
 
     def __torch_function__(self, function: Callable, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
         name = getattr(function, "__name__", "")
-        if name == "topk" and args[0].numel() == self._excluded.numel():  # also per group: [token, group, expert]
+        if (
+            name == "topk" and args[0].numel() == self._excluded.numel()
+        ):  # also per group: [token, group, expert]
             args = (self._mask(args[0], name), *args[1:])
         output = function(*args, **(kwargs or {}))
         if name == "linear" and output.shape == self._excluded.shape:
@@ -218,6 +227,6 @@ class WithoutExperts(TorchFunctionMode):
         """MoELensError unless logits and choice were both seen, so that nothing was rerouted in name only."""
         if self._masked != {"linear", "topk"}:
             raise MoELensError(
-                f"cannot reroute {router!r}: expected it to make logits by a linear map and choose by top-k, saw "
-                f"{sorted(self._masked) or 'neither'}; use Zero or Renormalize"
+                f"cannot reroute {router!r}: expected it to make logits by a linear map and choose by top-k, "
+                f"saw {sorted(self._masked) or 'neither'}; use Zero or Renormalize"
             )

@@ -34,7 +34,7 @@ class MoELens:
         lens.model                             the same model under nnsight: its idioms all work
         └─ layers, by absolute index i
            ├─ attention
-           │     lens.attention_rows[i]        [batch, head, row, pos], within `attention_rows(lens.module, rows)`
+           │     lens.attention_rows[i]        [batch, head, row, pos], in an `attention_rows` block
            ├─ MoE, in the layers lens.architecture.moe_layers
            │  ├─ router                        lens.routers[i], for lens.routers[i].output and the like
            │  │     lens.router_logits[i]      [batch, pos, expert], before any softmax
@@ -102,11 +102,11 @@ class MoELens:
     def intervene(self, *interventions: Intervention) -> Iterator["MoELens"]:
         """Inside the block, what runs through this lens or `lens.model` is under the interventions.
 
-        That is prefill and every decoding step of `records`, `generate` and your own traces of `lens.model`; not a
-        bare call of `lens.module` or a trace of a part of it. Nested blocks add up, outer ones acting first. Leaving
-        restores the model, also after an exception.
+        That is prefill and every decoding step of `records`, `generate` and your own traces of `lens.model`;
+        not a bare call of `lens.module` or a trace of a part of it. Nested blocks add up, outer ones acting
+        first. Leaving restores the model, also after an exception.
 
-        Raises MoELensError for layers or experts the model lacks, and for a reroute that leaves too few experts.
+        Raises MoELensError for layers or experts that the model lacks, or if a reroute leaves too few experts.
         """
         outer = self._stack, self._active
         stack = self._stack + interventions
@@ -132,11 +132,11 @@ class MoELens:
     ) -> Iterator[Record]:
         """What the model does on each batch of examples; memory does not grow with their number.
 
-        capture: of "routing", "residual", "attention", "logits". Routing is recorded at all positions, the others
-            at those that `positions` names in any row of the batch (`Record.kept`).
+        capture: of "routing", "residual", "attention", "logits". Routing is recorded at all positions, the
+            others at those that `positions` names in any row of the batch (`Record.kept`).
         examples: bare texts are run as they are; other examples are rendered by `template`.
 
-        Batches come longest first within each window of 64 (`moe_lens.batching`); `Record.ids` names the rows.
+        Batches come longest first within each window of 64 of them; `Record.ids` names the rows.
         Raises MoELensError for another capture, or if the interventions change before the records are read.
         """
         check_capture(capture)
@@ -148,8 +148,8 @@ class MoELens:
             ):
                 if self._stack is not stack:
                     raise MoELensError(
-                        "these records were asked for under other interventions than are active now; read them within "
-                        "the same `with lens.intervene(...)` block"
+                        "these records were asked for under other interventions than are active now; read "
+                        "them within the same `with lens.intervene(...)` block"
                     )
                 with self._rows(places):
                     record = self._record(prompts, capture, positions)
@@ -180,9 +180,13 @@ class MoELens:
         return statistics
 
     def run_with_cache(
-        self, texts: str | Sequence[str], *, capture: Collection[str] = ("routing",), positions: Positions = "all"
+        self,
+        texts: str | Sequence[str],
+        *,
+        capture: Collection[str] = ("routing",),
+        positions: Positions = "all",
     ) -> tuple[Tensor, Record]:
-        """Run texts as one batch, in their order: logits [batch, row, vocab] at `positions`, and the record."""
+        """Run texts as one batch in their order: logits [batch, row, vocab] at `positions`, and a record."""
         check_capture(capture)
         texts = [texts] if isinstance(texts, str) else texts
         prompts = [encode_prompt(i, text, self.tokenizer, template=FIGURE_10) for i, text in enumerate(texts)]
@@ -214,10 +218,15 @@ class MoELens:
         """One batch of `generate`."""
         pad, end = self._pad_id, self.module.generation_config.eos_token_id
         batch = collate(prompts, pad)
-        arguments = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "pad_token_id": pad}
-        with torch.no_grad(), self.model.generate(
-            **arguments, max_new_tokens=max_new_tokens, do_sample=False
-        ) as tracer:
+        arguments = {
+            "input_ids": batch.input_ids,
+            "attention_mask": batch.attention_mask,
+            "pad_token_id": pad,
+        }
+        with (
+            torch.no_grad(),
+            self.model.generate(**arguments, max_new_tokens=max_new_tokens, do_sample=False) as tracer,
+        ):
             ids = tracer.result.save()
         new = ids[:, batch.input_ids.shape[1] :]  # [batch, new]
         ends = torch.tensor([] if end is None else end, dtype=new.dtype, device=new.device)
@@ -229,12 +238,22 @@ class MoELens:
         """Run one batch of prompts in one trace and keep what `capture` names."""
         batch = collate(prompts, self._pad_id)
         input_ids, mask = batch.input_ids.to(self.module.device), batch.attention_mask.to(self.module.device)
-        kept = position_mask(mask, batch.context_spans, batch.question_spans, positions).any(0).nonzero()[:, 0]
+        kept = (
+            position_mask(mask, batch.context_spans, batch.question_spans, positions).any(0).nonzero()[:, 0]
+        )
         computed = {"logits_to_keep": kept if "logits" in capture else 1, "use_cache": False}
         seen: dict[str, Any] = {}
         rows = attention_rows(self.module, kept) if "attention" in capture else nullcontext()
-        with torch.no_grad(), rows, self._recording() as before, self.model.trace(
-            input_ids=input_ids, attention_mask=mask, position_ids=(mask.cumsum(-1) - 1).clamp(min=0), **computed
+        with (
+            torch.no_grad(),
+            rows,
+            self._recording() as before,
+            self.model.trace(
+                input_ids=input_ids,
+                attention_mask=mask,
+                position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
+                **computed,
+            ),
         ):
             seen |= self._reader.read(capture, kept)
             seen["logits"] = self.model.output.logits

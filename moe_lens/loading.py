@@ -22,17 +22,19 @@ def resolve(name: str | Path) -> str:
 
 
 def load_model(name: str | Path, *, dtype: torch.dtype | None, device_map: Any) -> nn.Module:
-    """The causal language model of a name, folder or hub id, in evaluation mode; MoELensError if there is none.
+    """The causal language model of a name, folder or hub id, in evaluation mode; MoELensError for none.
 
     dtype: None for the checkpoint's own. device_map: as in transformers; None for the CPU.
     """
-    chosen = {key: value for key, value in (("dtype", dtype), ("device_map", device_map)) if value is not None}
+    chosen = {
+        key: value for key, value in (("dtype", dtype), ("device_map", device_map)) if value is not None
+    }
     try:
         return AutoModelForCausalLM.from_pretrained(resolve(name), **chosen)
     except (OSError, ValueError) as error:
         raise MoELensError(
-            f"expected a packaged model ({', '.join(ORGANISM_VARIANTS)}), a model folder or a hub id; cannot load "
-            f"{str(name)!r}: {error}"
+            f"expected a packaged model ({', '.join(ORGANISM_VARIANTS)}), a model folder or a hub id; cannot "
+            f"load {str(name)!r}: {error}"
         ) from error
 
 

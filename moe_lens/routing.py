@@ -1,4 +1,4 @@
-"""Routing: what a router decided, the scoring rules that turn logits into gating weights, and how to tell a router's."""
+"""Routing: what a router decided, and the rules that turn logits into gating weights."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -60,7 +60,7 @@ class ScoringRule:
     scale: float = 1.0
 
     def weights(self, logits: Tensor, indices: Tensor) -> Tensor:
-        """The gating weights of the experts `indices` [..., k] under `logits` [..., expert], float32 [..., k]."""
+        """Gating weights of the experts `indices` [..., k] under `logits` [..., expert], float32 [..., k]."""
         chosen = SCORES[self.score](logits).gather(-1, indices)
         if self.renormalizes:
             chosen = chosen / chosen.sum(-1, keepdim=True)
@@ -68,9 +68,9 @@ class ScoringRule:
 
 
 def recognize_rule(logits: Tensor, indices: Tensor, weights: Tensor) -> ScoringRule | None:
-    """The rule that reproduces a router's `weights` [token, k] from `logits` [token, expert], None if none does.
+    """The rule that reproduces a router's `weights` [token, k] from `logits` [token, expert], or None.
 
-    The scale is fitted by least squares; a rule counts as found when every weight agrees to 1e-4 of the largest.
+    The scale is fitted by least squares; a rule is found when every weight agrees to 1e-4 of the largest.
     """
     target = weights.float()
     for score in SCORES:
@@ -97,10 +97,10 @@ class ObservedRouter:
 
 
 def observe_router(router: nn.Module, path: str) -> ObservedRouter:
-    """Call the router's own code with random weights on random tokens, on the CPU, and see what it does to them.
+    """Call the router's own code with random weights on random tokens, on the CPU, and see what it does.
 
-    Works for a router on any device, also the meta device. `path` names the router in the MoELensError for one
-    that returns something else or scores by a rule that is not known.
+    Works for a router on any device, also the meta device. `path` names the router in the MoELensError for
+    one that returns something else or scores by a rule that is not known.
     """
     generator = torch.Generator().manual_seed(0)
     state = {
@@ -117,13 +117,17 @@ def observe_router(router: nn.Module, path: str) -> ObservedRouter:
         output = torch.func.functional_call(router, state, (hidden,))
     slots = _output_slots(output, n_experts)
     if slots is None:
-        raise MoELensError(f"the router at {path!r} returns {_shapes(output)}; expected logits [token, expert], "
-                           "gating weights [token, k] and selected experts [token, k]")
+        raise MoELensError(
+            f"the router at {path!r} returns {_shapes(output)}; expected logits [token, expert], "
+            "gating weights [token, k] and selected experts [token, k]"
+        )
     logits, weights, indices = (output[slot] for slot in slots)
     scoring = recognize_rule(logits, indices, weights)
     if scoring is None:
-        raise MoELensError(f"the router at {path!r} turns logits into gating weights by a rule that is not known; "
-                           "known are softmax and sigmoid, renormalised or not, times a constant")
+        raise MoELensError(
+            f"the router at {path!r} turns logits into gating weights by a rule that is not known; "
+            "known are softmax and sigmoid, renormalised or not, times a constant"
+        )
     return ObservedRouter(n_experts, indices.shape[-1], d_model, scoring, slots)
 
 
@@ -143,4 +147,6 @@ def _output_slots(output: Any, n_experts: int) -> tuple[int, int, int] | None:
 
 def _shapes(output: Any) -> str:
     parts = output if isinstance(output, tuple) else (output,)
-    return ", ".join(str(list(part.shape)) if isinstance(part, Tensor) else type(part).__name__ for part in parts)
+    return ", ".join(
+        str(list(part.shape)) if isinstance(part, Tensor) else type(part).__name__ for part in parts
+    )
