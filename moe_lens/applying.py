@@ -1,88 +1,116 @@
-"""Applying interventions to a layer while the model runs."""
+"""The interventions in force on a model, and applying them to a layer while the model runs."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from torch import Tensor
 
 from moe_lens.accessors import TraceReader
 from moe_lens.architecture import MoEArchitecture
 from moe_lens.errors import MoELensError
-from moe_lens.interventions import Intervention, WithoutExperts, excluded_by
+from moe_lens.interventions import Intervention, WithoutExperts, check_interventions, excluded_by
 from moe_lens.routing import Routing
 
 
-@dataclass(frozen=True, eq=False)
-class ActiveInterventions:
-    """Interventions in force, in the order they act.
+class InterventionStack:
+    """The interventions in force, from the outermost block to the innermost, in which order they act.
 
-    excluded: per layer the experts they remove before the top-k, bool [expert] or [batch, expert].
+    interventions: as they were given; a new tuple whenever they change.
     """
 
-    interventions: tuple[Intervention, ...]
-    excluded: dict[int, Tensor]
-
-    @classmethod
-    def of(
-        cls, interventions: tuple[Intervention, ...], architecture: MoEArchitecture
-    ) -> "ActiveInterventions":
-        """The interventions with what they exclude worked out once, not at every step."""
-        masks = {
-            layer: excluded_by(interventions, layer, architecture.n_experts)
-            for layer in _layers(interventions)
-        }
-        return cls(interventions, {layer: mask for layer, mask in masks.items() if mask is not None})
+    def __init__(self, architecture: MoEArchitecture) -> None:
+        self._architecture = architecture
+        self.interventions: tuple[Intervention, ...] = ()
+        self._acting: tuple[Intervention, ...] = ()
+        self._excluded: dict[int, Tensor] = {}
+        self._before: dict[int, Routing] | None = None
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """The layers any of them acts on, in rising order."""
-        return _layers(self.interventions)
+        """The layers that any of them acts on, in rising order."""
+        return tuple(sorted({layer for own in self.interventions for layer in own.layers}))
 
-    def apply(self, layer: int, reader: TraceReader) -> Routing:
-        """Let them act on one pass through `layer` of the running model, and give the routing from before.
+    @contextmanager
+    def adding(self, interventions: Sequence[Intervention]) -> Iterator[None]:
+        """Inside the block these are in force too; MoELensError if the model cannot be put under them."""
+        outer = self.interventions
+        together = (*outer, *interventions)
+        check_interventions(together, self._architecture)
+        self.interventions = together
+        try:
+            with self._act(together):
+                yield
+        finally:
+            self.interventions = outer
+
+    @contextmanager
+    def for_examples(self, places: Sequence[int]) -> Iterator[None]:
+        """Inside the block, interventions that differ by example are those of the examples at `places`."""
+        with self._act(tuple(own.take(places) for own in self.interventions)):
+            yield
+
+    @contextmanager
+    def recording(self) -> Iterator[dict[int, Routing]]:
+        """Inside the block, `apply` leaves the routing from before the interventions here, by layer."""
+        self._before = {}
+        try:
+            yield self._before
+        finally:
+            self._before = None
+
+    def apply(self, layer: int, reader: TraceReader) -> None:
+        """Act on one pass through `layer` of the running model.
 
         First the router decides anew without the excluded experts, then the experts' gating is edited.
         """
         site = reader.architecture.at(layer)
         router, experts = reader.router(layer), reader.experts(layer)
-        if layer in self.excluded:
+        if layer in self._excluded:
             arguments, named = router.inputs
-            decision = site.decision(router.output)
-            before = Routing(*map(reader.by_position, decision))
-            logits = decision[0]
-            mode = WithoutExperts(
-                self._per_token(self.excluded[layer].to(logits.device), logits, reader.n_rows())
-            )
+            decided = site.decision(router.output)
+            mode = WithoutExperts(_per_token(self._excluded[layer], decided[0], reader.n_rows()))
             with mode:
-                output = router(*arguments, **named)
+                rerouted = router(*arguments, **named)
             mode.check(site.router)
-            router.output = output
-            logits, _, _ = site.decision(output)
+            router.output = rerouted
+            logits, _, _ = site.decision(rerouted)
             inputs = experts.inputs
         else:
             logits, _, _ = site.decision(router.output)
             inputs = experts.inputs
-            before = Routing(*map(reader.by_position, (logits, *site.gating(inputs))))
+            decided = logits, *site.gating(inputs)
         routing = Routing(*map(reader.by_position, (logits, *site.gating(inputs))))
-        for intervention in self.interventions:
+        for intervention in self._acting:
             if layer in intervention.layers:
                 routing = intervention(layer, routing)
         experts.inputs = site.with_gating(
             inputs, routing.indices.flatten(0, 1), routing.weights.flatten(0, 1)
         )
-        return before
+        if self._before is not None:
+            self._before[layer] = Routing(*map(reader.by_position, decided))
 
-    @staticmethod
-    def _per_token(excluded: Tensor, logits: Tensor, n_rows: int) -> Tensor:
-        """`excluded` [expert] or [batch, expert] for each token of the batch, bool [token, expert]."""
-        if excluded.ndim == 1:
-            return excluded.expand(logits.shape)
-        if len(excluded) != n_rows:
-            raise MoELensError(
-                f"Rows has {len(excluded)} interventions for a batch of {n_rows} rows; expected one per row"
-            )
-        return excluded.repeat_interleave(len(logits) // n_rows, dim=0)
+    @contextmanager
+    def _act(self, interventions: tuple[Intervention, ...]) -> Iterator[None]:
+        """Inside the block these act; what they exclude is worked out once, not at every step."""
+        outer = self._acting, self._excluded
+        self._acting = interventions
+        excluded = {
+            layer: excluded_by(interventions, layer, self._architecture.n_experts) for layer in self.layers
+        }
+        self._excluded = {layer: mask for layer, mask in excluded.items() if mask is not None}
+        try:
+            yield
+        finally:
+            self._acting, self._excluded = outer
 
 
-def _layers(interventions: Sequence[Intervention]) -> tuple[int, ...]:
-    return tuple(sorted({layer for own in interventions for layer in own.layers}))
+def _per_token(excluded: Tensor, logits: Tensor, n_rows: int) -> Tensor:
+    """`excluded` [expert] or [batch, expert] for each token of the batch, like `logits` [token, expert]."""
+    excluded = excluded.to(logits.device)
+    if excluded.ndim == 1:
+        return excluded.expand(logits.shape)
+    if len(excluded) != n_rows:
+        raise MoELensError(
+            f"expected one intervention per row; Rows has {len(excluded)} for a batch of {n_rows}"
+        )
+    return excluded.repeat_interleave(len(logits) // n_rows, dim=0)

@@ -1,4 +1,4 @@
-"""MoEArchitecture: finds and describes a model's MoE layers; only here are Hugging Face module names known."""
+"""MoEArchitecture: finds and describes a model's MoE layers; only it knows Hugging Face module names."""
 
 import inspect
 import re
@@ -86,8 +86,8 @@ class MoEArchitecture:
         if not found:
             raise MoELensError(
                 f"{type(model).__name__} has no MoE layers: expected experts called with selected experts "
-                "and gating weights, as those of OLMoE, Mixtral or Qwen-MoE are in transformers >= 5; choose a "
-                "Mixture-of-Experts model"
+                "and gating weights, as OLMoE's, Mixtral's and Qwen-MoE's are in transformers >= 5; "
+                "choose such a model"
             )
         stack = _layer_stack(found)
         layers = tuple(f"{stack}.{i}" for i in range(len(modules[stack])))

@@ -87,8 +87,9 @@ def apply_delta(module: nn.Module, folder: str | Path) -> dict[str, Any]:
         )
     if fingerprint(module, tensors) != facts["fingerprint"]:
         kinds = {str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()}
+        base = facts.get("base", "unknown")
         raise MoELensError(
-            f"the delta at {str(folder)!r} was made from another base (it names {facts.get('base', 'none')!r}), from "
+            f"the delta at {str(folder)!r} was made from another base (it names {base!r}), from "
             f"other weights or in another dtype ({', '.join(sorted(kinds))}), or is applied already; "
             "load that base"
         )

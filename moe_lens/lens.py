@@ -13,17 +13,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from moe_lens.accessors import ByLayer, TraceReader
-from moe_lens.applying import ActiveInterventions
+from moe_lens.applying import InterventionStack
 from moe_lens.architecture import MoEArchitecture
 from moe_lens.attention import attention_rows
 from moe_lens.batching import encode_prompt, prompt_batches
 from moe_lens.data import FIGURE_10, Encoded, Example, PromptTemplate, collate
 from moe_lens.delta import apply_delta
 from moe_lens.errors import MoELensError
-from moe_lens.interventions import Intervention, check_interventions
+from moe_lens.interventions import Intervention
 from moe_lens.loading import load_model, load_tokenizer
 from moe_lens.record import Positions, Record, check_capture, position_mask
-from moe_lens.routing import Routing
 from moe_lens.statistics import Statistic
 
 
@@ -66,9 +65,7 @@ class MoELens:
         self.gating_weights = ByLayer(reader.gating_weights, reader.set_gating_weights)
         self.layers_output = ByLayer(reader.layer_output, reader.set_layer_output)
         self.attention_rows = ByLayer(reader.attention)
-        self._stack: tuple[Intervention, ...] = ()
-        self._active = ActiveInterventions.of((), self.architecture)
-        self._before: dict[int, Routing] | None = None
+        self._stack = InterventionStack(self.architecture)
 
     @classmethod
     def from_pretrained(
@@ -106,19 +103,16 @@ class MoELens:
         not a bare call of `lens.module` or a trace of a part of it. Nested blocks add up, outer ones acting
         first. Leaving restores the model, also after an exception.
 
-        Raises MoELensError for layers or experts that the model lacks, or if a reroute leaves too few experts.
+        Raises MoELensError for layers or experts that the model lacks, or if a reroute leaves too few.
         """
-        outer = self._stack, self._active
-        stack = self._stack + interventions
-        check_interventions(stack, self.architecture)
-        self._stack, self._active = stack, ActiveInterventions.of(stack, self.architecture)
-        edits = [self._edit(layer) for layer in self._active.layers if layer not in outer[1].layers]
-        try:
-            yield self
-        finally:
-            self._stack, self._active = outer
-            # nnsight can only clear all edits at once; the user's own have to stay.
-            self.model._edits = [edit for edit in self.model._edits if edit not in edits]
+        edited = self._stack.layers
+        with self._stack.adding(interventions):
+            edits = [self._edit(layer) for layer in self._stack.layers if layer not in edited]
+            try:
+                yield self
+            finally:
+                # nnsight can only clear all edits at once; the user's own have to stay.
+                self.model._edits = [edit for edit in self.model._edits if edit not in edits]
 
     def records(
         self,
@@ -140,18 +134,18 @@ class MoELens:
         Raises MoELensError for another capture, or if the interventions change before the records are read.
         """
         check_capture(capture)
-        stack = self._stack
+        asked = self._stack.interventions
 
         def stream() -> Iterator[Record]:
             for places, prompts in prompt_batches(
                 examples, self.tokenizer, template=template, batch_size=batch_size, progress=progress
             ):
-                if self._stack is not stack:
+                if self._stack.interventions is not asked:
                     raise MoELensError(
                         "these records were asked for under other interventions than are active now; read "
                         "them within the same `with lens.intervene(...)` block"
                     )
-                with self._rows(places):
+                with self._stack.for_examples(places):
                     record = self._record(prompts, capture, positions)
                 yield record
 
@@ -210,7 +204,7 @@ class MoELens:
         for places, prompts in prompt_batches(
             examples, self.tokenizer, template=template, batch_size=batch_size, progress=progress
         ):
-            with self._rows(places):
+            with self._stack.for_examples(places):
                 texts |= zip(places, self._continue(prompts, max_new_tokens), strict=True)
         return [texts[place] for place in sorted(texts)]
 
@@ -247,7 +241,7 @@ class MoELens:
         with (
             torch.no_grad(),
             rows,
-            self._recording() as before,
+            self._stack.recording() as before,
             self.model.trace(
                 input_ids=input_ids,
                 attention_mask=mask,
@@ -281,31 +275,9 @@ class MoELens:
     def _apply_at_each_step(self, tracer: Any, layer: int) -> None:
         try:
             for _ in tracer.iter[:]:
-                before = self._active.apply(layer, self._reader)
-                if self._before is not None:
-                    self._before[layer] = before
+                self._stack.apply(layer, self._reader)
         except OutOfOrderError:
             return  # the run is over, or was stopped before this layer: nothing is left to act on
-
-    @contextmanager
-    def _recording(self) -> Iterator[dict[int, Routing]]:
-        """Inside the block, interventions leave the routing from before them here, by layer."""
-        self._before = {}
-        try:
-            yield self._before
-        finally:
-            self._before = None
-
-    @contextmanager
-    def _rows(self, places: Sequence[int]) -> Iterator[None]:
-        """Inside the block, interventions that differ by example are those of the examples at `places`."""
-        whole = self._active
-        taken = tuple(own.take(places) for own in self._stack)
-        self._active = ActiveInterventions.of(taken, self.architecture)
-        try:
-            yield
-        finally:
-            self._active = whole
 
     @property
     def _pad_id(self) -> int:
