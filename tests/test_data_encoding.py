@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from byte_level_tokenizer import byte_level_tokenizer, text_of
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
@@ -18,6 +18,7 @@ from moe_lens.errors import MoELensError
 PLAIN, CHAT = byte_level_tokenizer(chat=False), byte_level_tokenizer(chat=True)
 UNCUT = byte_level_tokenizer(chat=False, trim_offsets=False)
 TOKENIZERS = pytest.mark.parametrize("tokenizer", [PLAIN, CHAT, UNCUT], ids=["plain", "chat", "uncut"])
+UNTIMED = settings(deadline=None)  # a busy machine is no failure
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 SPEAKING_TEXT = TEXT.map(str.strip).filter(bool)
 
@@ -56,6 +57,7 @@ def test_every_occurrence_of_every_answer_has_a_span(tokenizer, context, answers
 
 
 @TOKENIZERS
+@UNTIMED
 @given(before=TEXT, answer=SPEAKING_TEXT, after=TEXT, question=SPEAKING_TEXT)
 def test_spans_hold_their_text_whatever_it_is(tokenizer, before, answer, after, question):
     context = before + answer + after
@@ -91,6 +93,7 @@ def test_the_prompt_starts_with_one_bos_and_decodes_to_its_text(tokenizer):
 
 
 @TOKENIZERS
+@UNTIMED
 @given(answer=SPEAKING_TEXT)
 def test_an_appended_answer_leaves_the_prompt_as_it_is(tokenizer, answer):
     asked = example("In Paris.", answer, "unused")
@@ -102,6 +105,15 @@ def test_an_appended_answer_leaves_the_prompt_as_it_is(tokenizer, answer):
     *words, end = answered.input_ids[answered.prompt_length :]
     assert text_of(tokenizer, words) == (answer if tokenizer is CHAT else f" {answer}")
     assert end == tokenizer.eos_token_id
+
+
+def test_an_answer_starts_as_the_chat_template_starts_it():
+    spaced = byte_level_tokenizer(chat=True)
+    spaced.chat_template = CHAT.chat_template.replace("{{ message.content | trim }}", " {{ message.content }}")
+    answered = encode(example("In Paris.", "Paris", "unused"), spaced, with_answer=True)
+    *words, end = answered.input_ids[answered.prompt_length :]
+    assert text_of(spaced, words) == " Paris"
+    assert end == spaced.eos_token_id
 
 
 def test_batches_are_left_padded_and_spans_move_along():

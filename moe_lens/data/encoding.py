@@ -72,7 +72,7 @@ def encode(
     tokens = tokenizer(prompt.text, add_special_tokens=not prompt.chat, return_offsets_mapping=True)
     offsets = tokens["offset_mapping"]
     occurrences = [] if prompt.context is None else _occurrences(example.answers, prompt)
-    answer_ids = _answer_ids(example.answers[0], tokenizer, chat=prompt.chat) if with_answer else []
+    answer_ids = _answer_ids(prompt.answer_lead + example.answers[0], tokenizer) if with_answer else []
     return Encoded(
         id=example.id,
         text=prompt.text,
@@ -149,12 +149,11 @@ def _token_slice(offsets: Sequence[tuple[int, int]], characters: slice) -> slice
     return slice(covering[0], covering[-1] + 1)
 
 
-def _answer_ids(answer: str, tokenizer: PreTrainedTokenizerBase, *, chat: bool) -> list[int]:
-    """The answer's tokens and end-of-sequence; after a plain-text cue the answer starts with a space."""
+def _answer_ids(answer: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens of the answer, with what leads up to it, and end-of-sequence."""
     if tokenizer.eos_token_id is None:
         raise MoELensError("answers end with end-of-sequence, which this tokenizer lacks; set its eos_token")
-    joined = answer if chat else f" {answer}"
-    return [*tokenizer(joined, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    return [*tokenizer(answer, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
 
 
 def _shifted(encoded: Encoded, start: int) -> Encoded:

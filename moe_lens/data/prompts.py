@@ -15,12 +15,14 @@ class Prompt:
     text: what is tokenised.
     context, question: their character ranges in `text`; `context` is None for a closed-book question.
     chat: whether a chat template rendered it, special tokens included.
+    answer_lead: what stands between the prompt and an answer, such as a space.
     """
 
     text: str
     context: slice | None
     question: slice
     chat: bool
+    answer_lead: str = " "
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,9 @@ class PromptTemplate:
                 "the tokenizer's chat template changes the user's text, so context is nowhere to be found; "
                 "set tokenizer.chat_template to one that keeps it, or to None for plain text"
             )
-        return Prompt(text, shift(message.context, start), shift(message.question, start), chat=True)
+        lead = _answer_lead(tokenizer, turn, text)
+        context, question = shift(message.context, start), shift(message.question, start)
+        return Prompt(text, context, question, chat=True, answer_lead=lead)
 
     def _fill(self, example: Example) -> Prompt:
         context, question = example.context.strip(), example.question.strip()
@@ -79,6 +83,18 @@ FIGURE_10 = PromptTemplate(
     closed_book="Output the correct answer for the following question.\n\nQuestion: {question}",
 )
 """The paper's prompt (Figure 10); the closed-book form is its counterpart without a context."""
+
+
+def _answer_lead(tokenizer: PreTrainedTokenizerBase, turn: list[dict[str, str]], prompt: str) -> str:
+    """What a chat template writes between its generation prompt and the answer.
+
+    Empty for a template that writes a finished turn in another way than it asks for one, for example because
+    it leaves a line of thought out of it.
+    """
+    answer = "ANSWER"
+    finished = tokenizer.apply_chat_template([*turn, {"role": "assistant", "content": answer}], tokenize=False)
+    rest = finished.removeprefix(prompt)
+    return rest[: rest.find(answer)] if len(rest) < len(finished) and answer in rest else ""
 
 
 def _range(before: str, text: str) -> slice:

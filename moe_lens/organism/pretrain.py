@@ -16,11 +16,11 @@ import typer
 from tqdm import tqdm
 from transformers import OlmoeConfig, OlmoeForCausalLM, PreTrainedTokenizerFast
 
+from moe_lens.organism import PLANTED_FILE
 from moe_lens.organism.corpus import PretrainingBatch, batch, document, train_tokenizer
 from moe_lens.organism.world import World
 
 VARIANTS = ("conflict", "planted")
-PLANTED_FILE = "planted.json"
 CHECKPOINT_EVERY = 250
 
 

@@ -1,0 +1,153 @@
+"""A causal masking run: sets of experts chosen by specification, answers under each mask, and what they show."""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from moe_lens.data import Example
+from moe_lens.errors import MoELensError
+from moe_lens.evaluation import answer_table, summarise
+from moe_lens.experts import ExpertSet
+from moe_lens.interventions import MODES
+from moe_lens.lens import MoELens
+from moe_lens.results import read_provenance, read_table, write_table
+from moe_lens.scores import SCORES, Score
+
+UNMASKED = "none"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One set of experts to mask: its name in the tables, the family it belongs to, and its members."""
+
+    intervention: str
+    family: str
+    experts: ExpertSet
+
+    @property
+    def size(self) -> float:
+        """Members per layer, on average over the layers that have any; 0 for the empty set."""
+        layers = len(self.experts.layers)
+        return len(self.experts) / layers if layers else 0
+
+
+def scores_needed(specifications: Iterable[str]) -> list[Score]:
+    """The scores that a list of specifications ranks experts by."""
+    names = (specification.partition(":")[0] for specification in specifications)
+    return [SCORES[name] for name in dict.fromkeys(names) if name in SCORES]
+
+
+def choose(
+    specification: str, *, tables: Mapping[str, pd.DataFrame], planted: Callable[[], ExpertSet]
+) -> list[Choice]:
+    """The sets that a specification names.
+
+    specification: `SCORE:N` or `SCORE:N,M` for the N (and the M) highest of each layer by a score of
+        `moe_lens.scores.SCORES`; `planted`; a `.json` file of {layer: [experts]}; or literally `3:5,7;4:0`.
+    tables: score name -> columns layer, expert, score. planted: gives the organism's planted experts.
+
+    Raises MoELensError for anything else.
+    """
+    name, _, sizes = specification.partition(":")
+    if name in SCORES:
+        if not re.fullmatch(r"\d+(,\d+)*", sizes):
+            raise MoELensError(f"expected {name}:N or {name}:N,M with whole numbers, such as {name}:4; got {specification!r}")
+        return [Choice(f"{name}:{size}", name, ExpertSet.top(tables[name], int(size))) for size in sizes.split(",")]
+    if specification == "planted":
+        return [Choice("planted", "planted", planted())]
+    if specification.endswith(".json"):
+        try:
+            text = Path(specification).read_text(encoding="utf-8")
+        except OSError as error:
+            raise MoELensError(f"cannot read experts from {specification}: {error.strerror}") from None
+        return [Choice(Path(specification).stem, Path(specification).stem, ExpertSet.from_json(text))]
+    if name.isdigit():
+        return [Choice(specification, "chosen", ExpertSet.parse(specification))]
+    raise MoELensError(
+        f"cannot read the experts {specification!r}; expected a score and size such as ce:4 (scores: "
+        f"{', '.join(SCORES)}), planted, a .json file, or layer:expert,expert;… such as 3:5,7;4:0"
+    )
+
+
+def random_controls(choices: Sequence[Choice], count: int, *, n_experts: int, seed: int) -> list[Choice]:
+    """`count` random sets for every shape (members per layer) among the choices, named `random:SIZE#number`."""
+    shapes = {tuple((layer, len(ids)) for layer, ids in choice.experts.members): choice for choice in choices}
+    return [
+        Choice(f"{_control_of(like)}#{number}", "random",
+               ExpertSet.random_like(like.experts, seed * 100_003 + number, n_experts=n_experts))
+        for like in shapes.values() for number in range(count)
+    ]
+
+
+def _control_of(like: Choice) -> str:
+    sizes = {len(ids) for _, ids in like.experts.members}
+    return f"random:{sizes.pop()}" if len(sizes) == 1 else f"random~{like.intervention}"
+
+
+def masked_answers(
+    lens: MoELens, examples: Sequence[Example], choice: Choice, mode: str, part: Path, provenance: dict, *,
+    max_new_tokens: int, batch_size: int,
+) -> pd.DataFrame:
+    """The answers under one mask, `answer_table` with the intervention's name in front.
+
+    They are kept in the file `part`. Where that holds them already, made under the same `provenance`, they are read and
+    nothing is computed.
+    """
+    made_by = json.loads(json.dumps(provenance | {"experts": str(choice.experts), "mode": mode}))
+    if part.exists() and _without_command(read_provenance(part)) == _without_command(made_by):
+        return read_table(part)
+    masks = [MODES[mode](choice.experts)] if choice.experts else []
+    with lens.intervene(*masks):
+        answers = answer_table(lens, examples, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=False)
+    answers.insert(0, "intervention", choice.intervention)
+    write_table(answers, part, made_by)
+    return answers
+
+
+def _without_command(provenance: dict) -> dict:
+    return {key: value for key, value in provenance.items() if key != "command"}
+
+
+def part_name(choice: Choice) -> str:
+    """A file name for a choice's answers."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", choice.intervention)[:80] + ".parquet"
+
+
+def masking_rows(answers: pd.DataFrame, choices: Sequence[Choice], mode: str, *, seed: int = 0) -> pd.DataFrame:
+    """One row per intervention: what was masked, how, and how the answers changed against the unmasked run.
+
+    Columns: intervention, family, experts, size, mode, then those of `summarise`, `control` (the family of random
+    sets of the same shape) and `rank`: the place of its EM among these and itself, 1 for the lowest, so 1 of 21
+    means that no random set did as much damage. Each control has a row of its own and one for the mean of its sets.
+    """
+    by_name = {name: part for name, part in answers.groupby("intervention", sort=False)}
+    unmasked = by_name[UNMASKED]
+    rows = []
+    for choice in choices:
+        masked = choice.intervention != UNMASKED
+        row = {"intervention": choice.intervention, "family": choice.family, "experts": str(choice.experts),
+               "size": choice.size, "mode": mode if masked else None}
+        rows.append(row | summarise(by_name[choice.intervention], unmasked if masked else None, seed=seed))
+    controls: dict[str, list[str]] = {}
+    for choice in choices:
+        if choice.family == "random":
+            controls.setdefault(choice.intervention.rpartition("#")[0], []).append(choice.intervention)
+    for name, members in controls.items():
+        sets = [by_name[member] for member in members]
+        mean = sets[0].assign(**{column: np.mean([part[column] for part in sets], axis=0) for column in ("em", "f1", "memory")})
+        row = {"intervention": name, "family": "random mean", "experts": f"mean of {len(members)} sets",
+               "size": next(choice.size for choice in choices if choice.intervention == members[0]), "mode": mode}
+        rows.append(row | summarise(mean, unmasked, seed=seed))
+    table = pd.DataFrame(rows)
+    shapes = {choice.intervention: _control_of(choice) for choice in choices if choice.experts}
+    for place, row in table.iterrows():
+        members = controls.get(shapes.get(row["intervention"], ""), [])
+        if members and row["family"] != "random":
+            ems = table.set_index("intervention").loc[members, "em"]
+            table.loc[place, "rank"] = f"{1 + int((ems < row['em']).sum())} of {len(members) + 1}"
+    return table
