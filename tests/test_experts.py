@@ -5,12 +5,13 @@ import re
 
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe_lens.errors import MoELensError
 from moe_lens.experts import ExpertSet, cumulative_order
 
+UNTIMED = settings(deadline=None)  # a busy machine is no failure
 LAYERS = st.dictionaries(st.integers(0, 60), st.lists(st.integers(0, 255), max_size=8), max_size=6)
 SETS = LAYERS.map(ExpertSet.of)
 
@@ -37,6 +38,7 @@ def test_reads_like_a_mapping_and_iterates_like_a_set_of_pairs():
     assert experts.restrict([4, 5]) == ExpertSet.of({4: [0]})
 
 
+@UNTIMED
 @given(SETS, SETS)
 def test_algebra_equals_the_algebra_of_pairs(a, b):
     assert set(a | b) == set(a) | set(b)
@@ -46,6 +48,7 @@ def test_algebra_equals_the_algebra_of_pairs(a, b):
     assert all(ids for _, ids in (a - b).members)
 
 
+@UNTIMED
 @given(SETS)
 def test_text_forms_round_trip(experts):
     assert ExpertSet.parse(str(experts)) == experts
@@ -116,6 +119,7 @@ def test_cumulative_includes_the_expert_that_crosses_and_stops_at_equality():
         ExpertSet.cumulative(table, 0)
 
 
+@UNTIMED
 @given(SETS, st.integers(0, 2**31))
 def test_random_controls_match_sizes_and_commute_with_restriction(experts, seed):
     control = ExpertSet.random_like(experts, seed, n_experts=256)
