@@ -23,11 +23,11 @@ MOST_ROWS = 400  # of a table, on the page
 
 @dataclass(frozen=True)
 class Section:
-    """What the page says about a known table, and the function that draws it."""
+    """What the page says about a known table, and the function that draws it, if it is drawn."""
 
     heading: str
     sentence: str
-    draw: Callable[[pd.DataFrame], go.Figure]
+    draw: Callable[[pd.DataFrame], go.Figure] | None
 
 
 def _usage_figure(table: pd.DataFrame) -> go.Figure:
@@ -38,7 +38,13 @@ def _usage_figure(table: pd.DataFrame) -> go.Figure:
     return usage_figure(table, planted, marks_label="planted")
 
 
-#: Known tables by their file name, in the order of the page.
+def _score_figure(table: pd.DataFrame) -> go.Figure:
+    """The map of one named score, the name standing in the column `name`."""
+    style.require(table, ("name",), figure="the map of a score")
+    return usage_figure(table, label=f"score {table['name'].iloc[0]}")
+
+
+#: Known tables by (a pattern of) their file name, in the order of the page.
 SECTIONS = {
     "tasks.parquet": Section(
         "Answers",
@@ -50,7 +56,7 @@ SECTIONS = {
         "How often each router selects each expert. A router's ratios sum to 1 within a layer.",
         _usage_figure,
     ),
-    "summary.json": Section(
+    "masking.parquet": Section(
         "Do they cause it",
         "What is left of exact match when experts are masked. zero: their gating weight becomes 0; "
         "renormalize: the other weights are then rescaled to the old sum; reroute: they are taken away "
@@ -63,10 +69,20 @@ SECTIONS = {
         "Each score ranks the experts; the panels compare its ranking with experts known to matter.",
         scores_figure,
     ),
+    "score-*.parquet": Section(
+        "How a score ranks the experts",
+        "A score by which experts were chosen: the highest of each layer.",
+        _score_figure,
+    ),
     "tuning.parquet": Section(
         "Training",
         "Loss on the answers and learning rate at every step.",
         tuning_figure,
+    ),
+    "learning_rates.parquet": Section(
+        "Learning rates tried",
+        "The rate that did best on the dev data was kept.",
+        None,
     ),
 }
 
@@ -74,8 +90,8 @@ SECTIONS = {
 def build_report(folder: str | Path, *, title: str) -> Path:
     """Writes report.html into a run directory and returns its path.
 
-    The page shows every table of `SECTIONS` that lies in the directory or below it: a figure, the numbers as
-    a table, and at the foot its provenance. plotly.js is inside, so the page needs no network. The same
+    The page shows every table of `SECTIONS` that lies in the directory or below it: a figure, the numbers,
+    and at the foot its provenance. plotly.js is inside, so the page needs no network. The same
     tables give the same bytes; an interrupted call leaves no half a page.
 
     Raises:
@@ -86,15 +102,14 @@ def build_report(folder: str | Path, *, title: str) -> Path:
         raise MoELensError(
             f"expected a run directory; {folder} is {'a file' if folder.exists() else 'not there'}"
         )
-    found = [path for name in SECTIONS for path in sorted(folder.rglob(name))]
+    found = [(path, section) for name, section in SECTIONS.items() for path in sorted(folder.rglob(name))]
     if not found:
         raise MoELensError(f"{folder} holds no table to report; known are {', '.join(SECTIONS)}")
     sections, sources = [], []
-    for place, path in enumerate(found):
-        table, provenance = _read(path)
+    for place, (path, section) in enumerate(found):
         name = path.relative_to(folder).as_posix()
-        sections.append(_section(name, table, SECTIONS[path.name], place=place))
-        sources.append(_source(name, provenance))
+        sections.append(_section(name, read_table(path), section, place=place))
+        sources.append(_source(name, read_provenance(path)))
     page = _PAGE.format(
         title=html.escape(title),
         style=_STYLE,
@@ -107,37 +122,28 @@ def build_report(folder: str | Path, *, title: str) -> Path:
     return target
 
 
-def _read(path: Path) -> tuple[pd.DataFrame, dict]:
-    """A table and its provenance, from parquet or from JSON like {"rows": [...], "provenance": {...}}."""
-    if path.suffix == ".parquet":
-        return read_table(path), read_provenance(path)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return pd.DataFrame(content["rows"]), content["provenance"]
-    except (ValueError, TypeError, KeyError) as error:
-        raise MoELensError(
-            f'cannot read {path}: expected JSON {{"rows": [...], "provenance": {{...}}}}; {error!r}'
-        ) from None
-
-
 def _section(name: str, table: pd.DataFrame, section: Section, *, place: int) -> str:
     """One table's part of the page."""
-    try:
-        figure = section.draw(table)
-    except MoELensError as error:
-        raise MoELensError(f"cannot draw {name}: {error}") from None
-    drawing = figure.to_html(
-        full_html=False,
-        include_plotlyjs=False,
-        div_id=f"figure-{place}",
-        config=style.CONFIG,
-    )
     parent = Path(name).parent.as_posix()
     heading = section.heading if parent == "." else f"{section.heading}: {parent}"
     return (
         f"<section><h2>{html.escape(heading)}</h2><p>{html.escape(section.sentence)}</p>"
-        f'<div class="figure">{drawing}</div>{_numbers(name, table)}</section>'
+        f"{_drawing(name, table, section, place=place)}{_numbers(name, table)}</section>"
     )
+
+
+def _drawing(name: str, table: pd.DataFrame, section: Section, *, place: int) -> str:
+    """The table's figure in HTML without plotly.js, empty where it has none; MoELensError names the table."""
+    if section.draw is None:
+        return ""
+    try:
+        figure = section.draw(table)
+    except MoELensError as error:
+        raise MoELensError(f"cannot draw {name}: {error}") from None
+    plot = figure.to_html(
+        full_html=False, include_plotlyjs=False, div_id=f"figure-{place}", config=style.CONFIG
+    )
+    return f'<div class="figure">{plot}</div>'
 
 
 def _numbers(name: str, table: pd.DataFrame) -> str:

@@ -27,7 +27,7 @@ def answers_figure(table: pd.DataFrame) -> go.Figure:
     Raises:
         MoELensError: a column is missing, the table is empty, or a variant has two rows for one task.
     """
-    style.require(table, COLUMNS, figure="answers_figure")
+    table = style.require(table, COLUMNS, figure="answers_figure")
     style.require_once(table, ("variant", "task"), figure="answers_figure")
     variants, tasks = list(dict.fromkeys(table["variant"])), list(dict.fromkeys(table["task"]))
     spare = iter(SPARE * len(variants))

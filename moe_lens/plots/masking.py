@@ -8,14 +8,16 @@ from plotly.subplots import make_subplots
 from moe_lens.errors import MoELensError
 from moe_lens.plots import style
 
+Look = tuple[str, str, str]  # name in the legend, colour, marker
+
 COLUMNS = ("intervention", "family", "size", "mode", "em", "em_low", "em_high", "n")
 
-#: family -> (name in the legend, colour, marker); any other family is a score's name and takes a SPARE look.
-FAMILIES = {
+#: The families that look the same in every figure; any other is a score's name and takes a SPARE look.
+FAMILIES: dict[str, Look] = {
     "ce": ("CE", style.VERMILLION, "circle"),
     "oe": ("OE", style.BLUE, "square"),
     "planted": ("planted", style.GREEN, "star"),
-    "random": ("random (mean of sets)", style.GREY, "diamond"),
+    "random mean": ("random (mean of sets)", style.GREY, "diamond"),
 }
 SPARE = (
     (style.PURPLE, "triangle-up"),
@@ -29,27 +31,29 @@ def masking_figure(rows: pd.DataFrame) -> go.Figure:
     """EM after masking `size` experts per layer, by the way they were chosen; the paper's Figure 3.
 
     One panel per masking mode, `size` on the x axis. The row without masking is a line with a band; each
-    random set is a small dot, their mean a diamond; bars are the rows' intervals.
+    random set is a small dot, their mean a diamond (without bars where the table has no row for it and it is
+    taken here); bars are the rows' intervals.
 
     Args:
         rows: one row per intervention with the columns `intervention` (its name), `family` ("none" for the
-            unmasked run, "ce", "oe", "planted", "random", or another score's name), `size` (experts masked
-            per layer), `mode` ("zero", "renormalize" or "reroute"; not read where family is "none"), `em`,
-            `em_low`, `em_high` (shares in [0, 1]) and `n` (examples). More columns show up under the pointer.
+            unmasked run, "ce", "oe", "planted", "random", "random mean", or another score's name), `size`
+            (experts masked per layer), `mode` ("zero", "renormalize" or "reroute"; not read where family is
+            "none"), `em`, `em_low`, `em_high` (shares in [0, 1]) and `n` (examples). More columns show up
+            under the pointer.
 
     Raises:
         MoELensError: a column is missing, nothing is masked, or there are several different unmasked runs.
     """
     rows = style.require(rows, COLUMNS, figure="masking_figure")
-    masked = rows[rows["family"] != "none"]
+    masked = _with_random_means(rows[rows["family"] != "none"])
     unmasked = rows[rows["family"] == "none"].drop_duplicates(["em", "em_low", "em_high"])
     if masked.empty:
         raise MoELensError("masking_figure got no masked run: every row's family is 'none'")
     if len(unmasked) > 1:
         names = ", ".join(unmasked["intervention"])
         raise MoELensError(f"masking_figure compares with one unmasked run, but got {len(unmasked)}: {names}")
-    modes = list(dict.fromkeys(masked["mode"]))
-    sizes = sorted(set(masked["size"]))
+    modes, sizes = list(dict.fromkeys(masked["mode"])), sorted(set(masked["size"]))
+    looks = _looks(masked["family"])
     figure = make_subplots(
         1,
         len(modes),
@@ -58,7 +62,7 @@ def masking_figure(rows: pd.DataFrame) -> go.Figure:
         subplot_titles=modes if len(modes) > 1 else None,
     )
     for column, mode in enumerate(modes, start=1):
-        _draw_panel(figure, masked[masked["mode"] == mode], unmasked, column, sizes=sizes)
+        _draw_panel(figure, masked[masked["mode"] == mode], unmasked, column, sizes=sizes, looks=looks)
     figure.update_xaxes(tickvals=list(range(len(sizes))), ticktext=[f"{size:g}" for size in sizes])
     figure.update_xaxes(range=[-0.5, len(sizes) - 0.5], showgrid=False)
     figure.update_xaxes(title_text="experts masked per layer" if len(modes) == 1 else "masked per layer")
@@ -75,33 +79,52 @@ def masking_figure(rows: pd.DataFrame) -> go.Figure:
     )
 
 
+def _with_random_means(masked: pd.DataFrame) -> pd.DataFrame:
+    """The rows, with the mean of the random sets of each mode and size added where the table has none."""
+    sets = masked[masked["family"] == "random"]
+    if sets.empty or "random mean" in set(masked["family"]):
+        return masked
+    means = sets.groupby(["mode", "size"], as_index=False, sort=False).agg(em=("em", "mean"), n=("n", "max"))
+    means = means.assign(intervention="mean of the random sets", family="random mean")
+    return pd.concat([masked, means.assign(em_low=means["em"], em_high=means["em"])], ignore_index=True)
+
+
+def _looks(families: pd.Series) -> dict[str, Look]:
+    """How each family is drawn, in order: CE, OE, then other scores as they come, planted, random."""
+    rank = {"ce": 0, "oe": 1, "planted": 3, "random mean": 4}
+    names = sorted(set(families) - {"random"}, key=lambda family: rank.get(family, 2))
+    spare = iter(SPARE * len(names))
+    return {name: FAMILIES[name] if name in FAMILIES else (name, *next(spare)) for name in names}
+
+
 def _draw_panel(
-    figure: go.Figure, masked: pd.DataFrame, unmasked: pd.DataFrame, column: int, *, sizes: list[float]
+    figure: go.Figure,
+    masked: pd.DataFrame,
+    unmasked: pd.DataFrame,
+    column: int,
+    *,
+    sizes: list[float],
+    looks: dict[str, Look],
 ) -> None:
     """One masking mode: the unmasked line, and every family a little beside the next one."""
     if not unmasked.empty:
         _draw_unmasked(figure, unmasked, column, edges=(-0.5, len(sizes) - 0.5))
-    families = _ordered(masked["family"])
-    step = min(0.13, 0.64 / len(families))
-    spare = iter(SPARE * len(families))
-    for place, family in enumerate(families):
-        name, colour, symbol = FAMILIES[family] if family in FAMILIES else (family, *next(spare))
+    step = min(0.13, 0.64 / len(looks))
+    for place, (family, (name, colour, symbol)) in enumerate(looks.items()):
+        offset = step * (place - (len(looks) - 1) / 2)
+        if family == "random mean":
+            _draw_random_sets(figure, masked, column, sizes=sizes, offset=offset, width=0.8 * step)
         part = masked[masked["family"] == family].sort_values("size", kind="stable")
-        x = part["size"].map(sizes.index) + step * (place - (len(families) - 1) / 2)
-        look = {"color": colour, "symbol": symbol}
-        if family == "random":
-            _draw_random(figure, part, x, column, look=look, width=0.8 * step)
-            continue
         trace = go.Scatter(
-            x=x,
+            x=part["size"].map(sizes.index) + offset,
             y=part["em"],
             error_y=style.error_bars(part, "em"),
             mode="lines+markers",
             name=name,
             legendgroup=name,
             showlegend=column == 1,
-            marker={**look, "size": 11},
-            line={"color": colour, "width": 2},
+            marker={"color": colour, "symbol": symbol, "size": 11},
+            line={"color": colour, "width": 2, "dash": "dot" if family == "random mean" else "solid"},
             hovertext=style.hover(part),
             hoverinfo="text",
         )
@@ -137,57 +160,29 @@ def _draw_unmasked(
     figure.add_traces([band, line], rows=1, cols=column)
 
 
-def _draw_random(
-    figure: go.Figure,
-    part: pd.DataFrame,
-    x: pd.Series,
-    column: int,
-    *,
-    look: dict[str, str],
-    width: float,
+def _draw_random_sets(
+    figure: go.Figure, masked: pd.DataFrame, column: int, *, sizes: list[float], offset: float, width: float
 ) -> None:
-    """Every random set as a faint dot, spread over `width` in a fixed order, and the mean of each size."""
+    """Every random set as a faint dot; the dots of a size are spread over `width`, always in the same way."""
+    part = masked[masked["family"] == "random"]
     spread = (np.arange(len(part)) * 0.618 % 1 - 0.5) * width  # golden ratio: neighbours fall apart
-    dots = go.Scatter(
-        x=x + spread,
+    trace = go.Scatter(
+        x=part["size"].map(sizes.index) + offset + spread,
         y=part["em"],
         mode="markers",
-        marker={"color": style.translucent(look["color"], 0.55), "symbol": "circle", "size": 5},
+        marker={"color": style.translucent(style.GREY, 0.55), "symbol": "circle", "size": 5},
         showlegend=False,
         hovertext=style.hover(part),
         hoverinfo="text",
     )
-    mean = part["em"].groupby(x).agg(["mean", "count", "min", "max"])
-    means = go.Scatter(
-        x=mean.index,
-        y=mean["mean"],
-        mode="lines+markers",
-        name=FAMILIES["random"][0],
-        legendgroup="random",
-        showlegend=column == 1,
-        marker={**look, "size": 12, "line": {"color": "white", "width": 1.5}},
-        line={"color": look["color"], "width": 2, "dash": "dot"},
-        hovertext=[
-            f"mean of {row['count']:.0f} random sets: {row['mean']:.4g}<br>"
-            f"from {row['min']:.4g} to {row['max']:.4g}"
-            for _, row in mean.iterrows()
-        ],
-        hoverinfo="text",
-    )
-    figure.add_traces([dots, means], rows=1, cols=column)
-
-
-def _ordered(families: pd.Series) -> list[str]:
-    """The families in the order they are drawn: CE, OE, then scores as they come, planted, random."""
-    rank = {"ce": 0, "oe": 1, "planted": 3, "random": 4}
-    return sorted(dict.fromkeys(families), key=lambda family: rank.get(family, 2))
+    figure.add_trace(trace, row=1, col=column)
 
 
 def _summary(masked: pd.DataFrame, unmasked: pd.DataFrame) -> str:
     """What is left at the largest size, as the figure's second line."""
     largest = masked["size"].max()
     first = masked[(masked["size"] == largest) & (masked["mode"] == masked["mode"].iloc[0])]
-    words = {"ce": "CE", "oe": "OE", "planted": "planted", "random": "random (mean)"}
+    words = {"ce": "CE", "oe": "OE", "planted": "planted", "random mean": "random (mean)"}
     left = [
         f"{words[family]} {first.loc[first['family'] == family, 'em'].mean():.2f}"
         for family in words

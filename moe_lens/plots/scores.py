@@ -37,7 +37,7 @@ def scores_figure(table: pd.DataFrame, metrics: Sequence[str] | None = None) -> 
             "scores_figure found no metric: for a metric m it needs the columns m, m_low and m_high; "
             f"this table has {', '.join(map(str, table.columns))}"
         )
-    style.require(table, ("score", *metrics), figure="scores_figure")
+    table = style.require(table, ("score", *metrics), figure="scores_figure")
     table = table if "variant" in table.columns else table.assign(variant="")
     style.require_once(table, ("variant", "score"), figure="scores_figure")
     order = table.groupby("score", sort=False)[metrics[0]].mean().sort_values(kind="stable").index

@@ -108,7 +108,7 @@ def dress(
 
 
 def require(table: pd.DataFrame, columns: Iterable[str], *, figure: str) -> pd.DataFrame:
-    """The table, if it has rows and the columns; else MoELensError names what is missing."""
+    """The table, its rows numbered anew; MoELensError says which columns it lacks, or that it is empty."""
     columns = tuple(columns)
     missing = [name for name in columns if name not in table.columns]
     if missing:
@@ -118,7 +118,7 @@ def require(table: pd.DataFrame, columns: Iterable[str], *, figure: str) -> pd.D
         )
     if table.empty:
         raise MoELensError(f"{figure} got a table without rows; nothing can be drawn")
-    return table
+    return table.reset_index(drop=True)
 
 
 def require_once(table: pd.DataFrame, keys: Sequence[str], *, figure: str) -> None:

@@ -17,7 +17,7 @@ def tuning_figure(log: pd.DataFrame) -> go.Figure:
     Raises:
         MoELensError: a column is missing or the log has no rows.
     """
-    style.require(log, ("step", "loss", "learning_rate"), figure="tuning_figure")
+    log = style.require(log, ("step", "loss", "learning_rate"), figure="tuning_figure")
     evaluated = log.dropna(subset=["dev_em"]) if "dev_em" in log.columns else log.iloc[:0]
     heights = [0.46, 0.3, 0.24] if len(evaluated) else [0.65, 0.35]
     figure = make_subplots(len(heights), 1, shared_xaxes=True, vertical_spacing=0.06, row_heights=heights)

@@ -33,7 +33,7 @@ def usage_figure(
     Raises:
         MoELensError: a column is missing, the table is empty, or an expert has two scores in one panel.
     """
-    style.require(table, COLUMNS, figure="usage_figure")
+    table = style.require(table, COLUMNS, figure="usage_figure")
     table = table if "panel" in table.columns else table.assign(panel="")
     style.require_once(table, ("panel", "layer", "expert"), figure="usage_figure")
     panels, layers = list(dict.fromkeys(table["panel"])), sorted(set(table["layer"]))

@@ -1,0 +1,198 @@
+"""The package keeps its order: which module may import which, what a module says of itself, one version."""
+
+import ast
+import re
+import tomllib
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+import moe_lens
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "moe_lens"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+#: A module imports from its own group and from those above it in this list, never from one below. A name
+#: stands for the module or for everything in the folder of that name; the longest name that fits counts.
+GROUPS = (
+    ("errors",),
+    ("architecture", "routing", "experts", "data", "metrics", "results", "loading", "organism"),
+    ("record", "batching", "delta", "interventions", "statistics", "attention", "plots", "console"),
+    ("accessors", "applying", "lens"),
+    ("scores", "evaluation", "masking", "ablation", "decoding", "tuning"),
+    ("report",),
+    ("demo", "intervene", "tune", "measure", "doctor", "organism.pretrain", "organism.measure"),
+)
+#: The ground floor, whose modules use none of each other but these.
+GROUND = {"architecture", "routing", "experts", "data", "metrics", "results"}
+USED_ON_THE_GROUND = {"errors", "routing", "experts"}
+#: Command lines that are functions for others too: a page of figures; the organism's questions.
+IMPORTED_COMMANDS = {"report", "organism.questions"}
+
+FAMILIES = re.compile(
+    r"mixtral|mistral|olmoe|deepseek|minicpm|qwen|gpt[-_ ]?oss|dbrx|jamba|phi-?moe|llama|granite|gemma|glm",
+    re.IGNORECASE,
+)
+
+
+def module_name(path: Path) -> str:
+    """Dotted name below the package; "" for the package itself."""
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix("__init__").rstrip(".")
+
+
+NAMES = {module_name(path): path for path in FILES}
+
+
+@cache
+def tree(name: str) -> ast.Module:
+    return ast.parse(NAMES[name].read_text(encoding="utf-8"))
+
+
+def at_run_time(node: ast.AST) -> Iterator[ast.AST]:
+    """All nodes below a node but those that only a type checker sees."""
+    yield node
+    if not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)):
+        for child in ast.iter_child_nodes(node):
+            yield from at_run_time(child)
+
+
+@cache
+def imports(name: str) -> frozenset[str]:
+    """Full names of the modules that a module imports; `from a import b` is a.b if that is one of ours."""
+    found = set()
+    for node in at_run_time(tree(name)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name} has a relative import; write moe_lens.…"
+            inner = [f"{node.module}.{alias.name}" for alias in node.names]
+            found |= {full if full.removeprefix("moe_lens.") in NAMES else node.module for full in inner}
+    return frozenset(found)
+
+
+@cache
+def siblings(name: str) -> frozenset[str]:
+    """The modules of the package that a module imports, named below the package."""
+    own = {
+        full.removeprefix("moe_lens").lstrip(".")
+        for full in imports(name)
+        if full.split(".")[0] == "moe_lens"
+    }
+    assert own <= set(NAMES), f"{name} imports {own - set(NAMES)}"
+    return frozenset(own)
+
+
+def group(name: str) -> int:
+    parts = name.split(".")
+    for length in range(len(parts), 0, -1):
+        for place, names in enumerate(GROUPS):
+            if ".".join(parts[:length]) in names:
+                return place
+    pytest.fail(f"moe_lens.{name} has no place in the order of imports; give it one in GROUPS")
+
+
+def commands() -> set[str]:
+    """The modules with an `if __name__ == "__main__"` part."""
+    return {
+        name
+        for name in NAMES
+        for node in tree(name).body
+        if isinstance(node, ast.If) and "__main__" in ast.unparse(node.test)
+    }
+
+
+def find_circle(graph: dict[str, frozenset[str]]) -> list[str] | None:
+    """Some chain of imports that leads back to its start, or None."""
+    done: set[str] = set()
+
+    def visit(name: str, chain: list[str]) -> list[str] | None:
+        if name in chain:
+            return [*chain[chain.index(name) :], name]
+        if name in done:
+            return None
+        for target in sorted(graph[name]):
+            if circle := visit(target, [*chain, name]):
+                return circle
+        done.add(name)
+        return None
+
+    return next((circle for name in sorted(graph) if (circle := visit(name, []))), None)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name])
+def test_imports_go_one_way(name):
+    wrong = {target for target in siblings(name) if group(target) > group(name)}
+    assert not wrong, f"moe_lens.{name} must not import {', '.join(sorted(wrong))}, which builds on it"
+
+
+def test_modules_of_the_ground_floor_know_nothing_of_each_other():
+    wrong = {
+        (name, target)
+        for name in NAMES
+        for target in siblings(name)
+        if (head := name.split(".")[0]) in GROUND and target.split(".")[0] not in USED_ON_THE_GROUND | {head}
+    }
+    assert not wrong
+
+
+def test_no_imports_go_in_a_circle():
+    assert find_circle({name: siblings(name) for name in NAMES}) is None
+
+
+def test_find_circle_finds_one():
+    graph = {"a": {"b"}, "b": {"c"}, "c": {"b"}}
+    assert find_circle({name: frozenset(targets) for name, targets in graph.items()}) == ["b", "c", "b"]
+
+
+def test_only_the_lens_imports_nnsight():
+    users = {name for name in NAMES if any(full.split(".")[0] == "nnsight" for full in imports(name))}
+    assert users <= {"lens"}
+
+
+def test_command_lines_are_imported_by_nobody():
+    imported = {target: name for name in NAMES for target in siblings(name)}
+    wrong = {target: imported[target] for target in commands() - IMPORTED_COMMANDS if target in imported}
+    assert not wrong
+
+
+@pytest.mark.parametrize("name", list(NAMES), ids=lambda name: name or "moe_lens")
+def test_every_module_says_its_purpose_in_one_sentence(name):
+    text = ast.get_docstring(tree(name))
+    assert text, "no docstring"
+    first = text.split("\n\n")[0].replace("\n", " ")
+    assert re.search(r"[.?]$|`$", first), f"not a sentence: {first!r}"
+    assert len(re.findall(r"[.?!] (?=[A-Z])", first)) == 0, f"more than one sentence: {first!r}"
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in NAMES if name.split(".")[0] not in {"architecture", "organism"}]
+)
+def test_no_model_familys_name_outside_architecture(name):
+    lines = NAMES[name].read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if FAMILIES.search(line)] == []
+
+
+def test_one_version_everywhere():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    citation = re.search(
+        r"^version: (\S+)$", (ROOT / "CITATION.cff").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    changes = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert moe_lens.__version__ == project["version"] == citation[1] == changes[1]
+
+
+def test_every_dependency_has_an_exact_version_within_its_range():
+    from packaging.requirements import Requirement
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pinned = dict(line.split("==") for line in lines if line and not line.startswith("#"))
+    extras = project["optional-dependencies"]
+    for text in [*project["dependencies"], *extras["dev"], *extras["image"]]:
+        requirement = Requirement(text)
+        assert requirement.specifier.contains(pinned[requirement.name]), (
+            f"{text} against {pinned[requirement.name]}"
+        )

@@ -1,0 +1,295 @@
+"""Figures show what their tables say, and refuse tables that they would show wrongly."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from moe_lens.errors import MoELensError
+from moe_lens.plots import answers_figure, masking_figure, scores_figure, tuning_figure, usage_figure
+
+
+def masking_row(family: str, size: int, em: float, *, mode: str = "zero", name: str | None = None) -> dict:
+    return {
+        "intervention": name or f"{family}:{size}",
+        "family": family,
+        "size": size,
+        "mode": None if family == "none" else mode,
+        "em": em,
+        "em_low": em - 0.05,
+        "em_high": em + 0.02,
+        "n": 200,
+    }
+
+
+def masking_table(*modes: str) -> pd.DataFrame:
+    rows = [masking_row("none", 0, 0.9)]
+    for mode in modes:
+        rows += [masking_row("ce", size, 0.8 - 0.1 * size, mode=mode) for size in (1, 2, 4)]
+        rows += [masking_row("oe-last", size, 0.85 - 0.1 * size, mode=mode) for size in (4, 1, 2)]
+        rows += [masking_row("planted", 4, 0.3, mode=mode)]
+        rows += [
+            masking_row("random", size, em, mode=mode, name=f"random:{size}#{em}")
+            for size in (1, 4)
+            for em in (0.5, 0.6, 0.85)
+        ]
+    return pd.DataFrame(rows)
+
+
+def trace(figure, name: str, *, place: int = 0):
+    return [it for it in figure.data if it.name == name][place]
+
+
+def test_masking_shows_each_family_at_its_size_with_its_interval():
+    figure = masking_figure(masking_table("zero"))
+    ce = trace(figure, "CE")
+    np.testing.assert_allclose(ce.y, [0.7, 0.6, 0.4])
+    assert [round(x) for x in ce.x] == [0, 1, 2]
+    assert [figure.layout.xaxis.ticktext[round(x)] for x in ce.x] == ["1", "2", "4"]
+    np.testing.assert_allclose(ce.error_y.array, 0.02)
+    np.testing.assert_allclose(ce.error_y.arrayminus, 0.05)
+
+
+def test_masking_draws_a_score_given_in_another_order_from_small_to_large():
+    score = trace(masking_figure(masking_table("zero")), "oe-last")
+    np.testing.assert_allclose(score.y, [0.75, 0.65, 0.45])
+    assert list(score.x) == sorted(score.x)
+
+
+def test_masking_averages_the_random_sets_of_each_size_where_the_table_does_not():
+    figure = masking_figure(masking_table("zero"))
+    np.testing.assert_allclose(trace(figure, "random (mean of sets)").y, [0.65, 0.65])
+    dots = [it for it in figure.data if it.mode == "markers"]
+    assert [len(it.y) for it in dots] == [6]
+
+
+def test_masking_takes_the_mean_of_the_random_sets_with_its_interval_from_the_table():
+    rows = pd.concat(
+        [masking_table("zero"), pd.DataFrame([masking_row("random mean", 4, 0.66)])], ignore_index=True
+    )
+    mean = trace(masking_figure(rows), "random (mean of sets)")
+    np.testing.assert_allclose(mean.y, [0.66])
+    np.testing.assert_allclose(mean.error_y.arrayminus, 0.05)
+
+
+def test_masking_keeps_families_apart_so_that_no_mark_hides_another():
+    figure = masking_figure(masking_table("zero"))
+    at_four = [
+        x for it in figure.data if it.legendgroup and it.name != "unmasked" for x in it.x if round(x) == 2
+    ]
+    assert len(at_four) == 4
+    assert min(np.diff(sorted(at_four))) > 0.05
+    assert max(at_four) - min(at_four) < 1
+
+
+def test_masking_gives_each_mode_a_panel_and_each_family_one_legend_entry():
+    figure = masking_figure(masking_table("zero", "reroute"))
+    assert [note.text for note in figure.layout.annotations] == ["zero", "reroute"]
+    assert {it.xaxis for it in figure.data} == {"x", "x2"}
+    shown = [it.name for it in figure.data if it.showlegend is not False]
+    assert sorted(shown) == sorted({"unmasked", "CE", "oe-last", "planted", "random (mean of sets)"})
+
+
+def test_masking_gives_a_score_one_colour_in_all_panels_though_one_panel_lacks_another_score():
+    rows = masking_table("zero", "reroute")
+    extra = pd.DataFrame([masking_row("ce-gain", 4, 0.2)])
+    figure = masking_figure(pd.concat([extra, rows], ignore_index=True))
+    assert trace(figure, "oe-last").marker.color == trace(figure, "oe-last", place=1).marker.color
+    assert trace(figure, "oe-last").marker.color != trace(figure, "ce-gain").marker.color
+
+
+def test_masking_says_the_damage_of_the_largest_size_in_words():
+    subtitle = masking_figure(masking_table("zero")).layout.title.subtitle.text.replace("<br>", " ")
+    assert (
+        "4 per layer masked (zero): EM CE 0.40, planted 0.30, random (mean) 0.65, unmasked 0.90" in subtitle
+    )
+    assert "200 examples" in subtitle
+
+
+def test_masking_shows_every_column_under_the_pointer():
+    table = masking_table("zero").assign(p_value=0.0125)
+    text = trace(masking_figure(table), "CE").hovertext[0]
+    assert "intervention: ce:1" in text
+    assert "p_value: 0.0125" in text
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda table: table.drop(columns="em_low"), "em_low"),
+        (lambda table: table[table["family"] == "none"], "no masked run"),
+        (lambda table: table.iloc[:0], "without rows"),
+        (
+            lambda table: pd.concat([table, pd.DataFrame([masking_row("none", 0, 0.1, name="again")])]),
+            "again",
+        ),
+    ],
+)
+def test_masking_refuses_tables_that_do_not_compare(change, message):
+    with pytest.raises(MoELensError, match=message):
+        masking_figure(change(masking_table("zero")))
+
+
+def usage_table(*panels: str) -> pd.DataFrame:
+    rows = [
+        {"layer": layer, "expert": expert, "score": layer + expert / 10, "panel": panel}
+        for panel in panels
+        for layer in (1, 3)
+        for expert in range(4)
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_usage_puts_each_score_at_its_layer_and_expert_in_whatever_order_rows_come():
+    figure = usage_figure(usage_table("base").drop(columns="panel").sample(frac=1, random_state=0))
+    (heat,) = figure.data
+    np.testing.assert_allclose(heat.z, [[1, 1.1, 1.2, 1.3], [3, 3.1, 3.2, 3.3]])
+    assert list(heat.x) == [0, 1, 2, 3]
+    assert list(figure.layout.yaxis.ticktext) == [1, 3]
+
+
+def test_usage_panels_without_negative_scores_share_a_scale_and_a_gain_is_centred_on_zero():
+    table = usage_table("base", "tuned", "gain")
+    table.loc[table["panel"] == "base", "score"] /= 10
+    table.loc[table["panel"] == "gain", "score"] -= 2
+    base, tuned, gain = usage_figure(table).data
+    assert (base.zmin, base.zmax) == (tuned.zmin, tuned.zmax) == (0, 3.3)
+    assert gain.zmin == -gain.zmax
+    assert gain.zmax == pytest.approx(1.3)
+
+
+def test_usage_outlines_the_marked_experts_of_the_layers_that_are_there():
+    marks = pd.DataFrame({"layer": [3, 2], "expert": [2, 0]})
+    frame = trace(usage_figure(usage_table("base"), marks, marks_label="planted"), "planted")
+    corners = [(x, y) for x, y in zip(frame.x, frame.y, strict=True) if x is not None]
+    assert {x for x, _ in corners} == {1.5, 2.5}
+    assert {y for _, y in corners} == {0.5, 1.5}  # layer 3 is the second row of cells
+
+
+def test_usage_keeps_layers_in_line_where_a_panel_lacks_one():
+    table = usage_table("base", "tuned")
+    table = table[(table["panel"] == "base") | (table["layer"] == 3)]
+    base, tuned = usage_figure(table).data
+    assert list(base.y) == list(tuned.y)
+    assert np.isnan(np.asarray(tuned.z, dtype=float)[0]).all()
+
+
+def test_usage_names_the_highest_expert():
+    subtitle = usage_figure(usage_table("base")).layout.title.subtitle.text
+    assert "layer 3, expert 3 in base (3.3)" in subtitle.replace("<br>", " ")
+
+
+def test_usage_refuses_two_scores_for_one_expert():
+    table = pd.concat([usage_table("base")] * 2)
+    with pytest.raises(MoELensError, match="stands there twice"):
+        usage_figure(table)
+
+
+def scores_table() -> pd.DataFrame:
+    table = pd.DataFrame({"score": ["ce", "ce-last", "oe"], "auc": [0.7, 0.95, 0.2], "size": [4, 4, 4]})
+    return table.assign(auc_low=table["auc"] - 0.1, auc_high=table["auc"] + 0.05, em_drop=[0.1, 0.5, 0.2])
+
+
+def test_scores_puts_the_best_score_on_top():
+    figure = scores_figure(scores_table())
+    assert list(figure.layout.yaxis.ticktext) == ["oe", "ce", "ce-last"]
+    (dots,) = figure.data
+    named = {figure.layout.yaxis.ticktext[round(y)]: x for x, y in zip(dots.x, dots.y, strict=True)}
+    assert named == {"ce": 0.7, "ce-last": 0.95, "oe": 0.2}
+
+
+def test_scores_draws_metrics_with_intervals_unless_told_which():
+    assert len(scores_figure(scores_table()).data) == 1
+    auc, drop = scores_figure(scores_table(), ["auc", "em_drop"]).data
+    np.testing.assert_allclose(auc.error_x.array, 0.05)
+    np.testing.assert_allclose(auc.error_x.arrayminus, 0.1)
+    assert drop.error_x.array is None
+
+
+def test_scores_sets_model_variants_apart():
+    table = pd.concat([scores_table().assign(variant=name) for name in ("planted", "conflict")])
+    planted, conflict = scores_figure(table).data
+    assert planted.name == "planted"
+    assert planted.marker.color != conflict.marker.color
+    assert not set(planted.y) & set(conflict.y)
+
+
+def test_scores_refuses_a_table_in_which_one_dot_would_hide_another():
+    with pytest.raises(MoELensError, match="score ce"):
+        scores_figure(pd.concat([scores_table()] * 2))
+
+
+def test_scores_says_what_a_table_without_metrics_lacks():
+    with pytest.raises(MoELensError, match="m_low and m_high"):
+        scores_figure(scores_table().drop(columns="auc_low"))
+
+
+def tuning_log() -> pd.DataFrame:
+    return pd.DataFrame(
+        {"step": [1, 2, 3, 4], "loss": [3.0, 2.0, 1.5, 1.0], "learning_rate": [0, 1e-3, 5e-4, 0]}
+    )
+
+
+def test_tuning_marks_the_best_dev_score_with_a_star():
+    log = tuning_log().assign(dev_em=[np.nan, 0.4, np.nan, 0.3])
+    marks = next(it for it in tuning_figure(log).data if it.marker.symbol is not None)
+    assert dict(zip(marks.x, marks.marker.symbol, strict=True)) == {2: "star", 4: "circle"}
+
+
+def test_tuning_has_no_empty_panel_without_dev_scores():
+    figure = tuning_figure(tuning_log())
+    assert [list(it.y) for it in figure.data] == [[3.0, 2.0, 1.5, 1.0], [0, 1e-3, 5e-4, 0]]
+    assert not hasattr(figure.layout, "yaxis3")
+
+
+def answers_table() -> pd.DataFrame:
+    rows = [
+        ("base", "swap", 0.1),
+        ("base", "novel", 0.9),
+        ("router-tuned", "novel", 0.8),
+        ("mine", "swap", 0.5),
+    ]
+    table = pd.DataFrame(rows, columns=["variant", "task", "em"])
+    return table.assign(em_low=table["em"] - 0.1, em_high=table["em"] + 0.1)
+
+
+def test_answers_puts_bars_at_their_tasks_in_the_tables_order():
+    figure = answers_figure(answers_table())
+    assert list(figure.layout.xaxis.categoryarray) == ["swap", "novel"]
+    tuned = trace(figure, "router-tuned")
+    assert (list(tuned.x), list(tuned.y)) == (["novel"], [0.8])
+    assert len({it.marker.color for it in figure.data}) == 3
+
+
+def test_answers_refuses_two_bars_in_one_place():
+    with pytest.raises(MoELensError, match="variant base, task swap"):
+        answers_figure(pd.concat([answers_table()] * 2))
+
+
+@pytest.mark.parametrize(
+    "figure",
+    [
+        lambda: masking_figure(masking_table("zero", "renormalize", "reroute")),
+        lambda: usage_figure(usage_table("base", "tuned"), pd.DataFrame({"layer": [1], "expert": [0]})),
+        lambda: scores_figure(scores_table()),
+        lambda: tuning_figure(tuning_log()),
+        lambda: answers_figure(answers_table()),
+    ],
+)
+def test_legend_lies_below_the_axes_within_the_picture(figure):
+    layout = figure().layout
+    plot = layout.height - layout.margin.t - layout.margin.b
+    assert plot >= 100
+    assert 0 < -layout.legend.y * plot <= layout.margin.b
+
+
+def test_drawing_leaves_the_table_as_it_was():
+    for draw, table in (
+        (masking_figure, masking_table("zero")),
+        (usage_figure, usage_table("base").drop(columns="panel")),
+        (scores_figure, scores_table()),
+        (tuning_figure, tuning_log()),
+        (answers_figure, answers_table()),
+    ):
+        before = table.copy(deep=True)
+        draw(table)
+        pd.testing.assert_frame_equal(table, before)
