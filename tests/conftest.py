@@ -5,7 +5,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from moe_lens.experts import ExpertSet
 from moe_lens.lens import MoELens
+from moe_lens.statistics import ExpertUsage
 
 CORPUS = [
     "Based on the context below, output the correct answer for the following question.",
@@ -46,6 +48,7 @@ FAMILIES = {
     "deepseek_v2": {"n_routed_experts": 16, "topk_method": "group_limited_greedy", **LATENT_ATTENTION},
     "deepseek_v3": {"n_routed_experts": 16, "norm_topk_prob": True, **LATENT_ATTENTION},
 }
+SELECTION_BIAS_FAMILIES = ("deepseek_v3",)
 
 
 def build_model(family: str, vocab_size: int, **changes: object) -> torch.nn.Module:
@@ -62,6 +65,23 @@ def build_model(family: str, vocab_size: int, **changes: object) -> torch.nn.Mod
             if name.endswith("e_score_correction_bias"):
                 buffer.copy_(torch.randn(buffer.shape, generator=generator))
     return model
+
+
+def left_padded(lens: MoELens, texts: list[str]) -> dict[str, torch.Tensor]:
+    """What a bare model takes for these texts: ids, mask, and positions counted from each first token."""
+    rows = [lens.tokenizer(text)["input_ids"] for text in texts]
+    width = max(map(len, rows))
+    pad = lens.tokenizer.pad_token_id
+    input_ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows])
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    return {"input_ids": input_ids, "attention_mask": mask, "position_ids": positions}
+
+
+def most_used(lens: MoELens, texts: list[str], *, size: int) -> ExpertSet:
+    """The experts of each layer that these texts use most, so that masking them must show."""
+    [usage] = lens.measure(texts, ExpertUsage(), progress=False)
+    return ExpertSet.top(usage.table(), size)
 
 
 @pytest.fixture(scope="session")

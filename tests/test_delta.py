@@ -1,0 +1,116 @@
+"""Delta checkpoints: exact on their own base, refused on any other."""
+
+import copy
+import json
+
+import pytest
+import torch
+from conftest import build_model
+
+from moe_lens.delta import FACTS_FILE, TENSORS_FILE, apply_delta, fingerprint, read_facts, save_delta
+from moe_lens.errors import MoELensError
+from moe_lens.lens import MoELens
+
+TEXTS = ["the cat sat", "a dog"]
+
+
+@pytest.fixture
+def base(tokenizer):
+    return build_model("olmoe", len(tokenizer))
+
+
+@pytest.fixture
+def names(base):
+    return [name for name, _ in base.named_parameters() if ".gate." in name]
+
+
+@pytest.fixture
+def tuned(base, names):
+    """The base with other router weights."""
+    model = copy.deepcopy(base)
+    with torch.no_grad():
+        for name in names:
+            model.get_parameter(name).add_(0.5)
+    return model
+
+
+@pytest.fixture
+def folder(base, tuned, names, tmp_path):
+    facts = {"method": "router", "base": "tiny", "seed": 3}
+    save_delta(tuned, names, tmp_path / "delta", facts=facts, fingerprint=fingerprint(base, names))
+    return tmp_path / "delta"
+
+
+def test_the_base_with_the_delta_is_the_tuned_model_bit_for_bit(base, tuned, folder, tokenizer):
+    facts = apply_delta(base, folder)
+    assert all(torch.equal(a, b) for a, b in zip(base.parameters(), tuned.parameters(), strict=True))
+    assert (facts["method"], facts["base"], facts["seed"]) == ("router", "tiny", 3)
+
+
+def test_a_lens_opens_with_a_delta(base, tuned, folder, tokenizer):
+    lens = MoELens.from_pretrained(base, tokenizer, delta=folder)
+    expected, _ = MoELens(tuned, tokenizer).run_with_cache(TEXTS)
+    assert torch.equal(lens.run_with_cache(TEXTS)[0], expected)
+
+
+def test_only_the_named_tensors_are_stored(folder, names):
+    from safetensors.torch import load_file
+
+    assert sorted(load_file(folder / TENSORS_FILE)) == sorted(names)
+
+
+def test_the_same_delta_has_the_same_bytes(base, tuned, names, folder, tmp_path):
+    facts = {"method": "router", "base": "tiny", "seed": 3}
+    save_delta(tuned, reversed_names := names[::-1], tmp_path / "again", facts=facts,
+               fingerprint=fingerprint(base, reversed_names))
+    for file in (TENSORS_FILE, FACTS_FILE):
+        assert (tmp_path / "again" / file).read_bytes() == (folder / file).read_bytes()
+
+
+def test_an_altered_base_is_refused_and_left_alone(base, folder, names):
+    with torch.no_grad():
+        base.get_parameter(names[0])[0, 0] += 1e-3
+    before = copy.deepcopy(base.state_dict())
+    with pytest.raises(MoELensError, match="another base"):
+        apply_delta(base, folder)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in base.state_dict().items())
+
+
+def test_another_dtype_and_a_second_application_are_refused(base, folder):
+    with pytest.raises(MoELensError, match=r"another dtype \(float32\)"):
+        apply_delta(copy.deepcopy(base).bfloat16(), folder)
+    apply_delta(base, folder)
+    with pytest.raises(MoELensError, match="applied already"):
+        apply_delta(base, folder)
+
+
+def test_a_model_of_another_size_or_family_is_refused(folder, tokenizer):
+    with pytest.raises(MoELensError, match=r"another size.*\[8, 32\] there and \[6, 32\] here"):
+        apply_delta(build_model("olmoe", len(tokenizer), num_experts=6), folder)
+    with pytest.raises(MoELensError, match="has no parameters"):
+        apply_delta(build_model("olmoe", len(tokenizer), num_hidden_layers=1), folder)
+
+
+def test_a_folder_without_a_delta_is_refused(base, folder, tmp_path):
+    with pytest.raises(MoELensError, match="expected a delta checkpoint"):
+        apply_delta(base, tmp_path / "nowhere")
+    (folder / TENSORS_FILE).write_bytes(b"broken")
+    with pytest.raises(MoELensError, match="cannot read the tensors"):
+        apply_delta(base, folder)
+    (folder / FACTS_FILE).write_text(json.dumps({"method": "router"}))
+    with pytest.raises(MoELensError, match="does not name its base's fingerprint"):
+        read_facts(folder)
+
+
+def test_saving_a_parameter_that_is_not_there_is_refused(base, tmp_path):
+    with pytest.raises(MoELensError, match=r"no parameters \['lm_tail.weight'\]"):
+        save_delta(base, ["lm_tail.weight"], tmp_path, facts={}, fingerprint="")
+
+
+def test_the_fingerprint_depends_on_names_and_values_only(base, names):
+    twin = copy.deepcopy(base)
+    assert fingerprint(base, names) == fingerprint(twin, names[::-1])
+    assert fingerprint(base, names) != fingerprint(base, names[:1])
+    with torch.no_grad():
+        twin.lm_head.weight.add_(1)
+    assert fingerprint(base, names) == fingerprint(twin, names)
