@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from byte_level_tokenizer import byte_level_tokenizer, text_of
+from byte_level_tokenizer import CHAT_TEMPLATE, byte_level_tokenizer, text_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -109,7 +109,7 @@ def test_an_appended_answer_leaves_the_prompt_as_it_is(tokenizer, answer):
 
 def test_an_answer_starts_as_the_chat_template_starts_it():
     spaced = byte_level_tokenizer(chat=True)
-    spaced.chat_template = CHAT.chat_template.replace("{{ message.content | trim }}", " {{ message.content }}")
+    spaced.chat_template = CHAT_TEMPLATE.replace("{{ message.content | trim }}", " {{ message.content }}")
     answered = encode(example("In Paris.", "Paris", "unused"), spaced, with_answer=True)
     *words, end = answered.input_ids[answered.prompt_length :]
     assert text_of(spaced, words) == " Paris"

@@ -40,6 +40,38 @@ def test_ranges_are_right_when_the_context_looks_like_a_template(tokenizer, cont
     assert prompt.text[prompt.question] == "{context}?"
 
 
+OPENING = "{% if add_generation_prompt %}<assistant>{% endif %}"
+TURNS = "{% for m in messages %}<{{ m.role }}>"
+
+
+@pytest.mark.parametrize(
+    ("template", "lead"),
+    [
+        (TURNS + "{{ m.content }}<eos>{% endfor %}" + OPENING, ""),
+        (TURNS + " {{ m.content }}<eos>{% endfor %}" + OPENING, " "),
+        (TURNS + "{{ 'final:' if m.role == 'assistant' }}{{ m.content }}{% endfor %}" + OPENING, "final:"),
+    ],
+)
+def test_an_answer_follows_the_prompt_as_the_chat_template_writes_it(template, lead):
+    tokenizer = byte_level_tokenizer(chat=True)
+    tokenizer.chat_template = template
+    assert FIGURE_10.render(MOON, tokenizer).answer_lead(tokenizer) == lead
+
+
+def test_an_answer_follows_plain_text_after_a_space():
+    assert FIGURE_10.render(MOON, PLAIN).answer_lead(PLAIN) == " "
+
+
+@pytest.mark.parametrize(
+    "template", [TURNS + "{{ m.content }}{% endfor %}" + OPENING + "<think>", "{{ messages[0].content }}"]
+)
+def test_a_chat_template_that_does_not_continue_the_prompt_is_refused(template):
+    tokenizer = byte_level_tokenizer(chat=True)
+    tokenizer.chat_template = template
+    with pytest.raises(MoELensError, match="does not continue the prompt"):
+        FIGURE_10.render(MOON, tokenizer).answer_lead(tokenizer)
+
+
 def test_a_chat_template_that_changes_the_text_is_refused():
     shouting = byte_level_tokenizer(chat=True)
     shouting.chat_template = "{{ messages[0].content | upper }}"

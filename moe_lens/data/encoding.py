@@ -69,10 +69,10 @@ def encode(
     if not tokenizer.is_fast:
         raise MoELensError(f"spans need a fast tokenizer, with offsets; got {type(tokenizer).__name__}")
     prompt = template.render(example, tokenizer)
-    tokens = tokenizer(prompt.text, add_special_tokens=not prompt.chat, return_offsets_mapping=True)
+    tokens = tokenizer(prompt.text, add_special_tokens=prompt.turn is None, return_offsets_mapping=True)
     offsets = tokens["offset_mapping"]
     occurrences = [] if prompt.context is None else _occurrences(example.answers, prompt)
-    answer_ids = _answer_ids(prompt.answer_lead + example.answers[0], tokenizer) if with_answer else []
+    answer_ids = _answer_ids(example.answers[0], prompt, tokenizer) if with_answer else []
     return Encoded(
         id=example.id,
         text=prompt.text,
@@ -149,11 +149,12 @@ def _token_slice(offsets: Sequence[tuple[int, int]], characters: slice) -> slice
     return slice(covering[0], covering[-1] + 1)
 
 
-def _answer_ids(answer: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def _answer_ids(answer: str, prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The tokens of the answer, with what leads up to it, and end-of-sequence."""
     if tokenizer.eos_token_id is None:
         raise MoELensError("answers end with end-of-sequence, which this tokenizer lacks; set its eos_token")
-    return [*tokenizer(answer, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    text = prompt.answer_lead(tokenizer) + answer
+    return [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
 
 
 def _shifted(encoded: Encoded, start: int) -> Encoded:

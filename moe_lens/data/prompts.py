@@ -1,11 +1,14 @@
 """Prompt templates: an example as the text a model reads, and where its context and question stand in it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from transformers import PreTrainedTokenizerBase
 
 from moe_lens.data.example import Example
 from moe_lens.errors import MoELensError
+
+ANSWER_MARK = "\ue000"
+"""Stands for an answer where only what a chat template writes around it matters; a private-use character."""
 
 
 @dataclass(frozen=True)
@@ -14,15 +17,30 @@ class Prompt:
 
     text: what is tokenised.
     context, question: their character ranges in `text`; `context` is None for a closed-book question.
-    chat: whether a chat template rendered it, special tokens included.
-    answer_lead: what stands between the prompt and an answer, such as a space.
+    turn: the user's turn, where a chat template made `text` of it, special tokens included; else None.
     """
 
     text: str
     context: slice | None
     question: slice
-    chat: bool
-    answer_lead: str = " "
+    turn: str | None = None
+
+    def answer_lead(self, tokenizer: PreTrainedTokenizerBase) -> str:
+        """What stands between the prompt and an answer: a space, or what the chat template puts there.
+
+        Raises MoELensError if the template writes the prompt of an answered turn in another way, for example
+        without a line of thought that it asks for.
+        """
+        if self.turn is None:
+            return " "
+        turns = [_turn("user", self.turn), _turn("assistant", ANSWER_MARK)]
+        answered = tokenizer.apply_chat_template(turns, tokenize=False)
+        if not answered.startswith(self.text) or ANSWER_MARK not in answered:
+            raise MoELensError(
+                "the tokenizer's chat template does not continue the prompt with the answer, so none can be "
+                "trained on; set tokenizer.chat_template to one that does, or to None for plain text"
+            )
+        return answered[len(self.text) : answered.index(ANSWER_MARK)]
 
 
 @dataclass(frozen=True)
@@ -52,29 +70,27 @@ class PromptTemplate:
         """
         message = self._fill(example)
         if not tokenizer.chat_template:
-            return Prompt(message.text + self.answer_cue, message.context, message.question, chat=False)
-        turn = [{"role": "user", "content": message.text}]
-        text = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+            return replace(message, text=message.text + self.answer_cue)
+        turns = [_turn("user", message.text)]
+        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         start = text.find(message.text)
         if start < 0:
             raise MoELensError(
                 "the tokenizer's chat template changes the user's text, so context is nowhere to be found; "
                 "set tokenizer.chat_template to one that keeps it, or to None for plain text"
             )
-        lead = _answer_lead(tokenizer, turn, text)
-        context, question = shift(message.context, start), shift(message.question, start)
-        return Prompt(text, context, question, chat=True, answer_lead=lead)
+        return Prompt(text, shift(message.context, start), shift(message.question, start), message.text)
 
     def _fill(self, example: Example) -> Prompt:
         context, question = example.context.strip(), example.question.strip()
         if not context:
             before, _, after = self.closed_book.partition("{question}")
-            return Prompt(before + question + after, None, _range(before, question), chat=False)
+            return Prompt(before + question + after, None, _range(before, question))
         before, _, rest = self.with_context.partition("{context}")
         between, _, after = rest.partition("{question}")
         opening = before + context + between
         text = opening + question + after
-        return Prompt(text, _range(before, context), _range(opening, question), chat=False)
+        return Prompt(text, _range(before, context), _range(opening, question))
 
 
 FIGURE_10 = PromptTemplate(
@@ -85,16 +101,8 @@ FIGURE_10 = PromptTemplate(
 """The paper's prompt (Figure 10); the closed-book form is its counterpart without a context."""
 
 
-def _answer_lead(tokenizer: PreTrainedTokenizerBase, turn: list[dict[str, str]], prompt: str) -> str:
-    """What a chat template writes between its generation prompt and the answer.
-
-    Empty for a template that writes a finished turn in another way than it asks for one, for example because
-    it leaves a line of thought out of it.
-    """
-    answer = "ANSWER"
-    finished = tokenizer.apply_chat_template([*turn, {"role": "assistant", "content": answer}], tokenize=False)
-    rest = finished.removeprefix(prompt)
-    return rest[: rest.find(answer)] if len(rest) < len(finished) and answer in rest else ""
+def _turn(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
 
 
 def _range(before: str, text: str) -> slice:
