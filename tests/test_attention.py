@@ -69,7 +69,8 @@ def test_single_query_steps_with_a_cache_give_the_row_of_the_whole(olmoe):
     maps = eager_maps(olmoe, TEXTS[:1])
     ids, width = encoded["input_ids"], encoded["input_ids"].shape[1]
     rows = []
-    hook = olmoe.module.model.layers[2].self_attn.register_forward_hook(lambda *call: rows.append(call[-1][1]))
+    attention = olmoe.module.model.layers[2].self_attn
+    hook = attention.register_forward_hook(lambda *call: rows.append(call[-1][1]))
     try:
         with torch.no_grad(), attention_rows(olmoe.module, [-1]):
             cache = olmoe.module(input_ids=ids[:, :-1]).past_key_values

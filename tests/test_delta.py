@@ -61,8 +61,13 @@ def test_only_the_named_tensors_are_stored(folder, names):
 
 def test_the_same_delta_has_the_same_bytes(base, tuned, names, folder, tmp_path):
     facts = {"method": "router", "base": "tiny", "seed": 3}
-    save_delta(tuned, reversed_names := names[::-1], tmp_path / "again", facts=facts,
-               fingerprint=fingerprint(base, reversed_names))
+    save_delta(
+        tuned,
+        reversed_names := names[::-1],
+        tmp_path / "again",
+        facts=facts,
+        fingerprint=fingerprint(base, reversed_names),
+    )
     for file in (TENSORS_FILE, FACTS_FILE):
         assert (tmp_path / "again" / file).read_bytes() == (folder / file).read_bytes()
 

@@ -1,38 +1,48 @@
 """Greedy generation against the bare model and against masks made with plain torch hooks."""
 
+from functools import partial
+
 import pytest
 import torch
 from conftest import most_used
 
 from moe_lens.interventions import Renormalize, Reroute, Rows, Zero
 
-TEXTS = ["the cat sat on the mat", "The capital of Arland is", "a dog slept", "the", "The cat slept in the sun"]
-NEW_TOKENS = 8
+TEXTS = [
+    "the cat sat on the mat",
+    "The capital of Arland is",
+    "a dog slept",
+    "the",
+    "The cat slept in the sun",
+]
+NEW_TOKENS = 6
 
 
 def bare_generation(lens, texts, **options):
-    """The bare model's own greedy generation, one text at a time, cut at end-of-sequence."""
+    """The bare model's own greedy generation, one text at a time, up to end-of-sequence."""
+    ends = torch.tensor(lens.module.generation_config.eos_token_id)
     continued = []
     for text in texts:
         ids = torch.tensor([lens.tokenizer(text)["input_ids"]])
         with torch.no_grad():
-            output = lens.module.generate(
-                ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW_TOKENS, do_sample=False, **options
-            )
-        continued.append(lens.tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True))
+            output = lens.module.generate(ids, max_new_tokens=NEW_TOKENS, do_sample=False, **options)
+        new = output[0, ids.shape[1] :]
+        length = next((i for i, token in enumerate(new) if torch.isin(token, ends)), len(new))
+        continued.append(lens.tokenizer.decode(new[:length], skip_special_tokens=True))
     return continued
 
 
 def hook_masked_generation(lens, texts, experts, edit, **options):
     """The same with gating weights edited by a torch hook on the experts, without any tracing library."""
     handles = []
+
+    def hook(ids, module, arguments):
+        hidden, indices, weights = arguments
+        return hidden, indices, edit(weights, torch.isin(indices, ids))
+
     for layer in experts.layers:
-
-        def hook(module, arguments, ids=torch.tensor(experts[layer])):
-            hidden, indices, weights = arguments
-            return hidden, indices, edit(weights, torch.isin(indices, ids))
-
-        handles.append(lens.module.model.layers[layer].mlp.experts.register_forward_pre_hook(hook))
+        masking = partial(hook, torch.tensor(experts[layer]))
+        handles.append(lens.module.model.layers[layer].mlp.experts.register_forward_pre_hook(masking))
     try:
         return bare_generation(lens, texts, **options)
     finally:
@@ -50,25 +60,26 @@ def rescaled(weights, hit):
 
 
 @pytest.fixture
-def end_of_sequence(lens):
-    """A token that the model says early and for several texts, made its end-of-sequence."""
-    texts = [lens.tokenizer(text, return_tensors="pt")["input_ids"] for text in TEXTS]
+def whole_texts(lens):
+    """Makes the tokens said third after two of the texts the ends of sequence; gives the whole texts."""
+    whole = bare_generation(lens, TEXTS)
+    prompts = [lens.tokenizer(text, return_tensors="pt")["input_ids"] for text in TEXTS[:2]]
     with torch.no_grad():
-        third = [lens.module.generate(ids, max_new_tokens=3, do_sample=False)[0, -1].item() for ids in texts]
+        three = [lens.module.generate(ids, max_new_tokens=3, do_sample=False) for ids in prompts]
     config = lens.module.generation_config
-    old = config.eos_token_id
-    config.eos_token_id = third[:2]
-    yield third[:2]
+    old, config.eos_token_id = config.eos_token_id, [ids[0, -1].item() for ids in three]
+    yield whole
     config.eos_token_id = old
 
 
 def test_generation_equals_the_bare_models(lens):
-    assert lens.generate(TEXTS, max_new_tokens=NEW_TOKENS, batch_size=2, progress=False) == bare_generation(
-        lens, TEXTS
-    )
+    texts = lens.generate(TEXTS, max_new_tokens=NEW_TOKENS, batch_size=2, progress=False)
+    assert texts == bare_generation(lens, TEXTS)
 
 
-@pytest.mark.parametrize(("kind", "edit"), [(Zero, zeroed), (Renormalize, rescaled)], ids=["zero", "renormalize"])
+@pytest.mark.parametrize(
+    ("kind", "edit"), [(Zero, zeroed), (Renormalize, rescaled)], ids=["zero", "renormalize"]
+)
 def test_masked_generation_equals_torch_hooks(lens, kind, edit):
     experts = most_used(lens, TEXTS, size=2)
     with lens.intervene(kind(experts)):
@@ -77,10 +88,11 @@ def test_masked_generation_equals_torch_hooks(lens, kind, edit):
     assert masked != bare_generation(lens, TEXTS)
 
 
-def test_generation_that_ends_early_equals_the_bare_models(lens, end_of_sequence):
+def test_generation_that_ends_early_equals_the_bare_models(lens, whole_texts):
     experts = most_used(lens, TEXTS, size=1)
     plain = lens.generate(TEXTS, max_new_tokens=NEW_TOKENS, batch_size=5, progress=False)
     assert plain == bare_generation(lens, TEXTS)
+    assert all(cut != whole for cut, whole in zip(plain[:2], whole_texts, strict=False))
     with lens.intervene(Zero(experts)):
         masked = lens.generate(TEXTS, max_new_tokens=NEW_TOKENS, batch_size=5, progress=False)
         alone = lens.generate(TEXTS[:1], max_new_tokens=NEW_TOKENS, progress=False)
@@ -94,10 +106,10 @@ def test_every_row_ending_before_the_limit_is_no_error(olmoe):
     config.eos_token_id = list(range(olmoe.module.config.vocab_size))
     try:
         with olmoe.intervene(Zero(most_used(olmoe, TEXTS, size=1))):
-            one_token = olmoe.generate(TEXTS, max_new_tokens=NEW_TOKENS, progress=False)
+            nothing = olmoe.generate(TEXTS, max_new_tokens=NEW_TOKENS, progress=False)
     finally:
         config.eos_token_id = old
-    assert one_token == [""] * len(TEXTS) or all(len(text) <= 2 for text in one_token)
+    assert nothing == [""] * len(TEXTS)
 
 
 def test_rerouted_generation_never_uses_the_experts(lens):
@@ -128,9 +140,10 @@ def test_a_users_generate_trace_is_masked_at_every_step(olmoe):
     experts = most_used(olmoe, TEXTS, size=2)
     with olmoe.intervene(Zero(experts)):
         expected = olmoe.generate([TEXTS[0]], max_new_tokens=NEW_TOKENS, progress=False)
-        with torch.no_grad(), olmoe.model.generate(
-            TEXTS[0], max_new_tokens=NEW_TOKENS, do_sample=False
-        ) as tracer:
+        with (
+            torch.no_grad(),
+            olmoe.model.generate(TEXTS[0], max_new_tokens=NEW_TOKENS, do_sample=False) as tracer,
+        ):
             ids = tracer.result.save()
     start = len(olmoe.tokenizer(TEXTS[0])["input_ids"])
     assert [olmoe.tokenizer.decode(ids[0, start:], skip_special_tokens=True)] == expected

@@ -16,7 +16,9 @@ from moe_lens.statistics import ExpertUsage
 
 TEXTS = ["the cat sat on the mat", "The capital of Arland is", "a dog slept"]
 EXAMPLES = [
-    Example("long", "The capital of Arland is Belmor, where the dog slept.", "What is the capital?", ("Belmor",)),
+    Example(
+        "long", "The capital of Arland is Belmor, where dogs sleep.", "What is the capital?", ("Belmor",)
+    ),
     Example("closed", "", "What is the capital of Arland?", ("Belmor",)),
     Example("short", "The cat sat.", "What sat?", ("cat",)),
 ]
@@ -26,11 +28,15 @@ def hooked(module, texts_input):
     """By plain torch hooks: each router's output, the experts' inputs, and each layer's output."""
     seen = {"router": [], "experts": [], "layer": []}
     handles = []
+
+    def keep(name):
+        return lambda *call: seen[name].append(call[-1])
+
     for layer in module.model.layers:
-        handles.append(layer.register_forward_hook(lambda *call: seen["layer"].append(call[-1])))
+        handles.append(layer.register_forward_hook(keep("layer")))
         if hasattr(layer.mlp, "experts"):
-            handles.append(layer.mlp.gate.register_forward_hook(lambda *call: seen["router"].append(call[-1])))
-            handles.append(layer.mlp.experts.register_forward_pre_hook(lambda *call: seen["experts"].append(call[1])))
+            handles.append(layer.mlp.gate.register_forward_hook(keep("router")))
+            handles.append(layer.mlp.experts.register_forward_pre_hook(keep("experts")))
     try:
         with torch.no_grad():
             module(**texts_input)
@@ -67,7 +73,8 @@ def test_recorded_routing_is_what_hooks_see(lens):
     _, record = lens.run_with_cache(TEXTS)
     batch, width = record.input_ids.shape
     assert tuple(record.routing) == lens.architecture.moe_layers
-    for routing, router, experts in zip(record.routing.values(), seen["router"], seen["experts"], strict=True):
+    calls = zip(record.routing.values(), seen["router"], seen["experts"], strict=True)
+    for routing, router, experts in calls:
         assert torch.equal(routing.logits, router[0].view(batch, width, -1))
         assert torch.equal(routing.indices, experts[1].view(batch, width, -1))
         assert torch.equal(routing.weights, experts[2].view(batch, width, -1))
@@ -105,14 +112,15 @@ def test_what_is_kept_owns_its_memory(olmoe):
 
 def test_batched_equals_one_by_one(lens):
     capture = ("routing", "residual", "attention", "logits")
-    together = list(lens.records(TEXTS, capture=capture, batch_size=3, progress=False))[0]
+    [together] = lens.records(TEXTS, capture=capture, batch_size=3, progress=False)
     for row, name in enumerate(together.ids):
         [alone] = lens.records([TEXTS[int(name)]], capture=capture, progress=False)
         pads = int((together.attention_mask[row] == 0).sum())
         assert_close(together.logits[row], alone.logits[0], rtol=1e-4, atol=1e-5)
         for layer, routing in alone.routing.items():
             assert torch.equal(together.routing[layer].indices[row, pads:], routing.indices[0])
-            assert_close(together.routing[layer].weights[row, pads:], routing.weights[0], rtol=1e-4, atol=1e-5)
+            weights = together.routing[layer].weights[row, pads:]
+            assert_close(weights, routing.weights[0], rtol=1e-4, atol=1e-5)
         for layer, rows in alone.attention_rows.items():
             assert_close(together.residual[layer][row], alone.residual[layer][0], rtol=1e-4, atol=1e-5)
             assert_close(together.attention_rows[layer][row, ..., pads:], rows[0], rtol=1e-4, atol=1e-5)
@@ -183,7 +191,8 @@ def test_kept_rows_are_those_of_the_whole_run(olmoe, positions):
 
 
 def test_measuring_is_one_pass_over_the_records(olmoe):
-    usage, gates = olmoe.measure(EXAMPLES, ExpertUsage(), ExpertUsage(value="gate"), batch_size=2, progress=False)
+    statistics = ExpertUsage(), ExpertUsage(value="gate")
+    usage, gates = olmoe.measure(EXAMPLES, *statistics, batch_size=2, progress=False)
     expected = ExpertUsage()
     for record in olmoe.records(EXAMPLES, batch_size=1, progress=False):
         expected.update(record)
@@ -319,7 +328,7 @@ def test_loading_from_a_folder_gives_the_same_logits(olmoe, tmp_path):
 def test_loading_refuses_what_is_not_there(tmp_path, tokenizer):
     with pytest.raises(MoELensError, match=r"cannot load .*nowhere"):
         MoELens.from_pretrained(tmp_path / "nowhere", tokenizer)
-    with pytest.raises(MoELensError, match="organism, organism:conflict, organism:planted; got 'organism:wild'"):
+    with pytest.raises(MoELensError, match="organism:conflict, organism:planted; got 'organism:wild'"):
         MoELens.from_pretrained("organism:wild")
     with pytest.raises(MoELensError, match="pass tokenizer="):
         MoELens.from_pretrained(build_model("olmoe", len(tokenizer)))
