@@ -192,14 +192,16 @@ def scores_table() -> pd.DataFrame:
 def test_scores_puts_the_best_score_on_top():
     figure = scores_figure(scores_table())
     assert list(figure.layout.yaxis.ticktext) == ["oe", "ce", "ce-last"]
-    (dots,) = figure.data
+    dots = figure.data[0]
     named = {figure.layout.yaxis.ticktext[round(y)]: x for x, y in zip(dots.x, dots.y, strict=True)}
     assert named == {"ce": 0.7, "ce-last": 0.95, "oe": 0.2}
 
 
-def test_scores_draws_metrics_with_intervals_unless_told_which():
-    assert len(scores_figure(scores_table()).data) == 1
-    auc, drop = scores_figure(scores_table(), ["auc", "em_drop"]).data
+def test_scores_draws_the_metrics_it_knows_unless_told_which():
+    assert len(scores_figure(scores_table(), ["auc"]).data) == 1
+    other = scores_table().rename(columns=lambda name: name.replace("auc", "mine")).drop(columns="em_drop")
+    assert [list(it.x) for it in scores_figure(other).data] == [[0.7, 0.95, 0.2]]
+    auc, drop = scores_figure(scores_table()).data
     np.testing.assert_allclose(auc.error_x.array, 0.05)
     np.testing.assert_allclose(auc.error_x.arrayminus, 0.1)
     assert drop.error_x.array is None
@@ -207,7 +209,7 @@ def test_scores_draws_metrics_with_intervals_unless_told_which():
 
 def test_scores_sets_model_variants_apart():
     table = pd.concat([scores_table().assign(variant=name) for name in ("planted", "conflict")])
-    planted, conflict = scores_figure(table).data
+    planted, conflict = scores_figure(table, ["auc"]).data
     assert planted.name == "planted"
     assert planted.marker.color != conflict.marker.color
     assert not set(planted.y) & set(conflict.y)
@@ -220,7 +222,25 @@ def test_scores_refuses_a_table_in_which_one_dot_would_hide_another():
 
 def test_scores_says_what_a_table_without_metrics_lacks():
     with pytest.raises(MoELensError, match="m_low and m_high"):
-        scores_figure(scores_table().drop(columns="auc_low"))
+        scores_figure(scores_table()[["score", "auc"]].rename(columns={"auc": "mine"}))
+
+
+def test_seeds_become_their_mean_with_bars_from_lowest_to_highest():
+    seeds = [answers_table().assign(seed=seed, em=0.2 * seed + 0.1) for seed in (0, 1, 2)]
+    once = pd.DataFrame([{"variant": "base", "task": "hops", "em": 0.5, "em_low": 0.4, "em_high": 0.7}])
+    base = trace(answers_figure(pd.concat([*seeds, once])), "base")
+    np.testing.assert_allclose(base.y, [0.3, 0.3, 0.5])
+    np.testing.assert_allclose(base.error_y.array, [0.2, 0.2, 0.2])
+    np.testing.assert_allclose(base.error_y.arrayminus, [0.2, 0.2, 0.1])
+    scores = pd.concat([scores_table().assign(seed=seed, em_drop=[seed, 0.5, 0.2]) for seed in (0.0, 0.4)])
+    drop = scores_figure(scores, ["em_drop"]).data[0]
+    np.testing.assert_allclose(drop.x, [0.2, 0.5, 0.2])
+    np.testing.assert_allclose(drop.error_x.array, [0.2, 0, 0])
+
+
+def test_one_seed_twice_is_refused():
+    with pytest.raises(MoELensError, match="seed 1"):
+        answers_figure(pd.concat([answers_table().assign(seed=1)] * 2))
 
 
 def tuning_log() -> pd.DataFrame:

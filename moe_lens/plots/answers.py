@@ -22,13 +22,15 @@ def answers_figure(table: pd.DataFrame) -> go.Figure:
 
     Args:
         table: one row per variant and task with the columns `variant`, `task`, `em`, `em_low` and `em_high`
-            (shares in [0, 1]). More columns show up under the pointer.
+            (shares in [0, 1]). With a column `seed`, several rows of a variant and task become their mean,
+            the bars reaching from the lowest to the highest seed. More columns show up under the pointer.
 
     Raises:
-        MoELensError: a column is missing, the table is empty, or a variant has two rows for one task.
+        MoELensError: a column is missing, the table is empty, or a variant has two rows for one task
+            (and seed).
     """
     table = style.require(table, COLUMNS, figure="answers_figure")
-    style.require_once(table, ("variant", "task"), figure="answers_figure")
+    table = style.over_seeds(table, ("variant", "task"), ["em"], figure="answers_figure")
     variants, tasks = list(dict.fromkeys(table["variant"])), list(dict.fromkeys(table["task"]))
     spare = iter(SPARE * len(variants))
     figure = go.Figure()
@@ -47,6 +49,6 @@ def answers_figure(table: pd.DataFrame) -> go.Figure:
     figure.update_layout(bargap=0.25, bargroupgap=0.06)
     figure.update_xaxes(categoryorder="array", categoryarray=tasks, showgrid=False, ticks="")
     figure.update_yaxes(title_text="exact match (EM)", range=[0, 1.02], dtick=0.2)
-    subtitle = f"{len(variants)} model variants on {len(tasks)} tasks; bars: 95 % intervals"
+    subtitle = f"{len(variants)} model variants on {len(tasks)} tasks; {style.bars(table, ['em'])}"
     title = "Exact match on each task"
     return style.dress(figure, title=title, subtitle=subtitle, plot_height=300, below=44)

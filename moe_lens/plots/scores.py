@@ -24,22 +24,24 @@ def scores_figure(table: pd.DataFrame, metrics: Sequence[str] | None = None) -> 
     Args:
         table: one row per score with the columns `score` (its name) and, for every metric m, `m`, `m_low` and
             `m_high`; an optional column `variant` (which model it was measured on) sets apart rows of one
-            score by colour.
+            score by colour. With a column `seed`, several rows of a score become their mean, the bars
+            reaching from the lowest to the highest seed.
         metrics: the columns to draw, in this order; those without `_low` and `_high` get no bars. Left out,
-            it is every column that has both.
+            it is those of METRICS that the table has or, if it has none, every column that has both.
 
     Raises:
         MoELensError: a column is missing, no metric is left, or a score stands there twice in a variant.
     """
-    metrics = _with_intervals(table) if metrics is None else list(metrics)
+    known = [metric for metric in METRICS if metric in table.columns]
+    metrics = list(metrics or known or _with_intervals(table))
     if not metrics:
         raise MoELensError(
-            "scores_figure found no metric: for a metric m it needs the columns m, m_low and m_high; "
+            f"scores_figure found no metric: it needs one of {', '.join(METRICS)}, or m, m_low and m_high; "
             f"this table has {', '.join(map(str, table.columns))}"
         )
     table = style.require(table, ("score", *metrics), figure="scores_figure")
     table = table if "variant" in table.columns else table.assign(variant="")
-    style.require_once(table, ("variant", "score"), figure="scores_figure")
+    table = style.over_seeds(table, ("variant", "score"), metrics, figure="scores_figure")
     order = table.groupby("score", sort=False)[metrics[0]].mean().sort_values(kind="stable").index
     figure = make_subplots(1, len(metrics), shared_yaxes=True, horizontal_spacing=0.045)
     variants = list(dict.fromkeys(table["variant"]))
@@ -53,7 +55,7 @@ def scores_figure(table: pd.DataFrame, metrics: Sequence[str] | None = None) -> 
     figure.update_yaxes(tickvals=list(range(len(order))), ticktext=list(order), ticks="", showline=False)
     figure.update_yaxes(range=[-0.6, len(order) - 0.4])
     height = len(order) * max(36, 22 * len(variants))
-    title, subtitle = "Which score finds the experts that matter", _summary(table, metrics[0])
+    title, subtitle = "Which score finds the experts that matter", _summary(table, metrics)
     return style.dress(figure, title=title, subtitle=subtitle, plot_height=height, below=96)
 
 
@@ -73,7 +75,7 @@ def _draw_dots(
         y=y,
         error_x=bars,
         mode="markers",
-        marker={"color": style.CYCLE[place], "symbol": style.SYMBOLS[place], "size": 11},
+        marker={"color": style.CYCLE[place], "symbol": style.SYMBOLS[place], "size": 10},
         name=name,
         legendgroup=name,
         showlegend=bool(name) and column == 1,
@@ -97,12 +99,13 @@ def _draw_axis(figure: go.Figure, metric: str, column: int) -> None:
         figure.add_vline(chance, line={"color": style.GREY, "dash": "dash", "width": 1.5}, row=1, col=column)
 
 
-def _summary(table: pd.DataFrame, metric: str) -> str:
+def _summary(table: pd.DataFrame, metrics: Sequence[str]) -> str:
     """The best score by the first metric, as the figure's second line."""
+    metric = metrics[0]
     best = table.loc[table[metric].idxmax()]
     where = f" on {best['variant']}" if best["variant"] else ""
     label = METRICS.get(metric, (metric.replace("_", " "),))[0]
     return (
         f"highest {label}: {best['score']}{where} ({best[metric]:.2f}); "
-        "dashed: what chance gives; bars: 95 % intervals"
+        f"dashed: what chance gives; {style.bars(table, metrics)}"
     )

@@ -129,6 +129,40 @@ def require_once(table: pd.DataFrame, keys: Sequence[str], *, figure: str) -> No
         raise MoELensError(f"{figure} takes one row per {' and '.join(keys)}, but {first} stands there twice")
 
 
+def over_seeds(
+    table: pd.DataFrame, keys: Sequence[str], metrics: Sequence[str], *, figure: str
+) -> pd.DataFrame:
+    """One row per combination of the keys: of several seeds their mean, lowest and highest as its interval.
+
+    A combination with one row keeps that row and its interval. The column `seeds` counts the rows; without a
+    column `seed`, or where every combination has one row, the table comes back as it is. MoELensError where
+    two rows share the keys and the seed.
+    """
+    if "seed" not in table.columns:
+        require_once(table, keys, figure=figure)
+        return table
+    require_once(table, (*keys, "seed"), figure=figure)
+    if not table.duplicated(list(keys)).any():
+        return table
+    rows = []
+    for _, part in table.groupby(list(keys), sort=False):
+        row = part.iloc[0].drop("seed").to_dict() | {"seeds": len(part)}
+        if len(part) > 1:
+            row |= {metric: part[metric].mean() for metric in metrics}
+            row |= {f"{metric}_low": part[metric].min() for metric in metrics}
+            row |= {f"{metric}_high": part[metric].max() for metric in metrics}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def bars(table: pd.DataFrame, metrics: Sequence[str]) -> str:
+    """What the bars of a figure of these metrics mean, after `over_seeds`."""
+    if "seeds" not in table.columns:
+        return "bars: 95 % intervals" if any(f"{metric}_low" in table for metric in metrics) else "one run"
+    one = ", else 95 % intervals" if table["seeds"].min() == 1 else ""
+    return f"mean of {table['seeds'].max()} seeds, bars: lowest to highest{one}"
+
+
 def hover(table: pd.DataFrame) -> list[str]:
     """For each row its columns and values as lines, to be shown when the pointer rests on its mark."""
     rows = table.to_dict("records")
