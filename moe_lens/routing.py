@@ -113,8 +113,13 @@ def observe_router(router: nn.Module, path: str) -> ObservedRouter:
         raise MoELensError(f"the router at {path!r} has no weight [expert, d_model]; it has {list(state)}")
     n_experts, d_model = matrices[0].shape
     hidden = torch.randn(PROBE_TOKENS, d_model, generator=generator)
-    with torch.no_grad():
-        output = torch.func.functional_call(router, state, (hidden,))
+    try:
+        with torch.no_grad():
+            output = torch.func.functional_call(router, state, (hidden,))
+    except (TypeError, IndexError, RuntimeError) as error:  # raised by the model's code, for want of other inputs
+        raise MoELensError(
+            f"the router at {path!r} cannot be called with hidden states [token, d_model] alone: {error}"
+        ) from error
     slots = _output_slots(output, n_experts)
     if slots is None:
         raise MoELensError(
@@ -147,6 +152,4 @@ def _output_slots(output: Any, n_experts: int) -> tuple[int, int, int] | None:
 
 def _shapes(output: Any) -> str:
     parts = output if isinstance(output, tuple) else (output,)
-    return ", ".join(
-        str(list(part.shape)) if isinstance(part, Tensor) else type(part).__name__ for part in parts
-    )
+    return ", ".join(str(list(part.shape)) if isinstance(part, Tensor) else type(part).__name__ for part in parts)

@@ -94,6 +94,19 @@ def test_refuses_a_router_whose_rule_is_unknown(tokenizer):
         MoEArchitecture.of(model)
 
 
+def test_refuses_a_router_that_needs_more_than_hidden_states(tokenizer):
+    model = build_model("olmoe", len(tokenizer))
+
+    class BiasedRouter(type(model.model.layers[0].mlp.gate)):
+        def forward(self, hidden_states, bias):
+            return super().forward(hidden_states + bias)
+
+    for layer in model.model.layers:
+        layer.mlp.gate.__class__ = BiasedRouter
+    with pytest.raises(MoELensError, match=r"hidden states \[token, d_model\] alone.*'bias'"):
+        MoEArchitecture.of(model)
+
+
 def test_refuses_experts_without_a_router(tokenizer):
     model = build_model("olmoe", len(tokenizer))
     mlp = model.model.layers[1].mlp

@@ -97,19 +97,22 @@ def test_reroute_equals_deleting_the_experts(lens, family):
 
 
 @pytest.mark.parametrize("name", SELECTION_BIAS_FAMILIES)
-def test_reroute_removes_an_expert_that_the_selection_bias_favours(lenses, name):
-    lens, layer = lenses[name], 2
+def test_reroute_removes_experts_that_the_selection_bias_favours(lenses, name):
+    lens, layer, gone = lenses[name], 2, (1, 6, 11, 12)
     bias = lens.module.model.layers[layer].mlp.gate.e_score_correction_bias
-    favoured, old = 5, bias.clone()
-    bias[favoured] = 50.0
+    old = bias.clone()
+    bias[[1, 6]] = 50.0  # so that every token would choose these, and their groups
     try:
-        with lens.intervene(Reroute(ExpertSet.of({layer: [favoured]}))):
-            _, record = lens.run_with_cache(TEXTS)
+        surgery = real(lens, bare_logits(without_experts(lens.module, layer, gone), lens))
+        with lens.intervene(Reroute(ExpertSet.of({layer: gone}))):
+            logits, record = lens.run_with_cache(TEXTS)
     finally:
         bias.copy_(old)
-    assert (record.routing_before[layer].indices == favoured).any(-1).all()
-    assert not (record.routing[layer].indices == favoured).any()
-    assert (record.routing[layer].weights > 0).all()
+    before, after = record.routing_before[layer], record.routing[layer]
+    assert (before.indices == 1).any(-1).all()
+    assert not torch.isin(after.indices, torch.tensor(gone)).any()
+    assert (after.weights > 0).all()
+    torch.testing.assert_close(real(lens, logits), surgery, rtol=1e-5, atol=1e-5)
 
 
 def test_renormalize_keeps_each_tokens_sum(lens):

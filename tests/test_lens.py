@@ -323,6 +323,10 @@ def test_loading_from_a_folder_gives_the_same_logits(olmoe, tmp_path):
     assert torch.equal(loaded.run_with_cache(TEXTS)[0], olmoe.run_with_cache(TEXTS)[0])
     half = MoELens.from_pretrained(str(tmp_path), dtype=torch.bfloat16)
     assert half.module.dtype == torch.bfloat16
+    placed = MoELens.from_pretrained(tmp_path, olmoe.tokenizer, device_map="cpu")
+    assert placed.generate(TEXTS, max_new_tokens=3, progress=False) == olmoe.generate(
+        TEXTS, max_new_tokens=3, progress=False
+    )
 
 
 def test_loading_refuses_what_is_not_there(tmp_path, tokenizer):
