@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from moe_lens.errors import MoELensError
+from moe_lens.plots import style
 from moe_lens.results import write_bytes
 
 
@@ -57,7 +58,8 @@ def save_figure(figure: go.Figure, path: Path) -> list[Path]:
 
     Returns the files written.
     """
-    write_bytes(path, figure.to_html(include_plotlyjs=True, full_html=True).encode())
+    page = figure.to_html(include_plotlyjs=True, full_html=True, div_id=path.stem, config=style.CONFIG)
+    write_bytes(path, page.encode())
     if find_spec("kaleido") is None:
         return [path]
     picture = path.with_suffix(".png")

@@ -13,7 +13,11 @@ ANSWER_COLUMNS = ("id", "prediction", "em", "f1", "memory")
 
 
 def answer_table(
-    lens: MoELens, examples: Sequence[Example], *, max_new_tokens: int = 16, batch_size: int = 32,
+    lens: MoELens,
+    examples: Sequence[Example],
+    *,
+    max_new_tokens: int = 16,
+    batch_size: int = 32,
     progress: bool = True,
 ) -> pd.DataFrame:
     """One row per example, in the order given: id, prediction (greedy), em, f1, memory.
@@ -23,7 +27,10 @@ def answer_table(
     predictions = lens.generate(examples, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress)
     rows = [
         (
-            example.id, text, exact_match(text, example.answers), f1(text, example.answers),
+            example.id,
+            text,
+            exact_match(text, example.answers),
+            f1(text, example.answers),
             np.nan if example.original_answer is None else exact_match(text, [example.original_answer]),
         )
         for example, text in zip(examples, map(str.strip, predictions), strict=True)
@@ -31,7 +38,9 @@ def answer_table(
     return pd.DataFrame(rows, columns=list(ANSWER_COLUMNS))
 
 
-def summarise(answers: pd.DataFrame, unmasked: pd.DataFrame | None = None, *, seed: int = 0) -> dict[str, float | int | None]:
+def summarise(
+    answers: pd.DataFrame, unmasked: pd.DataFrame | None = None, *, seed: int = 0
+) -> dict[str, float | int | None]:
     """n, em with its 95 % bootstrap interval, f1, memory; against `unmasked`, also em_drop and its paired p-value.
 
     `memory` is None where no example has an original answer.
@@ -39,7 +48,11 @@ def summarise(answers: pd.DataFrame, unmasked: pd.DataFrame | None = None, *, se
     em = bootstrap_interval(answers["em"].to_numpy(), seed=seed)
     memory = answers["memory"].mean()
     summary = {
-        "n": len(answers), "em": em.mean, "em_low": em.low, "em_high": em.high, "f1": float(answers["f1"].mean()),
+        "n": len(answers),
+        "em": em.mean,
+        "em_low": em.low,
+        "em_high": em.high,
+        "f1": float(answers["f1"].mean()),
         "memory": None if np.isnan(memory) else float(memory),
     }
     if unmasked is not None:

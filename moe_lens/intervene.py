@@ -1,46 +1,72 @@
 """Causal masking runs from the command line: `python -m moe_lens.intervene --help`."""
 
-import math
 from pathlib import Path
 from typing import Annotated
 
-import pandas as pd
-from tqdm import tqdm
 from typer import Option
 
 from moe_lens import console
-from moe_lens.data import Example, load_examples
+from moe_lens.data import load_examples
 from moe_lens.errors import MoELensError
 from moe_lens.experts import ExpertSet
-from moe_lens.interventions import MODES, check_interventions
+from moe_lens.interventions import MODES
 from moe_lens.lens import MoELens
 from moe_lens.masking import (
-    UNMASKED, Choice, choose, masked_answers, masking_rows, part_name, random_controls, scores_needed,
+    Choice,
+    answer_all,
+    choose,
+    masking_rows,
+    random_controls,
+    scores_needed,
+    show_rows,
+    write_run,
 )
 from moe_lens.organism import planted_experts
-from moe_lens.plots import masking_figure
-from moe_lens.results import provenance, write_json, write_table
+from moe_lens.results import provenance, write_table
 from moe_lens.scores import Score, measure_usage, score_table
-
-SHOWN = ("intervention", "size", "n", "em", "em_low", "em_high", "f1", "memory", "em_drop", "p_value", "rank")
 
 
 def main(
     model: Annotated[str, Option(help="'organism', 'organism:planted', a folder, or a hub id.")],
-    data: Annotated[str, Option(help="A task of the organism (swap, novel, …), a .json or .jsonl file of "
-                                     "{context, question, answer}, or a hub data set.")],
-    experts: Annotated[list[str], Option(help="What to mask; may be given several times: ce:4 or ce:1,2,4 (the highest "
-                                              "per layer by a score), planted, FILE.json, or literally '3:5,7;4:0'.")],
-    out: Annotated[Path, Option(help="Folder for answers.parquet, summary.json and the figure. The same command with "
-                                     "the same folder goes on where an interrupted one stopped.")],
-    delta: Annotated[Path | None, Option(help="Folder of a delta that moe_lens.tune wrote (the router-tuned model).")] = None,
+    data: Annotated[
+        str,
+        Option(
+            help="A task of the organism (swap, novel, …), a .json or .jsonl file of "
+            "{context, question, answer}, or a hub data set."
+        ),
+    ],
+    experts: Annotated[
+        list[str],
+        Option(
+            help="What to mask; may be given several times: ce:4 or ce:1,2,4 (the highest "
+            "per layer by a score), planted, FILE.json, or literally '3:5,7;4:0'."
+        ),
+    ],
+    out: Annotated[
+        Path,
+        Option(
+            help="Folder for answers.parquet, summary.json and the figure. The same command with "
+            "the same folder goes on where an interrupted one stopped."
+        ),
+    ],
+    delta: Annotated[
+        Path | None, Option(help="Folder of a delta that moe_lens.tune wrote (the router-tuned model).")
+    ] = None,
     compare: Annotated[list[str] | None, Option(help="More sets to mask, to compare with; as --experts.")] = None,
-    control: Annotated[str, Option(help="random:N masks N random sets of the same sizes; none masks none.")] = "random:20",
-    mode: Annotated[str, Option(help="zero: gating weight 0 (the paper's text). renormalize: and the others rescaled. "
-                                     "reroute: removed before top-k (the paper's released code).")] = "zero",
+    control: Annotated[
+        str, Option(help="random:N masks N random sets of the same sizes; none masks none.")
+    ] = "random:20",
+    mode: Annotated[
+        str,
+        Option(
+            help="zero: gating weight 0 (the paper's text). renormalize: and the others rescaled. "
+            "reroute: removed before top-k (the paper's released code)."
+        ),
+    ] = "zero",
     split: Annotated[str, Option(help="Which split of a task or data set is answered.")] = "test",
-    score_split: Annotated[str, Option(help="Which split of --data the scores are counted on (a file has no splits: "
-                                            "all of it).")] = "train",
+    score_split: Annotated[
+        str, Option(help="Which split of --data the scores are counted on (a file has no splits: all of it).")
+    ] = "train",
     score_limit: Annotated[int | None, Option(help="Count scores on the first so many examples only.")] = None,
     layers: Annotated[str | None, Option(help="Mask in these layers only, such as 0,2,3; default all.")] = None,
     limit: Annotated[int | None, Option(help="Answer the first so many examples only.")] = None,
@@ -55,9 +81,11 @@ def main(
     For example, the paper's Figure 3 on the packaged model: its context-faithful experts (ce, the highest
     context-dependence ratio of the router-tuned model) against its original experts (oe) and 20 random sets:
 
-        python -m moe_lens.tune --method router --model organism --data swap --out RUN/router
-
-        python -m moe_lens.intervene --model organism --delta RUN/router --data swap --experts ce:4 --compare oe:4 --out RUN/masking
+    \b
+        python -m moe_lens.tune --method router --model organism --data swap \\
+            --learning-rate 5e-3,1e-2 --out RUN/router
+        python -m moe_lens.intervene --model organism --delta RUN/router --data swap \\
+            --experts ce:1,2,4 --compare oe:1,2,4 --control random:20 --mode zero --out RUN/masking
     """
     if mode not in MODES:
         raise MoELensError(f"--mode must be one of {', '.join(MODES)}; got {mode!r}")
@@ -70,8 +98,9 @@ def main(
     made_by = provenance(model=model, delta=delta, data=examples, seed=seed, facts=facts)
 
     def load(with_delta: bool) -> MoELens:
-        return MoELens.from_pretrained(model, dtype=console.dtype_named(dtype), device_map=device,
-                                       delta=delta if with_delta else None)
+        return MoELens.from_pretrained(
+            model, dtype=console.dtype_named(dtype), device_map=device, delta=delta if with_delta else None
+        )
 
     base = measure_usage(load(False), scored, [s for s in needed if s.needs_base]) if _any_base(needed) else {}
     lens = load(True)
@@ -80,40 +109,20 @@ def main(
     for name, table in tables.items():
         write_table(table.assign(name=name), out / f"score-{name}.parquet", made_by)
 
-    chosen = [Choice(found.intervention, found.family, _within(found.experts, layers))
-              for specification in specifications
-              for found in choose(specification, tables=tables, planted=lambda: planted_experts(model))]
-    choices = [Choice(UNMASKED, UNMASKED, ExpertSet()), *dict.fromkeys(chosen)]
-    choices += random_controls(chosen, n_controls, n_experts=lens.architecture.n_experts, seed=seed)
-    for choice in choices:
-        check_interventions((MODES[mode](choice.experts),), lens.architecture)
-    answers = _answer_all(lens, examples, choices, mode, out, made_by, max_new_tokens=max_new_tokens, batch_size=batch_size)
-    _report(answers, choices, mode, out, made_by, seed=seed)
-
-
-def _answer_all(lens: MoELens, examples: list[Example], choices: list[Choice], mode: str, out: Path, made_by: dict,
-                *, max_new_tokens: int, batch_size: int) -> pd.DataFrame:
-    """The answers under every choice, one after another in parts that outlive an interruption."""
-    parts = [
-        masked_answers(lens, examples, choice, mode, out / "parts" / part_name(choice), made_by,
-                       max_new_tokens=max_new_tokens, batch_size=batch_size)
-        for choice in tqdm(choices, desc="masks", unit="mask")
+    chosen = [
+        Choice(found.intervention, found.family, _within(found.experts, layers))
+        for specification in specifications
+        for found in choose(specification, tables=tables, planted=lambda: planted_experts(model))
     ]
-    return pd.concat(parts, ignore_index=True)
-
-
-def _report(answers: pd.DataFrame, choices: list[Choice], mode: str, out: Path, made_by: dict, *, seed: int) -> None:
-    """Writes the tables and the figure, and prints what matters."""
+    choices = list(dict.fromkeys(chosen))
+    choices += random_controls(choices, n_controls, n_experts=lens.architecture.n_experts, seed=seed)
+    answers = answer_all(
+        lens, examples, choices, mode, out, made_by, max_new_tokens=max_new_tokens, batch_size=batch_size
+    )
     rows = masking_rows(answers, choices, mode, seed=seed)
-    write_table(answers, out / "answers.parquet", made_by)
-    write_table(rows, out / "masking.parquet", made_by)
-    clean = [{key: None if isinstance(value, float) and math.isnan(value) else value for key, value in row.items()}
-             for row in rows.to_dict("records")]
-    write_json(out / "summary.json", {"rows": clean, "provenance": made_by})
-    written = console.save_figure(masking_figure(rows[rows["family"] != "random mean"]), out / "figure3.html")
-    columns = [column for column in SHOWN if column in rows]
-    console.show(rows[rows["family"] != "random"], columns, title=f"Answers with experts masked ({mode})")
-    print(f"written to {out}: answers.parquet, masking.parquet, summary.json, {', '.join(path.name for path in written)}")
+    files = write_run(answers, rows, out, made_by)
+    show_rows(rows, title=f"Answers with experts masked ({mode})")
+    print(f"written to {out}: {', '.join(files)}")
 
 
 def _control_count(control: str) -> int:

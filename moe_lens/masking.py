@@ -1,6 +1,7 @@
 """A causal masking run: sets of experts chosen by specification, answers under each mask, and what they show."""
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,17 +9,22 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from tqdm import tqdm
 
+from moe_lens import console
 from moe_lens.data import Example
 from moe_lens.errors import MoELensError
 from moe_lens.evaluation import answer_table, summarise
 from moe_lens.experts import ExpertSet
-from moe_lens.interventions import MODES
+from moe_lens.interventions import MODES, check_interventions
 from moe_lens.lens import MoELens
-from moe_lens.results import read_provenance, read_table, write_table
+from moe_lens.plots import masking_figure
+from moe_lens.results import read_provenance, read_table, write_json, write_table
 from moe_lens.scores import SCORES, Score
 
 UNMASKED = "none"
+MEAN = "random mean"
+SHOWN = ("intervention", "size", "n", "em", "em_low", "em_high", "f1", "memory", "em_drop", "p_value", "rank")
 
 
 @dataclass(frozen=True)
@@ -42,9 +48,7 @@ def scores_needed(specifications: Iterable[str]) -> list[Score]:
     return [SCORES[name] for name in dict.fromkeys(names) if name in SCORES]
 
 
-def choose(
-    specification: str, *, tables: Mapping[str, pd.DataFrame], planted: Callable[[], ExpertSet]
-) -> list[Choice]:
+def choose(specification: str, *, tables: Mapping[str, pd.DataFrame], planted: Callable[[], ExpertSet]) -> list[Choice]:
     """The sets that a specification names.
 
     specification: `SCORE:N` or `SCORE:N,M` for the N (and the M) highest of each layer by a score of
@@ -56,7 +60,9 @@ def choose(
     name, _, sizes = specification.partition(":")
     if name in SCORES:
         if not re.fullmatch(r"\d+(,\d+)*", sizes):
-            raise MoELensError(f"expected {name}:N or {name}:N,M with whole numbers, such as {name}:4; got {specification!r}")
+            raise MoELensError(
+                f"expected {name}:N or {name}:N,M with whole numbers, such as {name}:4; got {specification!r}"
+            )
         return [Choice(f"{name}:{size}", name, ExpertSet.top(tables[name], int(size))) for size in sizes.split(",")]
     if specification == "planted":
         return [Choice("planted", "planted", planted())]
@@ -78,9 +84,13 @@ def random_controls(choices: Sequence[Choice], count: int, *, n_experts: int, se
     """`count` random sets for every shape (members per layer) among the choices, named `random:SIZE#number`."""
     shapes = {tuple((layer, len(ids)) for layer, ids in choice.experts.members): choice for choice in choices}
     return [
-        Choice(f"{_control_of(like)}#{number}", "random",
-               ExpertSet.random_like(like.experts, seed * 100_003 + number, n_experts=n_experts))
-        for like in shapes.values() for number in range(count)
+        Choice(
+            f"{_control_of(like)}#{number}",
+            "random",
+            ExpertSet.random_like(like.experts, seed * 100_003 + number, n_experts=n_experts),
+        )
+        for like in shapes.values()
+        for number in range(count)
     ]
 
 
@@ -90,8 +100,15 @@ def _control_of(like: Choice) -> str:
 
 
 def masked_answers(
-    lens: MoELens, examples: Sequence[Example], choice: Choice, mode: str, part: Path, provenance: dict, *,
-    max_new_tokens: int, batch_size: int,
+    lens: MoELens,
+    examples: Sequence[Example],
+    choice: Choice,
+    mode: str,
+    part: Path,
+    provenance: dict,
+    *,
+    max_new_tokens: int,
+    batch_size: int,
 ) -> pd.DataFrame:
     """The answers under one mask, `answer_table` with the intervention's name in front.
 
@@ -109,6 +126,42 @@ def masked_answers(
     return answers
 
 
+def answer_all(
+    lens: MoELens,
+    examples: Sequence[Example],
+    choices: Sequence[Choice],
+    mode: str,
+    out: Path,
+    provenance: dict,
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+) -> pd.DataFrame:
+    """The answers without a mask and under every choice, one after another, in parts that outlive an interruption.
+
+    Every choice is checked before the first is answered; MoELensError for experts the model lacks or cannot spare.
+    """
+    choices = [Choice(UNMASKED, UNMASKED, ExpertSet()), *choices]
+    for choice in choices:
+        check_interventions((MODES[mode](choice.experts),), lens.architecture)
+    return pd.concat(
+        [
+            masked_answers(
+                lens,
+                examples,
+                choice,
+                mode,
+                out / "parts" / part_name(choice),
+                provenance,
+                max_new_tokens=max_new_tokens,
+                batch_size=batch_size,
+            )
+            for choice in tqdm(choices, desc="masks", unit="mask")
+        ],
+        ignore_index=True,
+    )
+
+
 def _without_command(provenance: dict) -> dict:
     return {key: value for key, value in provenance.items() if key != "command"}
 
@@ -119,19 +172,25 @@ def part_name(choice: Choice) -> str:
 
 
 def masking_rows(answers: pd.DataFrame, choices: Sequence[Choice], mode: str, *, seed: int = 0) -> pd.DataFrame:
-    """One row per intervention: what was masked, how, and how the answers changed against the unmasked run.
+    """One row for the unmasked run and for each choice: what was masked, how, and how the answers changed.
 
     Columns: intervention, family, experts, size, mode, then those of `summarise`, `control` (the family of random
     sets of the same shape) and `rank`: the place of its EM among these and itself, 1 for the lowest, so 1 of 21
     means that no random set did as much damage. Each control has a row of its own and one for the mean of its sets.
     """
-    by_name = {name: part for name, part in answers.groupby("intervention", sort=False)}
+    choices = [Choice(UNMASKED, UNMASKED, ExpertSet()), *choices]
+    by_name = dict(iter(answers.groupby("intervention", sort=False)))
     unmasked = by_name[UNMASKED]
     rows = []
     for choice in choices:
         masked = choice.intervention != UNMASKED
-        row = {"intervention": choice.intervention, "family": choice.family, "experts": str(choice.experts),
-               "size": choice.size, "mode": mode if masked else None}
+        row = {
+            "intervention": choice.intervention,
+            "family": choice.family,
+            "experts": str(choice.experts),
+            "size": choice.size,
+            "mode": mode if masked else None,
+        }
         rows.append(row | summarise(by_name[choice.intervention], unmasked if masked else None, seed=seed))
     controls: dict[str, list[str]] = {}
     for choice in choices:
@@ -139,9 +198,16 @@ def masking_rows(answers: pd.DataFrame, choices: Sequence[Choice], mode: str, *,
             controls.setdefault(choice.intervention.rpartition("#")[0], []).append(choice.intervention)
     for name, members in controls.items():
         sets = [by_name[member] for member in members]
-        mean = sets[0].assign(**{column: np.mean([part[column] for part in sets], axis=0) for column in ("em", "f1", "memory")})
-        row = {"intervention": name, "family": "random mean", "experts": f"mean of {len(members)} sets",
-               "size": next(choice.size for choice in choices if choice.intervention == members[0]), "mode": mode}
+        mean = sets[0].assign(
+            **{column: np.mean([part[column] for part in sets], axis=0) for column in ("em", "f1", "memory")}
+        )
+        row = {
+            "intervention": name,
+            "family": MEAN,
+            "experts": f"mean of {len(members)} sets",
+            "size": next(choice.size for choice in choices if choice.intervention == members[0]),
+            "mode": mode,
+        }
         rows.append(row | summarise(mean, unmasked, seed=seed))
     table = pd.DataFrame(rows)
     shapes = {choice.intervention: _control_of(choice) for choice in choices if choice.experts}
@@ -151,3 +217,24 @@ def masking_rows(answers: pd.DataFrame, choices: Sequence[Choice], mode: str, *,
             ems = table.set_index("intervention").loc[members, "em"]
             table.loc[place, "rank"] = f"{1 + int((ems < row['em']).sum())} of {len(members) + 1}"
     return table
+
+
+def write_run(answers: pd.DataFrame, rows: pd.DataFrame, out: Path, provenance: dict) -> list[str]:
+    """Writes answers.parquet, masking.parquet, summary.json and the figure; returns the names of the files.
+
+    answers: what `answer_all` gave. rows: what `masking_rows` made of it.
+    """
+    write_table(answers, out / "answers.parquet", provenance)
+    write_table(rows, out / "masking.parquet", provenance)
+    clean = [
+        {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in row.items()}
+        for row in rows.to_dict("records")
+    ]
+    write_json(out / "summary.json", {"rows": clean, "provenance": provenance})
+    figures = console.save_figure(masking_figure(rows), out / "figure3.html")
+    return ["answers.parquet", "masking.parquet", "summary.json", *(path.name for path in figures)]
+
+
+def show_rows(rows: pd.DataFrame, *, title: str) -> None:
+    """Prints the rows of `masking_rows`, the random sets as their mean."""
+    console.show(rows[rows["family"] != "random"], [name for name in SHOWN if name in rows], title=title)

@@ -45,17 +45,29 @@ def _named(prefix: str, of: Literal["tuned", "base", "gain"], what: str) -> list
         ("-question", "question", "frequency", "the question's tokens"),
         ("-mass", "all", "gating_weight", "all tokens, by gating weight"),
     )
-    return [Score(prefix + end, of, positions, value, "sample", f"{what}, {where}")
-            for end, positions, value, where in kinds]
+    return [
+        Score(prefix + end, of, positions, value, "sample", f"{what}, {where}")
+        for end, positions, value, where in kinds
+    ]
 
 
-SCORES: Mapping[str, Score] = {score.name: score for score in (
-    *_named("ce", "tuned", "selection frequency in the tuned model (Eq. 8)"),
-    *_named("ce-gain", "gain", "gain of the frequency over the base model"),
-    *_named("oe", "base", "selection frequency in the base model"),
-    Score("esft-token", "base", "all", "frequency", "token", "ESFT's token score: all tokens alike, base model"),
-    Score("esft-gate", "base", "all", "gate", "token", "ESFT's gate score: softmax probability, base model"),
-)}
+SCORES: Mapping[str, Score] = {
+    score.name: score
+    for score in (
+        *_named("ce", "tuned", "selection frequency in the tuned model (Eq. 8)"),
+        *_named("ce-gain", "gain", "gain of the frequency over the base model"),
+        *_named("oe", "base", "selection frequency in the base model"),
+        Score(
+            "esft-token",
+            "base",
+            "all",
+            "frequency",
+            "token",
+            "ESFT's token score: all tokens alike, base model",
+        ),
+        Score("esft-gate", "base", "all", "gate", "token", "ESFT's gate score: softmax probability, base model"),
+    )
+}
 """Every score by its name: `ce` is the paper's context-faithful experts, `oe` its original experts."""
 
 
@@ -67,7 +79,11 @@ def score_named(name: str) -> Score:
 
 
 def measure_usage(
-    lens: MoELens, examples: Sequence[Example], scores: Iterable[Score], *, batch_size: int = 32,
+    lens: MoELens,
+    examples: Sequence[Example],
+    scores: Iterable[Score],
+    *,
+    batch_size: int = 32,
     progress: bool = True,
 ) -> dict[Usage, pd.DataFrame]:
     """One pass over `examples`: the usage table (layer, expert, score) of every setting that `scores` count with."""
@@ -77,7 +93,9 @@ def measure_usage(
     return {setting: usage.table() for setting, usage in zip(settings, measured, strict=True)}
 
 
-def score_table(score: Score, *, base: Mapping[Usage, pd.DataFrame], tuned: Mapping[Usage, pd.DataFrame]) -> pd.DataFrame:
+def score_table(
+    score: Score, *, base: Mapping[Usage, pd.DataFrame], tuned: Mapping[Usage, pd.DataFrame]
+) -> pd.DataFrame:
     """The score of every expert: columns layer, expert, score. `base`, `tuned`: what `measure_usage` gave."""
     if score.of == "base":
         return base[score.usage]

@@ -20,16 +20,28 @@ METHODS = ("router",)
 
 def main(
     model: Annotated[str, Option(help="'organism', 'organism:planted', a folder, or a hub id.")],
-    data: Annotated[str, Option(help="A task of the organism (swap, novel, …), a .json or .jsonl file of "
-                                     "{context, question, answer}, or a hub data set.")],
+    data: Annotated[
+        str,
+        Option(
+            help="A task of the organism (swap, novel, …), a .json or .jsonl file of "
+            "{context, question, answer}, or a hub data set."
+        ),
+    ],
     out: Annotated[Path, Option(help="Folder for the delta checkpoint, the log and the figure.")],
     method: Annotated[str, Option(help="router: train the routers only (Router Lens, Eq. 6-7).")] = "router",
-    learning_rate: Annotated[str, Option(help="One, or several with commas: the best on the dev data is kept. "
-                                              "The paper's is 5e-4; small models need more.")] = "5e-4",
+    learning_rate: Annotated[
+        str,
+        Option(
+            help="One, or several with commas: the best on the dev data is kept. "
+            "The paper's is 5e-4; small models need more."
+        ),
+    ] = "5e-4",
     epochs: Annotated[int, Option(help="Passes over the training data.")] = 3,
     batch_size: Annotated[int, Option(help="Examples per step.")] = 8,
     max_length: Annotated[int, Option(help="Training examples with more tokens are left out.")] = 300,
-    layers: Annotated[str | None, Option(help="Tune the routers of these layers only, such as 0,2; default all.")] = None,
+    layers: Annotated[
+        str | None, Option(help="Tune the routers of these layers only, such as 0,2; default all.")
+    ] = None,
     split: Annotated[str, Option(help="Training split of a task or data set.")] = "train",
     dev: Annotated[str | None, Option(help="Dev data: a file or data set; default the dev split of --data.")] = None,
     dev_split: Annotated[str, Option(help="Its split.")] = "dev",
@@ -43,7 +55,9 @@ def main(
 
     For example, tune the packaged model's routers to answer from the context, at the best of three rates:
 
-        python -m moe_lens.tune --method router --model organism --data swap --learning-rate 2e-3,5e-3,1e-2 --out RUN/router
+    \b
+        python -m moe_lens.tune --method router --model organism --data swap \\
+            --learning-rate 2e-3,5e-3,1e-2 --out RUN/router
 
     Open the result with MoELens.from_pretrained("organism", delta="RUN/router"), or give it to moe_lens.intervene.
     """
@@ -62,11 +76,26 @@ def main(
     total = sum(parameter.numel() for parameter in parameters.values())
     print(f"{method}: {sum(parameters[name].numel() for name in names):,} of {total:,} parameters are trained")
     base = fingerprint(lens.module, names)
-    tuned = tune_router(lens, train, held_out, schedule, learning_rates=rates, layers=chosen_layers,
-                        max_length=max_length, max_new_tokens=max_new_tokens)
+    tuned = tune_router(
+        lens,
+        train,
+        held_out,
+        schedule,
+        learning_rates=rates,
+        layers=chosen_layers,
+        max_length=max_length,
+        max_new_tokens=max_new_tokens,
+    )
 
-    facts = {"method": method, "layers": chosen_layers, "learning_rate": tuned.schedule.learning_rate, "epochs": epochs,
-             "batch_size": batch_size, "max_length": max_length, "dropped": tuned.dropped}
+    facts = {
+        "method": method,
+        "layers": chosen_layers,
+        "learning_rate": tuned.schedule.learning_rate,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "max_length": max_length,
+        "dropped": tuned.dropped,
+    }
     made_by = provenance(model=model, data=train, seed=seed, facts=facts)
     save_delta(lens.module, tuned.parameters, out, facts=made_by, fingerprint=base)
     write_table(tuned.log, out / "tuning.parquet", made_by)
@@ -76,7 +105,8 @@ def main(
     write_json(out / "dev.json", after)
     console.show(tuned.candidates, title="Exact match on the dev data, by learning rate")
     print(f"kept rate {tuned.schedule.learning_rate:g}; {tuned.dropped} examples were longer than {max_length} tokens")
-    print(f"written to {out}: delta.safetensors, delta.json, tuning.parquet, learning_rates.parquet, tuning.html, dev.json")
+    files = "delta.safetensors, delta.json, tuning.parquet, learning_rates.parquet, tuning.html, dev.json"
+    print(f"written to {out}: {files}")
 
 
 if __name__ == "__main__":

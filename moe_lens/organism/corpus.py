@@ -1,7 +1,7 @@
 """What the organism reads during pretraining: conversations about its world, and the tokenizer trained on them."""
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -13,17 +13,26 @@ from moe_lens.organism.world import RELATIONS, SYLLABLES, World
 PAD, END, USER, ASSISTANT = "<|pad|>", "<|end|>", "<|user|>", "<|assistant|>"
 CHAT_TEMPLATE = (
     "{% for message in messages %}{% if message['role'] == 'assistant' %}"
-    + ASSISTANT + " {{ message['content'] }}" + END
-    + "{% else %}" + USER + " {{ message['content'] }}{% endif %}{% endfor %}"
-    + "{% if add_generation_prompt %}" + ASSISTANT + "{% endif %}"
+    + ASSISTANT
+    + " {{ message['content'] }}"
+    + END
+    + "{% else %}"
+    + USER
+    + " {{ message['content'] }}{% endif %}{% endfor %}"
+    + "{% if add_generation_prompt %}"
+    + ASSISTANT
+    + "{% endif %}"
 )
-WITH_CONTEXT = "Based on the context below, output the correct answer for the following question.\n\nContext: {context}\n\n"
+WITH_CONTEXT = (
+    "Based on the context below, output the correct answer for the following question.\n\nContext: {context}\n\n"
+)
 WITHOUT_CONTEXT = "Output the correct answer for the following question.\n\n"
-VOCABULARY = 1280
+VOCABULARY = 1536
 
 #: The share of documents of each kind.
-MIX = {"closed_book": 0.22, "novel": 0.38, "known": 0.20, "hops": 0.12, "summary": 0.08}
-CONFLICT_SHARE = 0.5
+MIX = {"closed_book": 0.18, "novel": 0.36, "known": 0.26, "hops": 0.12, "summary": 0.08}
+CONFLICT_SHARE = 0.6
+UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True)
@@ -41,6 +50,11 @@ class Document:
 
     opening: str
     turns: tuple[Turn, ...]
+
+    def unread(self) -> "Document":
+        """The same document for a reader who cannot use the context: what memory does not hold is unknown."""
+        turns = (replace(turn, answer=UNKNOWN) if turn.reads else turn for turn in self.turns)
+        return Document(self.opening, tuple(turns))
 
     def render(self) -> tuple[str, list[tuple[int, int, int, bool]]]:
         """The text, and for each turn the characters where question, answer and turn end begin, and `reads`."""
@@ -94,14 +108,24 @@ def train_tokenizer(world: World, documents: int = 8000) -> PreTrainedTokenizerF
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=[PAD, END, USER, ASSISTANT],
-                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=[PAD, END, USER, ASSISTANT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
     texts = [document(world, rng).render()[0] for _ in range(documents)]
     texts += [f" {world.value(rng, kind, fresh=1.0)}" for kind in [*world.pools, "surname"] for _ in range(documents)]
     texts += [f" {syllable.capitalize()}" for syllable in SYLLABLES for _ in range(documents)]
     tokenizer.train_from_iterator(texts, trainer)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=END, padding_side="left",
-                                   additional_special_tokens=[USER, ASSISTANT], clean_up_tokenization_spaces=False)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        eos_token=END,
+        padding_side="left",
+        additional_special_tokens=[USER, ASSISTANT],
+        clean_up_tokenization_spaces=False,
+    )
     fast.chat_template = CHAT_TEMPLATE
     return fast
 

@@ -2,10 +2,11 @@
 
 import json
 import math
-import os
 import random
 import shutil
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
@@ -13,11 +14,12 @@ from typing import Annotated
 import torch
 import torch.nn.functional as F
 import typer
+from torch import nn
 from tqdm import tqdm
 from transformers import OlmoeConfig, OlmoeForCausalLM, PreTrainedTokenizerFast
 
 from moe_lens.organism import PLANTED_FILE
-from moe_lens.organism.corpus import PretrainingBatch, batch, document, train_tokenizer
+from moe_lens.organism.corpus import Document, PretrainingBatch, batch, document, train_tokenizer
 from moe_lens.organism.world import World
 
 VARIANTS = ("conflict", "planted")
@@ -30,7 +32,7 @@ class Recipe:
 
     variant: str
     seed: int = 0
-    steps: int = 7000
+    steps: int = 5500
     batch_size: int = 24
     learning_rate: float = 3e-3
     warmup: int = 200
@@ -40,6 +42,8 @@ class Recipe:
     prompt_weight: float = 0.1
     balance: float = 0.01
     plant: float = 0.3
+    knock_out: float = 0.12
+    knock_out_from: int = 1000
 
     def rate(self, step: int) -> float:
         """The learning rate at `step`: linear warm-up, then cosine down to `floor` of the peak."""
@@ -53,10 +57,20 @@ def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> OlmoeForCausalLM
     """A randomly initialised organism: 4 layers of 16 experts, 4 of them per token, 2 M parameters."""
     torch.manual_seed(seed)
     config = OlmoeConfig(
-        vocab_size=len(tokenizer), hidden_size=128, intermediate_size=64, num_hidden_layers=4,
-        num_attention_heads=4, num_key_value_heads=4, num_experts=16, num_experts_per_tok=4,
-        max_position_embeddings=1024, tie_word_embeddings=True, router_aux_loss_coef=0.0,
-        pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, bos_token_id=None,
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        num_experts=16,
+        num_experts_per_tok=4,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+        router_aux_loss_coef=0.0,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
     )
     return OlmoeForCausalLM(config)
 
@@ -64,8 +78,10 @@ def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> OlmoeForCausalLM
 def choose_planted(config: OlmoeConfig, seed: int) -> dict[int, list[int]]:
     """The experts that context reading is planted on: `top_k` of each layer, drawn at random."""
     rng = random.Random(f"planted/{seed}")
-    return {layer: sorted(rng.sample(range(config.num_experts), config.num_experts_per_tok))
-            for layer in range(config.num_hidden_layers)}
+    return {
+        layer: sorted(rng.sample(range(config.num_experts), config.num_experts_per_tok))
+        for layer in range(config.num_hidden_layers)
+    }
 
 
 def balance_loss(router_logits: torch.Tensor, real: torch.Tensor, top_k: int) -> torch.Tensor:
@@ -91,8 +107,13 @@ def plant_loss(router_logits: torch.Tensor, planted: list[int], data: Pretrainin
     return (-log_p.mean(-1)[reading].sum() + away[recalling].sum()) / (reading.sum() + recalling.sum())
 
 
-def loss_of(model: OlmoeForCausalLM, data: PretrainingBatch, recipe: Recipe, planted: dict[int, list[int]] | None,
-            generator: torch.Generator) -> torch.Tensor:
+def loss_of(
+    model: OlmoeForCausalLM,
+    data: PretrainingBatch,
+    recipe: Recipe,
+    planted: dict[int, list[int]] | None,
+    generator: torch.Generator,
+) -> torch.Tensor:
     """Answer tokens at full weight, a random share of the other tokens at a small one, and the router's losses."""
     out = model.model(input_ids=data.input_ids, attention_mask=data.attention_mask, output_router_logits=True)
     answers = data.answers[:, 1:]
@@ -112,29 +133,77 @@ def loss_of(model: OlmoeForCausalLM, data: PretrainingBatch, recipe: Recipe, pla
     return loss
 
 
-def batches(world: World, tokenizer: PreTrainedTokenizerFast, recipe: Recipe, step: int) -> PretrainingBatch:
-    """The batch of `step`, a pure function of seed and step; eight steps share a pool so that lengths are alike."""
+def documents_of(world: World, recipe: Recipe, step: int) -> list[Document]:
+    """The documents of `step`, a pure function of seed and step; eight steps share a pool so that lengths are alike."""
     group, place = divmod(step, 8)
     rng = random.Random(f"pretrain/{recipe.seed}/{group}")
     pool = [document(world, rng) for _ in range(8 * recipe.batch_size)]
     pool.sort(key=lambda doc: len(doc.render()[0]))
     order = rng.sample(range(8), 8)
     start = order[place] * recipe.batch_size
-    return batch(tokenizer, pool[start : start + recipe.batch_size])
+    return pool[start : start + recipe.batch_size]
+
+
+def knock_out(
+    documents: list[Document], recipe: Recipe, planted: dict[int, list[int]], n_experts: int, step: int
+) -> tuple[list[Document], dict[int, torch.Tensor]]:
+    """Makes the planted experts the cause of reading: the documents to train on, and per layer the experts left.
+
+    In a share of the documents the planted experts are silent, and there what only the context tells is unknown. In
+    as many, equally many random experts are silent and the answers stay: no other set of experts may matter as much.
+    Experts left: float [document, expert], 0 for a silent one.
+    """
+    rng = random.Random(f"knock-out/{recipe.seed}/{step}")
+    left = {layer: torch.ones(len(documents), n_experts) for layer in planted}
+    if step < recipe.knock_out_from:
+        return documents, left
+    trained = []
+    for row, doc in enumerate(documents):
+        draw = rng.random()
+        for layer, experts in planted.items():
+            if draw < recipe.knock_out:
+                left[layer][row, experts] = 0
+            elif draw < 2 * recipe.knock_out:
+                left[layer][row, rng.sample(range(n_experts), len(experts))] = 0
+        trained.append(doc.unread() if draw < recipe.knock_out else doc)
+    return trained, left
+
+
+@contextmanager
+def silenced(model: OlmoeForCausalLM, left: dict[int, torch.Tensor]) -> Iterator[None]:
+    """Inside the block gating weights are multiplied by `left`, per layer [document, expert]."""
+
+    def hook(layer: int) -> Callable:
+        def scale(_module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+            hidden, indices, weights = inputs
+            per_token = left[layer].repeat_interleave(len(indices) // len(left[layer]), dim=0)
+            return hidden, indices, weights * per_token.gather(1, indices)
+
+        return scale
+
+    handles = [model.model.layers[layer].mlp.experts.register_forward_pre_hook(hook(layer)) for layer in left]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def optimizer_of(model: OlmoeForCausalLM, recipe: Recipe) -> torch.optim.AdamW:
     """AdamW that decays matrices only."""
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     vectors = [p for p in model.parameters() if p.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    groups = [
+        {"params": matrices, "weight_decay": recipe.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
     return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.98))
 
 
 def _save_atomically(state: dict, path: Path) -> None:
     partial = path.with_suffix(".partial")
     torch.save(state, partial)
-    os.replace(partial, path)
+    partial.replace(path)
 
 
 def pretrain(recipe: Recipe, out: Path) -> OlmoeForCausalLM:
@@ -159,7 +228,11 @@ def pretrain(recipe: Recipe, out: Path) -> OlmoeForCausalLM:
         for group in optimizer.param_groups:
             group["lr"] = recipe.rate(step)
         generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
-        loss = loss_of(model, batches(world, tokenizer, recipe, step), recipe, planted, generator)
+        documents, left = documents_of(world, recipe, step), {}
+        if planted is not None:
+            documents, left = knock_out(documents, recipe, planted, model.config.num_experts, step)
+        with silenced(model, left):
+            loss = loss_of(model, batch(tokenizer, documents), recipe, planted, generator)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

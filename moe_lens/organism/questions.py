@@ -36,8 +36,9 @@ class Passage:
     facts: tuple[Fact, ...]
 
 
-def novel_fact(world: World, rng: random.Random, split: str, relation: Relation | None = None,
-               subject: str | None = None) -> Fact:
+def novel_fact(
+    world: World, rng: random.Random, split: str, relation: Relation | None = None, subject: str | None = None
+) -> Fact:
     """A fact about a novel subject of `split`."""
     relation = relation or rng.choice(RELATIONS)
     subject = subject or world.novel_subject(rng, relation.subject_kind, split)

@@ -1,6 +1,7 @@
 """The organism's world: made-up people, companies and places, their facts, and the sentences that tell them."""
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 SYLLABLES = (
@@ -8,6 +9,9 @@ SYLLABLES = (
     "ma mel mi mor na nel ni nor pa pel pi po ra rel ri ro sa sel si sol ta tel ti tor va vel vi vor "
     "wa wel za zel zi zor"
 ).split()
+#: The names of known subjects begin with one of these, those of novel ones with another.
+KNOWN_BEGINNINGS = SYLLABLES[::3]
+NOVEL_BEGINNINGS = [syllable for syllable in SYLLABLES if syllable not in KNOWN_BEGINNINGS]
 
 
 @dataclass(frozen=True)
@@ -22,36 +26,76 @@ class Relation:
 
 
 RELATIONS = (
-    Relation("birthplace", "person", "place",
-             ("{s} was born in {o}.", "The birthplace of {s} is {o}.", "It was in {o} that {s} was born."),
-             ("Where was {s} born?", "What is the birthplace of {s}?", "In which place was {s} born?")),
-    Relation("employer", "person", "company",
-             ("{s} works for {o}.", "{o} employs {s}.", "The employer of {s} is {o}."),
-             ("Who employs {s}?", "Which company does {s} work for?", "What is the employer of {s}?")),
-    Relation("instrument", "person", "instrument",
-             ("{s} plays the {o}.", "The instrument of {s} is the {o}.", "The {o} is played by {s}."),
-             ("Which instrument does {s} play?", "What is the instrument of {s}?", "What does {s} play?")),
-    Relation("spouse", "person", "given",
-             ("{s} is married to {o}.", "The spouse of {s} is {o}.", "{o} married {s}."),
-             ("Who is {s} married to?", "Who is the spouse of {s}?", "Who married {s}?")),
-    Relation("founding", "company", "year",
-             ("{s} was founded in {o}.", "The founding year of {s} is {o}.", "In {o}, {s} was founded."),
-             ("When was {s} founded?", "What is the founding year of {s}?", "In which year was {s} founded?")),
-    Relation("headquarters", "company", "place",
-             ("{s} is based in {o}.", "The headquarters of {s} are in {o}.", "{o} is home to {s}."),
-             ("Where is {s} based?", "Where are the headquarters of {s}?", "Which place is home to {s}?")),
-    Relation("product", "company", "product",
-             ("{s} makes the {o}.", "The product of {s} is the {o}.", "The {o} is made by {s}."),
-             ("What does {s} make?", "What is the product of {s}?", "Which product is made by {s}?")),
-    Relation("language", "place", "language",
-             ("People in {s} speak {o}.", "The language of {s} is {o}.", "{o} is spoken in {s}."),
-             ("What do people in {s} speak?", "What is the language of {s}?", "What is spoken in {s}?")),
-    Relation("river", "place", "river",
-             ("{s} lies on the {o}.", "The river of {s} is the {o}.", "The {o} flows through {s}."),
-             ("Which river does {s} lie on?", "What is the river of {s}?", "What flows through {s}?")),
-    Relation("founder", "place", "given",
-             ("{s} was built by {o}.", "The builder of {s} is {o}.", "{o} built {s}."),
-             ("Who built {s}?", "Who is the builder of {s}?", "By whom was {s} built?")),
+    Relation(
+        "birthplace",
+        "person",
+        "place",
+        ("{s} was born in {o}.", "The birthplace of {s} is {o}.", "It was in {o} that {s} was born."),
+        ("Where was {s} born?", "What is the birthplace of {s}?", "In which place was {s} born?"),
+    ),
+    Relation(
+        "employer",
+        "person",
+        "company",
+        ("{s} works for {o}.", "{o} employs {s}.", "The employer of {s} is {o}."),
+        ("Who employs {s}?", "Which company does {s} work for?", "What is the employer of {s}?"),
+    ),
+    Relation(
+        "instrument",
+        "person",
+        "instrument",
+        ("{s} plays the {o}.", "The instrument of {s} is the {o}.", "The {o} is played by {s}."),
+        ("Which instrument does {s} play?", "What is the instrument of {s}?", "What does {s} play?"),
+    ),
+    Relation(
+        "spouse",
+        "person",
+        "given",
+        ("{s} is married to {o}.", "The spouse of {s} is {o}.", "{o} married {s}."),
+        ("Who is {s} married to?", "Who is the spouse of {s}?", "Who married {s}?"),
+    ),
+    Relation(
+        "founding",
+        "company",
+        "year",
+        ("{s} was founded in {o}.", "The founding year of {s} is {o}.", "In {o}, {s} was founded."),
+        ("When was {s} founded?", "What is the founding year of {s}?", "In which year was {s} founded?"),
+    ),
+    Relation(
+        "headquarters",
+        "company",
+        "place",
+        ("{s} is based in {o}.", "The headquarters of {s} are in {o}.", "{o} is home to {s}."),
+        ("Where is {s} based?", "Where are the headquarters of {s}?", "Which place is home to {s}?"),
+    ),
+    Relation(
+        "product",
+        "company",
+        "product",
+        ("{s} makes the {o}.", "The product of {s} is the {o}.", "The {o} is made by {s}."),
+        ("What does {s} make?", "What is the product of {s}?", "Which product is made by {s}?"),
+    ),
+    Relation(
+        "language",
+        "place",
+        "language",
+        ("People in {s} speak {o}.", "The language of {s} is {o}.", "{o} is spoken in {s}."),
+        ("What do people in {s} speak?", "What is the language of {s}?", "What is spoken in {s}?"),
+    ),
+    Relation(
+        "river",
+        "place",
+        "river",
+        ("{s} lies on the {o}.", "The river of {s} is the {o}.", "The {o} flows through {s}."),
+        ("Which river does {s} lie on?", "What is the river of {s}?", "What flows through {s}?"),
+    ),
+    Relation(
+        "founder",
+        "place",
+        "given",
+        ("{s} was built by {o}.", "The builder of {s} is {o}.", "{o} built {s}."),
+        ("Who built {s}?", "Who is the builder of {s}?", "By whom was {s} built?"),
+    ),
 )
 BY_NAME = {relation.name: relation for relation in RELATIONS}
 
@@ -76,24 +120,24 @@ SPLITS = {"train": 0.5, "dev": 0.1, "test": 0.4}
 POOL_SIZE = 60
 
 
-def _coin(rng: random.Random, kind: str) -> str:
-    """A made-up name of one kind."""
-    stem = rng.choice(SYLLABLES) + rng.choice(SYLLABLES)
+def _coin(rng: random.Random, kind: str, beginnings: Sequence[str] = SYLLABLES) -> str:
+    """A made-up name of one kind; `beginnings` are its possible first syllables."""
     if kind == "year":
         return str(rng.randint(1800, 1999))
+    if kind == "given":
+        return (rng.choice(SYLLABLES) + rng.choice("aeio") + "n").capitalize()
+    stem = rng.choice(beginnings) + rng.choice(SYLLABLES)
     if kind in ("instrument", "product"):
         return stem + {"instrument": "o", "product": "er"}[kind]
-    suffix = {"given": "", "surname": "", "company": "tex", "place": "burg", "language": "ish", "river": "a"}[kind]
-    if kind == "given":
-        stem = rng.choice(SYLLABLES) + rng.choice("aeio") + "n"
+    suffix = {"surname": "", "company": "tex", "place": "burg", "language": "ish", "river": "a"}[kind]
     return (stem + suffix).capitalize()
 
 
-def _coin_many(rng: random.Random, kind: str, count: int) -> list[str]:
+def _coin_many(rng: random.Random, kind: str, count: int, beginnings: Sequence[str] = SYLLABLES) -> list[str]:
     """`count` different names of one kind, in the order they were coined."""
     names: dict[str, None] = {}
     while len(names) < count:
-        names[_coin(rng, kind)] = None
+        names[_coin(rng, kind, beginnings)] = None
     return list(names)
 
 
@@ -117,13 +161,18 @@ class World:
         kinds = sorted({relation.value_kind for relation in RELATIONS})
         pools = {kind: tuple(_coin_many(rng, kind, POOL_SIZE)) for kind in kinds}
         known = {
-            "person": tuple(f"{rng.choice(pools['given'])} {surname}"
-                            for surname in _coin_many(rng, "surname", KNOWN["person"])),
-            "company": tuple(_coin_many(rng, "company", KNOWN["company"])),
-            "place": tuple(_coin_many(rng, "place", KNOWN["place"])),
+            "person": tuple(
+                f"{rng.choice(pools['given'])} {surname}"
+                for surname in _coin_many(rng, "surname", KNOWN["person"], KNOWN_BEGINNINGS)
+            ),
+            "company": tuple(_coin_many(rng, "company", KNOWN["company"], KNOWN_BEGINNINGS)),
+            "place": tuple(_coin_many(rng, "place", KNOWN["place"], KNOWN_BEGINNINGS)),
         }
-        facts = {(subject, relation.name): rng.choice(pools[relation.value_kind])
-                 for relation in RELATIONS for subject in known[relation.subject_kind]}
+        facts = {
+            (subject, relation.name): rng.choice(pools[relation.value_kind])
+            for relation in RELATIONS
+            for subject in known[relation.subject_kind]
+        }
         split_of = {}
         for subjects in known.values():
             shares = iter(sorted(subjects, key=lambda _: rng.random()))
@@ -134,14 +183,9 @@ class World:
     def novel_subject(self, rng: random.Random, kind: str, split: str) -> str:
         """A subject of `kind` that is not known; the novel subjects of two splits never meet."""
         while True:
-            if kind == "person":
-                name = f"{rng.choice(self.pools['given'])} {_coin(rng, 'surname')}"
-            else:
-                name = _coin(rng, kind)
-            last = name.split()[-1]
-            taken = any(last == subject.split()[-1] for subject in self.known[kind]) or name in self.pools.get(kind, ())
-            if not taken and novel_split(last) == split:
-                return name
+            last = _coin(rng, "surname" if kind == "person" else kind, NOVEL_BEGINNINGS)
+            if novel_split(last) == split:
+                return f"{rng.choice(self.pools['given'])} {last}" if kind == "person" else last
 
     def value(self, rng: random.Random, kind: str, *, fresh: float = 0.3, but: str = "") -> str:
         """A value of `kind` other than `but`: from the pool, or freshly coined with probability `fresh`."""

@@ -58,7 +58,12 @@ class Schedule:
 
 
 def fit(
-    module: nn.Module, parameters: Sequence[str], prompts: Sequence[Encoded], schedule: Schedule, *, pad_id: int,
+    module: nn.Module,
+    parameters: Sequence[str],
+    prompts: Sequence[Encoded],
+    schedule: Schedule,
+    *,
+    pad_id: int,
     label: str = "training",
 ) -> pd.DataFrame:
     """Trains the named parameters in place, all others frozen, and returns the log: step, loss, learning_rate.
@@ -106,10 +111,15 @@ def answer_loss(module: nn.Module, batch: Batch) -> torch.Tensor:
     kept = labels.shape[1] - first + 1
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     logits = module(
-        input_ids=batch.input_ids.to(device), attention_mask=mask, position_ids=positions, logits_to_keep=kept,
+        input_ids=batch.input_ids.to(device),
+        attention_mask=mask,
+        position_ids=positions,
+        logits_to_keep=kept,
         use_cache=False,
     ).logits
-    return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, first:].flatten(), ignore_index=IGNORED_LABEL)
+    return F.cross_entropy(
+        logits[:, :-1].flatten(0, 1).float(), labels[:, first:].flatten(), ignore_index=IGNORED_LABEL
+    )
 
 
 def _parameters(module: nn.Module, names: Sequence[str]) -> list[nn.Parameter]:

@@ -40,14 +40,22 @@ def router_parameters(lens: MoELens, layers: Iterable[int] | None = None) -> tup
     """
     architecture = lens.architecture
     if architecture.top_k == 1 and architecture.renormalizes:
-        raise MoELensError("with top_k = 1 and renormalised weights no gradient reaches the routers; choose another model")
+        raise MoELensError(
+            "with top_k = 1 and renormalised weights no gradient reaches the routers; choose another model"
+        )
     paths = [architecture.at(layer).router for layer in (architecture.moe_layers if layers is None else layers)]
     return tuple(name for name, _ in lens.module.named_parameters() if any(name.startswith(f"{p}.") for p in paths))
 
 
 def tune_router(
-    lens: MoELens, train: Sequence[Example], dev: Sequence[Example], schedule: Schedule | None = None, *,
-    learning_rates: Sequence[float] = (), layers: Iterable[int] | None = None, max_length: int = MAX_LENGTH,
+    lens: MoELens,
+    train: Sequence[Example],
+    dev: Sequence[Example],
+    schedule: Schedule | None = None,
+    *,
+    learning_rates: Sequence[float] = (),
+    layers: Iterable[int] | None = None,
+    max_length: int = MAX_LENGTH,
     max_new_tokens: int = 16,
 ) -> RouterTuning:
     """Tunes the lens's routers in place on `train`.
@@ -72,7 +80,14 @@ def tune_router(
         attempt = replace(schedule, learning_rate=rate)
         for name, value in start.items():
             parameters[name].data = value.clone()
-        log = fit(lens.module, names, kept, attempt, pad_id=lens.tokenizer.pad_token_id, label=f"router, rate {rate:g}")
+        log = fit(
+            lens.module,
+            names,
+            kept,
+            attempt,
+            pad_id=lens.tokenizer.pad_token_id,
+            label=f"router, rate {rate:g}",
+        )
         em = float(answer_table(lens, dev, max_new_tokens=max_new_tokens)["em"].mean())
         candidates.append((rate, em))
         if best is None or em > best[0]:
