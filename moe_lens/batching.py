@@ -19,18 +19,21 @@ def prompt_batches(
     template: PromptTemplate,
     batch_size: int,
     progress: bool,
+    with_answer: bool = False,
 ) -> Iterator[tuple[tuple[int, ...], list[Encoded]]]:
     """Batches of encoded examples, each with its examples' places in the input, under a progress bar.
 
     Reads `BATCHES_PER_WINDOW` batches ahead and gives these from the longest prompts to the shortest (equally
     long ones in their given order), so that a batch has few pads and memory does not grow with the data set.
+    with_answer: append each example's first gold answer, for which there have to be examples, not bare texts.
     Raises MoELensError for a batch size below 1 and for a text without tokens.
     """
     if batch_size < 1:
         raise MoELensError(f"a batch has at least 1 example; got batch_size={batch_size}")
     total = len(examples) if hasattr(examples, "__len__") else None
     prompts = (
-        encode_prompt(place, example, tokenizer, template=template) for place, example in enumerate(examples)
+        encode_prompt(place, example, tokenizer, template=template, with_answer=with_answer)
+        for place, example in enumerate(examples)
     )
     numbered = enumerate(prompts)
     with tqdm(total=total, unit="example", disable=not progress) as bar:
@@ -43,11 +46,18 @@ def prompt_batches(
 
 
 def encode_prompt(
-    place: int, example: Example | str, tokenizer: PreTrainedTokenizerBase, *, template: PromptTemplate
+    place: int,
+    example: Example | str,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    template: PromptTemplate,
+    with_answer: bool = False,
 ) -> Encoded:
     """An example as tokens; a bare text is taken as it is, without spans and with its place as id."""
     if isinstance(example, Example):
-        return encode(example, tokenizer, template=template)
+        return encode(example, tokenizer, template=template, with_answer=with_answer)
+    if with_answer:
+        raise MoELensError(f"text {place} has no answer; expected an Example with a context, question and answers")
     ids = tuple(tokenizer(example)["input_ids"])
     if not ids:
         raise MoELensError(f"text {place} has no tokens; give it some words")

@@ -17,7 +17,8 @@ from moe_lens.applying import InterventionStack
 from moe_lens.architecture import MoEArchitecture
 from moe_lens.attention import attention_rows
 from moe_lens.batching import encode_prompt, prompt_batches
-from moe_lens.data import FIGURE_10, Encoded, Example, PromptTemplate, collate
+from moe_lens.data import FIGURE_10, Batch, Encoded, Example, PromptTemplate, collate
+from moe_lens.data.encoding import IGNORED_LABEL
 from moe_lens.delta import apply_delta
 from moe_lens.errors import MoELensError
 from moe_lens.interventions import Intervention
@@ -208,6 +209,37 @@ class MoELens:
                 texts |= zip(places, self._continue(prompts, max_new_tokens), strict=True)
         return [texts[place] for place in sorted(texts)]
 
+    def answer_log_probabilities(
+        self,
+        examples: Iterable[Example],
+        *,
+        template: PromptTemplate = FIGURE_10,
+        batch_size: int = 16,
+        progress: bool = True,
+    ) -> list[float]:
+        """The log-probability (nats) of each example's first gold answer, in the order given.
+
+        Of all its tokens together, end-of-sequence included, each given the prompt and the answer's tokens before it.
+        """
+        found: dict[int, float] = {}
+        for places, prompts in prompt_batches(
+            examples, self.tokenizer, template=template, batch_size=batch_size, progress=progress, with_answer=True
+        ):
+            with self._stack.for_examples(places):
+                found |= zip(places, self._answer_log_probabilities(prompts), strict=True)
+        return [found[place] for place in sorted(found)]
+
+    def _answer_log_probabilities(self, prompts: Sequence[Encoded]) -> list[float]:
+        """One batch of `answer_log_probabilities`."""
+        batch = collate(prompts, self._pad_id)
+        kept = batch.input_ids.shape[1] - batch.first_label + 1
+        with torch.no_grad(), self.model.trace(**self._inputs(batch), logits_to_keep=kept):
+            logits = self.model.output.logits.save()
+        labels = batch.labels[:, batch.first_label :].to(logits.device)
+        log_probabilities = logits[:, :-1].float().log_softmax(-1)
+        chosen = log_probabilities.gather(-1, labels.clamp(min=0)[..., None])[..., 0]
+        return chosen.masked_fill(labels == IGNORED_LABEL, 0).sum(-1).tolist()
+
     def _continue(self, prompts: Sequence[Encoded], max_new_tokens: int) -> list[str]:
         """One batch of `generate`."""
         pad, end = self._pad_id, self.module.generation_config.eos_token_id
@@ -231,29 +263,24 @@ class MoELens:
     def _record(self, prompts: Sequence[Encoded], capture: Collection[str], positions: Positions) -> Record:
         """Run one batch of prompts in one trace and keep what `capture` names."""
         batch = collate(prompts, self._pad_id)
-        input_ids, mask = batch.input_ids.to(self.module.device), batch.attention_mask.to(self.module.device)
+        inputs = self._inputs(batch)
+        mask = inputs["attention_mask"]
         kept = (
             position_mask(mask, batch.context_spans, batch.question_spans, positions).any(0).nonzero()[:, 0]
         )
-        computed = {"logits_to_keep": kept if "logits" in capture else 1, "use_cache": False}
         seen: dict[str, Any] = {}
         rows = attention_rows(self.module, kept) if "attention" in capture else nullcontext()
         with (
             torch.no_grad(),
             rows,
             self._stack.recording() as before,
-            self.model.trace(
-                input_ids=input_ids,
-                attention_mask=mask,
-                position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
-                **computed,
-            ),
+            self.model.trace(**inputs, logits_to_keep=kept if "logits" in capture else 1),
         ):
             seen |= self._reader.read(capture, kept)
             seen["logits"] = self.model.output.logits
         return Record(
             ids=batch.ids,
-            input_ids=input_ids,
+            input_ids=inputs["input_ids"],
             attention_mask=mask,
             context_spans=batch.context_spans,
             question_spans=batch.question_spans,
@@ -265,6 +292,16 @@ class MoELens:
             attention_rows=seen["attention"],
             logits=seen["logits"] if "logits" in capture else None,
         )
+
+    def _inputs(self, batch: Batch) -> dict[str, Any]:
+        """What a forward pass over the whole batch takes; positions are counted from each row's first token."""
+        mask = batch.attention_mask.to(self.module.device)
+        return {
+            "input_ids": batch.input_ids.to(self.module.device),
+            "attention_mask": mask,
+            "position_ids": (mask.cumsum(-1) - 1).clamp(min=0),
+            "use_cache": False,
+        }
 
     def _edit(self, layer: int) -> Any:
         """Make every trace of `self.model` apply the active interventions at `layer`, at each step."""

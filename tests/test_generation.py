@@ -4,9 +4,14 @@ from functools import partial
 
 import pytest
 import torch
-from conftest import most_used
+from conftest import build_model, most_used
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Split
+from transformers import PreTrainedTokenizerFast
 
 from moe_lens.interventions import Renormalize, Reroute, Rows, Zero
+from moe_lens.lens import MoELens
 
 TEXTS = [
     "the cat sat on the mat",
@@ -59,15 +64,20 @@ def rescaled(weights, hit):
     return rest * torch.nan_to_num(weights.sum(-1, keepdim=True) / rest.sum(-1, keepdim=True), posinf=0.0)
 
 
+def said_third(lens, texts):
+    """The third token that the model says after each text."""
+    prompts = [lens.tokenizer(text, return_tensors="pt")["input_ids"] for text in texts]
+    with torch.no_grad():
+        said = [lens.module.generate(ids, max_new_tokens=3, do_sample=False) for ids in prompts]
+    return [ids[0, -1].item() for ids in said]
+
+
 @pytest.fixture
 def whole_texts(lens):
     """Makes the tokens said third after two of the texts the ends of sequence; gives the whole texts."""
-    whole = bare_generation(lens, TEXTS)
-    prompts = [lens.tokenizer(text, return_tensors="pt")["input_ids"] for text in TEXTS[:2]]
-    with torch.no_grad():
-        three = [lens.module.generate(ids, max_new_tokens=3, do_sample=False) for ids in prompts]
+    whole, ends = bare_generation(lens, TEXTS), said_third(lens, TEXTS[:2])
     config = lens.module.generation_config
-    old, config.eos_token_id = config.eos_token_id, [ids[0, -1].item() for ids in three]
+    old, config.eos_token_id = config.eos_token_id, ends
     yield whole
     config.eos_token_id = old
 
@@ -77,9 +87,7 @@ def test_generation_equals_the_bare_models(lens):
     assert texts == bare_generation(lens, TEXTS)
 
 
-@pytest.mark.parametrize(
-    ("kind", "edit"), [(Zero, zeroed), (Renormalize, rescaled)], ids=["zero", "renormalize"]
-)
+@pytest.mark.parametrize(("kind", "edit"), [(Zero, zeroed), (Renormalize, rescaled)], ids=["zero", "renormalize"])
 def test_masked_generation_equals_torch_hooks(lens, kind, edit):
     experts = most_used(lens, TEXTS, size=2)
     with lens.intervene(kind(experts)):
@@ -171,3 +179,15 @@ def test_generation_is_plain_again_after_an_exception(lens):
 
 def test_no_examples_give_no_texts(olmoe):
     assert olmoe.generate([], progress=False) == []
+
+
+def test_rows_that_end_early_show_no_padding():
+    letters = Tokenizer(WordLevel({letter: number for number, letter in enumerate("abcdefghijklmnop")}))
+    letters.pre_tokenizer = Split("", "isolated")
+    lens = MoELens(build_model("olmoe", 16), PreTrainedTokenizerFast(tokenizer_object=letters))
+    texts = ["bcd", "fg", "hijk"]
+    whole = bare_generation(lens, texts)
+    lens.module.generation_config.eos_token_id = said_third(lens, texts[:1])
+    cut = lens.generate(texts, max_new_tokens=NEW_TOKENS, progress=False)
+    assert cut == bare_generation(lens, texts)
+    assert cut[0] != whole[0]

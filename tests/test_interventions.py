@@ -198,6 +198,18 @@ def test_blocks_nest_and_leave_what_was_there(lens):
     assert torch.equal(lens.run_with_cache(TEXTS)[0], plain)
 
 
+def test_nested_blocks_on_a_layer_record_what_was_before_all_of_them(lens):
+    used = most_used(lens, TEXTS, size=2)
+    layer = lens.architecture.moe_layers[0]
+    _, plain = lens.run_with_cache(TEXTS)
+    with lens.intervene(Zero(used.restrict([layer]))), lens.intervene(Reroute(used.restrict([layer]))):
+        _, record = lens.run_with_cache(TEXTS)
+    before = record.routing_before[layer]
+    assert torch.equal(before.logits, plain.routing[layer].logits)
+    assert torch.equal(before.indices, plain.routing[layer].indices)
+    assert torch.equal(before.weights, plain.routing[layer].weights)
+
+
 def test_reroutes_add_up(lens):
     first, second = ExpertSet.of({2: [0, 4]}), ExpertSet.of({2: [2]})
     with lens.intervene(Reroute(first), Reroute(second)):

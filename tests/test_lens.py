@@ -16,9 +16,7 @@ from moe_lens.statistics import ExpertUsage
 
 TEXTS = ["the cat sat on the mat", "The capital of Arland is", "a dog slept"]
 EXAMPLES = [
-    Example(
-        "long", "The capital of Arland is Belmor, where dogs sleep.", "What is the capital?", ("Belmor",)
-    ),
+    Example("long", "The capital of Arland is Belmor, where dogs sleep.", "What is the capital?", ("Belmor",)),
     Example("closed", "", "What is the capital of Arland?", ("Belmor",)),
     Example("short", "The cat sat.", "What sat?", ("cat",)),
 ]

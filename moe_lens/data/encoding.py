@@ -51,6 +51,11 @@ class Batch:
     answer_spans: tuple[tuple[slice, ...], ...]
     labels: torch.Tensor | None
 
+    @property
+    def first_label(self) -> int:
+        """The first position at which any row has a label; the padding is on the left, so answers are last."""
+        return int((self.labels != IGNORED_LABEL).any(dim=0).nonzero()[0])
+
 
 def encode(
     example: Example,

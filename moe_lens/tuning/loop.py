@@ -107,14 +107,13 @@ def answer_loss(module: nn.Module, batch: Batch) -> torch.Tensor:
     """
     device = next(module.parameters()).device
     labels, mask = batch.labels.to(device), batch.attention_mask.to(device)
-    first = int((labels != IGNORED_LABEL).any(0).nonzero()[0])  # of all rows, the first answer position
-    kept = labels.shape[1] - first + 1
+    first = batch.first_label
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     logits = module(
         input_ids=batch.input_ids.to(device),
         attention_mask=mask,
         position_ids=positions,
-        logits_to_keep=kept,
+        logits_to_keep=labels.shape[1] - first + 1,
         use_cache=False,
     ).logits
     return F.cross_entropy(

@@ -1,0 +1,40 @@
+"""How scores are compared with a truth about experts: hand-computed cases."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from moe_lens import ExpertSet, MoELensError
+from moe_lens.metrics import auc, precision_at, rank_correlation
+
+
+def table(*layers: list[float], column: str = "score") -> pd.DataFrame:
+    rows = [(layer, expert, value) for layer, values in enumerate(layers) for expert, value in enumerate(values)]
+    return pd.DataFrame(rows, columns=["layer", "expert", column])
+
+
+def test_auc_counts_pairs_within_layers_and_averages_over_them():
+    scores = table([4, 3, 2, 1], [1, 2, 3, 4])
+    assert auc(scores, ExpertSet.of({0: [0, 1]})) == 1.0
+    assert auc(scores, ExpertSet.of({0: [0, 2]})) == 0.75  # 3 of 4 pairs in order
+    assert auc(scores, ExpertSet.of({0: [0, 1], 1: [0, 1]})) == 0.5  # 1 and 0
+    assert auc(table([1, 1, 1]), ExpertSet.of({0: [0]})) == 0.5
+
+
+def test_precision_is_the_share_of_the_highest_that_are_true():
+    assert precision_at(table([4, 3, 2, 1]), ExpertSet.of({0: [0, 3]}), 2) == 0.5
+    assert precision_at(table([4, 3], [1, 2]), ExpertSet.of({1: [1]}), 1) == 1.0
+
+
+def test_rank_correlation_is_spearmans_within_layers():
+    effects = table([1, 2, 4, 8], [8, 4, 2, 1], column="effect")
+    assert rank_correlation(table([1, 2, 3, 4], [4, 3, 2, 1]), effects) == pytest.approx(1.0)
+    assert rank_correlation(table([1, 2, 3, 4], [1, 2, 3, 4]), effects) == pytest.approx(0.0)
+    assert np.isnan(rank_correlation(table([1, 1, 1, 1]), table([1, 2, 3, 4], column="effect")))
+
+
+def test_different_experts_cannot_be_compared():
+    with pytest.raises(MoELensError, match="same experts"):
+        rank_correlation(table([1, 2, 3]), table([1, 2], column="effect"))
+    with pytest.raises(MoELensError, match="layer 2"):
+        auc(table([1, 2]), ExpertSet.of({2: [0]}))
