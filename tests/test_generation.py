@@ -186,8 +186,7 @@ def test_rows_that_end_early_show_no_padding():
     letters.pre_tokenizer = Split("", "isolated")
     lens = MoELens(build_model("olmoe", 16), PreTrainedTokenizerFast(tokenizer_object=letters))
     texts = ["bcd", "fg", "hijk"]
-    whole = bare_generation(lens, texts)
     lens.module.generation_config.eos_token_id = said_third(lens, texts[:1])
     cut = lens.generate(texts, max_new_tokens=NEW_TOKENS, progress=False)
     assert cut == bare_generation(lens, texts)
-    assert cut[0] != whole[0]
+    assert len(cut[0]) < max(map(len, cut))
