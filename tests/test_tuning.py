@@ -102,7 +102,9 @@ def test_tuning_lowers_the_loss_and_keeps_the_rate_that_answers_best(tokenizer):
     best = tuned.candidates.loc[tuned.candidates["dev_em"].idxmax(), "learning_rate"]
     assert tuned.schedule.learning_rate == best
     again = fresh(tokenizer)
-    alone = tune_router(again, EXAMPLES, EXAMPLES[:3], replace(SCHEDULE, epochs=6, learning_rate=best), max_new_tokens=3)
+    alone = tune_router(
+        again, EXAMPLES, EXAMPLES[:3], replace(SCHEDULE, epochs=6, learning_rate=best), max_new_tokens=3
+    )
     for name in tuned.parameters:  # trying other rates leaves no trace
         assert torch.equal(lens.module.get_parameter(name), again.module.get_parameter(name))
     assert alone.log.equals(tuned.log)
@@ -114,7 +116,7 @@ def test_what_cannot_be_trained_is_refused(tokenizer):
     lens = fresh(tokenizer)
     with pytest.raises(MoELensError, match="nothing to train on"):
         fit(lens.module, router_parameters(lens), [], SCHEDULE, pad_id=0)
-    with pytest.raises(MoELensError, match="no.parameter"):
+    with pytest.raises(MoELensError, match=r"no\.parameter"):
         fit(lens.module, ["no.parameter"], prompts(lens), SCHEDULE, pad_id=0)
     with pytest.raises(MoELensError, match="longer than max_length"):
         tune_router(lens, EXAMPLES, EXAMPLES, SCHEDULE, max_length=3)

@@ -13,11 +13,13 @@ from typing import Annotated
 
 import torch
 import torch.nn.functional as F
-import typer
 from torch import nn
 from tqdm import tqdm
 from transformers import OlmoeConfig, OlmoeForCausalLM, PreTrainedTokenizerFast
+from typer import Option
 
+from moe_lens import console
+from moe_lens.errors import MoELensError
 from moe_lens.organism import PLANTED_FILE
 from moe_lens.organism.corpus import Document, PretrainingBatch, batch, document, train_tokenizer
 from moe_lens.organism.world import World
@@ -218,7 +220,7 @@ def pretrain(recipe: Recipe, out: Path) -> OlmoeForCausalLM:
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
         if state["recipe"] != asdict(recipe):
-            raise typer.BadParameter(f"{checkpoint} was written by {state['recipe']}; use another --out")
+            raise MoELensError(f"{checkpoint} was written by another recipe, {state['recipe']}; use another --out")
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         first, seconds = state["step"], state["seconds"]
@@ -252,11 +254,11 @@ def pretrain(recipe: Recipe, out: Path) -> OlmoeForCausalLM:
 
 
 def main(
-    variant: Annotated[str, typer.Option(help="conflict (nothing planted) or planted.")],
-    out: Annotated[Path, typer.Option(help="Folder for checkpoints and, in the end, the model.")],
-    seed: Annotated[int, typer.Option(help="Initialisation, data order and choice of planted experts.")] = 0,
-    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = Recipe.steps,
-    install: Annotated[bool, typer.Option(help="Replace the packaged weights of this variant at the end.")] = False,
+    variant: Annotated[str, Option(help="conflict (nothing planted) or planted.")],
+    out: Annotated[Path, Option(help="Folder for checkpoints and, in the end, the model.")],
+    seed: Annotated[int, Option(help="Initialisation, data order and choice of planted experts.")] = 0,
+    steps: Annotated[int, Option(help="Optimizer steps.")] = Recipe.steps,
+    install: Annotated[bool, Option(help="Replace the packaged weights of this variant at the end.")] = False,
 ) -> None:
     """Pretrain the model organism on its world of made-up facts.
 
@@ -264,11 +266,11 @@ def main(
     is deterministic and, for a model this small, about as fast as two.
     """
     if variant not in VARIANTS:
-        raise typer.BadParameter(f"--variant must be one of {', '.join(VARIANTS)}, not {variant!r}")
+        raise MoELensError(f"--variant must be one of {', '.join(VARIANTS)}, not {variant!r}")
     pretrain(Recipe(variant=variant, seed=seed, steps=steps), out)
     if install:
         shutil.copytree(out / "model", Path(__file__).parent / "weights" / variant, dirs_exist_ok=True)
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    console.run(main)
