@@ -1,12 +1,15 @@
 """Causal masking runs from the command line: `python -m moe_lens.intervene --help`."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
+import pandas as pd
 from typer import Option
 
 from moe_lens import console
-from moe_lens.data import load_examples
+from moe_lens.data import Example, load_examples
 from moe_lens.errors import MoELensError
 from moe_lens.experts import ExpertSet
 from moe_lens.interventions import MODES
@@ -14,6 +17,7 @@ from moe_lens.lens import MoELens
 from moe_lens.masking import (
     Choice,
     answer_all,
+    check_choices,
     choose,
     masking_rows,
     random_controls,
@@ -22,7 +26,7 @@ from moe_lens.masking import (
     write_run,
 )
 from moe_lens.organism import planted_experts
-from moe_lens.results import provenance, write_table
+from moe_lens.results import provenance, read_if_made_by, write_table
 from moe_lens.scores import Score, measure_usage, score_table
 
 
@@ -51,6 +55,9 @@ def main(
     ],
     delta: Annotated[
         Path | None, Option(help="Folder of a delta that moe_lens.tune wrote (the router-tuned model).")
+    ] = None,
+    base: Annotated[
+        str | None, Option(help="The model before tuning, for oe and gains; default --model without its delta.")
     ] = None,
     compare: Annotated[list[str] | None, Option(help="More sets to mask, to compare with; as --experts.")] = None,
     control: Annotated[
@@ -95,19 +102,13 @@ def main(
     needed = scores_needed(specifications)
     scored = load_examples(data, split=score_split, limit=score_limit) if needed else []
     facts = {"dtype": dtype, "mode": mode, "max_new_tokens": max_new_tokens, "batch_size": batch_size}
+    if delta is None and base is None and any(score.of == "gain" for score in needed):
+        raise MoELensError("a gain compares a tuned model with its base; give --delta, or --base for a tuned --model")
+    load = partial(MoELens.from_pretrained, dtype=console.dtype_named(dtype), device_map=device)
+    lens = load(model, delta=delta)
+    made_by = provenance(model=model, delta=delta, data=scored, facts={"base": base, "dtype": dtype})
+    tables = _score_tables(lens, lambda: load(base or model), needed, scored, out, made_by)
     made_by = provenance(model=model, delta=delta, data=examples, seed=seed, facts=facts)
-
-    def load(with_delta: bool) -> MoELens:
-        return MoELens.from_pretrained(
-            model, dtype=console.dtype_named(dtype), device_map=device, delta=delta if with_delta else None
-        )
-
-    base = measure_usage(load(False), scored, [s for s in needed if s.needs_base]) if _any_base(needed) else {}
-    lens = load(True)
-    tuned = measure_usage(lens, scored, [s for s in needed if s.needs_tuned])
-    tables = {score.name: score_table(score, base=base, tuned=tuned) for score in needed}
-    for name, table in tables.items():
-        write_table(table.assign(name=name), out / f"score-{name}.parquet", made_by)
 
     chosen = [
         Choice(found.intervention, found.family, _within(found.experts, layers))
@@ -115,6 +116,7 @@ def main(
         for found in choose(specification, tables=tables, planted=lambda: planted_experts(model))
     ]
     choices = list(dict.fromkeys(chosen))
+    check_choices(choices, mode, lens.architecture)
     choices += random_controls(choices, n_controls, n_experts=lens.architecture.n_experts, seed=seed)
     answers = answer_all(
         lens, examples, choices, mode, out, made_by, max_new_tokens=max_new_tokens, batch_size=batch_size
@@ -125,6 +127,27 @@ def main(
     print(f"written to {out}: {', '.join(files)}")
 
 
+def _score_tables(
+    lens: MoELens,
+    load_base: Callable[[], MoELens],
+    scores: list[Score],
+    examples: list[Example],
+    out: Path,
+    made_by: dict,
+) -> dict[str, pd.DataFrame]:
+    """Every score's table, from its file in `out` where that was made the same way; else counted, and kept there."""
+    files = {score: out / f"score-{score.name}.parquet" for score in scores}
+    tables = {score.name: read_if_made_by(file, made_by) for score, file in files.items()}
+    missing = [score for score in scores if tables[score.name] is None]
+    from_base = [score for score in missing if score.needs_base]
+    base = measure_usage(load_base(), examples, from_base) if from_base else {}
+    tuned = measure_usage(lens, examples, [score for score in missing if score.needs_tuned])
+    for score in missing:
+        tables[score.name] = score_table(score, base=base, tuned=tuned).assign(name=score.name)
+        write_table(tables[score.name], files[score], made_by)
+    return tables
+
+
 def _control_count(control: str) -> int:
     if control == "none":
         return 0
@@ -132,10 +155,6 @@ def _control_count(control: str) -> int:
     if name != "random" or not count.isdigit() or int(count) < 1:
         raise MoELensError(f"--control must be random:N with N of at least 1, or none; got {control!r}")
     return int(count)
-
-
-def _any_base(scores: list[Score]) -> bool:
-    return any(score.needs_base for score in scores)
 
 
 def _within(experts: ExpertSet, layers: str | None) -> ExpertSet:

@@ -1,6 +1,5 @@
 """A causal masking run: sets of experts chosen by specification, answers under each mask, and what they show."""
 
-import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,6 +11,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from moe_lens import console
+from moe_lens.architecture import MoEArchitecture
 from moe_lens.data import Example
 from moe_lens.errors import MoELensError
 from moe_lens.evaluation import answer_table, summarise
@@ -19,7 +19,7 @@ from moe_lens.experts import ExpertSet
 from moe_lens.interventions import MODES, check_interventions
 from moe_lens.lens import MoELens
 from moe_lens.plots import masking_figure
-from moe_lens.results import read_provenance, read_table, write_json, write_table
+from moe_lens.results import read_if_made_by, write_json, write_table
 from moe_lens.scores import SCORES, Score
 
 UNMASKED = "none"
@@ -115,15 +115,22 @@ def masked_answers(
     They are kept in the file `part`. Where that holds them already, made under the same `provenance`, they are read and
     nothing is computed.
     """
-    made_by = json.loads(json.dumps(provenance | {"experts": str(choice.experts), "mode": mode}))
-    if part.exists() and _without_command(read_provenance(part)) == _without_command(made_by):
-        return read_table(part)
+    made_by = provenance | {"experts": str(choice.experts), "mode": mode}
+    kept = read_if_made_by(part, made_by)
+    if kept is not None:
+        return kept
     masks = [MODES[mode](choice.experts)] if choice.experts else []
     with lens.intervene(*masks):
         answers = answer_table(lens, examples, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=False)
     answers.insert(0, "intervention", choice.intervention)
     write_table(answers, part, made_by)
     return answers
+
+
+def check_choices(choices: Iterable[Choice], mode: str, architecture: MoEArchitecture) -> None:
+    """MoELensError, naming layer and experts, unless every choice can be masked in a model of this architecture."""
+    for choice in choices:
+        check_interventions((MODES[mode](choice.experts),), architecture)
 
 
 def answer_all(
@@ -142,8 +149,7 @@ def answer_all(
     Every choice is checked before the first is answered; MoELensError for experts the model lacks or cannot spare.
     """
     choices = [Choice(UNMASKED, UNMASKED, ExpertSet()), *choices]
-    for choice in choices:
-        check_interventions((MODES[mode](choice.experts),), lens.architecture)
+    check_choices(choices, mode, lens.architecture)
     return pd.concat(
         [
             masked_answers(
@@ -160,10 +166,6 @@ def answer_all(
         ],
         ignore_index=True,
     )
-
-
-def _without_command(provenance: dict) -> dict:
-    return {key: value for key, value in provenance.items() if key != "command"}
 
 
 def part_name(choice: Choice) -> str:

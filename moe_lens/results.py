@@ -53,6 +53,17 @@ def read_provenance(path: str | Path) -> dict:
     return json.loads(labels[_PROVENANCE_KEY])
 
 
+def read_if_made_by(path: str | Path, provenance: dict) -> pd.DataFrame | None:
+    """The table that `write_table` wrote under this provenance, whatever the command; None if there is none."""
+    if not Path(path).exists():
+        return None
+    wanted, found = (
+        {key: value for key, value in made_by.items() if key != "command"}
+        for made_by in (json.loads(_json(provenance)), read_provenance(path))
+    )
+    return read_table(path) if wanted == found else None
+
+
 def write_json(path: str | Path, value: object) -> None:
     """The value as indented JSON; numpy scalars become numbers, and NaN or infinity raises ValueError."""
     write_bytes(path, (_json(value, indent=2) + "\n").encode())

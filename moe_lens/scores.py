@@ -88,6 +88,8 @@ def measure_usage(
 ) -> dict[Usage, pd.DataFrame]:
     """One pass over `examples`: the usage table (layer, expert, score) of every setting that `scores` count with."""
     settings = list(dict.fromkeys(score.usage for score in scores))
+    if not settings:
+        return {}
     usages = [ExpertUsage(reduce, positions, value=value) for reduce, positions, value in settings]
     measured = lens.measure(examples, *usages, batch_size=batch_size, progress=progress)
     return {setting: usage.table() for setting, usage in zip(settings, measured, strict=True)}

@@ -35,7 +35,10 @@ def chosen(specification: str) -> list[Choice]:
 
 
 def test_specifications_name_sets_of_experts(tmp_path):
-    assert [(c.intervention, str(c.experts)) for c in chosen("ce:1,2")] == [("ce:1", "0:7;1:0"), ("ce:2", "0:6,7;1:0,1")]
+    assert [(c.intervention, str(c.experts)) for c in chosen("ce:1,2")] == [
+        ("ce:1", "0:7;1:0"),
+        ("ce:2", "0:6,7;1:0,1"),
+    ]
     assert [(c.family, str(c.experts), c.size) for c in chosen("1:5,3;0:2")] == [("chosen", "0:2;1:3,5", 1.5)]
     file = tmp_path / "mine.json"
     file.write_text('{"1": [4]}')
@@ -55,7 +58,8 @@ def test_controls_match_the_sizes_of_every_layer_and_are_the_same_for_the_same_s
     choices = [*chosen("ce:2"), *chosen("0:1,2;1:5"), *chosen("ce:2")]
     controls = random_controls(choices, 3, n_experts=8, seed=0)
     assert [c.intervention for c in controls] == [
-        *(f"random:2#{i}" for i in range(3)), *(f"random~0:1,2;1:5#{i}" for i in range(3))
+        *(f"random:2#{i}" for i in range(3)),
+        *(f"random~0:1,2;1:5#{i}" for i in range(3)),
     ]
     assert {tuple(len(ids) for _, ids in c.experts.members) for c in controls[:3]} == {(2, 2)}
     assert {tuple(len(ids) for _, ids in c.experts.members) for c in controls[3:]} == {(2, 1)}
@@ -141,7 +145,8 @@ def command(*arguments: str, folder: Path) -> subprocess.CompletedProcess:
 def test_the_command_lines_tune_mask_and_go_on_where_they_stopped(tmp_path):
     tune = command(
         *"moe_lens.tune --method router --model organism:planted --data swap --learning-rate 1e-2 --epochs 1".split(),
-        *"--limit 40 --batch-size 8 --max-new-tokens 4 --out router".split(), folder=tmp_path,
+        *"--limit 40 --batch-size 8 --max-new-tokens 4 --out router".split(),
+        folder=tmp_path,
     )
     assert tune.returncode == 0, tune.stderr
     assert "8,192 of" in tune.stdout
@@ -162,8 +167,17 @@ def test_the_command_lines_tune_mask_and_go_on_where_they_stopped(tmp_path):
     summary = json.loads(written["summary.json"])
     rows = {row["intervention"]: row for row in summary["rows"]}
     assert list(rows) == [
-        "none", "ce:1", "ce:4", "planted", "oe:4", "random:1#0", "random:1#1", "random:4#0", "random:4#1",
-        "random:1", "random:4",
+        "none",
+        "ce:1",
+        "ce:4",
+        "planted",
+        "oe:4",
+        "random:1#0",
+        "random:1#1",
+        "random:4#0",
+        "random:4#1",
+        "random:1",
+        "random:4",
     ]
     assert {"intervention", "experts", "size", "mode", "n", "em", "em_low", "em_high", "f1", "em_drop", "p_value"} <= {
         *rows["ce:4"]
@@ -183,7 +197,7 @@ def test_the_command_lines_tune_mask_and_go_on_where_they_stopped(tmp_path):
     ("wrong", "says"),
     [
         ("--data broken.jsonl --experts 0:1", "line 2"),
-        ("--data empty.json --experts 0:1", "no examples"),
+        ("--data empty.json --experts 0:1", "is empty"),
         ("--data unanswered.json --experts 0:1", "answer missing"),
         ("--data swap --experts 0:99", "experts 0 to 15"),
         ("--data swap --experts 9:1", "layer 9"),
