@@ -41,7 +41,9 @@ def answer_table(
 def summarise(
     answers: pd.DataFrame, unmasked: pd.DataFrame | None = None, *, seed: int = 0
 ) -> dict[str, float | int | None]:
-    """n, em with its 95 % bootstrap interval, f1, memory; against `unmasked`, also em_drop and its paired p-value.
+    """n, em with its 95 % bootstrap interval, f1, memory; against `unmasked`, also em_drop with its own and p_value.
+
+    The answers are paired with the unmasked ones, example by example, for the drop's interval and permutation test.
 
     `memory` is None where no example has an original answer.
     """
@@ -56,6 +58,7 @@ def summarise(
         "memory": None if np.isnan(memory) else float(memory),
     }
     if unmasked is not None:
-        summary["em_drop"] = float(unmasked["em"].mean()) - em.mean
+        drop = bootstrap_interval(unmasked["em"].to_numpy() - answers["em"].to_numpy(), seed=seed)
+        summary |= {"em_drop": drop.mean, "em_drop_low": drop.low, "em_drop_high": drop.high}
         summary["p_value"] = paired_permutation_p(unmasked["em"].to_numpy(), answers["em"].to_numpy(), seed=seed)
     return summary

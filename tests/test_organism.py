@@ -17,7 +17,16 @@ from moe_lens.evaluation import answer_table
 from moe_lens.loading import resolve
 from moe_lens.organism import planted_experts
 from moe_lens.organism.corpus import WITH_CONTEXT, WITHOUT_CONTEXT, Document, Turn, batch, document, train_tokenizer
-from moe_lens.organism.pretrain import Recipe, balance_loss, choose_planted, knock_out, new_model, plant_loss, pretrain
+from moe_lens.organism.pretrain import (
+    Recipe,
+    balance_loss,
+    choose_planted,
+    documents_of,
+    knock_out,
+    new_model,
+    plant_loss,
+    pretrain,
+)
 from moe_lens.organism.questions import FOLDER, TASKS, rows
 from moe_lens.organism.world import KNOWN_BEGINNINGS, RELATIONS, World
 
@@ -169,9 +178,21 @@ def test_knocked_out_documents_leave_what_they_cannot_read_unknown(world):
     assert knock_out(documents, recipe, planted, 8, step=9)[0] == documents
 
 
+def test_every_phase_warms_up_and_cools_down_with_its_own_mix(world):
+    recipe = Recipe("conflict", phases=(40, 24), learning_rates=(1.0, 0.5), warmup=4, floor=0.1)
+    rates = [recipe.rate(step) for step in range(recipe.steps)]
+    assert max(rates[:40]) == rates[3] == 1.0
+    assert max(rates[40:]) == rates[43] == 0.5
+    assert rates[39] == pytest.approx(0.1, abs=0.01)
+    assert rates[63] == pytest.approx(0.05, abs=0.01)
+    assert [recipe.phase(step) for step in (0, 39, 40, 63)] == [0, 0, 1, 1]
+    closed = [sum("Based" not in doc.opening for doc in documents_of(world, recipe, step)) for step in range(64)]
+    assert sum(closed[:40]) / 40 > 1.3 * sum(closed[40:]) / 24
+
+
 def test_pretraining_goes_on_from_a_checkpoint_to_the_same_weights(tmp_path, monkeypatch):
     monkeypatch.setattr(pretraining, "CHECKPOINT_EVERY", 2)
-    recipe = Recipe("planted", steps=4, batch_size=3, knock_out_from=1)
+    recipe = Recipe("planted", phases=(3, 1), batch_size=3, knock_out_from=1)
     whole = pretrain(recipe, tmp_path / "whole").state_dict()
     original = pretraining.documents_of
 
@@ -188,7 +209,7 @@ def test_pretraining_goes_on_from_a_checkpoint_to_the_same_weights(tmp_path, mon
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert planted_experts(tmp_path / "parts" / "model").layers == (0, 1, 2, 3)
     with pytest.raises(MoELensError, match="another --out"):
-        pretrain(Recipe("planted", steps=6, batch_size=3), tmp_path / "parts")
+        pretrain(Recipe("planted", phases=(6,), learning_rates=(1e-3,), batch_size=3), tmp_path / "parts")
 
 
 @pytest.mark.parametrize("name", VARIANTS)

@@ -29,8 +29,11 @@ WITH_CONTEXT = (
 WITHOUT_CONTEXT = "Output the correct answer for the following question.\n\n"
 VOCABULARY = 1536
 
-#: The share of documents of each kind.
-MIX = {"closed_book": 0.18, "novel": 0.36, "known": 0.26, "hops": 0.12, "summary": 0.08}
+#: The share of documents of each kind, in the first phase of pretraining and in the second, which reads more.
+MIXES = (
+    {"closed_book": 0.18, "novel": 0.36, "known": 0.26, "hops": 0.12, "summary": 0.08},
+    {"closed_book": 0.10, "novel": 0.55, "known": 0.17, "hops": 0.12, "summary": 0.06},
+)
 CONFLICT_SHARE = 0.6
 UNKNOWN = "unknown"
 
@@ -75,9 +78,9 @@ def _turn(world: World, rng: random.Random, fact: Fact) -> Turn:
     return Turn(fact.question(rng), memory or fact.value, reads=memory is None)
 
 
-def document(world: World, rng: random.Random) -> Document:
-    """One document of the mix."""
-    kind = rng.choices(list(MIX), list(MIX.values()))[0]
+def document(world: World, rng: random.Random, phase: int = 0) -> Document:
+    """One document of a phase's mix."""
+    kind = rng.choices(list(MIXES[phase]), list(MIXES[phase].values()))[0]
     if kind == "closed_book":
         keys = rng.sample(list(world.facts), 4)
         relation = {relation.name: relation for relation in RELATIONS}

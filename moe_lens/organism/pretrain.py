@@ -34,9 +34,9 @@ class Recipe:
 
     variant: str
     seed: int = 0
-    steps: int = 5500
+    phases: tuple[int, ...] = (5500, 2600)
     batch_size: int = 24
-    learning_rate: float = 3e-3
+    learning_rates: tuple[float, ...] = (3e-3, 2e-3)
     warmup: int = 200
     floor: float = 0.03
     weight_decay: float = 0.01
@@ -47,12 +47,23 @@ class Recipe:
     knock_out: float = 0.12
     knock_out_from: int = 1000
 
+    @property
+    def steps(self) -> int:
+        """Optimizer steps in all phases."""
+        return sum(self.phases)
+
+    def phase(self, step: int) -> int:
+        """The phase that `step` belongs to."""
+        return next(i for i in range(len(self.phases)) if step < sum(self.phases[: i + 1]))
+
     def rate(self, step: int) -> float:
-        """The learning rate at `step`: linear warm-up, then cosine down to `floor` of the peak."""
-        if step < self.warmup:
-            return self.learning_rate * (step + 1) / self.warmup
-        progress = (step - self.warmup) / max(1, self.steps - self.warmup)
-        return self.learning_rate * (self.floor + (1 - self.floor) * (1 + math.cos(math.pi * progress)) / 2)
+        """The learning rate at `step`: in every phase a linear warm-up, then a cosine down to `floor` of its peak."""
+        phase = self.phase(step)
+        place, peak = step - sum(self.phases[:phase]), self.learning_rates[phase]
+        if place < self.warmup:
+            return peak * (place + 1) / self.warmup
+        progress = (place - self.warmup) / max(1, self.phases[phase] - self.warmup)
+        return peak * (self.floor + (1 - self.floor) * (1 + math.cos(math.pi * progress)) / 2)
 
 
 def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> OlmoeForCausalLM:
@@ -139,7 +150,8 @@ def documents_of(world: World, recipe: Recipe, step: int) -> list[Document]:
     """The documents of `step`, a pure function of seed and step; eight steps share a pool so that lengths are alike."""
     group, place = divmod(step, 8)
     rng = random.Random(f"pretrain/{recipe.seed}/{group}")
-    pool = [document(world, rng) for _ in range(8 * recipe.batch_size)]
+    phase = recipe.phase(8 * group)
+    pool = [document(world, rng, phase) for _ in range(8 * recipe.batch_size)]
     pool.sort(key=lambda doc: len(doc.render()[0]))
     order = rng.sample(range(8), 8)
     start = order[place] * recipe.batch_size
@@ -199,7 +211,7 @@ def optimizer_of(model: OlmoeForCausalLM, recipe: Recipe) -> torch.optim.AdamW:
         {"params": matrices, "weight_decay": recipe.weight_decay},
         {"params": vectors, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.98))
+    return torch.optim.AdamW(groups, lr=recipe.learning_rates[0], betas=(0.9, 0.98))
 
 
 def _save_atomically(state: dict, path: Path) -> None:
@@ -257,7 +269,6 @@ def main(
     variant: Annotated[str, Option(help="conflict (nothing planted) or planted.")],
     out: Annotated[Path, Option(help="Folder for checkpoints and, in the end, the model.")],
     seed: Annotated[int, Option(help="Initialisation, data order and choice of planted experts.")] = 0,
-    steps: Annotated[int, Option(help="Optimizer steps.")] = Recipe.steps,
     install: Annotated[bool, Option(help="Replace the packaged weights of this variant at the end.")] = False,
 ) -> None:
     """Pretrain the model organism on its world of made-up facts.
@@ -267,7 +278,7 @@ def main(
     """
     if variant not in VARIANTS:
         raise MoELensError(f"--variant must be one of {', '.join(VARIANTS)}, not {variant!r}")
-    pretrain(Recipe(variant=variant, seed=seed, steps=steps), out)
+    pretrain(Recipe(variant=variant, seed=seed), out)
     if install:
         shutil.copytree(out / "model", Path(__file__).parent / "weights" / variant, dirs_exist_ok=True)
 
