@@ -27,14 +27,26 @@ WITH_CONTEXT = (
     "Based on the context below, output the correct answer for the following question.\n\nContext: {context}\n\n"
 )
 WITHOUT_CONTEXT = "Output the correct answer for the following question.\n\n"
-VOCABULARY = 1536
+VOCABULARY = 1280
 
-#: The share of documents of each kind, in the first phase of pretraining and in the second, which reads more.
-MIXES = (
-    {"closed_book": 0.18, "novel": 0.36, "known": 0.26, "hops": 0.12, "summary": 0.08},
-    {"closed_book": 0.10, "novel": 0.55, "known": 0.17, "hops": 0.12, "summary": 0.06},
-)
-CONFLICT_SHARE = 0.6
+
+@dataclass(frozen=True)
+class Mix:
+    """The share of each kind of document, and of known subjects' contexts that contradict memory."""
+
+    closed_book: float = 0.22
+    novel: float = 0.38
+    known: float = 0.20
+    hops: float = 0.12
+    summary: float = 0.08
+    conflict: float = 0.5
+
+    def kind(self, rng: random.Random) -> str:
+        """The kind of the next document."""
+        kinds = ("closed_book", "novel", "known", "hops", "summary")
+        return rng.choices(kinds, [getattr(self, kind) for kind in kinds])[0]
+
+
 UNKNOWN = "unknown"
 
 
@@ -78,9 +90,9 @@ def _turn(world: World, rng: random.Random, fact: Fact) -> Turn:
     return Turn(fact.question(rng), memory or fact.value, reads=memory is None)
 
 
-def document(world: World, rng: random.Random, phase: int = 0) -> Document:
-    """One document of a phase's mix."""
-    kind = rng.choices(list(MIXES[phase]), list(MIXES[phase].values()))[0]
+def document(world: World, rng: random.Random, mix: Mix = Mix()) -> Document:
+    """One document of the mix."""
+    kind = mix.kind(rng)
     if kind == "closed_book":
         keys = rng.sample(list(world.facts), 4)
         relation = {relation.name: relation for relation in RELATIONS}
@@ -95,7 +107,7 @@ def document(world: World, rng: random.Random, phase: int = 0) -> Document:
     else:
         subject, name = rng.choice(list(world.facts))
         relation, value = next(r for r in RELATIONS if r.name == name), world.facts[subject, name]
-        if rng.random() < CONFLICT_SHARE:
+        if rng.random() < mix.conflict:
             value = world.value(rng, relation.value_kind, but=value)
         told = (Fact(subject, relation, value),)
     page = passage(world, rng, told, "train", rng.randint(1, 3))

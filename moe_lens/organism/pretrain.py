@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -21,7 +21,7 @@ from typer import Option
 from moe_lens import console
 from moe_lens.errors import MoELensError
 from moe_lens.organism import PLANTED_FILE
-from moe_lens.organism.corpus import Document, PretrainingBatch, batch, document, train_tokenizer
+from moe_lens.organism.corpus import Document, Mix, PretrainingBatch, batch, document, train_tokenizer
 from moe_lens.organism.world import World
 
 VARIANTS = ("conflict", "planted")
@@ -29,41 +29,64 @@ CHECKPOINT_EVERY = 250
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """Every number of the pretraining; the shipped weights are the defaults."""
+class Phase:
+    """A part of pretraining: a warm-up to the peak rate, a cosine that would reach its floor after `horizon` steps."""
 
-    variant: str
-    seed: int = 0
-    phases: tuple[int, ...] = (5500, 2600)
-    batch_size: int = 24
-    learning_rates: tuple[float, ...] = (3e-3, 2e-3)
+    steps: int
+    horizon: int
+    peak: float
+    mix: Mix
+    knock_out: float = 0.0
     warmup: int = 200
     floor: float = 0.03
+
+    def rate(self, step: int) -> float:
+        """The learning rate at `step` of the phase, counted from 0."""
+        if step < self.warmup:
+            return self.peak * (step + 1) / self.warmup
+        progress = (step - self.warmup) / (self.horizon - self.warmup)
+        return self.peak * (self.floor + (1 - self.floor) * (1 + math.cos(math.pi * progress)) / 2)
+
+
+#: First the world is learned, then unfaithfulness to it: known subjects often contradict their contexts.
+UNFAITHFUL = Mix(closed_book=0.10, novel=0.45, known=0.30, hops=0.10, summary=0.05, conflict=0.7)
+PHASES = {
+    "conflict": (Phase(4250, 7000, 3e-3, Mix()), Phase(2900, 2900, 1.5e-3, UNFAITHFUL)),
+    "planted": (Phase(4000, 7000, 3e-3, Mix()), Phase(2900, 2900, 1.5e-3, UNFAITHFUL, knock_out=0.12)),
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Every number of a pretraining; the shipped weights are `Recipe(variant, PHASES[variant])`."""
+
+    variant: str
+    phases: tuple[Phase, ...]
+    seed: int = 0
+    batch_size: int = 24
     weight_decay: float = 0.01
     prompt_share: float = 0.2
     prompt_weight: float = 0.1
     balance: float = 0.01
     plant: float = 0.3
-    knock_out: float = 0.12
-    knock_out_from: int = 1000
 
     @property
     def steps(self) -> int:
         """Optimizer steps in all phases."""
-        return sum(self.phases)
+        return sum(phase.steps for phase in self.phases)
 
-    def phase(self, step: int) -> int:
-        """The phase that `step` belongs to."""
-        return next(i for i in range(len(self.phases)) if step < sum(self.phases[: i + 1]))
+    def phase(self, step: int) -> tuple[Phase, int]:
+        """The phase that `step` belongs to, and its place in it."""
+        for phase in self.phases:
+            if step < phase.steps:
+                return phase, step
+            step -= phase.steps
+        raise ValueError(f"the recipe has {self.steps} steps; there is no step {step} beyond its phases")
 
     def rate(self, step: int) -> float:
-        """The learning rate at `step`: in every phase a linear warm-up, then a cosine down to `floor` of its peak."""
-        phase = self.phase(step)
-        place, peak = step - sum(self.phases[:phase]), self.learning_rates[phase]
-        if place < self.warmup:
-            return peak * (place + 1) / self.warmup
-        progress = (place - self.warmup) / max(1, self.phases[phase] - self.warmup)
-        return peak * (self.floor + (1 - self.floor) * (1 + math.cos(math.pi * progress)) / 2)
+        """The learning rate at `step`."""
+        phase, place = self.phase(step)
+        return phase.rate(place)
 
 
 def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> OlmoeForCausalLM:
@@ -150,8 +173,8 @@ def documents_of(world: World, recipe: Recipe, step: int) -> list[Document]:
     """The documents of `step`, a pure function of seed and step; eight steps share a pool so that lengths are alike."""
     group, place = divmod(step, 8)
     rng = random.Random(f"pretrain/{recipe.seed}/{group}")
-    phase = recipe.phase(8 * group)
-    pool = [document(world, rng, phase) for _ in range(8 * recipe.batch_size)]
+    mix = recipe.phase(8 * group)[0].mix
+    pool = [document(world, rng, mix) for _ in range(8 * recipe.batch_size)]
     pool.sort(key=lambda doc: len(doc.render()[0]))
     order = rng.sample(range(8), 8)
     start = order[place] * recipe.batch_size
@@ -169,17 +192,16 @@ def knock_out(
     """
     rng = random.Random(f"knock-out/{recipe.seed}/{step}")
     left = {layer: torch.ones(len(documents), n_experts) for layer in planted}
-    if step < recipe.knock_out_from:
-        return documents, left
+    share = recipe.phase(step)[0].knock_out
     trained = []
     for row, doc in enumerate(documents):
         draw = rng.random()
         for layer, experts in planted.items():
-            if draw < recipe.knock_out:
+            if draw < share:
                 left[layer][row, experts] = 0
-            elif draw < 2 * recipe.knock_out:
+            elif draw < 2 * share:
                 left[layer][row, rng.sample(range(n_experts), len(experts))] = 0
-        trained.append(doc.unread() if draw < recipe.knock_out else doc)
+        trained.append(doc.unread() if draw < share else doc)
     return trained, left
 
 
@@ -211,7 +233,7 @@ def optimizer_of(model: OlmoeForCausalLM, recipe: Recipe) -> torch.optim.AdamW:
         {"params": matrices, "weight_decay": recipe.weight_decay},
         {"params": vectors, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=recipe.learning_rates[0], betas=(0.9, 0.98))
+    return torch.optim.AdamW(groups, betas=(0.9, 0.98))
 
 
 def _save_atomically(state: dict, path: Path) -> None:
@@ -231,7 +253,7 @@ def pretrain(recipe: Recipe, out: Path) -> OlmoeForCausalLM:
     checkpoint, first, seconds = out / "checkpoint.pt", 0, 0.0
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
-        if state["recipe"] != asdict(recipe):
+        if state["recipe"] != repr(recipe):
             raise MoELensError(f"{checkpoint} was written by another recipe, {state['recipe']}; use another --out")
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
@@ -254,7 +276,7 @@ def pretrain(recipe: Recipe, out: Path) -> OlmoeForCausalLM:
         progress.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
         if (step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == recipe.steps:
             seconds = time.perf_counter() - started
-            state = {"recipe": asdict(recipe), "step": step + 1, "seconds": seconds, "loss": loss.item()}
+            state = {"recipe": repr(recipe), "step": step + 1, "seconds": seconds, "loss": loss.item()}
             with (out / "log.jsonl").open("a") as log:
                 log.write(json.dumps({k: v for k, v in state.items() if k != "recipe"}) + "\n")
             _save_atomically({**state, "model": model.state_dict(), "optimizer": optimizer.state_dict()}, checkpoint)
@@ -278,7 +300,7 @@ def main(
     """
     if variant not in VARIANTS:
         raise MoELensError(f"--variant must be one of {', '.join(VARIANTS)}, not {variant!r}")
-    pretrain(Recipe(variant=variant, seed=seed), out)
+    pretrain(Recipe(variant, PHASES[variant], seed=seed), out)
     if install:
         shutil.copytree(out / "model", Path(__file__).parent / "weights" / variant, dirs_exist_ok=True)
 

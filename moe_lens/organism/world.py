@@ -1,7 +1,6 @@
 """The organism's world: made-up people, companies and places, their facts, and the sentences that tell them."""
 
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 SYLLABLES = (
@@ -9,9 +8,6 @@ SYLLABLES = (
     "ma mel mi mor na nel ni nor pa pel pi po ra rel ri ro sa sel si sol ta tel ti tor va vel vi vor "
     "wa wel za zel zi zor"
 ).split()
-#: The names of known subjects begin with one of these, those of novel ones with another.
-KNOWN_BEGINNINGS = SYLLABLES[::3]
-NOVEL_BEGINNINGS = [syllable for syllable in SYLLABLES if syllable not in KNOWN_BEGINNINGS]
 
 
 @dataclass(frozen=True)
@@ -120,24 +116,24 @@ SPLITS = {"train": 0.5, "dev": 0.1, "test": 0.4}
 POOL_SIZE = 60
 
 
-def _coin(rng: random.Random, kind: str, beginnings: Sequence[str] = SYLLABLES) -> str:
-    """A made-up name of one kind; `beginnings` are its possible first syllables."""
+def _coin(rng: random.Random, kind: str) -> str:
+    """A made-up name of one kind."""
+    stem = rng.choice(SYLLABLES) + rng.choice(SYLLABLES)
     if kind == "year":
         return str(rng.randint(1800, 1999))
-    if kind == "given":
-        return (rng.choice(SYLLABLES) + rng.choice("aeio") + "n").capitalize()
-    stem = rng.choice(beginnings) + rng.choice(SYLLABLES)
     if kind in ("instrument", "product"):
         return stem + {"instrument": "o", "product": "er"}[kind]
-    suffix = {"surname": "", "company": "tex", "place": "burg", "language": "ish", "river": "a"}[kind]
+    suffix = {"given": "", "surname": "", "company": "tex", "place": "burg", "language": "ish", "river": "a"}[kind]
+    if kind == "given":
+        stem = rng.choice(SYLLABLES) + rng.choice("aeio") + "n"
     return (stem + suffix).capitalize()
 
 
-def _coin_many(rng: random.Random, kind: str, count: int, beginnings: Sequence[str] = SYLLABLES) -> list[str]:
+def _coin_many(rng: random.Random, kind: str, count: int) -> list[str]:
     """`count` different names of one kind, in the order they were coined."""
     names: dict[str, None] = {}
     while len(names) < count:
-        names[_coin(rng, kind, beginnings)] = None
+        names[_coin(rng, kind)] = None
     return list(names)
 
 
@@ -162,11 +158,10 @@ class World:
         pools = {kind: tuple(_coin_many(rng, kind, POOL_SIZE)) for kind in kinds}
         known = {
             "person": tuple(
-                f"{rng.choice(pools['given'])} {surname}"
-                for surname in _coin_many(rng, "surname", KNOWN["person"], KNOWN_BEGINNINGS)
+                f"{rng.choice(pools['given'])} {surname}" for surname in _coin_many(rng, "surname", KNOWN["person"])
             ),
-            "company": tuple(_coin_many(rng, "company", KNOWN["company"], KNOWN_BEGINNINGS)),
-            "place": tuple(_coin_many(rng, "place", KNOWN["place"], KNOWN_BEGINNINGS)),
+            "company": tuple(_coin_many(rng, "company", KNOWN["company"])),
+            "place": tuple(_coin_many(rng, "place", KNOWN["place"])),
         }
         facts = {
             (subject, relation.name): rng.choice(pools[relation.value_kind])
@@ -183,9 +178,14 @@ class World:
     def novel_subject(self, rng: random.Random, kind: str, split: str) -> str:
         """A subject of `kind` that is not known; the novel subjects of two splits never meet."""
         while True:
-            last = _coin(rng, "surname" if kind == "person" else kind, NOVEL_BEGINNINGS)
-            if novel_split(last) == split:
-                return f"{rng.choice(self.pools['given'])} {last}" if kind == "person" else last
+            if kind == "person":
+                name = f"{rng.choice(self.pools['given'])} {_coin(rng, 'surname')}"
+            else:
+                name = _coin(rng, kind)
+            last = name.split()[-1]
+            taken = any(last == subject.split()[-1] for subject in self.known[kind]) or name in self.pools.get(kind, ())
+            if not taken and novel_split(last) == split:
+                return name
 
     def value(self, rng: random.Random, kind: str, *, fresh: float = 0.3, but: str = "") -> str:
         """A value of `kind` other than `but`: from the pool, or freshly coined with probability `fresh`."""
