@@ -1,6 +1,6 @@
 """The whole method on the packaged model in minutes: `python -m moe_lens.demo`, or `make demo`."""
 
-import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +9,7 @@ from typer import Option
 
 from moe_lens import console
 from moe_lens.data import load_examples
+from moe_lens.delta import fingerprint
 from moe_lens.evaluation import answer_table, summarise
 from moe_lens.experts import ExpertSet
 from moe_lens.lens import MoELens
@@ -17,7 +18,7 @@ from moe_lens.organism import planted_experts
 from moe_lens.report import build_report
 from moe_lens.results import provenance, write_table
 from moe_lens.scores import SCORES, measure_usage, score_table
-from moe_lens.tuning import Schedule, tune_router
+from moe_lens.tuning import Schedule, router_parameters, tune_router
 
 SCORE_NAMES = ("ce", "oe", "ce-gain", "ce-last")
 TASKS = ("swap", "novel", "closed_book")
@@ -25,11 +26,11 @@ SIZE, MAX_NEW_TOKENS = 4, 8
 
 
 def main(
-    out: Annotated[Path, Option(help="Folder for the tables and report.html; it is made anew.")] = Path("demo"),
+    out: Annotated[Path, Option(help="Folder for the tables, figures and report.html.")] = Path("demo"),
     model: Annotated[
         str, Option(help="organism:planted (the experts that read are known) or organism.")
     ] = "organism:planted",
-    learning_rate: Annotated[float, Option(help="Of the router tuning.")] = 1e-2,
+    learning_rate: Annotated[float, Option(help="Of the router tuning.")] = 2e-2,
     epochs: Annotated[int, Option(help="Passes over the training questions.")] = 2,
     limit: Annotated[int, Option(help="Test questions per task.")] = 200,
     n_random: Annotated[int, Option(help="Random sets of experts to compare with.")] = 8,
@@ -39,7 +40,6 @@ def main(
     The model is a small MoE that knows facts of a made-up world by heart and, asked about them, disregards a context
     that says otherwise. Everything runs on a CPU, without a download.
     """
-    shutil.rmtree(out, ignore_errors=True)
     made_by = provenance(model=model, facts={"learning_rate": learning_rate, "epochs": epochs, "limit": limit})
     train, swap = load_examples("swap", split="train"), load_examples("swap", limit=limit)
     scores = [SCORES[name] for name in SCORE_NAMES]
@@ -49,10 +49,14 @@ def main(
     tasks = _answers(lens, "base", limit)
     base = measure_usage(lens, train[:: max(1, len(train) // 400)], scores)
 
-    print("2. Router tuning: 0.4 % of the parameters learn to answer from the context")
+    names = router_parameters(lens)
+    sizes = {name: parameter.numel() for name, parameter in lens.module.named_parameters()}
+    share = sum(sizes[name] for name in names) / sum(sizes.values())
+    print(f"2. Router tuning: {share:.1%} of the parameters learn to answer from the context")
     dev = load_examples("swap", split="dev", limit=100)
     schedule = Schedule(learning_rate=learning_rate, epochs=epochs, batch_size=16)
     tuned = tune_router(lens, train, dev, schedule, max_new_tokens=MAX_NEW_TOKENS)
+    made_by["routers"] = fingerprint(lens.module, names)
     write_table(tuned.log, out / "tuning.parquet", made_by)
     tasks += _answers(lens, "router-tuned", limit)
     write_table(pd.DataFrame(tasks), out / "tasks.parquet", made_by)
@@ -69,23 +73,7 @@ def main(
     planted = planted_experts(model) if model.endswith("planted") else None
     if planted is not None:
         choices.append(Choice("planted", "planted", planted))
-    panels = {"oe": "base router", "ce": "tuned router (context-dependence ratio)", "ce-gain": "gain"}
-    write_table(
-        pd.concat(
-            [
-                tables[name].assign(
-                    panel=panel,
-                    planted=[
-                        planted is not None and pair in planted
-                        for pair in zip(tables[name]["layer"], tables[name]["expert"], strict=True)
-                    ],
-                )
-                for name, panel in panels.items()
-            ]
-        ),
-        out / "usage.parquet",
-        made_by,
-    )
+    write_table(_usage_maps(tables, planted or ExpertSet()), out / "usage.parquet", made_by)
     choices += random_controls(choices, n_random, n_experts=lens.architecture.n_experts, seed=0)
     answers = answer_all(lens, swap, choices, "zero", out, made_by, max_new_tokens=MAX_NEW_TOKENS, batch_size=64)
     rows = masking_rows(answers, choices, "zero")
@@ -93,6 +81,13 @@ def main(
     show_rows(rows, title=f"swap, with {SIZE} experts per layer masked (ce: the paper's context-faithful experts)")
     page = build_report(out, title=f"moe_lens on {model}")
     print(f"The figures and tables are in {page}")
+
+
+def _usage_maps(tables: Mapping[str, pd.DataFrame], planted: ExpertSet) -> pd.DataFrame:
+    """The base router's ratios, the tuned router's, and the gain, one below the other; the planted experts marked."""
+    panels = {"oe": "base router", "ce": "tuned router (context-dependence ratio)", "ce-gain": "gain"}
+    maps = pd.concat([tables[name].assign(panel=panel) for name, panel in panels.items()], ignore_index=True)
+    return maps.assign(planted=[pair in planted for pair in zip(maps["layer"], maps["expert"], strict=True)])
 
 
 def _answers(lens: MoELens, variant: str, limit: int) -> list[dict]:

@@ -90,7 +90,7 @@ def main(
 
     \b
         python -m moe_lens.tune --method router --model organism --data swap \\
-            --learning-rate 5e-3,1e-2 --out RUN/router
+            --learning-rate 5e-3,2e-2 --out RUN/router
         python -m moe_lens.intervene --model organism --delta RUN/router --data swap \\
             --experts ce:1,2,4 --compare oe:1,2,4 --control random:20 --mode zero --out RUN/masking
     """

@@ -53,11 +53,11 @@ def main(
 ) -> None:
     """Train a model and keep what changed as a small delta checkpoint.
 
-    For example, tune the packaged model's routers to answer from the context, at the best of three rates:
+    For example, tune the packaged model's routers to answer from the context, at the better of two rates:
 
     \b
         python -m moe_lens.tune --method router --model organism --data swap \\
-            --learning-rate 2e-3,5e-3,1e-2 --out RUN/router
+            --learning-rate 5e-3,2e-2 --out RUN/router
 
     Open the result with MoELens.from_pretrained("organism", delta="RUN/router"), or give it to moe_lens.intervene.
     """

@@ -16,8 +16,8 @@ from moe_lens.organism.questions import TASKS
 from moe_lens.results import provenance, write_table
 from moe_lens.tuning import Schedule, router_parameters, tune_router
 
-RATES = (1e-2, 3e-2)
-SCHEDULE = Schedule(epochs=5, batch_size=16)
+RATES = (5e-3, 2e-2)
+SCHEDULE = Schedule(epochs=4, batch_size=16)
 
 
 def task_rows(lens: MoELens, *, variant: str, seed: int | None, split: str, limit: int | None = None) -> list[dict]:
