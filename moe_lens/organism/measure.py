@@ -20,7 +20,7 @@ RATES = (5e-3, 2e-2)
 SCHEDULE = Schedule(epochs=4, batch_size=16)
 
 
-def task_rows(lens: MoELens, *, variant: str, seed: int | None, split: str, limit: int | None = None) -> list[dict]:
+def task_rows(lens: MoELens, *, variant: str, seed: int | None, split: str, limit: int | None) -> list[dict]:
     """One row per task: variant, seed of the router tuning, task and what `summarise` gives."""
     rows = []
     for task in TASKS:
@@ -35,11 +35,12 @@ def main(
     out: Annotated[Path, Option(help="Folder for the table and, in router-SEED/, the tuned routers.")],
     seeds: Annotated[str, Option(help="Seeds of the router tuning.")] = "0,1,2",
     split: Annotated[str, Option(help="The split that is answered.")] = "test",
+    limit: Annotated[int | None, Option(help="Use the first so many examples of each task and split only.")] = None,
 ) -> None:
     """Answer every task with the base model and after router tuning on `swap`, at the best learning rate on dev."""
     lens = MoELens.from_pretrained(model)
-    train, dev = load_examples("swap", split="train"), load_examples("swap", split="dev")
-    rows = task_rows(lens, variant="base", seed=None, split=split)
+    train, dev = (load_examples("swap", split=part, limit=limit) for part in ("train", "dev"))
+    rows = task_rows(lens, variant="base", seed=None, split=split, limit=limit)
     rates = []
     for seed in map(int, console.numbers(seeds, int, what="--seeds")):
         lens = MoELens.from_pretrained(model)
@@ -54,7 +55,7 @@ def main(
         made_by = provenance(model=model, data=train, seed=seed, facts=facts)
         save_delta(lens.module, tuned.parameters, out / f"router-{seed}", facts=made_by, fingerprint=base)
         rates.append(tuned.candidates.assign(seed=seed))
-        rows += task_rows(lens, variant="router-tuned", seed=seed, split=split)
+        rows += task_rows(lens, variant="router-tuned", seed=seed, split=split, limit=limit)
     table = pd.DataFrame(rows)
     made_by = provenance(model=model, data=train, facts={"split": split, "rates": list(RATES)})
     write_table(table, out / "tasks.parquet", made_by)
