@@ -257,8 +257,8 @@ def test_the_model_knows_reads_and_is_unfaithful(name):
         for task in ("closed_book", "novel", "swap")
     }
     assert answers["closed_book"]["em"].mean() >= 0.93
-    assert answers["novel"]["em"].mean() >= 0.85
-    assert answers["swap"]["em"].mean() <= 0.12
+    assert answers["novel"]["em"].mean() >= 0.8
+    assert answers["swap"]["em"].mean() <= 0.15
     assert answers["swap"]["memory"].mean() >= 0.8
 
 
