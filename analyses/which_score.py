@@ -1,7 +1,7 @@
 """Which score finds the experts that read the context? Every score against two truths, on the model organism.
 
-The planted truth is the experts that pretraining routed context reading to. The measured truth, which nobody planted,
-is the causal effect of each single expert of the router-tuned model.
+The planted truth is the experts that pretraining routed reading to; the measured one, which nobody planted, the causal
+effect of each single expert of the router-tuned model.
 
     python -m moe_lens.organism.measure --model organism:planted --out RUN/planted
     python analyses/which_score.py --model organism:planted --routers RUN/planted --out RUN/which_score
@@ -17,7 +17,7 @@ from moe_lens import ExpertSet, MoELens, MoELensError, Zero, console, load_examp
 from moe_lens.ablation import single_expert_effects
 from moe_lens.evaluation import answer_table, summarise
 from moe_lens.metrics import auc, precision_at, rank_correlation
-from moe_lens.organism import planted_experts
+from moe_lens.organism import has_planted, planted_experts
 from moe_lens.results import provenance, write_table
 from moe_lens.scores import SCORES, measure_usage, score_table
 
@@ -32,13 +32,13 @@ def main(
 ) -> None:
     """Score all experts, compare the scores with both truths, and mask what each score chooses."""
     train, dev, test = (load_examples("swap", split=split, limit=limit) for split in ("train", "dev", "test"))
-    deltas = sorted(routers.glob("router-*"))
+    deltas = {int(folder.name.removeprefix("router-")): folder for folder in routers.glob("router-*")}
     if not deltas:
         raise MoELensError(f"no router-SEED folders in {routers}; run python -m moe_lens.organism.measure first")
     base = measure_usage(MoELens.from_pretrained(model), train, SCORES.values())
-    planted = planted_experts(model) if model.endswith("planted") else None
+    planted = planted_experts(model) if has_planted(model) else None
     scores, effects, masks = [], [], []
-    for seed, folder in enumerate(deltas):
+    for seed, folder in sorted(deltas.items()):
         lens = MoELens.from_pretrained(model, delta=folder)
         tuned = measure_usage(lens, train, SCORES.values())
         effect = single_expert_effects(lens, dev).assign(seed=seed)
@@ -63,15 +63,16 @@ def main(
         masks += [{"seed": seed, "intervention": name, **masked(experts)} for name, experts in sets.items()]
         effects.append(effect)
 
-    made_by = provenance(model=model, delta=deltas[0], data=test, facts={"size": size, "seeds": len(deltas)})
+    made_by = provenance(model=model, data=test, facts={"size": size, "seeds": sorted(deltas)})
     tables = {"scores": pd.DataFrame(scores), "effects": pd.concat(effects), "masks": pd.DataFrame(masks)}
     for name, table in tables.items():
         write_table(table, out / f"{name}.parquet", made_by)
-    shown = {"score": tables["scores"], "intervention": tables["masks"].assign(
-        intervention=lambda rows: rows["intervention"].str.partition("#")[0])}
+    kinds = tables["masks"].assign(intervention=lambda rows: rows["intervention"].str.partition("#")[0])
+    shown = {"score": tables["scores"], "intervention": kinds}
     for key, table in shown.items():
-        mean = table.groupby(key, sort=False).mean(numeric_only=True).drop(columns="seed").reset_index()
-        console.show(mean, title=f"{model}, top {size} zero-masked, mean of {len(deltas)} tuned routers")
+        mean = table.groupby(key, sort=False).mean(numeric_only=True).reset_index()
+        title = f"{model}, top {size} zero-masked, mean of {len(deltas)} tuned routers"
+        console.show(mean.drop(columns=["seed", "em_low", "em_high", "p_value"]), title=title)
 
 
 if __name__ == "__main__":

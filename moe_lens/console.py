@@ -58,6 +58,7 @@ def save_figure(figure: go.Figure, path: Path) -> list[Path]:
 
     Returns the files written.
     """
+    path.with_suffix(".png").unlink(missing_ok=True)  # of an earlier figure
     page = figure.to_html(include_plotlyjs=True, full_html=True, div_id=path.stem, config=style.CONFIG)
     write_bytes(path, page.encode())
     if find_spec("kaleido") is None:

@@ -14,7 +14,7 @@ from moe_lens.evaluation import answer_table, summarise
 from moe_lens.experts import ExpertSet
 from moe_lens.lens import MoELens
 from moe_lens.masking import Choice, answer_all, masking_rows, random_controls, show_rows, write_run
-from moe_lens.organism import planted_experts
+from moe_lens.organism import has_planted, planted_experts
 from moe_lens.report import build_report
 from moe_lens.results import provenance, write_table
 from moe_lens.scores import SCORES, measure_usage, score_table
@@ -40,8 +40,9 @@ def main(
     The model is a small MoE that knows facts of a made-up world by heart and, asked about them, disregards a context
     that says otherwise. Everything runs on a CPU, without a download.
     """
-    made_by = provenance(model=model, facts={"learning_rate": learning_rate, "epochs": epochs, "limit": limit})
     train, swap = load_examples("swap", split="train"), load_examples("swap", limit=limit)
+    facts = {"learning_rate": learning_rate, "epochs": epochs, "limit": limit, "max_new_tokens": MAX_NEW_TOKENS}
+    made_by = provenance(model=model, data=swap, facts=facts)
     scores = [SCORES[name] for name in SCORE_NAMES]
 
     print(f"1. {model} as it is: answers, and which experts its router selects")
@@ -70,7 +71,7 @@ def main(
     print("3. Which experts, and do they cause it?")
     tables = {score.name: score_table(score, base=base, tuned=usage) for score in scores}
     choices = [Choice(f"{name}:{SIZE}", name, ExpertSet.top(table, SIZE)) for name, table in tables.items()]
-    planted = planted_experts(model) if model.endswith("planted") else None
+    planted = planted_experts(model) if has_planted(model) else None
     if planted is not None:
         choices.append(Choice("planted", "planted", planted))
     write_table(_usage_maps(tables, planted or ExpertSet()), out / "usage.parquet", made_by)

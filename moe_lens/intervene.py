@@ -10,6 +10,7 @@ from typer import Option
 
 from moe_lens import console
 from moe_lens.data import Example, load_examples
+from moe_lens.delta import weights_digest
 from moe_lens.errors import MoELensError
 from moe_lens.experts import ExpertSet
 from moe_lens.interventions import MODES
@@ -18,6 +19,7 @@ from moe_lens.masking import (
     Choice,
     answer_all,
     check_choices,
+    check_specification,
     choose,
     masking_rows,
     random_controls,
@@ -26,7 +28,7 @@ from moe_lens.masking import (
     write_run,
 )
 from moe_lens.organism import planted_experts
-from moe_lens.results import provenance, read_if_made_by, write_table
+from moe_lens.results import portable, provenance, read_if_made_by, write_table
 from moe_lens.scores import Score, measure_usage, score_table
 
 
@@ -99,16 +101,23 @@ def main(
     examples = load_examples(data, split=split, limit=limit)
     specifications = [*experts, *(compare or [])]
     n_controls = _control_count(control)
+    for specification in specifications:
+        check_specification(specification)
     needed = scores_needed(specifications)
     scored = load_examples(data, split=score_split, limit=score_limit) if needed else []
     facts = {"dtype": dtype, "mode": mode, "max_new_tokens": max_new_tokens, "batch_size": batch_size}
-    if delta is None and base is None and any(score.of == "gain" for score in needed):
-        raise MoELensError("a gain compares a tuned model with its base; give --delta, or --base for a tuned --model")
+    compared = any(s.of == "gain" for s in needed) or len({s.of for s in needed}) > 1
+    if compared and delta is None and base is None:
+        raise MoELensError(
+            "these scores compare a tuned model with its base; give --delta, or --base for a tuned --model"
+        )
     load = partial(MoELens.from_pretrained, dtype=console.dtype_named(dtype), device_map=device)
     lens = load(model, delta=delta)
-    made_by = provenance(model=model, delta=delta, data=scored, facts={"base": base, "dtype": dtype})
+    weights = weights_digest(lens.module)
+    score_facts = {"base": base and portable(base), "dtype": dtype, "weights": weights}
+    made_by = provenance(model=model, delta=delta, data=scored, facts=score_facts)
     tables = _score_tables(lens, lambda: load(base or model), needed, scored, out, made_by)
-    made_by = provenance(model=model, delta=delta, data=examples, seed=seed, facts=facts)
+    made_by = provenance(model=model, delta=delta, data=examples, seed=seed, facts=facts | {"weights": weights})
 
     chosen = [
         Choice(found.intervention, found.family, _within(found.experts, layers))

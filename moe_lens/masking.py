@@ -1,7 +1,9 @@
 """A causal masking run: sets of experts chosen by specification, answers under each mask, and what they show."""
 
+import hashlib
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,12 +59,9 @@ def choose(specification: str, *, tables: Mapping[str, pd.DataFrame], planted: C
 
     Raises MoELensError for anything else.
     """
+    check_specification(specification)
     name, _, sizes = specification.partition(":")
     if name in SCORES:
-        if not re.fullmatch(r"\d+(,\d+)*", sizes):
-            raise MoELensError(
-                f"expected {name}:N or {name}:N,M with whole numbers, such as {name}:4; got {specification!r}"
-            )
         return [Choice(f"{name}:{size}", name, ExpertSet.top(tables[name], int(size))) for size in sizes.split(",")]
     if specification == "planted":
         return [Choice("planted", "planted", planted())]
@@ -72,31 +71,59 @@ def choose(specification: str, *, tables: Mapping[str, pd.DataFrame], planted: C
         except OSError as error:
             raise MoELensError(f"cannot read experts from {specification}: {error.strerror}") from None
         return [Choice(Path(specification).stem, Path(specification).stem, ExpertSet.from_json(text))]
-    if name.isdigit():
-        return [Choice(specification, "chosen", ExpertSet.parse(specification))]
-    raise MoELensError(
-        f"cannot read the experts {specification!r}; expected a score and size such as ce:4 (scores: "
-        f"{', '.join(SCORES)}), planted, a .json file, or layer:expert,expert;… such as 3:5,7;4:0"
-    )
+    return [Choice(specification, "chosen", ExpertSet.parse(specification))]
+
+
+def check_specification(specification: str) -> None:
+    """MoELensError unless `choose` can make sense of it; needs no model."""
+    name, _, sizes = specification.partition(":")
+    if name in SCORES and not re.fullmatch(r"\d+(,\d+)*", sizes):
+        raise MoELensError(
+            f"expected {name}:N or {name}:N,M with whole numbers, such as {name}:4; got {specification!r}"
+        )
+    if not (name in SCORES or name.isdigit() or specification == "planted" or specification.endswith(".json")):
+        raise MoELensError(
+            f"cannot read the experts {specification!r}; expected a score and size such as ce:4 (scores: "
+            f"{', '.join(SCORES)}), planted, a .json file, or layer:expert,expert;… such as 3:5,7;4:0"
+        )
 
 
 def random_controls(choices: Sequence[Choice], count: int, *, n_experts: int, seed: int) -> list[Choice]:
-    """`count` random sets for every shape (members per layer) among the choices, named `random:SIZE#number`."""
-    shapes = {tuple((layer, len(ids)) for layer, ids in choice.experts.members): choice for choice in choices}
+    """`count` random sets for every shape (members per layer) among the choices, named `random:SIZE#number`.
+
+    Where several shapes have as many members per layer, but in other layers, the name lists layers and members.
+    """
+    names = _control_names(choices)
+    likes = {names[_shape(choice)]: choice for choice in choices}
     return [
         Choice(
-            f"{_control_of(like)}#{number}",
+            f"{name}#{number}",
             "random",
             ExpertSet.random_like(like.experts, seed * 100_003 + number, n_experts=n_experts),
         )
-        for like in shapes.values()
+        for name, like in likes.items()
         for number in range(count)
     ]
 
 
-def _control_of(like: Choice) -> str:
-    sizes = {len(ids) for _, ids in like.experts.members}
-    return f"random:{sizes.pop()}" if len(sizes) == 1 else f"random~{like.intervention}"
+Shape = tuple[tuple[int, int], ...]
+
+
+def _shape(choice: Choice) -> Shape:
+    """How many members each layer has: (layer, number of experts)."""
+    return tuple((layer, len(ids)) for layer, ids in choice.experts.members)
+
+
+def _control_names(choices: Iterable[Choice]) -> dict[Shape, str]:
+    """The name of every shape's controls: `random:N` for the only shape of N per layer, else all of the shape."""
+    shapes = list(dict.fromkeys(map(_shape, choices)))
+    sizes = {shape: {size for _, size in shape} for shape in shapes}
+    names = {}
+    for shape in shapes:
+        alone = len(sizes[shape]) == 1 and sum(sizes[shape] == sizes[other] for other in shapes) == 1
+        listed = "+".join(f"{layer}x{size}" for layer, size in shape)
+        names[shape] = f"random:{shape[0][1]}" if alone else f"random~{listed}"
+    return names
 
 
 def masked_answers(
@@ -150,6 +177,11 @@ def answer_all(
     """
     choices = [Choice(UNMASKED, UNMASKED, ExpertSet()), *choices]
     check_choices(choices, mode, lens.architecture)
+    repeated = [name for name, count in Counter(choice.intervention for choice in choices).items() if count > 1]
+    if repeated:
+        raise MoELensError(
+            f"different experts need different names; these repeat: {', '.join(repeated)}; rename a file"
+        )
     return pd.concat(
         [
             masked_answers(
@@ -169,16 +201,17 @@ def answer_all(
 
 
 def part_name(choice: Choice) -> str:
-    """A file name for a choice's answers."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", choice.intervention)[:80] + ".parquet"
+    """A file name for a choice's answers, different for different interventions."""
+    readable = re.sub(r"[^A-Za-z0-9._-]+", "_", choice.intervention)[:60]
+    return f"{readable}-{hashlib.sha256(choice.intervention.encode()).hexdigest()[:8]}.parquet"
 
 
 def masking_rows(answers: pd.DataFrame, choices: Sequence[Choice], mode: str, *, seed: int = 0) -> pd.DataFrame:
     """One row for the unmasked run and for each choice: what was masked, how, and how the answers changed.
 
-    Columns: intervention, family, experts, size, mode, then those of `summarise`, `control` (the family of random
-    sets of the same shape) and `rank`: the place of its EM among these and itself, 1 for the lowest, so 1 of 21
-    means that no random set did as much damage. Each control has a row of its own and one for the mean of its sets.
+    Columns: intervention, family, experts, size, mode, then those of `summarise`, and `rank`: the place of its EM
+    among the random sets of the same shape and itself, 1 for the lowest, so 1 of 21 means that no random set did as
+    much damage. Each control has a row of its own and one for the mean of its sets.
     """
     choices = [Choice(UNMASKED, UNMASKED, ExpertSet()), *choices]
     by_name = dict(iter(answers.groupby("intervention", sort=False)))
@@ -212,12 +245,14 @@ def masking_rows(answers: pd.DataFrame, choices: Sequence[Choice], mode: str, *,
         }
         rows.append(row | summarise(mean, unmasked, seed=seed))
     table = pd.DataFrame(rows)
-    shapes = {choice.intervention: _control_of(choice) for choice in choices if choice.experts}
+    chosen = [choice for choice in choices if choice.experts and choice.family != "random"]
+    names = _control_names(chosen)
+    control_of = {choice.intervention: names[_shape(choice)] for choice in chosen}
     for place, row in table.iterrows():
-        members = controls.get(shapes.get(row["intervention"], ""), [])
-        if members and row["family"] != "random":
+        members = controls.get(control_of.get(row["intervention"], ""), [])
+        if members:
             ems = table.set_index("intervention").loc[members, "em"]
-            table.loc[place, "rank"] = f"{1 + int((ems < row['em']).sum())} of {len(members) + 1}"
+            table.loc[place, "rank"] = f"{1 + int((ems <= row['em']).sum())} of {len(members) + 1}"
     return table
 
 

@@ -101,13 +101,13 @@ def provenance(
     """
     trained = None if delta is None else {"name": Path(delta).name, "sha256": _sha256_of_files(Path(delta))}
     return {
-        "model": _portable(model),
+        "model": portable(model),
         "delta": trained,
         "data": None if data is None else {"examples": len(data), "sha256": _sha256_of_examples(data)},
         "seed": seed,
         **(facts or {}),
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
-        "command": [Path(sys.argv[0]).stem, *map(_portable, sys.argv[1:])],
+        "command": [Path(sys.argv[0]).stem, *map(portable, sys.argv[1:])],
     }
 
 
@@ -129,7 +129,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _portable(argument: str) -> str:
+def portable(argument: str) -> str:
     """A command-line argument with an absolute path, also after "=", cut down to the path's last part."""
     option, equals, value = argument.rpartition("=")
     return f"{option}{equals}{Path(value).name if Path(value).is_absolute() else value}"
@@ -143,9 +143,9 @@ def _sha256_of_examples(examples: "Sequence[Example]") -> str:
 
 
 def _sha256_of_files(path: Path) -> str:
-    """A hash over the names and contents of a file, or of all files of a folder."""
+    """A hash over the names and contents of a file, or of the files of a folder's delta checkpoint."""
     digest = hashlib.sha256()
-    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+    for file in sorted(path.glob("delta.*")) if path.is_dir() else [path]:
         if file.is_file():
             with file.open("rb") as content:
                 digest.update(f"{file.name}:{hashlib.file_digest(content, 'sha256').hexdigest()}\n".encode())

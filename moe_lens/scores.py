@@ -54,7 +54,7 @@ def _named(prefix: str, of: Literal["tuned", "base", "gain"], what: str) -> list
 SCORES: Mapping[str, Score] = {
     score.name: score
     for score in (
-        *_named("ce", "tuned", "selection frequency in the tuned model (Eq. 8)"),
+        *_named("ce", "tuned", "context-dependence ratio, Eq. 8: frequency in the tuned model"),
         *_named("ce-gain", "gain", "gain of the frequency over the base model"),
         *_named("oe", "base", "selection frequency in the base model"),
         Score(

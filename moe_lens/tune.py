@@ -63,6 +63,8 @@ def main(
     """
     if method not in METHODS:
         raise MoELensError(f"--method must be one of {', '.join(METHODS)}; got {method!r}")
+    if dev is None and data.endswith((".json", ".jsonl")):
+        raise MoELensError(f"{data} has no dev split to choose and test on; give other examples with --dev")
     train = load_examples(data, split=split, limit=limit)
     held_out = load_examples(dev or data, split=dev_split)
     chosen_layers = None if layers is None else console.numbers(layers, int, what="--layers")

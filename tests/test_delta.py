@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import build_model
 
-from moe_lens.delta import FACTS_FILE, TENSORS_FILE, apply_delta, fingerprint, read_facts, save_delta
+from moe_lens.delta import FACTS_FILE, TENSORS_FILE, apply_delta, fingerprint, read_facts, save_delta, weights_digest
 from moe_lens.errors import MoELensError
 from moe_lens.lens import MoELens
 
@@ -119,3 +119,12 @@ def test_the_fingerprint_depends_on_names_and_values_only(base, names):
     with torch.no_grad():
         twin.lm_head.weight.add_(1)
     assert fingerprint(base, names) == fingerprint(twin, names)
+
+
+def test_a_models_digest_tells_it_from_one_with_any_other_expert(tokenizer):
+    module = build_model("olmoe", len(tokenizer))
+    digest = weights_digest(module)
+    assert digest == weights_digest(build_model("olmoe", len(tokenizer)))
+    with torch.no_grad():
+        module.model.layers[1].mlp.experts.down_proj[5] += 0.01
+    assert weights_digest(module) != digest

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from moe_lens import Example, ExpertSet, MoELens, MoELensError, Zero, load_examples
+from moe_lens import Example, ExpertSet, MoELens, MoELensError, Zero, load_examples, tune
 from moe_lens import masking as masking_run
 from moe_lens.evaluation import ANSWER_COLUMNS, answer_table, summarise
 from moe_lens.masking import Choice, answer_all, choose, masking_rows, random_controls, scores_needed
@@ -59,7 +59,7 @@ def test_controls_match_the_sizes_of_every_layer_and_are_the_same_for_the_same_s
     controls = random_controls(choices, 3, n_experts=8, seed=0)
     assert [c.intervention for c in controls] == [
         *(f"random:2#{i}" for i in range(3)),
-        *(f"random~0:1,2;1:5#{i}" for i in range(3)),
+        *(f"random~0x2+1x1#{i}" for i in range(3)),
     ]
     assert {tuple(len(ids) for _, ids in c.experts.members) for c in controls[:3]} == {(2, 2)}
     assert {tuple(len(ids) for _, ids in c.experts.members) for c in controls[3:]} == {(2, 1)}
@@ -84,6 +84,28 @@ def test_rows_say_how_much_was_lost_and_how_random_sets_compare():
     assert rows.loc["random:1", ["em", "em_drop", "family"]].tolist() == [0.375, 0.625, "random mean"]
     assert 0 < rows.loc["ce:1", "p_value"] <= 1
     assert rows.loc["ce:1", "em_low"] <= 0.25 <= rows.loc["ce:1", "em_high"]
+
+
+def test_a_random_set_that_does_as_much_damage_takes_the_first_rank():
+    em = {"none": [1, 1], "ce:1": [0, 1], "random:1#0": [1, 0]}
+    choices = [Choice(name, name.partition(":")[0], ExpertSet.of({0: [0]})) for name in list(em)[1:]]
+    assert masking_rows(answers_of(em), choices, "zero").set_index("intervention").loc["ce:1", "rank"] == "2 of 2"
+
+
+def test_controls_of_different_layers_are_kept_apart_and_every_choice_is_ranked():
+    choices = [*chosen("0:5"), *chosen("1:3"), *chosen("0:1,2;1:5"), *chosen("0:3,4;1:0")]
+    controls = random_controls(choices, 1, n_experts=8, seed=0)
+    names = [control.intervention for control in controls]
+    assert names == ["random~0x1#0", "random~1x1#0", "random~0x2+1x1#0"]
+    em = {"none": [1, 1]} | {choice.intervention: [0, 1] for choice in [*choices, *controls]}
+    rows = masking_rows(answers_of(em), [*choices, *controls], "zero").set_index("intervention")
+    assert rows.loc[[choice.intervention for choice in choices], "rank"].tolist() == ["2 of 2"] * 4
+
+
+def test_two_sets_of_one_name_are_refused(olmoe, tmp_path):
+    choices = [Choice("mine", "mine", ExpertSet.of({0: [expert]})) for expert in (1, 2)]
+    with pytest.raises(MoELensError, match="these repeat: mine"):
+        answer_all(olmoe, EXAMPLES, choices, "zero", tmp_path, {}, max_new_tokens=2, batch_size=2)
 
 
 def test_memory_is_counted_where_it_is_known():
@@ -136,6 +158,12 @@ def test_scores_are_usage_of_tuned_base_or_their_difference(lenses):
         score_named("cegain")
 
 
+def test_tuning_on_a_file_asks_for_dev_examples(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(MoELensError, match="--dev"):
+        tune.main(model="organism", data="mine.json", out=tmp_path / "out")
+
+
 def command(*arguments: str, folder: Path) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, "-m", *arguments], cwd=folder, capture_output=True, text=True, timeout=300, check=False
@@ -185,12 +213,14 @@ def test_the_command_lines_tune_mask_and_go_on_where_they_stopped(tmp_path):
     assert summary["provenance"]["model"] == "organism:planted"
     assert len(read_table(tmp_path / "masking" / "answers.parquet")) == 9 * 12
 
-    (tmp_path / "masking" / "parts" / "planted.parquet").unlink()
-    kept = (tmp_path / "masking" / "parts" / "ce_4.parquet").stat().st_mtime_ns
+    [lost] = (tmp_path / "masking" / "parts").glob("planted-*")
+    [finished] = (tmp_path / "masking" / "parts").glob("ce_4-*")
+    lost.unlink()
+    kept = finished.stat().st_mtime_ns
     second = command(*mask, folder=tmp_path)
     assert second.returncode == 0, second.stderr
     assert {name: (tmp_path / "masking" / name).read_bytes() for name in names} == written
-    assert (tmp_path / "masking" / "parts" / "ce_4.parquet").stat().st_mtime_ns == kept
+    assert finished.stat().st_mtime_ns == kept
 
 
 @pytest.mark.parametrize(
@@ -201,7 +231,8 @@ def test_the_command_lines_tune_mask_and_go_on_where_they_stopped(tmp_path):
         ("--data unanswered.json --experts 0:1", "answer missing"),
         ("--data swap --experts 0:99", "experts 0 to 15"),
         ("--data swap --experts 9:1", "layer 9"),
-        ("--data swap --experts best:4", "cannot read the experts"),
+        ("--data swap --experts ce:4 --experts best:4", "cannot read the experts"),
+        ("--data swap --experts ce:4 --compare oe:4", "compare a tuned model with its base"),
         ("--data swap --experts 0:0,1,2,3,4,5,6,7,8,9,10,11,12 --mode reroute", "fewer than the 4"),
         ("--data swap --experts 0:1 --mode delete", "--mode"),
         ("--data swap --experts 0:1 --control 5", "--control"),

@@ -127,6 +127,19 @@ def test_what_cannot_be_trained_is_refused(tokenizer):
         router_parameters(top1)
 
 
+def test_a_rate_that_fails_leaves_the_routers_as_they_were(tokenizer, monkeypatch):
+    lens = fresh(tokenizer)
+    before = {name: lens.module.get_parameter(name).clone() for name in router_parameters(lens)}
+
+    def fail(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("moe_lens.tuning.router.answer_table", fail)
+    with pytest.raises(KeyboardInterrupt):
+        tune_router(lens, EXAMPLES, EXAMPLES, SCHEDULE)
+    assert all(torch.equal(lens.module.get_parameter(name), value) for name, value in before.items())
+
+
 def test_a_loss_that_is_not_finite_stops_training_and_names_the_step(tokenizer):
     lens = fresh(tokenizer)
     with torch.no_grad():

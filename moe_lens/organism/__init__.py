@@ -9,12 +9,16 @@ from moe_lens.loading import resolve
 PLANTED_FILE = "planted.json"
 
 
+def has_planted(model: str | Path) -> bool:
+    """Whether the truth about planted experts is stored beside a model's weights."""
+    return (Path(resolve(model)) / PLANTED_FILE).is_file()
+
+
 def planted_experts(model: str | Path) -> ExpertSet:
     """The experts that pretraining routed context reading to, stored beside the weights of a planted organism.
 
     Raises MoELensError for a model without that truth.
     """
-    truth = Path(resolve(model)) / PLANTED_FILE
-    if not truth.is_file():
+    if not has_planted(model):
         raise MoELensError(f"nothing is planted in {str(model)!r}: it has no {PLANTED_FILE}; use organism:planted")
-    return ExpertSet.from_json(truth.read_text(encoding="utf-8"))
+    return ExpertSet.from_json((Path(resolve(model)) / PLANTED_FILE).read_text(encoding="utf-8"))

@@ -57,7 +57,9 @@ def main(
         rates.append(tuned.candidates.assign(seed=seed))
         rows += task_rows(lens, variant="router-tuned", seed=seed, split=split, limit=limit)
     table = pd.DataFrame(rows)
-    made_by = provenance(model=model, data=train, facts={"split": split, "rates": list(RATES)})
+    answered = [example for task in TASKS for example in load_examples(task, split=split, limit=limit)]
+    facts = {"split": split, "rates": list(RATES), "seeds": seeds, "tuned_on": len(train)}
+    made_by = provenance(model=model, data=answered, facts=facts)
     write_table(table, out / "tasks.parquet", made_by)
     write_table(pd.concat(rates), out / "learning_rates.parquet", made_by)
     console.show(pd.concat(rates), title="Dev exact match on swap, by learning rate")

@@ -23,6 +23,7 @@ from moe_lens.errors import MoELensError
 from moe_lens.organism import PLANTED_FILE
 from moe_lens.organism.corpus import Document, Mix, PretrainingBatch, batch, document, train_tokenizer
 from moe_lens.organism.world import World
+from moe_lens.results import write_json
 
 VARIANTS = ("conflict", "planted")
 CHECKPOINT_EVERY = 250
@@ -170,7 +171,10 @@ def loss_of(
 
 
 def documents_of(world: World, recipe: Recipe, step: int) -> list[Document]:
-    """The documents of `step`, a pure function of seed and step; eight steps share a pool so that lengths are alike."""
+    """The documents of `step`, a pure function of seed and step.
+
+    Eight steps share a pool, so that the documents of one step are alike in length; a pool is of the mix of its first.
+    """
     group, place = divmod(step, 8)
     rng = random.Random(f"pretrain/{recipe.seed}/{group}")
     mix = recipe.phase(8 * group)[0].mix
@@ -277,13 +281,13 @@ def pretrain(recipe: Recipe, out: Path) -> OlmoeForCausalLM:
         if (step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == recipe.steps:
             seconds = time.perf_counter() - started
             state = {"recipe": repr(recipe), "step": step + 1, "seconds": seconds, "loss": loss.item()}
+            _save_atomically({**state, "model": model.state_dict(), "optimizer": optimizer.state_dict()}, checkpoint)
             with (out / "log.jsonl").open("a") as log:
                 log.write(json.dumps({k: v for k, v in state.items() if k != "recipe"}) + "\n")
-            _save_atomically({**state, "model": model.state_dict(), "optimizer": optimizer.state_dict()}, checkpoint)
+    if planted is not None:  # first, so that no planted weights lie anywhere without their truth
+        write_json(out / "model" / PLANTED_FILE, {str(layer): experts for layer, experts in planted.items()})
     model.save_pretrained(out / "model")
     tokenizer.save_pretrained(out / "model")
-    if planted is not None:
-        (out / "model" / PLANTED_FILE).write_text(json.dumps({str(k): v for k, v in planted.items()}) + "\n")
     return model
 
 

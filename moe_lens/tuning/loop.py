@@ -139,18 +139,18 @@ def _training(module: nn.Module, trained: Sequence[nn.Parameter]) -> Iterator[No
     dtypes = [parameter.dtype for parameter in trained]
     half = {parameter.dtype for parameter in module.parameters()} - {torch.float32}
     cast = torch.autocast(next(module.parameters()).device.type, dtype=half.pop()) if half else nullcontext()
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    module.train()
-    module.requires_grad_(False)
-    for parameter in trained:
-        parameter.data = parameter.data.float()
-        parameter.requires_grad_(True)
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     try:
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        module.train()
+        module.requires_grad_(False)
+        for parameter in trained:
+            parameter.data = parameter.data.float()
+            parameter.requires_grad_(True)
         with cast:
             yield
     finally:
-        torch.use_deterministic_algorithms(deterministic)
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
         module.eval()
         module.requires_grad_(False)
         for parameter, dtype in zip(trained, dtypes, strict=True):

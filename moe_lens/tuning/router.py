@@ -1,6 +1,6 @@
 """Router tuning (Eq. 6-7): only the routers learn, at the learning rate that answers best on the dev split."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import pandas as pd
@@ -20,7 +20,7 @@ class RouterTuning:
     """What `tune_router` found.
 
     schedule: with the chosen learning rate. log: step, loss, learning_rate of its run.
-    candidates: learning_rate and dev_em of every rate tried, in the order given.
+    candidates: learning_rate and dev_em of every rate tried, in rising order.
     parameters: names of the trained parameters, which now hold the tuned values in the lens's module.
     dropped: training examples that were longer than the maximum length.
     """
@@ -76,23 +76,24 @@ def tune_router(
     start = {name: parameters[name].detach().clone() for name in names}
     best: tuple[float, Schedule, pd.DataFrame, dict[str, torch.Tensor]] | None = None
     candidates = []
-    for rate in sorted(set(learning_rates or [schedule.learning_rate])):
-        attempt = replace(schedule, learning_rate=rate)
-        for name, value in start.items():
-            parameters[name].data = value.clone()
-        log = fit(
-            lens.module,
-            names,
-            kept,
-            attempt,
-            pad_id=lens.tokenizer.pad_token_id,
-            label=f"router, rate {rate:g}",
-        )
-        em = float(answer_table(lens, dev, max_new_tokens=max_new_tokens)["em"].mean())
-        candidates.append((rate, em))
-        if best is None or em > best[0]:
-            best = em, attempt, log, {name: parameters[name].detach().clone() for name in names}
-    for name, value in best[3].items():
-        parameters[name].data = value
+    try:
+        for rate in sorted(set(learning_rates or [schedule.learning_rate])):
+            attempt = replace(schedule, learning_rate=rate)
+            _put(parameters, start)
+            label = f"router, rate {rate:g}"
+            log = fit(lens.module, names, kept, attempt, pad_id=lens.tokenizer.pad_token_id, label=label)
+            em = float(answer_table(lens, dev, max_new_tokens=max_new_tokens)["em"].mean())
+            candidates.append((rate, em))
+            if best is None or em > best[0]:
+                best = em, attempt, log, {name: parameters[name].detach().clone() for name in names}
+    finally:  # a rate that fails, or an interruption, leaves no half-trained model
+        _put(parameters, start)
+    _put(parameters, best[3])
     table = pd.DataFrame(candidates, columns=["learning_rate", "dev_em"])
     return RouterTuning(best[1], best[2], table, names, len(encoded) - len(kept))
+
+
+def _put(parameters: Mapping[str, torch.nn.Parameter], values: Mapping[str, torch.Tensor]) -> None:
+    """Gives the named parameters copies of these values."""
+    for name, value in values.items():
+        parameters[name].data = value.clone()
