@@ -1,6 +1,6 @@
 """Which score finds the experts that read the context? Every score against two truths, on the model organism.
 
-The planted truth is the experts that pretraining routed reading to; the measured one, which nobody planted, the causal
+The planted truth is the experts that pretraining routed reading to; the measured one the causal
 effect of each single expert of the router-tuned model.
 
     python -m moe_lens.organism.measure --model organism:planted --out RUN/planted
