@@ -27,7 +27,8 @@ def single_expert_effects(
 
     effect: the mean over examples of how far the log-probability (nats) of the first gold answer, end-of-sequence
     included, falls when this one expert is masked in all positions; with its 95 % bootstrap interval. Negative
-    where the answer becomes more likely. Measured by intervention alone, without a score; what pretraining planted shows in it too.
+    where the answer becomes more likely.
+    Measured by intervention alone, without a score; what pretraining planted shows in it too.
     """
     if mode not in MODES:
         raise MoELensError(f"mode must be one of {', '.join(MODES)}; got {mode!r}")
