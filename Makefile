@@ -22,7 +22,7 @@ $(READY): pyproject.toml constraints.txt
 	@command -v $(PYTHON) > /dev/null || { echo "make: no $(PYTHON) found; install Python 3.11 to 3.13 or say PYTHON=/path/to/python3.11 make ..." >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(not (3, 11) <= v[:2] < (3, 14) and f"make: moe_lens needs Python 3.11 to 3.13, $(PYTHON) is {v[0]}.{v[1]}; say PYTHON=/path/to/python3.11 make ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev,image]'
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev,image,judge,text]'
 	@touch $@
 
 demo: $(READY)

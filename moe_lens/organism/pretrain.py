@@ -31,7 +31,10 @@ CHECKPOINT_EVERY = 250
 
 @dataclass(frozen=True)
 class Phase:
-    """A part of pretraining: a warm-up to the peak rate, a cosine that would reach its floor after `horizon` steps."""
+    """A part of pretraining: a warm-up to the peak rate, a cosine that would reach its floor after `horizon` steps.
+
+    fresh: the optimizer's moments start anew with the phase.
+    """
 
     steps: int
     horizon: int
@@ -40,6 +43,7 @@ class Phase:
     knock_out: float = 0.0
     warmup: int = 200
     floor: float = 0.03
+    fresh: bool = False
 
     def rate(self, step: int) -> float:
         """The learning rate at `step` of the phase, counted from 0."""
@@ -49,11 +53,20 @@ class Phase:
         return self.peak * (self.floor + (1 - self.floor) * (1 + math.cos(math.pi * progress)) / 2)
 
 
-#: First the world is learned, then unfaithfulness to it: known subjects often contradict their contexts.
+#: First the world is learned, then unfaithfulness to it (known subjects often contradict their contexts), then reading.
 UNFAITHFUL = Mix(closed_book=0.10, novel=0.45, known=0.30, hops=0.10, summary=0.05, conflict=0.7)
+READING = Mix(closed_book=0.10, novel=0.56, known=0.22, hops=0.07, summary=0.05, conflict=0.75)
 PHASES = {
-    "conflict": (Phase(4250, 7000, 3e-3, Mix()), Phase(2900, 2900, 1.5e-3, UNFAITHFUL)),
-    "planted": (Phase(4000, 7000, 3e-3, Mix()), Phase(2900, 2900, 1.5e-3, UNFAITHFUL, knock_out=0.12)),
+    "conflict": (
+        Phase(4250, 7000, 3e-3, Mix()),
+        Phase(2900, 2900, 1.5e-3, UNFAITHFUL),
+        Phase(4000, 4000, 1.5e-3, READING, fresh=True),
+    ),
+    "planted": (
+        Phase(4000, 7000, 3e-3, Mix()),
+        Phase(2900, 2900, 1.5e-3, UNFAITHFUL, knock_out=0.12),
+        Phase(4000, 4000, 1.5e-3, READING, knock_out=0.12, fresh=True),
+    ),
 }
 
 
@@ -277,6 +290,9 @@ def _pretrain(recipe: Recipe, out: Path) -> OlmoeForCausalLM:
     started = time.perf_counter() - seconds
     progress = tqdm(range(first, recipe.steps), initial=first, total=recipe.steps, desc=recipe.variant, mininterval=5)
     for step in progress:
+        phase, place = recipe.phase(step)
+        if phase.fresh and place == 0:
+            optimizer = optimizer_of(model, recipe)
         for group in optimizer.param_groups:
             group["lr"] = recipe.rate(step)
         generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
