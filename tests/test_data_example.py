@@ -18,3 +18,21 @@ from moe_lens.errors import MoELensError
 def test_examples_that_cannot_be_asked_or_scored_are_refused_by_name(question, answers, message):
     with pytest.raises(MoELensError, match=message):
         Example("q7", "", question, answers)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("a",), "at least two options"),
+        (("a", "a"), "all different"),
+        (("a", " b"), "space around it"),
+        (("b", "c"), r"answers that are among its options \('b', 'c'\); got \('a',\)"),
+    ],
+)
+def test_options_that_cannot_be_chosen_between_are_refused_by_name(options, message):
+    with pytest.raises(MoELensError, match=f"'q7' needs .*{message}"):
+        Example("q7", "", "Which?", ("a",), options=options)
+
+
+def test_an_example_keeps_its_options_in_order():
+    assert Example("q7", "", "Which?", ("a",), options=("c", "a", "b")).options == ("c", "a", "b")

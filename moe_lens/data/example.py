@@ -14,8 +14,10 @@ class Example:
     answers: at least one; the first is the one trained on.
     original_answer: what memory says where the context contradicts it (None where that is unknown).
     task: the name of the task or data set.
+    options: of a multiple-choice question, what can be chosen, in the order shown; every answer is one of them.
 
-    Raises MoELensError for a blank question, no answers, or an answer that is blank or has space around it.
+    Raises MoELensError for a blank question, no answers, an answer or option that is blank or has space around
+    it, or options (at least two, all different) that an answer is not among.
     """
 
     id: str
@@ -24,6 +26,7 @@ class Example:
     answers: tuple[str, ...]
     original_answer: str | None = None
     task: str = ""
+    options: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.question.strip():
@@ -31,4 +34,16 @@ class Example:
         if not self.answers or not all(answer and answer == answer.strip() for answer in self.answers):
             raise MoELensError(
                 f"example {self.id!r} needs answers, none blank or with space around it; got {self.answers!r}"
+            )
+        if not self.options:
+            return
+        blank = not all(option and option == option.strip() for option in self.options)
+        if blank or len(set(self.options)) != len(self.options) or len(self.options) < 2:
+            raise MoELensError(
+                f"example {self.id!r} needs at least two options, all different, none blank or with space around "
+                f"it; got {self.options!r}"
+            )
+        if not set(self.answers) <= set(self.options):
+            raise MoELensError(
+                f"example {self.id!r} needs answers that are among its options {self.options!r}; got {self.answers!r}"
             )
