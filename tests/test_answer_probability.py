@@ -46,3 +46,5 @@ def test_effect_is_what_the_answers_lose_when_one_expert_is_masked(tokenizer):
     assert row["effect"] == pytest.approx(float((whole - masked).mean()), abs=1e-4)
     assert row["effect_low"] <= row["effect"] <= row["effect_high"]
     assert table["effect"].abs().max() > 1e-3, "no expert matters: the masks did not take"
+    assert row["p_value"] <= row["q_value"] <= 1
+    assert row["cohens_d"] == pytest.approx(float((whole - masked).mean() / (whole - masked).std()), rel=1e-3)
