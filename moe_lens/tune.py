@@ -13,7 +13,7 @@ from moe_lens.evaluation import answer_table, summarise
 from moe_lens.lens import MoELens
 from moe_lens.plots import tuning_figure
 from moe_lens.results import provenance, write_json, write_table
-from moe_lens.tuning import Schedule, router_parameters, tune_router
+from moe_lens.tuning import Router, Schedule, tune
 
 METHODS = ("router",)
 
@@ -73,18 +73,20 @@ def main(
     out.mkdir(parents=True, exist_ok=True)
 
     lens = MoELens.from_pretrained(model, dtype=console.dtype_named(dtype), device_map=device)
-    names = router_parameters(lens, chosen_layers)
+    trained = Router(None if chosen_layers is None else tuple(chosen_layers))
+    names = trained.parameters(lens)
     parameters = dict(lens.module.named_parameters())
     total = sum(parameter.numel() for parameter in parameters.values())
     print(f"{method}: {sum(parameters[name].numel() for name in names):,} of {total:,} parameters are trained")
     base = fingerprint(lens.module, names)
-    tuned = tune_router(
+    tuned = tune(
         lens,
         train,
         held_out,
+        trained,
         schedule,
         learning_rates=rates,
-        layers=chosen_layers,
+        out=out,
         max_length=max_length,
         max_new_tokens=max_new_tokens,
     )

@@ -8,8 +8,8 @@ from conftest import build_model
 
 from moe_lens import Example, MoELens, MoELensError
 from moe_lens.data import collate, encode
-from moe_lens.tuning import Schedule, fit, router_parameters, tune_router
-from moe_lens.tuning.loop import answer_loss
+from moe_lens.tuning import Schedule, fit, log_table, router_parameters, tune_router
+from moe_lens.tuning.objective import answer_loss
 
 CITIES = {"Arland": "Belmor", "Dorland": "the mat", "Catland": "Answer"}
 EXAMPLES = [
@@ -61,7 +61,7 @@ def test_only_the_named_parameters_change_and_the_model_is_left_as_it_was_found(
     lens = fresh(tokenizer)
     before = {name: value.clone() for name, value in lens.module.state_dict().items()}
     names = router_parameters(lens, [1])
-    log = fit(lens.module, names, prompts(lens), SCHEDULE, pad_id=0)
+    log = log_table(fit(lens.module, names, prompts(lens), SCHEDULE, pad_id=0))
     changed = {name for name, value in lens.module.state_dict().items() if not torch.equal(value, before[name])}
     assert changed == set(names) == {"model.layers.1.mlp.gate.weight"}
     assert not lens.module.training
@@ -108,7 +108,8 @@ def test_tuning_lowers_the_loss_and_keeps_the_rate_that_answers_best(tokenizer):
     for name in tuned.parameters:  # trying other rates leaves no trace
         assert torch.equal(lens.module.get_parameter(name), again.module.get_parameter(name))
     assert alone.log.equals(tuned.log)
-    high = fit(fresh(tokenizer).module, tuned.parameters, prompts(lens), replace(SCHEDULE, epochs=6), pad_id=0)
+    course = fit(fresh(tokenizer).module, tuned.parameters, prompts(lens), replace(SCHEDULE, epochs=6), pad_id=0)
+    high = log_table(course)
     assert high["loss"].iloc[-1] < high["loss"].iloc[0]
 
 
@@ -134,7 +135,7 @@ def test_a_rate_that_fails_leaves_the_routers_as_they_were(tokenizer, monkeypatc
     def fail(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("moe_lens.tuning.router.answer_table", fail)
+    monkeypatch.setattr("moe_lens.tuning.tuned.answer_table", fail)
     with pytest.raises(KeyboardInterrupt):
         tune_router(lens, EXAMPLES, EXAMPLES, SCHEDULE)
     assert all(torch.equal(lens.module.get_parameter(name), value) for name, value in before.items())

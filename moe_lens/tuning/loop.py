@@ -1,60 +1,39 @@
-"""The training loop: chosen parameters, loss on the answers only, the paper's schedule."""
+"""The training loop: chosen parameters, the paper's schedule, and a run that any interruption leaves whole."""
 
 import math
-import random
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 
 import pandas as pd
 import torch
-import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from moe_lens.data import Batch, Encoded, collate
-from moe_lens.data.encoding import IGNORED_LABEL
+from moe_lens.data import Encoded, collate
 from moe_lens.errors import MoELensError
+from moe_lens.tuning.checkpoint import Checkpoints, Progress
+from moe_lens.tuning.objective import answer_loss, answer_tokens
+from moe_lens.tuning.processes import Processes, put, restore_training_state, training_state, whole
+from moe_lens.tuning.schedule import Schedule
+from moe_lens.tuning.state import evaluating, training
+
+BYTES_PER_PARAMETER = 32
+"""What a run's checkpoints take at most: newest (value and two of AdamW's) and best, each twice while it is written."""
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """The numbers of a training run; the defaults are the paper's (Appendix A) where it gives them.
+class DevScore:
+    """How well the model does on the dev data: `measure()` gives a number, the higher the better.
 
-    warmup: share of the steps in which the rate rises linearly; after it a cosine leads to 0.
-    weight_decay: 0, since decay would also move what the task's loss does not ask for.
-    max_gradient_norm: gradients are scaled down to this norm.
+    name: its column in the log, such as "dev_em".
     """
 
-    learning_rate: float = 5e-4
-    epochs: int = 3
-    batch_size: int = 8
-    warmup: float = 0.1
-    weight_decay: float = 0.0
-    max_gradient_norm: float = 1.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("learning_rate", "epochs", "batch_size"):
-            if getattr(self, name) <= 0:
-                raise MoELensError(f"{name} must be above 0; got {getattr(self, name)}")
-
-    def rate(self, step: int, steps: int) -> float:
-        """The learning rate of `step`, counted from 0, of `steps`."""
-        warm = self.warmup * steps
-        if step < warm:
-            return self.learning_rate * (step + 1) / (warm + 1)
-        return self.learning_rate * (1 + math.cos(math.pi * (step - warm) / (steps - warm))) / 2
-
-    def steps(self, examples: int) -> int:
-        """Optimizer steps in all epochs over that many examples."""
-        return self.epochs * math.ceil(examples / self.batch_size)
-
-    def order(self, examples: int, step: int) -> list[int]:
-        """The places of the examples in the batch of `step`: a function of the seed and the step alone."""
-        epoch, place = divmod(step, math.ceil(examples / self.batch_size))
-        shuffled = random.Random(f"epoch/{self.seed}/{epoch}").sample(range(examples), examples)
-        return shuffled[place * self.batch_size : (place + 1) * self.batch_size]
+    name: str
+    measure: Callable[[], float]
 
 
 def fit(
@@ -64,94 +43,227 @@ def fit(
     schedule: Schedule,
     *,
     pad_id: int,
+    dev: DevScore | None = None,
+    checkpoints: Checkpoints | None = None,
+    shard: Sequence[str] = (),
     label: str = "training",
-) -> pd.DataFrame:
-    """Trains the named parameters in place, all others frozen, and returns the log: step, loss, learning_rate.
+) -> Progress:
+    """Trains the named parameters in place, all others frozen, and tells how it went; `log_table` has its log.
 
-    prompts: encoded with their answers; the loss is the mean cross-entropy of a batch's answer tokens (Eq. 6).
+    prompts: encoded with their answers; the loss is the mean cross-entropy of a step's answer tokens (Eq. 6), also
+        where several forward passes and processes share the step.
+    dev: measured as the schedule says; the model ends in the state that was best (the first of equals), and without
+        it in its last.
+    checkpoints: where to keep the run; if it was begun there, it goes on, on the CPU to the same bytes.
+    shard: paths of the layers to split over the processes (FSDP2); the module stays split afterwards.
+
     Afterwards `module` is in evaluation mode, nothing in it requires a gradient, and all has its old dtype.
-    Raises MoELensError for no prompts, unknown parameters, or a loss that is not finite.
+    Raises MoELensError for no prompts, unknown parameters, a loss or gradient that is not finite, and checkpoints that
+    are another run's or cannot be written.
     """
     if not prompts:
         raise MoELensError("there is nothing to train on: expected one or more examples")
-    trained = _parameters(module, parameters)
-    optimizer = torch.optim.AdamW(trained, lr=schedule.learning_rate, weight_decay=schedule.weight_decay)
-    steps = schedule.steps(len(prompts))
-    log = []
-    with _training(module, trained), tqdm(total=steps, desc=label, unit="step") as progress:
-        for step in range(steps):
-            rate = schedule.rate(step, steps)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            batch = collate([prompts[i] for i in schedule.order(len(prompts), step)], pad_id)
-            loss = answer_loss(module, batch)
-            if not torch.isfinite(loss):
-                raise MoELensError(
-                    f"the loss became {loss.item()} at step {step + 1} of {steps} (examples {', '.join(batch.ids)}); "
-                    "use a lower learning rate"
-                )
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(trained, schedule.max_gradient_norm)
-            optimizer.step()
-            log.append((step + 1, loss.item(), rate))
-            progress.update()
-            progress.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
-    return pd.DataFrame(log, columns=["step", "loss", "learning_rate"])
+    named = _parameters(module, parameters)
+    if checkpoints is not None:
+        checkpoints.make_room(BYTES_PER_PARAMETER * sum(parameter.numel() for parameter in named.values()))
+    dtypes = {name: parameter.dtype for name, parameter in named.items()}
+    processes = Processes.current()
+    with training(module, named, gradient_checkpointing=schedule.gradient_checkpointing) as autocast:
+        shared = processes.share(module, shard)
+        data = _Data(prompts, schedule, pad_id, processes)
+        return _Run(module, shared, dtypes, data, dev, checkpoints, autocast).to_the_end(label)
 
 
-def answer_loss(module: nn.Module, batch: Batch) -> torch.Tensor:
-    """The mean cross-entropy of the batch's answer tokens, end-of-sequence included; a scalar.
+def log_table(progress: Progress) -> pd.DataFrame:
+    """The log of a run, a row per step: step, loss (mean nats per answer token), learning_rate, gradient_norm.
 
-    Only the positions that predict them are projected on the vocabulary: with left padding, the last ones.
+    gradient_norm: before it is bounded. A dev score has a column of its own, empty where it was not measured.
     """
-    device = next(module.parameters()).device
-    labels, mask = batch.labels.to(device), batch.attention_mask.to(device)
-    first = batch.first_label
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    logits = module(
-        input_ids=batch.input_ids.to(device),
-        attention_mask=mask,
-        position_ids=positions,
-        logits_to_keep=labels.shape[1] - first + 1,
-        use_cache=False,
-    ).logits
-    return F.cross_entropy(
-        logits[:, :-1].flatten(0, 1).float(), labels[:, first:].flatten(), ignore_index=IGNORED_LABEL
-    )
+    return pd.DataFrame(list(progress.rows))
 
 
-def _parameters(module: nn.Module, names: Sequence[str]) -> list[nn.Parameter]:
+class _Data:
+    """What a process trains on, by step."""
+
+    def __init__(self, prompts: Sequence[Encoded], schedule: Schedule, pad_id: int, processes: Processes) -> None:
+        self.prompts, self.schedule, self.pad_id, self.processes = prompts, schedule, pad_id, processes
+        self.steps = schedule.steps(len(prompts))
+
+    def of(self, step: int) -> list[Encoded]:
+        """The examples of a step, of all processes."""
+        return [self.prompts[place] for place in self.schedule.order(len(self.prompts), step)]
+
+    def backward(self, shared: nn.Module, step: int, autocast: AbstractContextManager) -> float:
+        """Adds this step's gradients up and returns this process's share of the loss."""
+        prompts = self.of(step)
+        tokens, count = answer_tokens(prompts), self.processes.count
+        passes = self.schedule.passes(range(len(prompts)), rank=self.processes.rank, processes=count)
+        total = torch.zeros((), dtype=torch.float64)
+        for number, places in enumerate(passes):
+            # A process without examples runs some for nothing: the others wait for its part.
+            batch = collate([prompts[place] for place in places or [0]], self.pad_id)
+            waits = number + 1 < len(passes) and isinstance(shared, DistributedDataParallel)
+            with shared.no_sync() if waits else nullcontext():
+                with autocast:
+                    loss = answer_loss(shared, batch, tokens=tokens) * bool(places)
+                (loss * count).backward()  # processes give the mean of their gradients
+            total += loss.detach().cpu()
+        return total.item()
+
+
+class _Run:
+    """One run of `fit`: the optimizer and how far it has come."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        shared: nn.Module,
+        dtypes: Mapping[str, torch.dtype],
+        data: _Data,
+        dev: DevScore | None,
+        checkpoints: Checkpoints | None,
+        autocast: AbstractContextManager,
+    ) -> None:
+        self.module, self.shared, self.dtypes, self.data = module, shared, dtypes, data
+        self.dev, self.checkpoints, self.autocast = dev, checkpoints, autocast
+        self.schedule, self.processes = data.schedule, data.processes
+        self.trained = _parameters(module, dtypes)  # splitting a model makes new ones
+        decay = self.schedule.weight_decay
+        self.optimizer = torch.optim.AdamW(self.trained.values(), weight_decay=decay, fused=True)
+        self.progress, self.rows, self.best = Progress(), [], None
+        self.started = self.saved = time.perf_counter()
+
+    def to_the_end(self, label: str) -> Progress:
+        """Begin, or go on from the newest checkpoint, and train to the last step or until patience ends."""
+        self._resume()
+        silent = not self.processes.is_main
+        with tqdm(
+            total=self.data.steps, initial=self.progress.step, desc=label, unit="step", disable=silent
+        ) as counter:
+            seen, began = 0, time.perf_counter()
+            while not (self.progress.finished or self._is_over()):
+                row = self._step()
+                seen += sum(len(prompt.input_ids) for prompt in self.data.of(row["step"] - 1))
+                counter.update()
+                speed = f"{seen / (time.perf_counter() - began):,.0f}"
+                rate = f"{row['learning_rate']:.1e}"
+                counter.set_postfix({"loss": f"{row['loss']:.3f}", "rate": rate, "tokens/s": speed}, refresh=False)
+        if not self.progress.finished:
+            self._finish()
+        return self.progress
+
+    def _is_over(self) -> bool:
+        patience = self.schedule.patience
+        return self.progress.step == self.data.steps or (patience is not None and self.progress.misses >= patience)
+
+    def _step(self) -> dict[str, float]:
+        """One optimizer step, measured and kept where that is due; returns its row of the log."""
+        step, schedule = self.progress.step, self.schedule
+        rate = schedule.rate(step, self.data.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        torch.manual_seed((schedule.seed * 1_000_003 + step) * self.processes.count + self.processes.rank)
+        self.optimizer.zero_grad()
+        share = self.data.backward(self.shared, step, self.autocast)
+        norm = nn.utils.clip_grad_norm_(self.trained.values(), schedule.max_gradient_norm)
+        norm = (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
+        loss, due = self.processes.sums(share, self.processes.is_main and self._save_is_due())
+        self._check(step, loss, norm)
+        self.optimizer.step()
+        row = {"step": step + 1, "loss": loss, "learning_rate": rate, "gradient_norm": norm}
+        self.progress = replace(self.progress, step=step + 1)
+        measured = self.dev is not None and schedule.measures_after(step, len(self.data.prompts))
+        if measured:
+            row[self.dev.name] = self._measure()
+        self.rows.append(row)
+        if self.checkpoints is not None and self.processes.is_main:
+            self.checkpoints.append_log(row)
+        if measured or due:
+            self._save()
+        return row
+
+    def _measure(self) -> float:
+        """The dev score now; the state is kept if it is the best so far."""
+        with evaluating(self.module, self.dtypes, self.autocast):
+            score = self.dev.measure()
+        if self.progress.best_score is not None and score <= self.progress.best_score:
+            self.progress = replace(self.progress, misses=self.progress.misses + 1)
+            return score
+        self.progress = replace(self.progress, best_step=self.progress.step, best_score=score, misses=0)
+        values = self._values()
+        if self.checkpoints is None:
+            self.best = values
+        elif self.processes.is_main:
+            self.checkpoints.save_best(self.progress.step, values)
+        return score
+
+    def _check(self, step: int, loss: float, norm: float) -> None:
+        """Stops a run that has left the numbers, before the step is taken; the state before it is kept."""
+        if math.isfinite(loss) and math.isfinite(norm):
+            return
+        self._save()
+        what, value = ("gradient", norm) if math.isfinite(loss) else ("loss", loss)
+        ids = ", ".join(prompt.id for prompt in self.data.of(step))
+        kept = "" if self.checkpoints is None else f"; {self.checkpoints.newest} holds the last good state"
+        raise MoELensError(
+            f"the {what} became {value} at step {step + 1} of {self.data.steps} (examples {ids}){kept}; "
+            "use a lower learning rate, or look at these examples"
+        )
+
+    def _values(self) -> dict[str, Tensor]:
+        """The trained parameters, whole, on the CPU."""
+        return {name: whole(parameter).clone() for name, parameter in self.trained.items()}
+
+    def _save_is_due(self) -> bool:
+        return self.checkpoints is not None and time.perf_counter() - self.saved >= self.checkpoints.every
+
+    def _so_far(self) -> Progress:
+        """The progress with its log and the time spent."""
+        now = time.perf_counter()
+        self.progress = replace(
+            self.progress, rows=tuple(self.rows), seconds=self.progress.seconds + now - self.started
+        )
+        self.started = now
+        return self.progress
+
+    def _save(self) -> None:
+        if self.checkpoints is None:
+            return
+        state = training_state(self.trained, self.optimizer)
+        if self.processes.is_main:
+            self.checkpoints.save(self._so_far(), state)
+        self.processes.wait()
+        self.saved = time.perf_counter()
+
+    def _resume(self) -> None:
+        found = None if self.checkpoints is None else self.checkpoints.load()
+        self.processes.wait()  # all have read before one may write
+        if found is not None:
+            self.progress, state = found
+            self.rows = list(self.progress.rows)
+            restore_training_state(self.trained, self.optimizer, state)
+        if self.checkpoints is not None and self.processes.is_main:
+            self.checkpoints.write_log(self.progress.rows)
+
+    def _finish(self) -> None:
+        """Go back to the best state, and keep it instead of what going on would need."""
+        step = self.progress.best_step
+        if step is not None and step != self.progress.step:
+            best = self.best if self.checkpoints is None else self.checkpoints.load_best(step)
+            for name, value in best.items():
+                put(self.trained[name], value)
+        self.progress = replace(self._so_far(), finished=True)
+        if self.checkpoints is not None:
+            values = self._values()
+            self.processes.wait()  # all have read the best before it goes
+            if self.processes.is_main:
+                self.checkpoints.save(self.progress, values)
+            self.processes.wait()
+
+
+def _parameters(module: nn.Module, names: Sequence[str] | Mapping[str, torch.dtype]) -> dict[str, nn.Parameter]:
     known = dict(module.named_parameters())
     missing = [name for name in names if name not in known]
     if missing or not names:
         raise MoELensError(f"expected names of the model's parameters; it has no {missing or 'empty name'}")
-    return [known[name] for name in names]
-
-
-@contextmanager
-def _training(module: nn.Module, trained: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Gradients for `trained` alone, in float32 since small updates vanish in half precision; all undone after.
-
-    A half-precision model runs under autocast. Sums are made in a fixed order, so the same seed gives the same
-    bytes also with several threads.
-    """
-    dtypes = [parameter.dtype for parameter in trained]
-    half = {parameter.dtype for parameter in module.parameters()} - {torch.float32}
-    cast = torch.autocast(next(module.parameters()).device.type, dtype=half.pop()) if half else nullcontext()
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    try:
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        module.train()
-        module.requires_grad_(False)
-        for parameter in trained:
-            parameter.data = parameter.data.float()
-            parameter.requires_grad_(True)
-        with cast:
-            yield
-    finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-        module.eval()
-        module.requires_grad_(False)
-        for parameter, dtype in zip(trained, dtypes, strict=True):
-            parameter.data, parameter.grad = parameter.data.to(dtype), None
+    return {name: known[name] for name in names}

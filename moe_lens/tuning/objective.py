@@ -1,0 +1,48 @@
+"""What training minimises: the cross-entropy of the answers' tokens (Eq. 6), and nothing else."""
+
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from moe_lens.data import Batch, Encoded
+from moe_lens.data.encoding import IGNORED_LABEL
+
+
+def answer_loss(module: nn.Module, batch: Batch, *, tokens: int | None = None) -> torch.Tensor:
+    """The cross-entropy (nats) of the batch's answer tokens, end-of-sequence included; a scalar.
+
+    tokens: what the sum over the tokens is divided by; None for their number, which gives the mean.
+
+    Only the positions that predict them are projected on the vocabulary: with left padding, the last ones.
+    """
+    device = input_device(module)
+    mask, first = batch.attention_mask.to(device), batch.first_label
+    logits = module(
+        input_ids=batch.input_ids.to(device),
+        attention_mask=mask,
+        position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
+        logits_to_keep=batch.labels.shape[1] - first + 1,
+        use_cache=False,
+    ).logits
+    labels = batch.labels[:, first:].flatten().to(logits.device)
+    tokens = int((labels != IGNORED_LABEL).sum()) if tokens is None else tokens
+    summed = F.cross_entropy(
+        logits[:, :-1].flatten(0, 1).float(), labels, ignore_index=IGNORED_LABEL, reduction="sum"
+    )
+    return summed / tokens
+
+
+def answer_tokens(prompts: Iterable[Encoded]) -> int:
+    """The number of tokens that `answer_loss` scores in these prompts, which carry their answers."""
+    return sum(len(prompt.input_ids) - prompt.prompt_length for prompt in prompts)
+
+
+def input_device(module: nn.Module) -> torch.device:
+    """Where a model takes its tokens; its parts may be spread over several devices, or lie on a disk."""
+    spread = getattr(module, "hf_device_map", None)
+    if spread:  # the first entry is what comes first in the model
+        first = next(iter(spread.values()))
+        return torch.device("cpu" if first == "disk" else first)
+    return next(module.parameters()).device

@@ -1,0 +1,93 @@
+"""How a model is held while it trains, and that everything but the trained values is as before afterwards."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+from moe_lens.errors import MoELensError
+
+
+@contextmanager
+def training(
+    module: nn.Module, trained: Mapping[str, nn.Parameter], *, gradient_checkpointing: bool = False
+) -> Iterator[AbstractContextManager]:
+    """Gradients for `trained` alone, in float32 since small updates vanish in half precision; all undone after.
+
+    Gives the context in which to run the model: autocast for a half-precision model. Sums are made in a fixed order,
+    so the same seed gives the same bytes also with several threads, and torch's random numbers stay the caller's.
+    Raises MoELensError for a model in float16, one that cannot checkpoint its layers, and parameters on a disk.
+    """
+    _check(module, trained, gradient_checkpointing=gradient_checkpointing)
+    dtypes = {name: parameter.dtype for name, parameter in trained.items()}
+    half = torch.bfloat16 in {parameter.dtype for parameter in module.parameters()}
+    device = next(iter(trained.values())).device.type
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    cuda = sorted({p.device.index for p in module.parameters() if p.device.type == "cuda"})
+    try:
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        module.train()
+        module.requires_grad_(False)
+        for parameter in trained.values():
+            parameter.data = parameter.data.float()
+            parameter.requires_grad_(True)
+        if gradient_checkpointing:
+            module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        with torch.random.fork_rng(devices=cuda):
+            yield torch.autocast(device, dtype=torch.bfloat16) if half else nullcontext()
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        if gradient_checkpointing:
+            module.gradient_checkpointing_disable()
+        module.eval()
+        module.requires_grad_(False)
+        _as_stored(module, dtypes)
+
+
+@contextmanager
+def evaluating(
+    module: nn.Module, dtypes: Mapping[str, torch.dtype], autocast: AbstractContextManager
+) -> Iterator[None]:
+    """Inside the block the model is as it will be left: in evaluation mode, trained parameters in their old dtypes.
+
+    A model that is split over processes keeps float32 there and runs under `autocast`.
+    """
+    parameters = dict(module.named_parameters())
+    precise = {name: parameters[name].data for name in dtypes}
+    split = any(isinstance(tensor, DTensor) for tensor in precise.values())
+    module.eval()
+    _as_stored(module, dtypes, keep_gradients=True)
+    try:
+        with torch.no_grad(), autocast if split else nullcontext():
+            yield
+    finally:
+        for name, tensor in precise.items():
+            parameters[name].data = tensor
+        module.train()
+
+
+def _as_stored(module: nn.Module, dtypes: Mapping[str, torch.dtype], *, keep_gradients: bool = False) -> None:
+    """The named parameters in these dtypes; what is split over processes stays as it is."""
+    parameters = dict(module.named_parameters())
+    for name, dtype in dtypes.items():
+        if not isinstance(parameters[name], DTensor):
+            parameters[name].data = parameters[name].data.to(dtype)
+        if not keep_gradients:
+            parameters[name].grad = None
+
+
+def _check(module: nn.Module, trained: Mapping[str, nn.Parameter], *, gradient_checkpointing: bool) -> None:
+    if torch.float16 in {parameter.dtype for parameter in module.parameters()}:
+        raise MoELensError(
+            "small gradients are 0 in float16, so the model would not learn; load it with dtype=torch.bfloat16"
+        )
+    if gradient_checkpointing and not getattr(module, "supports_gradient_checkpointing", False):
+        raise MoELensError(f"{type(module).__name__} has no gradient checkpointing; train without it")
+    away = [name for name, parameter in trained.items() if parameter.device.type == "meta"]
+    if away:
+        raise MoELensError(
+            f"{away[0]} is to be trained but was moved out of memory by device_map; give a device_map that keeps "
+            "the trained layers on a device"
+        )
