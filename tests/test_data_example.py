@@ -23,9 +23,10 @@ def test_examples_that_cannot_be_asked_or_scored_are_refused_by_name(question, a
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("a",), "at least two options"),
-        (("a", "a"), "all different"),
+        (("a",), "at least two different options"),
+        (("a", "a"), "two different"),
         (("a", " b"), "space around it"),
+        (("a", ""), "none blank"),
         (("b", "c"), r"answers that are among its options \('b', 'c'\); got \('a',\)"),
     ],
 )

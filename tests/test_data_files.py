@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from moe_lens.data import Example, load_examples
-from moe_lens.data.files import ORGANISM_TASKS
+from moe_lens.data.loading import ORGANISM_TASKS
 from moe_lens.errors import MoELensError
 
 ROWS = [

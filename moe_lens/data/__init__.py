@@ -2,7 +2,7 @@
 
 from moe_lens.data.encoding import Batch, Encoded, collate, encode
 from moe_lens.data.example import Example
-from moe_lens.data.files import load_examples
+from moe_lens.data.loading import load_examples
 from moe_lens.data.prompts import FIGURE_10, Prompt, PromptTemplate
 
 __all__ = [

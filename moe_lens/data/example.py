@@ -17,7 +17,7 @@ class Example:
     options: of a multiple-choice question, what can be chosen, in the order shown; every answer is one of them.
 
     Raises MoELensError for a blank question, no answers, an answer or option that is blank or has space around
-    it, or options (at least two, all different) that an answer is not among.
+    it, or options (at least two different ones) that an answer is not among.
     """
 
     id: str
@@ -38,10 +38,10 @@ class Example:
         if not self.options:
             return
         blank = not all(option and option == option.strip() for option in self.options)
-        if blank or len(set(self.options)) != len(self.options) or len(self.options) < 2:
+        if blank or len(set(self.options)) < 2:
             raise MoELensError(
-                f"example {self.id!r} needs at least two options, all different, none blank or with space around "
-                f"it; got {self.options!r}"
+                f"example {self.id!r} needs at least two different options, none blank or with space around it; "
+                f"got {self.options!r}"
             )
         if not set(self.answers) <= set(self.options):
             raise MoELensError(

@@ -1,113 +1,108 @@
-"""Loading examples: the organism's tasks by name, JSON and JSON-lines files, and data sets of the hub."""
+"""Reading rows from files: JSON, JSON lines, CSV, TSV and parquet, the text ones also gzipped."""
 
+import csv
+import gzip
+import io
 import json
-from collections import Counter
-from collections.abc import Iterable
-from importlib.resources import files
-from itertools import islice
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from moe_lens.data.example import Example
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from moe_lens.errors import MoELensError
 
-ORGANISM_TASKS = ("swap", "novel", "consistent", "hops", "closed_book", "summary")
+ENDINGS = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
+"""What a file of rows is called; the text ones may also end in .gz."""
+
+Records = Iterator[tuple[str, object]]
+"""Rows, each with its place for errors ("FILE, line 3"); an error stands for a row that could not be read."""
 
 
-def load_examples(spec: str | Path, *, split: str = "test", limit: int | None = None) -> list[Example]:
-    """The first `limit` examples (all by default) of a task, a file or a data set.
+def ending(path: str | Path) -> str | None:
+    """Which of `ENDINGS` a name has, .gz aside; None for any other name."""
+    name = str(path).lower().removesuffix(".gz")
+    return next((known for known in ENDINGS if name.endswith(known)), None)
 
-    spec: a task of the organism ("swap", …); a .json file (a list of objects) or .jsonl file (an object per
-        line); anything else is a data set of the Hugging Face hub, or a folder that `datasets` can read.
-    split: of a task or data set; a file has none.
 
-    Each row has `context` ("" for closed-book), `question` and `answer` (a string or a list of them), and may
-    have `id` (else its number) and `original_answer`. Raises MoELensError for anything else, naming the row.
+def read_rows(path: str | Path) -> Records:
+    """The rows of a file, each with its place, read as its name says.
+
+    A .json file is a list, or an object with the list under "data"; a .jsonl file has one value per line, blank
+    lines aside. Text is UTF-8, with or without a byte order mark. The first line of .csv and .tsv names the columns.
+    A line that is not JSON, or that has too few or too many cells, comes as the MoELensError that says so.
+    Raises MoELensError for a file that cannot be read at all.
     """
-    if limit is not None and limit < 1:
-        raise MoELensError(f"limit is a number of examples, at least 1; got {limit}")
-    name = str(spec)
-    if name in ORGANISM_TASKS:
-        rows = _json_rows(Path(str(files("moe_lens") / "organism" / "tasks" / name / f"{split}.json")))
-    elif name.endswith(".json"):
-        rows = _json_rows(Path(name))
-    elif name.endswith(".jsonl"):
-        rows = _json_lines(Path(name))
-    else:
-        rows = _hub_rows(name, split)
-    task = Path(name).stem
-    examples = [_example(row, number, place, task) for number, (place, row) in enumerate(islice(rows, limit))]
-    if not examples:
-        raise MoELensError(f"{name} is empty; expected rows with context, question and answer")
-    repeated = [key for key, count in Counter(e.id for e in examples).items() if count > 1]
-    if repeated:
-        raise MoELensError(f"the ids of {name} must be unique; these repeat: {', '.join(repeated[:5])}")
-    return examples
+    kind = ending(path)
+    if kind is None:
+        raise MoELensError(f"{path}: expected a file that ends in {', '.join(ENDINGS)} (or .gz after it)")
+    if kind == ".parquet":
+        return _parquet_rows(Path(path))
+    text = read_text(path)
+    if kind == ".json":
+        return _json_rows(Path(path), text)
+    if kind == ".jsonl":
+        return _json_lines(Path(path), text)
+    return csv_rows(Path(path), text, delimiter="," if kind == ".csv" else "\t")
 
 
-def _json_rows(path: Path) -> list[tuple[str, object]]:
-    """The rows of a JSON list, each with the words that name its place."""
+def read_text(path: str | Path) -> str:
+    """The text of a UTF-8 file, unzipped, without its byte order mark."""
     try:
-        rows = json.loads(_text(path))
-    except json.JSONDecodeError as error:
-        raise MoELensError(f"{path}, line {error.lineno}: not JSON ({error.msg})") from None
+        data = Path(path).read_bytes()
+        data = gzip.decompress(data) if str(path).lower().endswith(".gz") else data
+        return data.decode("utf-8-sig")
+    except (OSError, EOFError) as error:  # a broken .gz is an OSError too
+        raise MoELensError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise MoELensError(
+            f"{path} is not UTF-8 text: byte {error.object[error.start]:#04x} in line {line}; "
+            "convert it, for example with iconv"
+        ) from None
+
+
+def csv_rows(path: Path, text: str, *, delimiter: str, columns: Sequence[str] | None = None) -> Records:
+    """The rows of CSV text; `columns` names them where the first line does not."""
+    csv.field_size_limit(2**31 - 1)  # contexts are longer than the default allows
+    reader = csv.DictReader(io.StringIO(text, newline=""), columns, delimiter=delimiter, strict=True)
+    try:
+        for row in reader:
+            place = f"{path}, line {reader.line_num}"
+            if None in row or None in row.values():
+                row = MoELensError(f"expected {len(reader.fieldnames)} cells, one for each column")
+            yield place, row
+    except csv.Error as error:
+        raise MoELensError(f"{path}, line {reader.line_num}: not CSV ({error})") from None
+
+
+def _json_rows(path: Path, text: str) -> Records:
+    try:
+        rows = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise MoELensError(f"{path}, line {getattr(error, 'lineno', 1)}: not JSON ({error})") from None
+    if isinstance(rows, dict) and isinstance(rows.get("data"), list):
+        rows = rows["data"]
     if not isinstance(rows, list):
         raise MoELensError(f"{path}: expected a JSON list of objects; got {type(rows).__name__}")
-    return [(f"{path}, row {number}", row) for number, row in enumerate(rows, start=1)]
+    return ((f"{path}, row {number}", row) for number, row in enumerate(rows, start=1))
 
 
-def _json_lines(path: Path) -> list[tuple[str, object]]:
-    rows = []
-    for number, line in enumerate(_text(path).split("\n"), start=1):
+def _json_lines(path: Path, text: str) -> Records:
+    for number, line in enumerate(text.split("\n"), start=1):  # not splitlines: texts may hold U+2028
         if line.strip():
             try:
-                rows.append((f"{path}, line {number}", json.loads(line)))
-            except json.JSONDecodeError as error:
-                raise MoELensError(f"{path}, line {number}: not JSON ({error.msg})") from None
-    return rows
+                row = json.loads(line)
+            except (json.JSONDecodeError, RecursionError) as error:
+                row = MoELensError(f"not JSON ({error})")
+            yield f"{path}, line {number}", row
 
 
-def _hub_rows(name: str, split: str) -> Iterable[tuple[str, object]]:
-    import datasets  # takes seconds to import, and only hub data sets need it
-
+def _parquet_rows(path: Path) -> Records:
     try:
-        table = datasets.load_dataset(name, split=split)
-    except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
-        raise MoELensError(
-            f"{name!r} is no task ({', '.join(ORGANISM_TASKS)}), no .json or .jsonl file, and no data set "
-            f"that could be loaded with split {split!r}: {error}"
-        ) from error
-    return ((f"{name}, row {number}", row) for number, row in enumerate(table, start=1))
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise MoELensError(f"cannot read {path}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise MoELensError(f"{path} is not UTF-8 text: {error}") from None
-
-
-def _example(row: object, number: int, place: str, task: str) -> Example:
-    """The example of one row; MoELensError with the row's place if a field is missing or of a wrong kind."""
-    if not isinstance(row, dict):
-        raise MoELensError(f"{place}: expected an object with context, question, answer; got {row!r:.80}")
-    missing = [field for field in ("context", "question", "answer") if row.get(field) is None]
-    if missing:
-        raise MoELensError(f"{place}: {', '.join(missing)} missing; it has {', '.join(row) or 'nothing'}")
-    answers = [row["answer"]] if isinstance(row["answer"], str) else row["answer"]
-    original = row.get("original_answer")
-    texts = [row["context"], row["question"], "" if original is None else original]
-    if not isinstance(answers, list) or not all(isinstance(text, str) for text in [*texts, *answers]):
-        raise MoELensError(f"{place}: context, question and answer must be text (answer: or a list of texts)")
-    try:
-        return Example(
-            id=str(number if row.get("id") is None else row["id"]),
-            context=row["context"],
-            question=row["question"],
-            answers=tuple(answer.strip() for answer in answers),
-            original_answer=original,
-            task=task,
-        )
-    except MoELensError as error:
-        raise MoELensError(f"{place}: {error}") from None
+        table = pq.ParquetFile(path)
+        rows = (row for batch in table.iter_batches() for row in batch.to_pylist())
+        for number, row in enumerate(rows, start=1):
+            yield f"{path}, row {number}", row
+    except (OSError, pa.ArrowException) as error:
+        raise MoELensError(f"cannot read {path}: {error}") from None

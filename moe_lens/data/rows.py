@@ -1,0 +1,77 @@
+"""From a row of named columns to an example, with its place in every error."""
+
+from collections.abc import Mapping
+
+from moe_lens.data.example import Example
+from moe_lens.errors import MoELensError
+
+FIELDS = ("id", "context", "question", "answer", "original_answer", "options")
+"""The columns of a row; `id`, `original_answer` and `options` may be missing."""
+
+
+def parse_columns(text: str) -> dict[str, str]:
+    """The mapping of a --columns option such as "question=query,answer=gold.text".
+
+    Raises MoELensError for anything else.
+    """
+    pairs = [part.partition("=") for part in text.split(",")]
+    columns = {name.strip(): column.strip() for name, _, column in pairs}
+    if not all(columns.values()):
+        raise MoELensError(f"columns are named as field=column,field=column; got {text!r}")
+    return columns
+
+
+def check_columns(columns: Mapping[str, str]) -> None:
+    """MoELensError unless only fields of a row are renamed."""
+    unknown = sorted(set(columns) - set(FIELDS))
+    if unknown:
+        raise MoELensError(f"columns can rename {', '.join(FIELDS)}; got {', '.join(unknown)}")
+
+
+def rename(record: object, columns: Mapping[str, str]) -> object:
+    """The record with its fields found under other names; a dot leads into a nested object.
+
+    Raises MoELensError for a column that the record lacks.
+    """
+    if not columns or not isinstance(record, Mapping):
+        return record
+    return {**record, **{field: _nested(record, column) for field, column in columns.items()}}
+
+
+def example_of(row: object, *, number: int, task: str) -> Example:
+    """The example of one row; its number is its id where it has none.
+
+    Raises MoELensError if a field is missing or of a wrong kind.
+    """
+    if not isinstance(row, Mapping):
+        raise MoELensError(f"expected an object with context, question, answer; got {row!r:.80}")
+    missing = [field for field in ("context", "question", "answer") if row.get(field) is None]
+    if missing:
+        raise MoELensError(f"{', '.join(missing)} missing; it has {', '.join(map(str, row)) or 'nothing'}")
+    answers = [row["answer"]] if isinstance(row["answer"], str) else row["answer"]
+    options = row.get("options") or []
+    original = row.get("original_answer")
+    texts = [row["context"], row["question"], "" if original is None else original]
+    lists = isinstance(answers, list | tuple) and isinstance(options, list | tuple)
+    if not lists or not all(isinstance(text, str) for text in [*texts, *answers, *options]):
+        raise MoELensError("context, question and answer must be text (answer and options: or a list of texts)")
+    return Example(
+        id=str(number if row.get("id") is None else row["id"]),
+        context=row["context"],
+        question=row["question"],
+        answers=tuple(answer.strip() for answer in answers),
+        original_answer=original,
+        task=task,
+        options=tuple(option.strip() for option in options),
+    )
+
+
+def _nested(record: Mapping, column: str) -> object:
+    if column in record:
+        return record[column]
+    value: object = record
+    for part in column.split("."):
+        if not isinstance(value, Mapping) or part not in value:
+            raise MoELensError(f"no column {column!r}; it has {', '.join(map(str, record)) or 'nothing'}")
+        value = value[part]
+    return value
