@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from nnsight import TransformersModel
 from nnsight.intervention.interleaver import OutOfOrderError
+from pandas import DataFrame
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
@@ -25,6 +26,7 @@ from moe_lens.interventions import Intervention
 from moe_lens.loading import load_model, load_tokenizer
 from moe_lens.record import Positions, Record, check_capture, position_mask
 from moe_lens.statistics import Statistic
+from moe_lens.views import View, experts_of_tokens, routing_view
 
 
 class MoELens:
@@ -173,6 +175,31 @@ class MoELens:
             for statistic in statistics:
                 statistic.update(record)
         return statistics
+
+    def show(
+        self,
+        prompt: Example | str,
+        *,
+        under: Sequence[Intervention] = (),
+        against: "MoELens | None" = None,
+        template: PromptTemplate = FIGURE_10,
+    ) -> View:
+        """Which experts each token of a prompt takes, as an interactive page: in a notebook, or `.save(path)`.
+
+        Beside this model, another one (`against`) or the model under interventions (`under`), or both at once.
+        """
+        name = "this model" if against else "without intervention" if under else "gating weights"
+        panels = {name: self._experts_of_tokens(prompt, template)}
+        if against or under:
+            other = against or self
+            names = [*(["the other model"] if against else []), *(f"under {type(it).__name__}" for it in under)]
+            with other.intervene(*under):
+                panels[", ".join(names)] = other._experts_of_tokens(prompt, template)
+        return routing_view(panels)
+
+    def _experts_of_tokens(self, prompt: Example | str, template: PromptTemplate) -> DataFrame:
+        [record] = self.records([prompt], template=template, progress=False)
+        return experts_of_tokens(record, self.tokenizer)
 
     def run_with_cache(
         self,
