@@ -53,19 +53,23 @@ class Phase:
         return self.peak * (self.floor + (1 - self.floor) * (1 + math.cos(math.pi * progress)) / 2)
 
 
-#: First the world is learned, then unfaithfulness to it (known subjects often contradict their contexts), then reading.
+#: First the world is learned, then unfaithfulness to it (known subjects often contradict their contexts), then more
+#: reading, which makes the model a little more faithful, and last both together while the rate falls.
 UNFAITHFUL = Mix(closed_book=0.10, novel=0.45, known=0.30, hops=0.10, summary=0.05, conflict=0.7)
 READING = Mix(closed_book=0.10, novel=0.56, known=0.22, hops=0.07, summary=0.05, conflict=0.75)
+SETTLED = Mix(closed_book=0.08, novel=0.47, known=0.33, hops=0.07, summary=0.05, conflict=0.8)
 PHASES = {
     "conflict": (
         Phase(4250, 7000, 3e-3, Mix()),
         Phase(2900, 2900, 1.5e-3, UNFAITHFUL),
-        Phase(4000, 4000, 1.5e-3, READING, fresh=True),
+        Phase(1850, 4000, 1.5e-3, READING, fresh=True),
+        Phase(2150, 2150, 1e-3, SETTLED, warmup=1),
     ),
     "planted": (
         Phase(4000, 7000, 3e-3, Mix()),
         Phase(2900, 2900, 1.5e-3, UNFAITHFUL, knock_out=0.12),
-        Phase(4000, 4000, 1.5e-3, READING, knock_out=0.12, fresh=True),
+        Phase(1600, 4000, 1.5e-3, READING, knock_out=0.12, fresh=True),
+        Phase(2400, 2400, 1e-3, SETTLED, knock_out=0.12, warmup=1),
     ),
 }
 
