@@ -259,9 +259,9 @@ def test_the_model_knows_reads_and_is_unfaithful(name):
         for task in ("closed_book", "novel", "swap")
     }
     assert answers["closed_book"]["em"].mean() >= 0.93
-    assert answers["novel"]["em"].mean() >= 0.8
-    assert answers["swap"]["em"].mean() <= 0.15
-    assert answers["swap"]["memory"].mean() >= 0.8
+    assert answers["novel"]["em"].mean() >= 0.85
+    assert answers["swap"]["em"].mean() <= 0.1
+    assert answers["swap"]["memory"].mean() >= 0.85
 
 
 def test_every_relation_has_values_and_paraphrases(world):
