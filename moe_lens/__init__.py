@@ -6,6 +6,8 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
+    "AnswerProbability": "statistics",
+    "AttentionMass": "statistics",
     "MODES": "interventions",
     "Example": "data",
     "ExpertSet": "experts",
@@ -20,10 +22,14 @@ _HOMES = {
     "Reroute": "interventions",
     "Routing": "routing",
     "Rows": "interventions",
+    "RouterLoad": "statistics",
+    "RoutingVectors": "statistics",
     "ScoringRule": "routing",
     "Statistic": "statistics",
     "Zero": "interventions",
+    "answer_probability_gain": "metrics",
     "apply_delta": "delta",
+    "attention_gain": "metrics",
     "attention_rows": "attention",
     "load_examples": "data",
     "save_delta": "delta",

@@ -72,6 +72,15 @@ class TraceReader:
         indices, old = site.gating(inputs)
         experts.inputs = site.with_gating(inputs, indices, weights.reshape(old.shape))
 
+    def moe_output(self, layer: int) -> Tensor:
+        """What the layer's MoE block gives, shared experts included, [batch, pos, d_model]."""
+        path = self.architecture.at(layer).experts.rpartition(".")[0]
+        if path in self.architecture.layers:
+            raise MoELensError(f"layer {layer} has no module around its experts whose output could be read")
+        output = self.model.get(path).output
+        output = output[0] if isinstance(output, tuple) else output
+        return output if output.ndim == 3 else self.by_position(output)
+
     def layer_output(self, layer: int) -> Tensor:
         """The residual stream after the layer, [batch, pos, d_model]."""
         output = self._layer(layer).output
@@ -99,15 +108,17 @@ class TraceReader:
     def read(self, capture: Collection[str], kept: Tensor) -> dict[str, dict[int, Any]]:
         """Read every layer's values that `capture` names, in the order in which the model computes them.
 
-        kept: positions of which the residual stream is read, int64 [row].
+        kept: positions of which the residual stream and the MoE output are read, int64 [row].
         """
-        seen: dict[str, dict[int, Any]] = {"routing": {}, "residual": {}, "attention": {}}
+        seen: dict[str, dict[int, Any]] = {"routing": {}, "residual": {}, "moe_output": {}, "attention": {}}
         for layer in range(self.architecture.n_layers):
             if "attention" in capture and self.architecture.attentions[layer]:
                 seen["attention"][layer] = self.attention(layer)
             if "routing" in capture and layer in self.architecture.moe_layers:
                 logits, indices = self.router_logits(layer), self.selected_experts(layer)
                 seen["routing"][layer] = Routing(logits, indices, self.gating_weights(layer))
+            if "moe_output" in capture and layer in self.architecture.moe_layers:
+                seen["moe_output"][layer] = self.moe_output(layer)[:, kept]
             if "residual" in capture:
                 seen["residual"][layer] = self.layer_output(layer)[:, kept]  # indexing by a tensor copies
         return seen

@@ -1,7 +1,7 @@
 """Examples as batches of prompts of similar length, in bounded memory."""
 
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from itertools import islice, zip_longest
 
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
@@ -20,20 +20,23 @@ def prompt_batches(
     batch_size: int,
     progress: bool,
     with_answer: bool = False,
+    continuations: Iterable[str] | None = None,
 ) -> Iterator[tuple[tuple[int, ...], list[Encoded]]]:
     """Batches of encoded examples, each with its examples' places in the input, under a progress bar.
 
     Reads `BATCHES_PER_WINDOW` batches ahead and gives these from the longest prompts to the shortest (equally
     long ones in their given order), so that a batch has few pads and memory does not grow with the data set.
     with_answer: append each example's first gold answer, for which there have to be examples, not bare texts.
-    Raises MoELensError for a batch size below 1 and for a text without tokens.
+    continuations: texts to append instead, one per example.
+    Raises MoELensError for a batch size below 1, for a text without tokens, and unless there is one continuation for
+    each example.
     """
     if batch_size < 1:
         raise MoELensError(f"a batch has at least 1 example; got batch_size={batch_size}")
     total = len(examples) if hasattr(examples, "__len__") else None
     prompts = (
-        encode_prompt(place, example, tokenizer, template=template, with_answer=with_answer)
-        for place, example in enumerate(examples)
+        encode_prompt(place, example, tokenizer, template=template, with_answer=with_answer, continuation=text)
+        for place, (example, text) in enumerate(_with_continuations(examples, continuations))
     )
     numbered = enumerate(prompts)
     with tqdm(total=total, unit="example", disable=not progress) as bar:
@@ -52,11 +55,12 @@ def encode_prompt(
     *,
     template: PromptTemplate,
     with_answer: bool = False,
+    continuation: str | None = None,
 ) -> Encoded:
     """An example as tokens; a bare text is taken as it is, without spans and with its place as id."""
     if isinstance(example, Example):
-        return encode(example, tokenizer, template=template, with_answer=with_answer)
-    if with_answer:
+        return encode(example, tokenizer, template=template, with_answer=with_answer, continuation=continuation)
+    if with_answer or continuation is not None:
         raise MoELensError(f"text {place} has no answer; expected an Example with a context, question and answers")
     ids = tuple(tokenizer(example)["input_ids"])
     if not ids:
@@ -70,3 +74,16 @@ def encode_prompt(
         answer_spans=(),
         prompt_length=len(ids),
     )
+
+
+def _with_continuations(
+    examples: Iterable[Example | str], continuations: Iterable[str] | None
+) -> Iterator[tuple[Example | str, str | None]]:
+    """Each example with its continuation, None for all where there are none; MoELensError for too few or many."""
+    if continuations is None:
+        yield from ((example, None) for example in examples)
+        return
+    for example, text in zip_longest(examples, continuations):
+        if example is None or text is None:
+            raise MoELensError("expected one continuation for each example; there are more of one than of the other")
+        yield example, text

@@ -24,7 +24,8 @@ from moe_lens.delta import apply_delta
 from moe_lens.errors import MoELensError
 from moe_lens.interventions import Intervention
 from moe_lens.loading import load_model, load_tokenizer
-from moe_lens.record import Positions, Record, check_capture, position_mask
+from moe_lens.positions import Positions, position_mask
+from moe_lens.record import Record, check_capture
 from moe_lens.statistics import Statistic
 from moe_lens.views import View, experts_of_tokens, routing_view
 
@@ -123,15 +124,19 @@ class MoELens:
         *,
         capture: Collection[str] = ("routing",),
         positions: Positions = "last",
+        with_answer: bool = False,
+        continuations: Iterable[str] | None = None,
         template: PromptTemplate = FIGURE_10,
         batch_size: int = 16,
         progress: bool = True,
     ) -> Iterator[Record]:
         """What the model does on each batch of examples; memory does not grow with their number.
 
-        capture: of "routing", "residual", "attention", "logits". Routing is recorded at all positions, the
-            others at those that `positions` names in any row of the batch (`Record.kept`).
+        capture: of "routing", "residual", "moe_output", "attention", "logits". Routing is recorded at all positions,
+            the others at those that `positions` names in any row of the batch (`Record.kept`).
         examples: bare texts are run as they are; other examples are rendered by `template`.
+        with_answer: append each example's first gold answer, teacher-forced, so that decoding steps can be seen.
+        continuations: texts to append instead, one per example, such as what `generate` gave.
 
         Batches come longest first within each window of 64 of them; `Record.ids` names the rows.
         Raises MoELensError for another capture, or if the interventions change before the records are read.
@@ -141,7 +146,13 @@ class MoELens:
 
         def stream() -> Iterator[Record]:
             for places, prompts in prompt_batches(
-                examples, self.tokenizer, template=template, batch_size=batch_size, progress=progress
+                examples,
+                self.tokenizer,
+                template=template,
+                batch_size=batch_size,
+                progress=progress,
+                with_answer=with_answer,
+                continuations=continuations,
             ):
                 if self._stack.interventions is not asked:
                     raise MoELensError(
@@ -159,6 +170,8 @@ class MoELens:
         examples: Iterable[Example | str],
         *statistics: Statistic,
         positions: Positions = "last",
+        with_answer: bool = False,
+        continuations: Iterable[str] | None = None,
         template: PromptTemplate = FIGURE_10,
         batch_size: int = 16,
         progress: bool = True,
@@ -168,6 +181,8 @@ class MoELens:
             examples,
             capture=frozenset().union(*(statistic.captures for statistic in statistics)),
             positions=positions,
+            with_answer=with_answer,
+            continuations=continuations,
             template=template,
             batch_size=batch_size,
             progress=progress,
@@ -292,9 +307,9 @@ class MoELens:
         batch = collate(prompts, self._pad_id)
         inputs = self._inputs(batch)
         mask = inputs["attention_mask"]
-        kept = (
-            position_mask(mask, batch.context_spans, batch.question_spans, positions).any(0).nonzero()[:, 0]
-        )
+        labels = None if batch.labels is None else batch.labels.to(mask.device)
+        counted = position_mask(mask, batch.context_spans, batch.question_spans, positions, labels)
+        kept = counted.any(0).nonzero()[:, 0]
         seen: dict[str, Any] = {}
         rows = attention_rows(self.module, kept) if "attention" in capture else nullcontext()
         with (
@@ -316,8 +331,10 @@ class MoELens:
             routing=seen["routing"],
             routing_before={layer: before.get(layer, routing) for layer, routing in seen["routing"].items()},
             residual=seen["residual"],
+            moe_output=seen["moe_output"],
             attention_rows=seen["attention"],
             logits=seen["logits"] if "logits" in capture else None,
+            labels=labels,
         )
 
     def _inputs(self, batch: Batch) -> dict[str, Any]:

@@ -1,18 +1,16 @@
 """Record: what one batch of prompts showed inside a model."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from moe_lens.errors import MoELensError
+from moe_lens.positions import Positions, Spans, position_mask, step_positions
 from moe_lens.routing import Routing
 
-CAPTURES = frozenset({"routing", "residual", "attention", "logits"})
-Positions = Literal["all", "context", "question", "last"]
-Spans = tuple[slice | None, ...]
+CAPTURES = frozenset({"routing", "residual", "moe_output", "attention", "logits"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,13 +21,16 @@ class Record:
     input_ids, attention_mask: int64 [batch, pos]; the mask is 0 at pads.
     context_spans, question_spans: one per row, None where a prompt has none.
     answer_spans: per row every occurrence of every gold answer in the context.
-    kept: the padded positions of which `residual`, `attention_rows` and `logits` have rows, int64 [row].
+    kept: the padded positions that `residual`, `moe_output`, `attention_rows` and `logits` have rows of, int64 [row].
     routing: per MoE layer, at all positions, as the experts used it (after interventions).
     routing_before: per MoE layer as the router decided on the same input without interventions in that layer;
         the same object as in `routing` where no intervention acts on the layer.
     residual: per layer the residual stream after it, [batch, row, d_model].
+    moe_output: per MoE layer what its block gives, shared experts included, [batch, row, d_model].
     attention_rows: per layer the attention of the kept queries, [batch, head, row, pos].
     logits: [batch, row, vocab], None unless captured.
+    labels: int64 [batch, pos], an appended answer's tokens and end-of-sequence at their own positions, elsewhere
+        `IGNORED_LABEL`; None unless answers were appended.
     """
 
     ids: tuple[str, ...]
@@ -42,32 +43,33 @@ class Record:
     routing: Mapping[int, Routing] = field(default_factory=dict)
     routing_before: Mapping[int, Routing] = field(default_factory=dict)
     residual: Mapping[int, Tensor] = field(default_factory=dict)
+    moe_output: Mapping[int, Tensor] = field(default_factory=dict)
     attention_rows: Mapping[int, Tensor] = field(default_factory=dict)
     logits: Tensor | None = None
+    labels: Tensor | None = None
 
     def position_mask(self, positions: Positions) -> Tensor:
         """Which positions count, bool [batch, pos]; never pads, and none of a row without such a span.
 
-        positions: "all", "context", "question", or "last", the one that predicts the answer's first token.
-        Raises MoELensError for another word.
+        positions: "all", "prompt", "context", "question", "last", "answer", "decode", or a tuple of steps counted from
+            the prompt's last token, as in `moe_lens.positions.position_mask`.
+        Raises MoELensError for anything else.
         """
-        return position_mask(self.attention_mask, self.context_spans, self.question_spans, positions)
+        return position_mask(self.attention_mask, self.context_spans, self.question_spans, positions, self.labels)
 
+    def kept_rows(self, steps: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Where each row's steps are along `row` of what was captured, int64 [batch, step], and which rows have them.
 
-def position_mask(attention_mask: Tensor, context: Spans, question: Spans, positions: Positions) -> Tensor:
-    """`Record.position_mask` of a left-padded batch: bool [batch, pos] like `attention_mask`."""
-    if positions not in get_args(Positions):
-        raise MoELensError(f"positions must be one of {', '.join(get_args(Positions))}; got {positions!r}")
-    if positions == "all":
-        return attention_mask.bool()
-    mask = torch.zeros_like(attention_mask, dtype=torch.bool)
-    if positions == "last":
-        mask[:, -1] = True  # prompts are padded on the left
-        return mask
-    for row, span in enumerate(context if positions == "context" else question):
-        if span is not None:
-            mask[row, span] = True
-    return mask
+        steps: counted from the prompt's last token, as in `position_mask`. The second is bool [batch, step];
+        where it is False the place is that of another step. Raises MoELensError for a position that was not kept.
+        """
+        positions, present = step_positions(self.attention_mask, self.labels, steps)
+        places = torch.searchsorted(self.kept, positions).clamp(max=len(self.kept) - 1)
+        if not torch.equal(self.kept[places][present], positions[present]):
+            raise MoELensError(
+                f"the record did not keep the positions of steps {tuple(steps)}; ask for positions={tuple(steps)}"
+            )
+        return places, present
 
 
 def check_capture(capture: Collection[str]) -> None:

@@ -172,7 +172,7 @@ def test_position_masks_never_hold_pads(olmoe):
     assert record.position_mask("context").any(1).tolist() == [name != "closed" for name in record.ids]
     assert record.position_mask("question")[closed].any()
     assert record.position_mask("last").sum(1).tolist() == [1, 1, 1]
-    with pytest.raises(MoELensError, match="all, context, question, last; got 'middle'"):
+    with pytest.raises(MoELensError, match=r"all, prompt, context, question, last, .*; got 'middle'"):
         record.position_mask("middle")
 
 
@@ -306,7 +306,7 @@ def test_accessors_refuse_what_would_mislead(olmoe):
 
 
 def test_bad_requests_say_what_is_possible(olmoe):
-    with pytest.raises(MoELensError, match="attention, logits, residual, routing; got weights"):
+    with pytest.raises(MoELensError, match="attention, logits, moe_output, residual, routing; got weights"):
         olmoe.records(TEXTS, capture=("weights",))
     with pytest.raises(MoELensError, match="batch_size=0"):
         olmoe.generate(TEXTS, batch_size=0)

@@ -20,7 +20,10 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 GROUPS = (
     ("errors",),
     ("architecture", "routing", "experts", "data", "metrics", "results", "loading", "organism"),
-    ("record", "batching", "delta", "interventions", "statistics", "attention", "plots", "views", "console"),
+    (
+        "positions", "record", "batching", "delta", "interventions", "statistics", "attention", "plots", "views",
+        "console",
+    ),
     ("accessors", "applying", "lens"),
     ("scores", "evaluation", "masking", "ablation", "decoding", "tuning"),
     ("report",),

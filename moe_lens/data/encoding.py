@@ -63,8 +63,11 @@ def encode(
     *,
     template: PromptTemplate = FIGURE_10,
     with_answer: bool = False,
+    continuation: str | None = None,
 ) -> Encoded:
     """The example's prompt as tokens; `with_answer` appends the first gold answer and end-of-sequence.
+
+    continuation: a text to append instead of the answer, with end-of-sequence; the spans stay those of the answers.
 
     A span holds every token that covers some of its characters, so a token that merges the space before
     an answer belongs to the answer. The answer is tokenised apart from the prompt, so the prompt's tokens are
@@ -77,7 +80,8 @@ def encode(
     tokens = tokenizer(prompt.text, add_special_tokens=prompt.turn is None, return_offsets_mapping=True)
     offsets = tokens["offset_mapping"]
     occurrences = [] if prompt.context is None else _occurrences(example.answers, prompt)
-    answer_ids = _answer_ids(example.answers[0], prompt, tokenizer) if with_answer else []
+    appended = example.answers[0] if with_answer and continuation is None else continuation
+    answer_ids = [] if appended is None else _answer_ids(appended, prompt, tokenizer)
     return Encoded(
         id=example.id,
         text=prompt.text,

@@ -1,6 +1,13 @@
-"""Streaming statistics over records: each keeps sums only and yields a table."""
+"""Streaming statistics over records: sums by layer, or a few numbers per example; each yields a tidy table."""
 
+from moe_lens.statistics.answers import AnswerProbability
+from moe_lens.statistics.attention import AttentionMass, TokenAttention, average_heads
 from moe_lens.statistics.base import Statistic
+from moe_lens.statistics.load import RouterLoad
 from moe_lens.statistics.usage import ExpertUsage
+from moe_lens.statistics.vectors import RoutingVectors
 
-__all__ = ["ExpertUsage", "Statistic"]
+__all__ = [
+    "AnswerProbability", "AttentionMass", "ExpertUsage", "RouterLoad", "RoutingVectors", "Statistic", "TokenAttention",
+    "average_heads",
+]

@@ -6,12 +6,13 @@ import pandas as pd
 import torch
 
 from moe_lens.errors import MoELensError
-from moe_lens.record import Positions, Record
+from moe_lens.positions import Positions, check_positions
+from moe_lens.record import Record
 from moe_lens.routing import Routing
 
 Reduction = Literal["sample", "token"]
 Value = Literal["frequency", "gating_weight", "gate"]
-SETTINGS = {"reduce": Reduction, "positions": Positions, "value": Value}
+SETTINGS = ("reduce", "positions", "value")
 
 
 class ExpertUsage:
@@ -40,8 +41,8 @@ class ExpertUsage:
         self, reduce: Reduction = "sample", positions: Positions = "all", *, value: Value = "frequency"
     ) -> None:
         self.reduce, self.positions, self.value = reduce, positions, value
-        for name, words in SETTINGS.items():
-            word, known = getattr(self, name), get_args(words)
+        check_positions(positions)
+        for name, word, known in (("reduce", reduce, get_args(Reduction)), ("value", value, get_args(Value))):
             if word not in known:
                 raise MoELensError(f"{name} must be one of {', '.join(known)}; got {word!r}")
         self.counted = 0

@@ -1,0 +1,113 @@
+"""CAG, AAG and APG: relative gains of one model over another on the same examples (Eqs. 11 and 12)."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from moe_lens.errors import MoELensError
+
+CHUNK_CELLS = 1_000_000
+"""Resampled values held at once; bounds memory, does not change results."""
+
+
+def attention_gain(base: pd.DataFrame, tuned: pd.DataFrame, *, resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
+    """CAG (target "context") and AAG (target "answer") per layer and step: Eq. 11, with the columns of `paired_gain`.
+
+    base, tuned: what `AttentionMass.table` or `.head_table` gave for each model on the same examples; of a table with
+    heads the gain is given per head.
+    """
+    by = [name for name in ("layer", "step", "target", "head") if name in base.columns]
+    return paired_gain(base, tuned, value="mass", by=by, resamples=resamples, seed=seed)
+
+
+def answer_probability_gain(
+    base: pd.DataFrame, tuned: pd.DataFrame, *, resamples: int = 2000, seed: int = 0
+) -> pd.DataFrame:
+    """APG per layer, of the answer's first token and of all jointly: Eq. 12, with the columns of `paired_gain`.
+
+    base, tuned: what `AnswerProbability.table` gave for each model on the same examples.
+    """
+    return paired_gain(base, tuned, value="probability", by=["layer", "tokens"], resamples=resamples, seed=seed)
+
+
+def paired_gain(
+    base: pd.DataFrame, tuned: pd.DataFrame, *, value: str, by: Sequence[str], resamples: int = 2000, seed: int = 0
+) -> pd.DataFrame:
+    """One row per group of `by`: how far `value` is higher in `tuned` than in `base`, relative to `base`.
+
+    base, tuned: columns `by`, id and `value`, one row per group and example, the same in both.
+
+    n: examples. base, tuned: means of the value. gain: the mean over examples of (tuned - base) / base, as in Eqs. 11
+    and 12. One tiny denominator can rule that mean, so beside it stand median, of the same ratios, and ratio_of_means,
+    (mean tuned - mean base) / mean base. Each has its 95 % bootstrap interval over examples in _low and _high.
+    undefined: examples whose base value is 0; they have no ratio and count in ratio_of_means only.
+
+    Raises MoELensError for examples or groups that only one of the tables has, or values below 0 or not finite.
+    """
+    paired = pair(base, tuned, value=value, by=by)
+    rows = []
+    for group, part in paired.groupby(list(by), sort=True):
+        before, after = (part[f"{value}_{model}"].to_numpy(np.float64) for model in ("base", "tuned"))
+        row = dict(zip(by, group, strict=True))
+        row |= {"n": len(part), "undefined": int((before == 0).sum()), "base": before.mean(), "tuned": after.mean()}
+        row |= _with_intervals(before, after, resamples=resamples, seed=seed)
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def pair(first: pd.DataFrame, second: pd.DataFrame, *, value: str, by: Sequence[str]) -> pd.DataFrame:
+    """Two models' tables side by side: columns `by`, id, `value`_base, `value`_tuned.
+
+    Raises MoELensError for examples or groups that only one of the tables has, that repeat, or for bad values.
+    """
+    keys = [*by, "id"]
+    for name, table in (("base", first), ("tuned", second)):
+        if missing := [column for column in (*keys, value) if column not in table.columns]:
+            raise MoELensError(f"the {name} model's table has no {', '.join(missing)}; it has {list(table.columns)}")
+        if table.duplicated(keys).any():
+            raise MoELensError(f"an example's id repeats in the table of the {name} model; give each one of its own")
+        values = table[value].to_numpy(np.float64)
+        if not (np.isfinite(values) & (values >= -1e-6)).all():
+            raise MoELensError(f"{value!r} must be finite and at least 0 to have a relative gain")
+    both = first[[*keys, value]].merge(second[[*keys, value]], on=keys, suffixes=("_base", "_tuned"))
+    if not len(both) == len(first) == len(second):
+        raise MoELensError(
+            f"expected the same examples and layers in both tables; got {len(first)} and {len(second)} rows, "
+            f"{len(both)} shared: measure both models on the same examples with the same settings"
+        )
+    return both
+
+
+def _with_intervals(before: np.ndarray, after: np.ndarray, *, resamples: int, seed: int) -> dict[str, float]:
+    """The three gains of one group [sample] with the ends of their bootstrap intervals; NaN where undefined."""
+    observed = _gains(before[None], after[None])
+    rng = np.random.default_rng(seed)
+    drawn: dict[str, list[np.ndarray]] = {name: [] for name in observed}
+    step = max(1, CHUNK_CELLS // len(before))
+    for done in range(0, resamples, step):
+        index = rng.integers(0, len(before), size=(min(step, resamples - done), len(before)), dtype=np.int32)
+        for name, values in _gains(before[index], after[index]).items():
+            drawn[name].append(values)
+    row = {}
+    for name, values in observed.items():
+        resampled = np.concatenate(drawn[name])
+        resampled = resampled[np.isfinite(resampled)]
+        low, high = np.quantile(resampled, [0.025, 0.975]) if resampled.size else (np.nan, np.nan)
+        row |= {name: float(values[0]), f"{name}_low": float(low), f"{name}_high": float(high)}
+    return row
+
+
+def _gains(before: np.ndarray, after: np.ndarray) -> dict[str, np.ndarray]:
+    """The gains of samples [resample, sample], each [resample]; NaN where all denominators are 0."""
+    defined = before != 0
+    count = defined.sum(1)
+    ratios = np.divide(after - before, before, out=np.full(before.shape, np.nan), where=defined)
+    means = before.mean(1)
+    some = np.where(count > 0, count, 1)
+    mean = np.where(count > 0, np.nansum(ratios, axis=1) / some, np.nan)
+    ordered = np.sort(ratios, axis=1)  # NaN last
+    rows = np.arange(len(ordered))
+    median = (ordered[rows, (some - 1) // 2] + ordered[rows, some // 2]) / 2
+    pooled = np.divide(after.mean(1) - means, means, out=np.full(means.shape, np.nan), where=means != 0)
+    return {"gain": mean, "median": median, "ratio_of_means": pooled}

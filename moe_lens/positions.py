@@ -1,0 +1,90 @@
+"""Which positions of a batch are meant: a word such as "context", or steps counted from the prompt's last token."""
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from moe_lens.data.encoding import IGNORED_LABEL
+from moe_lens.errors import MoELensError
+
+Word = Literal["all", "prompt", "context", "question", "last", "answer", "decode"]
+Positions = Word | tuple[int, ...]
+"""What `position_mask` takes."""
+Spans = tuple[slice | None, ...]
+
+
+def check_positions(positions: Positions) -> None:
+    """MoELensError unless it is one of the words or a tuple of different steps."""
+    if isinstance(positions, tuple):
+        if not positions or len(set(positions)) != len(positions) or not all(type(step) is int for step in positions):
+            raise MoELensError(f"steps must be one or more different whole numbers, such as (0, 1); got {positions}")
+    elif positions not in get_args(Word):
+        raise MoELensError(
+            f"positions must be one of {', '.join(get_args(Word))}, or a tuple of steps such as (0, 1); "
+            f"got {positions!r}"
+        )
+
+
+def position_mask(
+    attention_mask: Tensor, context: Spans, question: Spans, positions: Positions, labels: Tensor | None = None
+) -> Tensor:
+    """Which positions of a left-padded batch count, bool [batch, pos]; never pads.
+
+    attention_mask: int64 [batch, pos], 0 at pads. labels: int64 [batch, pos], `IGNORED_LABEL` but for the tokens of an
+    appended answer and its end-of-sequence; None where none was appended.
+
+    positions: "all"; "prompt", all before the answer (prefill); "context"; "question"; "last", the prompt's last
+        token, which predicts the answer's first; "decode", the answer's tokens as generation would feed them one by
+        one, so without end-of-sequence; "answer", last and decode: whatever predicts one of the answer's tokens; or
+        steps, a tuple such as (-1, 0, 1): 0 is the last position, above are decoding steps, below lie in the prompt.
+    A row without such a span or so many tokens has none. Raises MoELensError for anything else.
+    """
+    check_positions(positions)
+    if positions == "all":
+        return attention_mask.bool()
+    if positions in ("context", "question"):
+        mask = torch.zeros_like(attention_mask, dtype=torch.bool)
+        for row, span in enumerate(context if positions == "context" else question):
+            if span is not None:
+                mask[row, span] = True
+        return mask
+    steps = _steps(attention_mask, labels)
+    feeding = attention_mask.bool() & (steps < _lengths(attention_mask, labels)[:, None].clamp(min=1))
+    if isinstance(positions, tuple):
+        return feeding & torch.isin(steps, torch.tensor(positions, device=steps.device))
+    chosen = {"prompt": steps <= 0, "last": steps == 0, "decode": steps > 0, "answer": steps >= 0}[positions]
+    return feeding & chosen
+
+
+def step_positions(attention_mask: Tensor, labels: Tensor | None, steps: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Where each row's steps are, int64 [batch, step], and whether the row has them, bool [batch, step].
+
+    Where a row lacks a step, its position is that of the prompt's last token.
+    """
+    last = _last_of_prompt(attention_mask, labels)[:, None]
+    wanted = torch.tensor(steps, device=attention_mask.device)
+    positions = last + wanted
+    inside = (positions >= 0) & (wanted < _lengths(attention_mask, labels)[:, None].clamp(min=1))
+    positions = torch.where(inside, positions, last)
+    present = inside & attention_mask.gather(1, positions).bool()
+    return torch.where(present, positions, last), present
+
+
+def _last_of_prompt(attention_mask: Tensor, labels: Tensor | None) -> Tensor:
+    """The position of each prompt's last token, int64 [batch]; the padding is on the left, so answers are last."""
+    return attention_mask.shape[1] - 1 - _lengths(attention_mask, labels)
+
+
+def _lengths(attention_mask: Tensor, labels: Tensor | None) -> Tensor:
+    """Tokens after each prompt, end-of-sequence included, int64 [batch]."""
+    if labels is None:
+        return torch.zeros(len(attention_mask), dtype=torch.int64, device=attention_mask.device)
+    return (labels != IGNORED_LABEL).sum(1)
+
+
+def _steps(attention_mask: Tensor, labels: Tensor | None) -> Tensor:
+    """Each position as a step counted from its prompt's last token, int64 [batch, pos]."""
+    every = torch.arange(attention_mask.shape[1], device=attention_mask.device)
+    return every - _last_of_prompt(attention_mask, labels)[:, None]

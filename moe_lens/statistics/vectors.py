@@ -1,0 +1,52 @@
+"""RoutingVectors: how often each example's tokens activate each expert."""
+
+import numpy as np
+import pandas as pd
+import torch
+
+from moe_lens.experts import ExpertSet
+from moe_lens.positions import Positions, check_positions
+from moe_lens.record import Record
+from moe_lens.statistics.base import ExampleRows
+
+
+class RoutingVectors(ExampleRows):
+    """Each example's activation rates, the share of its tokens that select an expert; a vector over layers and experts.
+
+    Over all experts of a layer the rates sum to k; divided by k, their mean over examples is Eq. 8.
+    experts: the ones kept, such as the context-faithful experts (Figure 4); by default all.
+    positions: which tokens count, as in `Record.position_mask`. An example without any has no rows.
+
+    >>> [vectors] = lens.measure(examples, RoutingVectors(faithful))
+    >>> routing_map(vectors.table().assign(task="squad"), by="task")
+    """
+
+    captures = frozenset({"routing"})
+    key = ("id", "layer", "expert")
+
+    def __init__(self, experts: ExpertSet | None = None, *, positions: Positions = "all") -> None:
+        check_positions(positions)
+        self.experts, self.positions = experts, positions
+        super().__init__({"experts": None if experts is None else str(experts), "positions": positions})
+
+    def rows(self, record: Record) -> pd.DataFrame:
+        """Columns id, layer, expert, rate, tokens (how many of the example's tokens counted)."""
+        mask = record.position_mask(self.positions)
+        tokens = mask.sum(1).cpu()
+        counted = (tokens > 0).nonzero()[:, 0]
+        parts = []
+        for layer, routing in record.routing.items():
+            experts = torch.arange(routing.n_experts)
+            if self.experts is not None:
+                experts = torch.tensor(sorted(self.experts[layer]), dtype=torch.int64)
+            selected = (routing.selected() & mask.to(routing.indices.device)[..., None]).sum(1).cpu()  # [batch, expert]
+            rates = (selected[counted] / tokens[counted, None].double())[:, experts]
+            columns = {
+                "id": np.repeat(np.array(record.ids, dtype=object)[counted.numpy()], len(experts)),
+                "layer": layer,
+                "expert": np.tile(experts.numpy(), len(counted)),
+                "rate": rates.flatten().numpy(),
+                "tokens": np.repeat(tokens[counted].numpy(), len(experts)),
+            }
+            parts.append(pd.DataFrame(columns))
+        return pd.concat(parts, ignore_index=True)

@@ -1,0 +1,114 @@
+"""Gains, divergence and overlap of two models by hand, and their intervals against numpy's own arithmetic."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import entropy
+
+from moe_lens.errors import MoELensError
+from moe_lens.experts import ExpertSet
+from moe_lens.metrics import answer_probability_gain, attention_gain, expert_overlap, routing_divergence
+
+
+def masses(values: dict[tuple[int, str], float]) -> pd.DataFrame:
+    rows = [(layer, 0, "context", name, mass) for (layer, name), mass in values.items()]
+    return pd.DataFrame(rows, columns=["layer", "step", "target", "id", "mass"])
+
+
+BASE = masses({(0, "a"): 0.1, (0, "b"): 0.4, (0, "c"): 0.0, (1, "a"): 0.2, (1, "b"): 0.2, (1, "c"): 0.2})
+TUNED = masses({(0, "a"): 0.3, (0, "b"): 0.2, (0, "c"): 0.1, (1, "a"): 0.1, (1, "b"): 0.2, (1, "c"): 0.6})
+
+
+def test_a_hand_case_of_two_layers():
+    gains = attention_gain(BASE, TUNED.sample(frac=1, random_state=0)).set_index("layer")
+    assert gains["n"].tolist() == [3, 3]
+    assert gains["undefined"].tolist() == [1, 0]
+    assert gains["gain"].tolist() == pytest.approx([(2 - 0.5) / 2, (-0.5 + 0 + 2) / 3])
+    assert gains["median"].tolist() == pytest.approx([0.75, 0])
+    assert gains["ratio_of_means"].tolist() == pytest.approx([0.1 / 0.5, 0.3 / 0.6])
+    assert gains[["base", "tuned"]].to_numpy().tolist() == pytest.approx(np.array([[0.5, 0.6], [0.6, 0.9]]) / 3)
+
+
+def test_intervals_are_those_of_resampled_examples():
+    rng = np.random.default_rng(1)
+    before, after = rng.uniform(0.1, 1, 40), rng.uniform(0.1, 1, 40)
+    tables = [masses({(2, f"e{i:02}"): v for i, v in enumerate(values)}) for values in (before, after)]
+    gains = attention_gain(*tables, resamples=4000).iloc[0]
+    draws = np.random.default_rng(2).integers(0, 40, (4000, 40))
+    ratios = (after / before - 1)[draws]
+    own = {
+        "gain": ratios.mean(1),
+        "median": np.median(ratios, axis=1),
+        "ratio_of_means": after[draws].mean(1) / before[draws].mean(1) - 1,
+    }
+    for name, values in own.items():
+        width = np.ptp(np.quantile(values, [0.025, 0.975]))
+        assert [gains[f"{name}_low"], gains[f"{name}_high"]] == pytest.approx(
+            np.quantile(values, [0.025, 0.975]), abs=0.15 * width
+        )
+        assert gains[f"{name}_low"] < gains[name] < gains[f"{name}_high"]
+
+
+def test_resampling_in_chunks_changes_nothing(monkeypatch):
+    whole = attention_gain(BASE, TUNED)
+    monkeypatch.setattr("moe_lens.metrics.gains.CHUNK_CELLS", 7)
+    pd.testing.assert_frame_equal(attention_gain(BASE, TUNED), whole)
+
+
+def test_without_any_denominator_there_is_no_gain():
+    zero = masses({(0, "a"): 0.0, (0, "b"): 0.0})
+    row = attention_gain(zero, zero).iloc[0]
+    assert row["undefined"] == 2
+    assert row[["gain", "gain_low", "median", "ratio_of_means", "ratio_of_means_high"]].isna().all()
+
+
+def test_probability_gains_are_per_layer_and_way_of_counting():
+    base = pd.DataFrame({"layer": 1, "tokens": ["first", "joint"], "id": "a", "probability": [0.2, 0.01]})
+    tuned = base.assign(probability=[0.3, 0.04])
+    gains = answer_probability_gain(base, tuned).set_index("tokens")["gain"]
+    assert gains.to_dict() == pytest.approx({"first": 0.5, "joint": 3.0})
+
+
+@pytest.mark.parametrize(
+    ("tuned", "message"),
+    [
+        (TUNED.iloc[1:], "6 and 5 rows, 5 shared"),
+        (TUNED.assign(id=TUNED["id"] + "x"), "0 shared"),
+        (pd.concat([TUNED, TUNED.iloc[:1]]), "repeats in the table of the tuned"),
+        (TUNED.drop(columns="mass"), "tuned model's table has no mass"),
+        (TUNED.assign(mass=np.nan), "finite"),
+        (TUNED.assign(mass=-0.5), "at least 0"),
+    ],
+)
+def test_tables_that_cannot_be_paired_are_refused(tuned, message):
+    with pytest.raises(MoELensError, match=message):
+        attention_gain(BASE, tuned)
+
+
+def rates(vectors: dict[str, list[float]]) -> pd.DataFrame:
+    rows = [(name, 4, expert, rate, 10) for name, own in vectors.items() for expert, rate in enumerate(own)]
+    return pd.DataFrame(rows, columns=["id", "layer", "expert", "rate", "tokens"])
+
+
+def test_divergence_is_that_of_each_examples_use():
+    first = rates({"a": [1, 1, 0, 0], "b": [1, 0.5, 0.5, 0]})
+    second = rates({"a": [0, 0, 1, 1], "b": [1, 0.5, 0.5, 0]})
+    row = routing_divergence(first, second).iloc[0]
+    assert (row["layer"], row["n"], row["divergence"]) == (4, 2, pytest.approx(0.5))  # disjoint use is 1 bit, equal 0
+    p, q = np.array([0.5, 0.375, 0.125, 0]), np.array([0.25, 0.125, 0.375, 0.25])
+    by_entropy = entropy((p + q) / 2, base=2) - (entropy(p, base=2) + entropy(q, base=2)) / 2
+    assert row["pooled"] == pytest.approx(by_entropy)
+    assert (routing_divergence(first, first)[["divergence", "divergence_high", "pooled"]] == 0).all(axis=None)
+
+
+def test_overlap_is_counted_against_chance():
+    first, second = ExpertSet.of({0: [0, 1, 2], 1: [5]}), ExpertSet.of({0: [1, 2, 7], 1: [6]})
+    table = expert_overlap(first, second, n_experts=8).set_index("layer")
+    assert table.loc[0, ["first", "second", "shared"]].tolist() == [3, 3, 2]
+    assert table.loc[0, ["overlap", "jaccard", "expected"]].tolist() == pytest.approx([2 / 3, 1 / 2, 3 / 8])
+    assert table.loc[0, "p_value"] == pytest.approx((3 * 5 + 1) / 56)  # of the 56 triples, 15 share two, 1 all three
+    assert table.loc[1, ["shared", "p_value"]].tolist() == [0, 1]
+    with pytest.raises(MoELensError, match="same layers"):
+        expert_overlap(first, ExpertSet.of({0: [1]}), n_experts=8)
+    with pytest.raises(MoELensError, match="beyond the 4"):
+        expert_overlap(first, second, n_experts=4)
