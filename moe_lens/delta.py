@@ -2,8 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -16,15 +17,17 @@ from moe_lens.results import write_bytes, write_json
 
 TENSORS_FILE = "delta.safetensors"
 FACTS_FILE = "delta.json"
+NO_ROWS: Mapping[str, Sequence[int]] = MappingProxyType({})
 
 
-def fingerprint(module: nn.Module, names: Collection[str]) -> str:
+def fingerprint(module: nn.Module, names: Collection[str], rows: Mapping[str, Sequence[int]] = NO_ROWS) -> str:
     """sha256 over the named parameters' names, dtypes, shapes and values; before training, it tells the base.
 
+    rows: of the parameters in which only these experts (along the first axis) count, their ids.
     Raises MoELensError for a name that is no parameter of `module`.
     """
     digest = hashlib.sha256()
-    for name, tensor in sorted(_parameters(module, names).items()):
+    for name, tensor in sorted(_values(module, names, rows).items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
@@ -48,17 +51,24 @@ def save_delta(
     *,
     facts: Mapping[str, Any],
     fingerprint: str,
+    rows: Mapping[str, Sequence[int]] = NO_ROWS,
+    base_digest: str | None = None,
 ) -> None:
     """Write the named parameters of `module` to `folder`, as `delta.safetensors` and `delta.json`.
 
     facts: JSON values that say how the tensors came about, such as method, base and seed.
-    fingerprint: `fingerprint` of the same names before training.
+    fingerprint: `fingerprint` of the same names and rows before training.
+    rows: of the parameters in which only some experts changed, the ids of these, which alone are stored.
+    base_digest: `weights_digest` of the whole model before training, to refuse a base that differs elsewhere.
     """
-    tensors = {
-        name: tensor.detach().cpu().contiguous() for name, tensor in _parameters(module, names).items()
-    }
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _values(module, names, rows).items()}
+    told = {**facts, "fingerprint": fingerprint}
+    if rows:
+        told["rows"] = {name: list(ids) for name, ids in rows.items()}
+    if base_digest is not None:
+        told["base_digest"] = base_digest
     write_bytes(Path(folder) / TENSORS_FILE, save(tensors))
-    write_json(Path(folder) / FACTS_FILE, {**facts, "fingerprint": fingerprint})
+    write_json(Path(folder) / FACTS_FILE, told)
 
 
 def read_facts(folder: str | Path) -> dict[str, Any]:
@@ -88,7 +98,8 @@ def apply_delta(module: nn.Module, folder: str | Path) -> dict[str, Any]:
         tensors = load_file(Path(folder) / TENSORS_FILE)
     except (OSError, SafetensorError) as error:
         raise MoELensError(f"cannot read the tensors of the delta at {str(folder)!r}: {error}") from error
-    own = _parameters(module, tensors)
+    rows = facts.get("rows", NO_ROWS)
+    own = _values(module, tensors, rows)
     misfits = [name for name in tensors if own[name].shape != tensors[name].shape]
     if misfits:
         name = misfits[0]
@@ -96,7 +107,8 @@ def apply_delta(module: nn.Module, folder: str | Path) -> dict[str, Any]:
             f"the delta at {str(folder)!r} belongs to a model of another size: {name} is "
             f"{list(tensors[name].shape)} there and {list(own[name].shape)} here"
         )
-    if fingerprint(module, tensors) != facts["fingerprint"]:
+    digest = facts.get("base_digest")
+    if fingerprint(module, tensors, rows) != facts["fingerprint"] or digest not in (None, weights_digest(module)):
         kinds = {str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()}
         base = facts.get("base", "unknown")
         raise MoELensError(
@@ -104,9 +116,10 @@ def apply_delta(module: nn.Module, folder: str | Path) -> dict[str, Any]:
             f"other weights or in another dtype ({', '.join(sorted(kinds))}), or is applied already; "
             "load that base"
         )
+    parameters = _parameters(module, tensors)
     with torch.no_grad():
         for name, tensor in tensors.items():
-            own[name].copy_(tensor)
+            parameters[name][_index(rows, name)] = tensor.to(parameters[name].device)
     return facts
 
 
@@ -119,3 +132,20 @@ def _parameters(module: nn.Module, names: Collection[str]) -> dict[str, Tensor]:
             "expected names of its parameters, of a delta made from this base"
         )
     return {name: own[name] for name in names}
+
+
+def _index(rows: Mapping[str, Sequence[int]], name: str) -> list[int] | slice:
+    """Where a delta's values of a parameter lie in it, along its first axis."""
+    return list(rows[name]) if name in rows else slice(None)
+
+
+def _values(module: nn.Module, names: Collection[str], rows: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
+    """The named parameters, or of those in `rows` these experts [expert, …] only."""
+    parameters = _parameters(module, names)
+    for name in rows:
+        if name in parameters and max(rows[name]) >= len(parameters[name]):
+            raise MoELensError(
+                f"{name} has {len(parameters[name])} experts here; the delta has values of number {max(rows[name])}: "
+                "it belongs to a model of another size"
+            )
+    return {name: parameter[list(rows[name])] if name in rows else parameter for name, parameter in parameters.items()}

@@ -7,13 +7,12 @@ from typer import Option
 
 from moe_lens import console
 from moe_lens.data import load_examples
-from moe_lens.delta import fingerprint, save_delta
 from moe_lens.errors import MoELensError
 from moe_lens.evaluation import answer_table, summarise
 from moe_lens.lens import MoELens
 from moe_lens.plots import tuning_figure
 from moe_lens.results import provenance, write_json, write_table
-from moe_lens.tuning import Router, Schedule, tune
+from moe_lens.tuning import Schedule, TuneRouters, save_trained, tune
 
 METHODS = ("router",)
 
@@ -73,12 +72,9 @@ def main(
     out.mkdir(parents=True, exist_ok=True)
 
     lens = MoELens.from_pretrained(model, dtype=console.dtype_named(dtype), device_map=device)
-    trained = Router(None if chosen_layers is None else tuple(chosen_layers))
-    names = trained.parameters(lens)
-    parameters = dict(lens.module.named_parameters())
-    total = sum(parameter.numel() for parameter in parameters.values())
-    print(f"{method}: {sum(parameters[name].numel() for name in names):,} of {total:,} parameters are trained")
-    base = fingerprint(lens.module, names)
+    trained = TuneRouters(None if chosen_layers is None else tuple(chosen_layers))
+    with trained.attached(lens) as trainable:
+        print(f"{method}: {trainable}")
     tuned = tune(
         lens,
         train,
@@ -92,8 +88,7 @@ def main(
     )
 
     facts = {
-        "method": method,
-        "layers": chosen_layers,
+        **trained.facts(),
         "learning_rate": tuned.schedule.learning_rate,
         "epochs": epochs,
         "batch_size": batch_size,
@@ -101,7 +96,7 @@ def main(
         "dropped": tuned.dropped,
     }
     made_by = provenance(model=model, data=train, seed=seed, facts=facts)
-    save_delta(lens.module, tuned.parameters, out, facts=made_by, fingerprint=base)
+    save_trained(lens.module, tuned.trained, out, facts=made_by)
     write_table(tuned.log, out / "tuning.parquet", made_by)
     write_table(tuned.candidates, out / "learning_rates.parquet", made_by)
     console.save_figure(tuning_figure(tuned.log), out / "tuning.html")

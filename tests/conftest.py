@@ -53,7 +53,7 @@ SELECTION_BIAS_FAMILIES = ("deepseek_v3",)
 
 def build_model(family: str, vocab_size: int, **changes: object) -> torch.nn.Module:
     """A tiny model of `family` with random weights, large enough that every mechanism shows in the logits."""
-    settings = SIZE | FAMILIES[family] | {"vocab_size": vocab_size} | changes
+    settings = SIZE | FAMILIES.get(family, {}) | {"vocab_size": vocab_size} | changes
     config = CONFIG_MAPPING[family](**settings)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     generator = torch.Generator().manual_seed(0)

@@ -2,19 +2,33 @@
 
 from moe_lens.tuning.checkpoint import Checkpoints
 from moe_lens.tuning.loop import DevScore, fit, log_table
-from moe_lens.tuning.router import Router, router_parameters, tune_router
+from moe_lens.tuning.methods import (
+    Method,
+    Trainable,
+    TuneAll,
+    TuneExperts,
+    TuneRouters,
+    router_parameters,
+    save_trained,
+)
+from moe_lens.tuning.router import tune_router
 from moe_lens.tuning.schedule import Schedule
 from moe_lens.tuning.tuned import Tuned, tune
 
 __all__ = [
     "Checkpoints",
     "DevScore",
-    "Router",
+    "Method",
     "Schedule",
+    "Trainable",
+    "TuneAll",
+    "TuneExperts",
+    "TuneRouters",
     "Tuned",
     "fit",
     "log_table",
     "router_parameters",
+    "save_trained",
     "tune",
     "tune_router",
 ]

@@ -5,18 +5,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import nan
 from pathlib import Path
-from typing import Literal, Protocol, get_args
+from typing import Literal, get_args
 
 import pandas as pd
 import torch
 
 from moe_lens.data import Encoded, Example, collate, encode
-from moe_lens.delta import fingerprint
 from moe_lens.errors import MoELensError
 from moe_lens.evaluation import answer_table
 from moe_lens.lens import MoELens
 from moe_lens.tuning.checkpoint import Checkpoints, Progress
 from moe_lens.tuning.loop import DevScore, fit, log_table
+from moe_lens.tuning.methods import Method, Trainable
 from moe_lens.tuning.objective import answer_loss, answer_tokens
 from moe_lens.tuning.processes import Processes
 from moe_lens.tuning.schedule import Schedule
@@ -27,33 +27,28 @@ MAX_LENGTH = 300
 Score = Literal["em", "f1", "log_likelihood"]
 
 
-class Method(Protocol):
-    """What is trained."""
-
-    name: str
-
-    def parameters(self, lens: MoELens) -> tuple[str, ...]:
-        """The names of the parameters to train in `lens.module`."""
-
-
 @dataclass(frozen=True)
 class Tuned:
     """What `tune` did.
 
-    method: its name. parameters: names of what was trained, which now holds the tuned values in the lens's module.
-    trainable: how many numbers these are. schedule: with the chosen learning rate.
+    method: its name. trained: what it trained, which now holds the tuned values in the lens's module.
+    schedule: with the chosen learning rate.
     log: of that rate's run, as `log_table` says. candidates: learning_rate and dev score of every rate tried.
     dropped: training examples that were longer than the maximum length. seconds: spent training and measuring.
     """
 
     method: str
-    parameters: tuple[str, ...]
-    trainable: int
+    trained: Trainable
     schedule: Schedule
     log: pd.DataFrame
     candidates: pd.DataFrame
     dropped: int
     seconds: float
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """The names of the model's parameters that training changed."""
+        return self.trained.changed
 
 
 def tune(
@@ -91,36 +86,36 @@ def tune(
     processes = Processes.current()
     if processes.count > 1 and not getattr(lens.module, "hf_device_map", None):
         lens.module.to(processes.device)
-    names = method.parameters(lens)
     run = {
-        "method": method.name,
-        "trained": fingerprint(lens.module, names),
+        "method": method.facts(),
         "data": _hash(kept),
         "dev": [_hash([encode(example, lens.tokenizer, with_answer=True) for example in dev]), score, max_new_tokens],
     }
     measured = dev_score(lens, dev, score, max_new_tokens=max_new_tokens, whole_model=not shard) if dev else None
 
-    def attempt(tried: Schedule) -> Progress:
+    def attempt(tried: Schedule, trained: Trainable) -> Progress:
         folder = None if out is None else Path(out) / "training" / f"rate-{tried.learning_rate:g}"
+        told = run | {"trained": trained.fingerprint} | _told(tried)
         return fit(
             lens.module,
-            names,
+            trained.names,
             kept,
             tried,
             pad_id=lens.tokenizer.pad_token_id,
             dev=measured,
-            checkpoints=None if folder is None else Checkpoints(folder, run | _told(tried), every=checkpoint_seconds),
+            checkpoints=None if folder is None else Checkpoints(folder, told, every=checkpoint_seconds),
             shard=lens.architecture.layers if shard else (),
             label=f"{method.name}, rate {tried.learning_rate:g}",
         )
 
-    courses = _try_all(lens, names, {rate: replace(schedule, learning_rate=rate) for rate in rates}, attempt)
+    with method.attached(lens) as trained:
+        schedules = {rate: replace(schedule, learning_rate=rate) for rate in rates}
+        courses = _try_all(lens, trained.names, schedules, lambda tried: attempt(tried, trained))
     scores = {rate: nan if course.best_score is None else course.best_score for rate, course in courses.items()}
     best = max(rates, key=scores.__getitem__)
     return Tuned(
         method=method.name,
-        parameters=names,
-        trainable=sum(lens.module.get_parameter(name).numel() for name in names),
+        trained=trained,
         schedule=replace(schedule, learning_rate=best),
         log=log_table(courses[best]),
         candidates=pd.DataFrame(scores.items(), columns=["learning_rate", f"dev_{score}"]),

@@ -1,0 +1,179 @@
+"""What a method trains: the routers, chosen experts, or everything."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Protocol
+
+from torch import nn
+
+from moe_lens.delta import fingerprint, save_delta, weights_digest
+from moe_lens.errors import MoELensError
+from moe_lens.experts import ExpertSet
+from moe_lens.lens import MoELens
+from moe_lens.tuning.slices import fused_fields, grouped_experts, is_fused, trained_slices
+
+
+@dataclass(frozen=True)
+class Trainable:
+    """What is trainable while a method is attached to a model.
+
+    names: of the module's parameters that the optimizer gets.
+    count: trainable scalars. total: the scalars of the model itself.
+    changed: the names of the model's own parameters that training changes, which exist also before and after.
+    fingerprint: of these before training, as a delta records it. base: the whole model's `weights_digest` then.
+    rows: for those of them in which only some experts change, the ids of these.
+    """
+
+    names: tuple[str, ...]
+    count: int
+    total: int
+    changed: tuple[str, ...]
+    fingerprint: str
+    base: str
+    rows: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"{self.count:,} of {self.total:,} parameters are trained"
+
+
+class Method(Protocol):
+    """A choice of what to train, such as `TuneRouters` or `TuneExperts`."""
+
+    @property
+    def name(self) -> str: ...
+
+    def facts(self) -> dict[str, object]:
+        """The method and its settings as JSON values, for a delta's provenance."""
+
+    def attached(self, lens: MoELens) -> AbstractContextManager[Trainable]:
+        """Inside the block the parameters to train are there; leaving puts their values into the model itself."""
+
+
+@dataclass(frozen=True)
+class TuneRouters:
+    """Router tuning (Eq. 6-7). layers: whose routers learn; None for all (Appendix E: one, or the first few)."""
+
+    layers: tuple[int, ...] | None = None
+    name: str = "router"
+
+    def facts(self) -> dict[str, object]:
+        return {"method": self.name, "layers": None if self.layers is None else list(self.layers)}
+
+    @contextmanager
+    def attached(self, lens: MoELens) -> Iterator[Trainable]:
+        trainable = _trainable(lens.module, router_parameters(lens, self.layers))
+        with grouped_experts(lens.module, lens.architecture):
+            yield trainable
+
+
+@dataclass(frozen=True)
+class TuneExperts:
+    """Only the chosen experts learn: CEFT (Algorithm 1), ESFT, or any other choice. name: that choice's."""
+
+    experts: ExpertSet
+    name: str = "ceft"
+
+    def __post_init__(self) -> None:
+        if not self.experts:
+            raise MoELensError("there are no experts to train: the ExpertSet is empty")
+
+    def facts(self) -> dict[str, object]:
+        return {"method": self.name, "experts": {str(layer): list(ids) for layer, ids in self.experts.members}}
+
+    @contextmanager
+    def attached(self, lens: MoELens) -> Iterator[Trainable]:
+        module, rows, apart = lens.module, *_parameters_of(lens, self.experts)
+        trainable = _trainable(module, (*rows, *apart), rows)
+        fused = {path.rpartition(".")[0] for path in rows}
+        layers = [site.layer for site in lens.architecture.moe if site.experts in fused]
+        with trained_slices(module, lens.architecture, self.experts.restrict(layers)) as slices:
+            yield replace(trainable, names=(*slices, *apart))
+
+
+@dataclass(frozen=True)
+class TuneAll:
+    """Full fine-tuning: every parameter learns."""
+
+    name: str = "fft"
+
+    def facts(self) -> dict[str, object]:
+        return {"method": self.name}
+
+    @contextmanager
+    def attached(self, lens: MoELens) -> Iterator[Trainable]:
+        trainable = _trainable(lens.module, tuple(name for name, _ in lens.module.named_parameters()))
+        with grouped_experts(lens.module, lens.architecture):
+            yield trainable
+
+
+def router_parameters(lens: MoELens, layers: Iterable[int] | None = None) -> tuple[str, ...]:
+    """The names of the routers' parameters, of all MoE layers or those given.
+
+    Raises MoELensError for a layer that has no router, and for a model that cannot learn from its gating
+    weights: with one expert per token and weights rescaled to sum to 1, that weight is 1 whatever the router says.
+    """
+    architecture = lens.architecture
+    if architecture.top_k == 1 and architecture.renormalizes:
+        raise MoELensError(
+            "with top_k = 1 and renormalised weights no gradient reaches the routers; choose another model"
+        )
+    paths = [architecture.at(layer).router for layer in (architecture.moe_layers if layers is None else layers)]
+    return tuple(name for path in paths for name in _names_below(lens.module, path))
+
+
+def save_trained(module: nn.Module, trained: Trainable, folder: str | Path, *, facts: Mapping[str, object]) -> None:
+    """Save what training changed in `module` as a delta, after the method's block was left. facts: its JSON values."""
+    save_delta(
+        module,
+        trained.changed,
+        folder,
+        facts=facts,
+        fingerprint=trained.fingerprint,
+        rows=trained.rows,
+        base_digest=trained.base,
+    )
+
+
+def _parameters_of(lens: MoELens, experts: ExpertSet) -> tuple[dict[str, tuple[int, ...]], list[str]]:
+    """Of the experts: the fused parameters with the ids among them, and the names of those that are modules apart."""
+    n_experts = lens.architecture.n_experts
+    beyond = [pair for pair in experts if pair[1] >= n_experts]
+    if beyond:
+        raise MoELensError(f"expert ids must be below n_experts = {n_experts}; got (layer, id) {beyond}")
+    rows, apart = {}, []
+    for layer in experts.layers:
+        path = lens.architecture.at(layer).experts
+        module = lens.module.get_submodule(path)
+        if is_fused(module):
+            rows |= {f"{path}.{name}": experts[layer] for name in fused_fields(module)}
+        else:
+            apart += [name for expert in experts[layer] for name in _names_below(lens.module, f"{path}.{expert}")]
+    return rows, apart
+
+
+def _names_below(module: nn.Module, path: str) -> list[str]:
+    """The full names of the parameters below `path`; MoELensError if there are none."""
+    names = [name for name, _ in module.named_parameters() if name.startswith(f"{path}.")]
+    if not names:
+        raise MoELensError(f"{type(module).__name__} has no parameters at {path!r}, so nothing there can be trained")
+    return names
+
+
+def _trainable(
+    module: nn.Module, changed: tuple[str, ...], rows: Mapping[str, tuple[int, ...]] | None = None
+) -> Trainable:
+    """What changes if the named parameters, or these experts of them, are trained where they are."""
+    rows = rows or {}
+    sizes = {name: parameter.numel() for name, parameter in module.named_parameters()}
+    lengths = {name: len(module.get_parameter(name)) for name in rows}
+    return Trainable(
+        names=changed,
+        count=sum(sizes[name] * len(rows[name]) // lengths[name] if name in rows else sizes[name] for name in changed),
+        total=sum(sizes.values()),
+        changed=changed,
+        fingerprint=fingerprint(module, changed, rows),
+        base=weights_digest(module),
+        rows=rows,
+    )

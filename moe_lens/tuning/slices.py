@@ -1,0 +1,168 @@
+"""Chosen experts as small parameters of their own, so that training them costs as little as they are.
+
+The experts of a layer are one fused tensor. Training some of them through it would need gradients, and an
+optimizer's state, for all. Here the chosen ones are copied out; the tokens routed to them run through the
+copies, all other tokens through the fused tensor, which is frozen. The sums are those of the model itself.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import NoReturn
+
+import torch
+from torch import Tensor, nn
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, _grouped_linear
+
+from moe_lens.architecture import MoEArchitecture
+from moe_lens.errors import MoELensError
+from moe_lens.experts import ExpertSet
+
+IMPLEMENTATION = "moe_lens_slices"
+PREFIX = "trained_"
+FUSED = ("gate_up_proj", "up_proj", "down_proj", "gate_up_proj_bias", "up_proj_bias", "down_proj_bias")
+
+
+def is_fused(experts: nn.Module) -> bool:
+    """Whether an experts module holds fused tensors [expert, …] and lets its computation be chosen."""
+    down = getattr(experts, "down_proj", None)
+    return isinstance(down, Tensor) and down.ndim == 3 and hasattr(experts, "_is_expert_parallel")
+
+
+def fused_fields(experts: nn.Module) -> list[str]:
+    """The names of the fused tensors [expert, …] of an experts module."""
+    return [field for field in FUSED if isinstance(getattr(experts, field, None), Tensor)]
+
+
+@contextmanager
+def grouped_experts(module: nn.Module, architecture: MoEArchitecture) -> Iterator[None]:
+    """Inside the block every fused experts module computes by `_forward`; the model's own way is restored after.
+
+    Also without slices this serves training: its backward gives the same bytes with any number of threads, and
+    is not slow on the CPU, as that of other implementations is.
+    """
+    experts = [module.get_submodule(site.experts) for site in architecture.moe]
+    if not any(map(is_fused, experts)):
+        yield
+        return
+    if any(getattr(one, "_is_expert_parallel", False) for one in experts):
+        raise MoELensError("expert-parallel models cannot be trained here; load the model without expert parallelism")
+    before = module.config._experts_implementation
+    module.set_experts_implementation(IMPLEMENTATION)
+    try:
+        yield
+    finally:
+        module.set_experts_implementation(before)
+
+
+@contextmanager
+def trained_slices(module: nn.Module, architecture: MoEArchitecture, chosen: ExpertSet) -> Iterator[list[str]]:
+    """Inside the block the chosen experts are float32 parameters of their own, whose names it gives.
+
+    Each is [chosen, …], in the order of the ids in `chosen`. Leaving writes their values into the fused tensors
+    and removes them. Inside, `save_pretrained` is refused, since it would write the experts as they were before.
+    Raises MoELensError for layers or experts that the model lacks, or experts that are not fused.
+    """
+    sites = {layer: architecture.at(layer).experts for layer in chosen.layers}
+    modules = {layer: module.get_submodule(path) for layer, path in sites.items()}
+    for layer, experts in modules.items():
+        if not is_fused(experts):
+            raise MoELensError(f"the experts of layer {layer} are no fused tensors; train their parameters whole")
+    with grouped_experts(module, architecture), _no_plain_checkpoint(module):
+        names = []
+        try:
+            for layer, experts in modules.items():
+                names += [f"{sites[layer]}.{name}" for name in _copy_out(experts, chosen[layer])]
+            yield names
+        finally:
+            for experts in modules.values():
+                _put_back(experts)
+
+
+def _copy_out(experts: nn.Module, ids: Sequence[int]) -> list[str]:
+    """Give `experts` a parameter for the chosen slices of each fused tensor."""
+    device, chosen = experts.down_proj.device, len(ids)
+    index = torch.tensor(ids, device=device)
+    slot = torch.arange(experts.num_experts, device=device) + chosen  # chosen experts first, then all as they are
+    slot[index] = torch.arange(chosen, device=device)
+    experts.register_buffer("trained_ids", index, persistent=False)
+    experts.register_buffer("trained_slot", slot, persistent=False)
+    fields = fused_fields(experts)
+    for field in fields:
+        values = getattr(experts, field).detach()[index].to(torch.float32)
+        experts.register_parameter(PREFIX + field, nn.Parameter(values))
+    return [PREFIX + field for field in fields]
+
+
+@torch.no_grad()
+def _put_back(experts: nn.Module) -> None:
+    """Write the slices into the fused tensors, and leave no trace of them."""
+    if getattr(experts, "trained_ids", None) is None:
+        return
+    for field in fused_fields(experts):
+        fused, values = getattr(experts, field), getattr(experts, PREFIX + field)
+        fused[experts.trained_ids] = values.to(fused.dtype)
+        delattr(experts, PREFIX + field)
+    del experts.trained_ids, experts.trained_slot
+
+
+@contextmanager
+def _no_plain_checkpoint(module: nn.Module) -> Iterator[None]:
+    def refuse(*arguments: object, **options: object) -> NoReturn:
+        raise MoELensError(
+            "save_pretrained would write the experts as they were before training; leave the training block "
+            "first, or save a delta"
+        )
+
+    module.save_pretrained = refuse
+    try:
+        yield
+    finally:
+        del module.save_pretrained
+
+
+def _forward(self: nn.Module, hidden_states: Tensor, selected: Tensor, weights: Tensor) -> Tensor:
+    """The experts' output [token, d_model], of hidden_states [token, d_model], selected and weights [token, k].
+
+    Rows, one per token and selected expert, are sorted by slot: the chosen experts' come first.
+    """
+    tokens, k = selected.shape
+    ids = getattr(self, "trained_ids", None)
+    chosen = 0 if ids is None else len(ids)
+    key = selected.reshape(-1) if ids is None else self.trained_slot[selected.reshape(-1)]
+    key, order = torch.sort(key, stable=True)
+    counts = torch.bincount(key, minlength=chosen + self.num_experts)
+    ours = int(counts[:chosen].sum()) if chosen else 0
+    parts = [] if ids is None else [(slice(0, ours), counts[:chosen], 0, PREFIX)]
+    parts.append((slice(ours, None), counts[chosen:], chosen, ""))
+    outputs = []
+    for rows, sizes, first, prefix in parts:
+        fields = fused_fields(self)
+        tensors = {field: getattr(self, prefix + field).to(getattr(self, field).dtype) for field in fields}
+        # index_select: its backward is deterministic and fast. One per part, so that frozen rows are not kept.
+        inputs = hidden_states.index_select(0, order[rows] // k)
+        outputs.append(_expert_rows(self, inputs, sizes.cumsum(0, dtype=torch.int32), key[rows] - first, tensors))
+    gate = weights.reshape(-1).index_select(0, order)
+    back = torch.empty_like(order)
+    back[order] = torch.arange(len(order), device=order.device)
+    summed = (torch.cat(outputs) * gate[:, None]).index_select(0, back).view(tokens, k, -1).sum(1)
+    return summed.to(hidden_states.dtype)
+
+
+def _expert_rows(
+    self: nn.Module, inputs: Tensor, ends: Tensor, expert: Tensor, tensors: Mapping[str, Tensor]
+) -> Tensor:
+    """The outputs [row, d_model] of the inputs [row, d_model], which are sorted by expert.
+
+    ends: where each expert's rows end. expert: each row's place among `tensors`, which are [expert, …].
+    """
+
+    def linear(rows: Tensor, field: str) -> Tensor:
+        bias = tensors[f"{field}_bias"][expert] if self.has_bias else None
+        return _grouped_linear(rows, tensors[field], ends, bias=bias, is_transposed=self.is_transposed)
+
+    inner = linear(inputs, "gate_up_proj" if self.has_gate else "up_proj")
+    outputs = linear(self._apply_gate(inner) if self.has_gate else self.act_fn(inner), "down_proj")
+    return self.post_expert_norm(outputs) if self.has_post_expert_norm else outputs
+
+
+ALL_EXPERTS_FUNCTIONS.register(IMPLEMENTATION, _forward)
