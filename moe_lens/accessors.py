@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from einops import rearrange
 from torch import Tensor
 
@@ -57,20 +58,44 @@ class TraceReader:
 
     def selected_experts(self, layer: int) -> Tensor:
         """Indices of the selected experts as the experts get them, int64 [batch, pos, k]."""
-        indices, _ = self.architecture.at(layer).gating(self.experts(layer).inputs)
+        _, (indices, _) = self.gating(layer)
         return self._of_one_invoke(indices)
 
     def gating_weights(self, layer: int) -> Tensor:
         """Gating weights as the experts get them, [batch, pos, k]."""
-        _, weights = self.architecture.at(layer).gating(self.experts(layer).inputs)
+        _, (_, weights) = self.gating(layer)
         return self._of_one_invoke(weights)
 
     def set_gating_weights(self, layer: int, weights: Tensor) -> None:
         """Give the experts other gating weights, [batch, pos, k]."""
-        experts, site = self.experts(layer), self.architecture.at(layer)
-        inputs = experts.inputs
-        indices, old = site.gating(inputs)
-        experts.inputs = site.with_gating(inputs, indices, weights.reshape(old.shape))
+        call, (indices, old) = self.gating(layer)
+        self.set_gating(layer, self.architecture.at(layer).with_gating(call, indices, weights.reshape(old.shape)))
+
+    def gating(self, layer: int) -> tuple[Any, tuple[Tensor, Tensor]]:
+        """The call that carries the gating, and its indices and weights, each [token, k]."""
+        site = self.architecture.at(layer)
+        call = getattr(self.model.get(site.gating_module), site.gating_side)
+        return call, site.gating(call)
+
+    def set_gating(self, layer: int, call: Any) -> None:
+        """Put another call in the place of the one that carries the gating."""
+        site = self.architecture.at(layer)
+        setattr(self.model.get(site.gating_module), site.gating_side, call)
+
+    def expert_outputs(self, layer: int, kept: Tensor | None = None) -> Tensor:
+        """What each selected expert makes of its token, before its gating weight, [batch, row, k, d_model].
+
+        From a second call of the experts, one expert at a time. kept: positions, int64 [row]; None for all. The sum
+        over k of gating weight times output is the experts' output (times `MoELayer.scale_after`, the block's).
+        Raises MoELensError where experts are not called with selected experts.
+        """
+        site, experts = self.architecture.at(layer), self.experts(layer)
+        indices = self.selected_experts(layer)
+        batch, width, k = indices.shape
+        rows = torch.arange(width, device=indices.device) if kept is None else kept
+        tokens = (torch.arange(batch, device=indices.device)[:, None] * width + rows).flatten()
+        arguments, named = site.each_selected(experts.inputs, None if kept is None else tokens)
+        return experts(*arguments, **named).reshape(batch, len(rows), k, -1)
 
     def moe_output(self, layer: int) -> Tensor:
         """What the layer's MoE block gives, shared experts included, [batch, pos, d_model]."""
@@ -108,15 +133,18 @@ class TraceReader:
     def read(self, capture: Collection[str], kept: Tensor) -> dict[str, dict[int, Any]]:
         """Read every layer's values that `capture` names, in the order in which the model computes them.
 
-        kept: positions of which the residual stream and the MoE output are read, int64 [row].
+        kept: positions of which all but the routing and attention are read, int64 [row].
         """
-        seen: dict[str, dict[int, Any]] = {"routing": {}, "residual": {}, "moe_output": {}, "attention": {}}
+        names = ("routing", "expert_outputs", "residual", "moe_output", "attention")
+        seen: dict[str, dict[int, Any]] = {name: {} for name in names}
         for layer in range(self.architecture.n_layers):
             if "attention" in capture and self.architecture.attentions[layer]:
                 seen["attention"][layer] = self.attention(layer)
             if "routing" in capture and layer in self.architecture.moe_layers:
                 logits, indices = self.router_logits(layer), self.selected_experts(layer)
                 seen["routing"][layer] = Routing(logits, indices, self.gating_weights(layer))
+            if "expert_outputs" in capture and layer in self.architecture.moe_layers:
+                seen["expert_outputs"][layer] = self.expert_outputs(layer, kept)
             if "moe_output" in capture and layer in self.architecture.moe_layers:
                 seen["moe_output"][layer] = self.moe_output(layer)[:, kept]
             if "residual" in capture:

@@ -64,28 +64,28 @@ class InterventionStack:
         First the router decides anew without the excluded experts, then the experts' gating is edited.
         """
         site = reader.architecture.at(layer)
-        router, experts = reader.router(layer), reader.experts(layer)
+        router = reader.router(layer)
         if layer in self._excluded:
             arguments, named = router.inputs
             decided = site.decision(router.output)
-            mode = WithoutExperts(_per_token(self._excluded[layer], decided[0], reader.n_rows()))
+            excluded = _per_token(self._excluded[layer], decided[0], reader.n_rows())
+            mode = WithoutExperts(excluded, map_width=site.observed.map_width)
             with mode:
                 rerouted = router(*arguments, **named)
-            mode.check(site.router)
+            mode.check(site.router, chooses=site.observed.output_slots is not None)
             router.output = rerouted
             logits, _, _ = site.decision(rerouted)
-            inputs = experts.inputs
+            call, gating = reader.gating(layer)
         else:
             logits, _, _ = site.decision(router.output)
-            inputs = experts.inputs
-            decided = logits, *site.gating(inputs)
-        routing = Routing(*map(reader.by_position, (logits, *site.gating(inputs))))
+            call, gating = reader.gating(layer)
+            decided = logits, *gating
+        routing = Routing(*map(reader.by_position, (logits, *gating)))
         for intervention in self._acting:
             if layer in intervention.layers:
                 routing = intervention(layer, routing)
-        experts.inputs = site.with_gating(
-            inputs, routing.indices.flatten(0, 1), routing.weights.flatten(0, 1)
-        )
+        edited = site.with_gating(call, routing.indices.flatten(0, 1), routing.weights.flatten(0, 1))
+        reader.set_gating(layer, edited)
         if self._before is not None:
             self._before[layer] = Routing(*map(reader.by_position, decided))
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -157,6 +158,9 @@ class Rows(Intervention):
         return list(dict.fromkeys(own for own in self.interventions if own is not None))
 
 
+CHOICES = ("topk", "max", "argmax")
+"""The functions by which routers choose."""
+
 MODES: dict[str, Callable[[ExpertSet], Intervention]] = {
     kind.mode: kind for kind in (Zero, Renormalize, Reroute)
 }
@@ -183,6 +187,11 @@ def check_interventions(interventions: Sequence[Intervention], architecture: MoE
         excluded = excluded_by(interventions, layer, architecture.n_experts)
         if excluded is None:
             continue
+        if architecture.at(layer).observed.chooses_by_token:
+            raise MoELensError(
+                f"layer {layer} selects experts by a fixed table of token ids, so there is no next expert to reroute "
+                "to; use Zero or Renormalize there"
+            )
         per_group = (
             (~excluded).reshape(-1, groups, architecture.n_experts // groups).sum(-1)
         )  # [batch, group]
@@ -203,29 +212,33 @@ class WithoutExperts(TorchFunctionMode):
     with weight 0. The top-k alone would not do either: softmax over all experts would still count it.
     """
 
-    def __init__(self, excluded: Tensor) -> None:
+    def __init__(self, excluded: Tensor, *, map_width: int) -> None:
+        """map_width: outputs of the router's linear map; those beyond the experts, of shared ones, are kept."""
         super().__init__()
         self._excluded = excluded
+        self._map_width = map_width
         self._masked: set[str] = set()
 
     def __torch_function__(self, function: Callable, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
         name = getattr(function, "__name__", "")
-        if (
-            name == "topk" and args[0].numel() == self._excluded.numel()
-        ):  # also per group: [token, group, expert]
-            args = (self._mask(args[0], name), *args[1:])
+        if name in CHOICES and args[0].numel() == self._excluded.numel():  # also per group: [token, group, expert]
+            self._masked.add("choice")
+            args = (args[0].masked_fill(self._excluded.view(args[0].shape), -torch.inf), *args[1:])
         output = function(*args, **(kwargs or {}))
-        if name == "linear" and output.shape == self._excluded.shape:
-            return self._mask(output, name)
+        if name == "linear" and output.shape[-1] == self._map_width:
+            self._masked.add("logits")
+            others = self._map_width - self._excluded.shape[-1]
+            excluded = F.pad(self._excluded, (0, others))
+            return output.masked_fill(excluded.view(output.shape), -torch.inf)
         return output
 
-    def _mask(self, values: Tensor, where: str) -> Tensor:
-        self._masked.add(where)
-        return values.masked_fill(self._excluded.view(values.shape), -torch.inf)
+    def check(self, router: str, *, chooses: bool) -> None:
+        """MoELensError unless logits and choice were both seen, so that nothing was rerouted in name only.
 
-    def check(self, router: str) -> None:
-        """MoELensError unless logits and choice were both seen, so that nothing was rerouted in name only."""
-        if self._masked != {"linear", "topk"}:
+        chooses: whether the router itself chooses, or the block around it by the logits.
+        """
+        needed = {"logits", "choice"} if chooses else {"logits"}
+        if not self._masked >= needed:
             raise MoELensError(
                 f"cannot reroute {router!r}: expected it to make logits by a linear map and choose by top-k, "
                 f"saw {sorted(self._masked) or 'neither'}; use Zero or Renormalize"

@@ -28,6 +28,7 @@ from moe_lens.positions import Positions, position_mask
 from moe_lens.record import Record, check_capture
 from moe_lens.statistics import Statistic
 from moe_lens.views import View, experts_of_tokens, routing_view
+from moe_lens.vocabulary import project_on_vocab
 
 
 class MoELens:
@@ -44,6 +45,7 @@ class MoELens:
            │  ├─ experts, at their input
            │  │     lens.selected_experts[i]   [batch, pos, k]
            │  │     lens.gating_weights[i]     [batch, pos, k]; may be assigned
+           │  │     lens.expert_outputs[i]     [batch, pos, k, d_model], each before its gating weight
            │  └─ shared experts
            └─ lens.layers_output[i]            the residual stream [batch, pos, d_model]; may be assigned
 
@@ -67,6 +69,7 @@ class MoELens:
         self.router_logits = ByLayer(reader.router_logits)
         self.selected_experts = ByLayer(reader.selected_experts)
         self.gating_weights = ByLayer(reader.gating_weights, reader.set_gating_weights)
+        self.expert_outputs = ByLayer(reader.expert_outputs)
         self.layers_output = ByLayer(reader.layer_output, reader.set_layer_output)
         self.attention_rows = ByLayer(reader.attention)
         self._stack = InterventionStack(self.architecture)
@@ -132,8 +135,8 @@ class MoELens:
     ) -> Iterator[Record]:
         """What the model does on each batch of examples; memory does not grow with their number.
 
-        capture: of "routing", "residual", "moe_output", "attention", "logits". Routing is recorded at all positions,
-            the others at those that `positions` names in any row of the batch (`Record.kept`).
+        capture: of "routing", "expert_outputs", "residual", "moe_output", "attention", "logits". Routing is recorded at
+            all positions, the others at those that `positions` names in any row of the batch (`Record.kept`).
         examples: bare texts are run as they are; other examples are rendered by `template`.
         with_answer: append each example's first gold answer, teacher-forced, so that decoding steps can be seen.
         continuations: texts to append instead, one per example, such as what `generate` gave.
@@ -271,6 +274,13 @@ class MoELens:
                 found |= zip(places, self._answer_log_probabilities(prompts), strict=True)
         return [found[place] for place in sorted(found)]
 
+    def project_on_vocab(self, residual: Tensor) -> Tensor:
+        """The logit lens: logits [..., vocab] of residual streams [..., d_model], by the model's own norm and head.
+
+        At the last layer these are the model's logits. Not for use inside a trace.
+        """
+        return project_on_vocab(self.module, self.architecture, residual)
+
     def _answer_log_probabilities(self, prompts: Sequence[Encoded]) -> list[float]:
         """One batch of `answer_log_probabilities`."""
         batch = collate(prompts, self._pad_id)
@@ -330,6 +340,7 @@ class MoELens:
             kept=kept,
             routing=seen["routing"],
             routing_before={layer: before.get(layer, routing) for layer, routing in seen["routing"].items()},
+            expert_outputs=seen["expert_outputs"],
             residual=seen["residual"],
             moe_output=seen["moe_output"],
             attention_rows=seen["attention"],

@@ -10,7 +10,7 @@ from moe_lens.errors import MoELensError
 from moe_lens.positions import Positions, Spans, position_mask, step_positions
 from moe_lens.routing import Routing
 
-CAPTURES = frozenset({"routing", "residual", "moe_output", "attention", "logits"})
+CAPTURES = frozenset({"routing", "expert_outputs", "residual", "moe_output", "attention", "logits"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,10 +21,13 @@ class Record:
     input_ids, attention_mask: int64 [batch, pos]; the mask is 0 at pads.
     context_spans, question_spans: one per row, None where a prompt has none.
     answer_spans: per row every occurrence of every gold answer in the context.
-    kept: the padded positions that `residual`, `moe_output`, `attention_rows` and `logits` have rows of, int64 [row].
+    kept: the padded positions that `expert_outputs`, `residual`, `moe_output`, `attention_rows` and `logits` have rows
+        of, int64 [row].
     routing: per MoE layer, at all positions, as the experts used it (after interventions).
     routing_before: per MoE layer as the router decided on the same input without interventions in that layer;
         the same object as in `routing` where no intervention acts on the layer.
+    expert_outputs: per MoE layer what each selected expert made of its token, before its gating weight,
+        [batch, row, k, d_model]; slots as in `routing[layer].indices[:, kept]`.
     residual: per layer the residual stream after it, [batch, row, d_model].
     moe_output: per MoE layer what its block gives, shared experts included, [batch, row, d_model].
     attention_rows: per layer the attention of the kept queries, [batch, head, row, pos].
@@ -42,6 +45,7 @@ class Record:
     kept: Tensor
     routing: Mapping[int, Routing] = field(default_factory=dict)
     routing_before: Mapping[int, Routing] = field(default_factory=dict)
+    expert_outputs: Mapping[int, Tensor] = field(default_factory=dict)
     residual: Mapping[int, Tensor] = field(default_factory=dict)
     moe_output: Mapping[int, Tensor] = field(default_factory=dict)
     attention_rows: Mapping[int, Tensor] = field(default_factory=dict)

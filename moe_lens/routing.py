@@ -1,19 +1,22 @@
 """Routing: what a router decided, and the rules that turn logits into gating weights."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import Tensor
 
 from moe_lens.errors import MoELensError
 
-PROBE_TOKENS = 64
+IN_TURN = "in turn"
+SHARED_IN_SUM = "a share of the shared experts"
+SCALE_PER_EXPERT = "a learned scale of each expert"
 
 SCORES: dict[str, Callable[[Tensor], Tensor]] = {
     "softmax": lambda logits: logits.float().softmax(-1),
     "sigmoid": lambda logits: logits.float().sigmoid(),
+    "sqrtsoftplus": lambda logits: F.softplus(logits.float()).sqrt(),
 }
 """Score functions over the last axis, [..., expert] -> [..., expert] float32."""
 
@@ -49,107 +52,78 @@ class Routing:
 class ScoringRule:
     """How a router turns logits into gating weights.
 
-    score: "softmax" or "sigmoid", taken over all experts.
+    score: one of `SCORES`, taken over all experts; "in turn" for one expert after another, each by the softmax over
+        the experts not yet chosen whose logits are within `margin` of the best.
     renormalizes: whether the selected scores are divided by their sum. Softmax over the selected experts
         only is the same thing as softmax over all, renormalised.
     scale: what the weights are multiplied by at the end.
+    also: what else enters the weights, so that logits alone do not give them; empty if nothing does.
     """
 
     score: str
     renormalizes: bool
     scale: float = 1.0
+    also: str = ""
+    margin: float = 0.0
 
     def weights(self, logits: Tensor, indices: Tensor) -> Tensor:
-        """Gating weights of the experts `indices` [..., k] under `logits` [..., expert], float32 [..., k]."""
-        chosen = SCORES[self.score](logits).gather(-1, indices)
+        """Gating weights of the experts `indices` [..., k] under `logits` [..., expert], float32 [..., k].
+
+        Raises MoELensError where they depend on more than the logits (`also`).
+        """
+        if self.also:
+            raise MoELensError(
+                f"gating weights do not follow from the logits alone here, {self.also} enters them too; take the "
+                "recorded ones"
+            )
+        chosen = _in_turn(logits, indices, self.margin) if self.score == IN_TURN else self.scores(logits, indices)
         if self.renormalizes:
             chosen = chosen / chosen.sum(-1, keepdim=True)
         return chosen * self.scale
 
+    def scores(self, logits: Tensor, indices: Tensor) -> Tensor:
+        """Scores of the experts `indices`, before renormalising and scaling, float32 [..., k]."""
+        return SCORES[self.score](logits).gather(-1, indices)
 
-def recognize_rule(logits: Tensor, indices: Tensor, weights: Tensor) -> ScoringRule | None:
+
+def recognize_rule(logits: Tensor, indices: Tensor, weights: Tensor, *, margin: float = 0.0) -> ScoringRule | None:
     """The rule that reproduces a router's `weights` [token, k] from `logits` [token, expert], or None.
 
-    The scale is fitted by least squares; a rule is found when every weight agrees to 1e-4 of the largest.
+    The scale is fitted by least squares; a rule is found when every weight agrees to 1e-4 of the largest. Rules in
+    which a factor per token or per expert is not known are tried last. margin: of scoring in turn, where a router
+    has one.
     """
     target = weights.float()
-    for score in SCORES:
-        for renormalizes in (False, True):
-            unscaled = ScoringRule(score, renormalizes).weights(logits, indices)
-            scale = ((target * unscaled).sum() / unscaled.square().sum()).item()
-            if (target - scale * unscaled).abs().max() <= 1e-4 * target.abs().max():
-                return ScoringRule(score, renormalizes, round(scale, 4))
+    rules = [ScoringRule(score, renormalizes) for score in SCORES for renormalizes in (False, True)]
+    if margin:
+        rules.append(ScoringRule(IN_TURN, False, margin=margin))
+    for rule in rules:
+        unscaled = rule.weights(logits, indices)
+        scale = ((target * unscaled).sum() / unscaled.square().sum()).item()
+        if _agree(scale * unscaled, target):
+            return replace(rule, scale=round(scale, 4))
+    for rule in rules[: 2 * len(SCORES)]:
+        unscaled = rule.weights(logits, indices)
+        if rule.renormalizes and _agree(unscaled, target / target.sum(-1, keepdim=True)):
+            return replace(rule, also=SHARED_IN_SUM)
+        ratio = target / unscaled
+        per_expert = torch.zeros(logits.shape[-1]).scatter(0, indices.flatten(), ratio.flatten())
+        if _agree(per_expert[indices] * unscaled, target):
+            return replace(rule, also=SCALE_PER_EXPERT)
     return None
 
 
-@dataclass(frozen=True)
-class ObservedRouter:
-    """What one call of a router shows.
-
-    output_slots: where logits [token, expert], weights [token, k] and indices [token, k] are in its output.
-    """
-
-    n_experts: int
-    top_k: int
-    d_model: int
-    scoring: ScoringRule
-    output_slots: tuple[int, int, int]
+def _agree(made: Tensor, target: Tensor) -> bool:
+    return bool((target - made).abs().max() <= 1e-4 * target.abs().max())
 
 
-def observe_router(router: nn.Module, path: str) -> ObservedRouter:
-    """Call the router's own code with random weights on random tokens, on the CPU, and see what it does.
-
-    Works for a router on any device, also the meta device. `path` names the router in the MoELensError for
-    one that returns something else or scores by a rule that is not known.
-    """
-    generator = torch.Generator().manual_seed(0)
-    state = {
-        name: torch.randn(tensor.shape, generator=generator) / tensor.shape[-1] ** 0.5
-        for name, tensor in [*router.named_parameters(), *router.named_buffers()]
-        if tensor.is_floating_point() and tensor.ndim
-    }
-    matrices = [tensor for tensor in state.values() if tensor.ndim == 2]
-    if not matrices:
-        raise MoELensError(f"the router at {path!r} has no weight [expert, d_model]; it has {list(state)}")
-    n_experts, d_model = matrices[0].shape
-    hidden = torch.randn(PROBE_TOKENS, d_model, generator=generator)
-    try:
-        with torch.no_grad():
-            output = torch.func.functional_call(router, state, (hidden,))
-    except (TypeError, IndexError, RuntimeError) as error:  # raised by the model's code, for want of other inputs
-        raise MoELensError(
-            f"the router at {path!r} cannot be called with hidden states [token, d_model] alone: {error}"
-        ) from error
-    slots = _output_slots(output, n_experts)
-    if slots is None:
-        raise MoELensError(
-            f"the router at {path!r} returns {_shapes(output)}; expected logits [token, expert], "
-            "gating weights [token, k] and selected experts [token, k]"
-        )
-    logits, weights, indices = (output[slot] for slot in slots)
-    scoring = recognize_rule(logits, indices, weights)
-    if scoring is None:
-        raise MoELensError(
-            f"the router at {path!r} turns logits into gating weights by a rule that is not known; "
-            "known are softmax and sigmoid, renormalised or not, times a constant"
-        )
-    return ObservedRouter(n_experts, indices.shape[-1], d_model, scoring, slots)
-
-
-def _output_slots(output: Any, n_experts: int) -> tuple[int, int, int] | None:
-    """Where logits, weights and indices are in a router's output, None unless each is there."""
-    if not isinstance(output, tuple) or not all(isinstance(part, Tensor) for part in output):
-        return None
-    chosen = [i for i, part in enumerate(output) if not part.is_floating_point() and part.ndim == 2]
-    if len(chosen) != 1:
-        return None
-    k = output[chosen[0]].shape[-1]
-    floats = [i for i, part in enumerate(output) if part.is_floating_point()]
-    logits = [i for i in floats if output[i].shape == (PROBE_TOKENS, n_experts)]
-    weights = [i for i in floats if output[i].shape == (PROBE_TOKENS, k) and i not in logits[:1]]
-    return (logits[0], weights[0], chosen[0]) if logits and weights else None
-
-
-def _shapes(output: Any) -> str:
-    parts = output if isinstance(output, tuple) else (output,)
-    return ", ".join(str(list(part.shape)) if isinstance(part, Tensor) else type(part).__name__ for part in parts)
+def _in_turn(logits: Tensor, indices: Tensor, margin: float) -> Tensor:
+    """Weights [..., k] of experts chosen one after another, see `ScoringRule`; float32."""
+    left, weights = logits.float(), []
+    for slot in range(indices.shape[-1]):
+        best = left.max(-1, keepdim=True).values
+        near = (best - logits) / logits.abs().clamp(min=best) <= margin
+        chosen = indices[..., slot, None]
+        weights.append(left.masked_fill(~near, -torch.inf).softmax(-1).gather(-1, chosen))
+        left = left.scatter(-1, chosen, -torch.inf)
+    return torch.cat(weights, -1)

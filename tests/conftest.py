@@ -118,3 +118,9 @@ def lens(lenses: dict[str, MoELens], family: str) -> MoELens:
 @pytest.fixture
 def olmoe(lenses: dict[str, MoELens]) -> MoELens:
     return lenses["olmoe"]
+
+
+@pytest.fixture
+def most_used_experts(lens: MoELens) -> ExpertSet:
+    """The two most used experts of each layer on the fixed corpus."""
+    return most_used(lens, CORPUS, size=2)

@@ -306,7 +306,8 @@ def test_accessors_refuse_what_would_mislead(olmoe):
 
 
 def test_bad_requests_say_what_is_possible(olmoe):
-    with pytest.raises(MoELensError, match="attention, logits, moe_output, residual, routing; got weights"):
+    known = "attention, expert_outputs, logits, moe_output, residual, routing"
+    with pytest.raises(MoELensError, match=f"{known}; got weights"):
         olmoe.records(TEXTS, capture=("weights",))
     with pytest.raises(MoELensError, match="batch_size=0"):
         olmoe.generate(TEXTS, batch_size=0)

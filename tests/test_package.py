@@ -21,8 +21,8 @@ GROUPS = (
     ("errors",),
     ("architecture", "routing", "experts", "data", "metrics", "results", "loading", "organism"),
     (
-        "positions", "record", "batching", "delta", "interventions", "statistics", "attention", "plots", "views",
-        "console",
+        "positions", "record", "batching", "delta", "interventions", "statistics", "attention", "vocabulary", "plots",
+        "views", "console",
     ),
     ("accessors", "applying", "lens"),
     ("scores", "evaluation", "masking", "ablation", "decoding", "tuning"),

@@ -1,0 +1,194 @@
+"""Where experts and routers are: candidates for MoE layers, told by how their modules are called."""
+
+import inspect
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from moe_lens.architecture.layer import MoELayer, ScoredInputs, SkippingExperts, SortedSlots
+from moe_lens.architecture.routers import ObservedRouter, RouterProbe, are_probabilities, output_slots
+from moe_lens.errors import MoELensError
+from moe_lens.routing import ScoringRule, recognize_rule
+
+GATING_ARGUMENTS = (("top_k_index", "top_k_weights"), ("router_indices", "routing_weights"))
+ROUTER_NAMES = ("gate", "router")
+SHARED_EXPERTS_NAMES = ("shared_experts", "shared_expert", "shared_mlp")
+OTHER_MODALITIES = re.compile(r"(^|[._])(visual|vision|audio|image)([._]|$)")
+SCALE_AFTER_NAME = "routed_scaling_factor"
+NO_ARGUMENT = (-1, "")
+
+
+@dataclass(frozen=True)
+class Site:
+    """Paths of one MoE layer's modules, and what kind of layer it is."""
+
+    kind: type[MoELayer]
+    block: str
+    router: str
+    experts: str
+    index_argument: tuple[int, str] = NO_ARGUMENT
+    weight_argument: tuple[int, str] = NO_ARGUMENT
+
+    @property
+    def stack(self) -> str:
+        """Path of the list of layers that this one is in."""
+        match = re.match(r"(.*?)\.\d+\.", self.router)
+        return match[1] if match else self.router
+
+    def described(self, layer: int, modules: dict[str, nn.Module]) -> MoELayer:
+        """The whole description, from calls of the router; MoELensError for what it cannot tell."""
+        observed = _observe(self, modules)
+        return self.kind(
+            layer=layer,
+            router=self.router,
+            experts=self.experts,
+            shared_experts=child(self.block, SHARED_EXPERTS_NAMES, modules),
+            index_argument=self.index_argument,
+            weight_argument=self.weight_argument,
+            observed=observed,
+            scale_after=_scale_after(self, modules),
+        )
+
+
+def find_sites(model: nn.Module, modules: dict[str, nn.Module]) -> list[Site]:
+    """All MoE layers, in the order of the modules; MoELensError if there are none, or experts without a router.
+
+    Experts are modules called with selected experts and gating weights; the router is their sibling. Two more forms
+    are known: experts that all see every token, and a block that sorts tokens by expert.
+    """
+    modules = {path: module for path, module in modules.items() if not OTHER_MODALITIES.search(path)}
+    found = {path: names for path, module in modules.items() if (names := _gating_arguments(module))}
+    sites = [_standard(path, names, modules) for path, names in found.items()]
+    sites = sites or [site for path in modules if (site := _unusual(path, modules))]
+    if not sites:
+        raise MoELensError(
+            f"{type(model).__name__} has no MoE layers: expected experts called with selected experts "
+            "and gating weights, as OLMoE's, Mixtral's and Qwen-MoE's are in transformers >= 5; "
+            "choose such a model"
+        )
+    return sites
+
+
+def child(parent: str, names: tuple[str, ...], modules: dict[str, nn.Module]) -> str | None:
+    """The path of the child of `parent` that has one of these names, None without."""
+    return next((f"{parent}.{name}" for name in names if f"{parent}.{name}" in modules), None)
+
+
+def _standard(experts: str, names: Any, modules: dict[str, nn.Module]) -> Site:
+    block = experts.rpartition(".")[0]
+    router = child(block, ROUTER_NAMES, modules)
+    if router is None:
+        raise MoELensError(
+            f"found experts at {experts!r} but no router beside them, called "
+            f"{' or '.join(ROUTER_NAMES)}; {block!r} has {list(modules[block]._modules)}"
+        )
+    skips = getattr(modules[router], "num_router_classes", None) == getattr(modules[experts], "num_experts", 0) + 1
+    return Site(SkippingExperts if skips else MoELayer, block, router, experts, *names)
+
+
+def _unusual(path: str, modules: dict[str, nn.Module]) -> Site | None:
+    """The site of a router (at `path`) of llama4's form or of jetmoe's, whose experts get no indices."""
+    block, _, name = path.rpartition(".")
+    kinds = {"Llama4Router": ScoredInputs, "JetMoeTopKGating": SortedSlots}
+    kind = kinds.get(type(modules[path]).__name__)
+    if name not in ROUTER_NAMES or kind is None or ".self_attention." in path:
+        return None
+    return Site(kind, block, path, child(block, ("experts",), modules) or block)
+
+
+def _gating_arguments(module: nn.Module) -> tuple[tuple[int, str], tuple[int, str]] | None:
+    """(position, name) of the selected experts and the weights in the module's forward, None without them."""
+    # The class's forward: a tracing library may have replaced the instance's by one without these names.
+    names = list(inspect.signature(type(module).forward).parameters)[1:]
+    for index, weight in GATING_ARGUMENTS:
+        if index in names and weight in names:
+            return (names.index(index), index), (names.index(weight), weight)
+    return None
+
+
+def _observe(site: Site, modules: dict[str, nn.Module]) -> ObservedRouter:
+    """What calls of the site's router show; MoELensError for a rule that is not known."""
+    router, block = modules[site.router], modules[site.block]
+    probe = RouterProbe(router, site.router, block)
+    output = probe()
+    slots = output_slots(output, site.router) if site.kind in (MoELayer, SkippingExperts) else (0, 1, 2)
+    draft = _draft(site, probe, output, slots, router, block)
+    logits, indices, weights = _decided(draft, output, block)
+    rule = _rule(logits, indices, weights, router, site.router)
+    other = RouterProbe(router, site.router, block, seed=1)
+    again = _rule(*_decided(draft, other(), block), router, site.router)
+    if rule != again:
+        raise MoELensError(f"the router at {site.router!r} follows {rule} or {again}; expected one rule")
+    return ObservedRouter(
+        n_experts=logits.shape[-1],
+        top_k=indices.shape[-1],
+        scoring=rule,
+        output_slots=slots,
+        returns_probabilities=draft.observed.returns_probabilities,
+        map_width=probe.map_width(logits.shape[-1]),
+        selection_bias=_selection_bias(draft, probe, block, logits, indices),
+        chooses_by_token=probe.chooses_by_token,
+    )
+
+
+def _draft(
+    site: Site, probe: RouterProbe, output: Any, slots: tuple[int, int, int] | None, router: nn.Module, block: nn.Module
+) -> MoELayer:
+    """The layer with what reading the router's output needs, its rule not yet known."""
+    logits = output if slots is None else output[slots[0]]
+    if site.kind is ScoredInputs:
+        logits = output[1]
+    elif site.kind is SortedSlots:
+        logits = output[4]
+    n_experts, top_k = logits.shape[-1], next((int(m.top_k) for m in (router, block) if hasattr(m, "top_k")), 0)
+    observed = ObservedRouter(
+        n_experts, top_k, ScoringRule("softmax", False), slots, are_probabilities(logits), n_experts, None, False
+    )
+    return site.kind(0, site.router, site.experts, None, site.index_argument, site.weight_argument, observed)
+
+
+def _decided(draft: MoELayer, output: Any, block: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits, indices and weights; where the output is logits alone, chosen by the block's own code."""
+    if draft.observed.output_slots is not None:
+        return draft.decision(output)
+    if not hasattr(block, "route_tokens_to_experts"):
+        raise MoELensError(
+            f"the router at {draft.router!r} returns logits alone and {type(block).__name__} does not say how it "
+            "chooses by them; expected a method route_tokens_to_experts"
+        )
+    weights, indices = block.route_tokens_to_experts(output)
+    return output, indices, weights
+
+
+def _rule(logits: Tensor, indices: Tensor, weights: Tensor, router: nn.Module, path: str) -> ScoringRule:
+    used = (weights != 0).all(-1)  # a skipped token's weight is no score
+    margin = 2 * (getattr(router, "router_jitter_noise", None) or 0.0)
+    rule = recognize_rule(logits[used], indices[used], weights[used], margin=margin)
+    if rule is None:
+        raise MoELensError(
+            f"the router at {path!r} turns logits into gating weights by a rule that is not known; known are softmax, "
+            "sigmoid and the root of softplus, renormalised or not, times a constant"
+        )
+    return rule
+
+
+def _selection_bias(
+    draft: MoELayer, probe: RouterProbe, block: nn.Module, logits: Tensor, indices: Tensor
+) -> str | None:
+    """The tensor whose numbers change which experts are selected, but not the logits."""
+    for name in probe.candidates_for_bias(logits.shape[-1]):
+        changed, chosen, _ = _decided(draft, probe.changed(name)(), block)
+        if torch.equal(changed, logits) and not torch.equal(chosen.sort(-1).values, indices.sort(-1).values):
+            return name
+    return None
+
+
+def _scale_after(site: Site, modules: dict[str, nn.Module]) -> float:
+    """What the block multiplies the experts' output by: its factor where the router has none of that name."""
+    block, router = modules[site.block], modules[site.router]
+    if hasattr(router, SCALE_AFTER_NAME) or not hasattr(block, SCALE_AFTER_NAME):
+        return 1.0
+    return float(getattr(block, SCALE_AFTER_NAME))

@@ -1,0 +1,75 @@
+"""The logit lens: what a model would predict from a residual stream, by its own code behind the layers."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from moe_lens.architecture import MoEArchitecture
+from moe_lens.errors import MoELensError
+
+
+def project_on_vocab(model: nn.Module, architecture: MoEArchitecture, residual: Tensor) -> Tensor:
+    """The logits that `model` makes of `residual` [..., d_model] where its last layer's output is: [..., vocab].
+
+    Everything behind the layers is the model's own: final norm, head, scaling or capping of logits, joining of several
+    residual streams. residual: as a layer gives it, with any axes in the place of batch and pos. No layer runs, so
+    interventions play no part. Not for use inside a trace: give it what a trace saved.
+    """
+    given = _first_layer_output(model, architecture)
+    stream = (given[0] if isinstance(given, tuple) else given).shape[2:]  # or [stream, d_model] of several streams
+    if residual.shape[-len(stream) :] != stream:
+        expected = ", ".join(map(str, stream))
+        raise MoELensError(f"expected a residual stream [..., {expected}]; got {list(residual.shape)}")
+    flat = residual.reshape(-1, 1, *stream)  # every vector is a sequence of one position
+    ids = torch.zeros(flat.shape[:2], dtype=torch.long, device=residual.device)
+    with _layers_give(model, architecture, (flat, *given[1:]) if isinstance(given, tuple) else flat):
+        logits = model(input_ids=ids, use_cache=False).logits
+    return logits.reshape(*residual.shape[: -len(stream)], -1)
+
+
+class _FirstLayerDone(BaseException):
+    """Ends a forward pass after its first layer."""
+
+
+def _first_layer_output(model: nn.Module, architecture: MoEArchitecture) -> Any:
+    """What the first layer gives for one token, a tensor or a tuple that begins with one."""
+    seen = []
+
+    def stop(module: nn.Module, inputs: Any, output: Any) -> None:
+        seen.append(output)
+        raise _FirstLayerDone
+
+    handle = model.get_submodule(architecture.layers[0]).register_forward_hook(stop)
+    try:
+        with torch.no_grad():
+            model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device), use_cache=False)
+    except _FirstLayerDone:
+        pass
+    finally:
+        handle.remove()
+    return seen[0]
+
+
+@contextmanager
+def _layers_give(model: nn.Module, architecture: MoEArchitecture, output: Any) -> Iterator[None]:
+    """Inside the block every decoder layer gives `output`, whatever it is called with."""
+    path, _, name = architecture.layers[0].rpartition(".")[0].rpartition(".")
+    parent = model.get_submodule(path)
+    layers = getattr(parent, name)
+    setattr(parent, name, nn.ModuleList([_giving(layer, output) for layer in layers]))
+    try:
+        yield
+    finally:
+        setattr(parent, name, layers)
+
+
+def _giving(layer: nn.Module, output: Any) -> nn.Module:
+    """A stand-in with the layer's attributes that gives `output`."""
+    stand_in = copy.copy(layer)
+    stand_in._forward_hooks, stand_in._forward_pre_hooks = {}, {}
+    stand_in.forward = lambda *arguments, **named: output
+    return stand_in
