@@ -9,14 +9,17 @@ import torch
 from byte_level_tokenizer import CHAT_TEMPLATE, byte_level_tokenizer, text_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_tokenizers import SlowLetters, bpe, nfkc, slow_bytes, unigram
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from moe_lens.data import FIGURE_10, Example, collate, encode, load_examples
+from moe_lens.data.offsets import Offsets, tokenise
 from moe_lens.errors import MoELensError
 
 PLAIN, CHAT = byte_level_tokenizer(chat=False), byte_level_tokenizer(chat=True)
 UNCUT = byte_level_tokenizer(chat=False, trim_offsets=False)
+KINDS = {"unigram": unigram(), "bpe": bpe(), "nfkc": nfkc(), "slow bytes": slow_bytes()}
 TOKENIZERS = pytest.mark.parametrize("tokenizer", [PLAIN, CHAT, UNCUT], ids=["plain", "chat", "uncut"])
 UNTIMED = settings(deadline=None)  # a busy machine is no failure
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
@@ -153,9 +156,83 @@ def test_batches_of_nothing_or_of_both_kinds_are_refused():
             collate(rows, 0)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("context", "answers", "expected"),
+    [
+        ("in New York, (Paris) and Paris.", ("Paris", "New York"), ["New York", "Paris", "Paris"]),
+        ("🜚北 and 北 🜚", ("🜚", "北"), ["🜚", "北", "北", "🜚"]),
+        ("the café, the naïve café", ("café",), ["café", "café"]),
+        ("New  York\x00and\nNew York", ("New York", "and"), ["and", "New York"]),
+        ("<Table> <Tr> <Td colspan=\"2\"> Paris </Td> </Tr>", ("Paris", "2"), ["2", "Paris"]),
+        ("هنا باريس 👩‍🔬 end", ("باريس", "👩‍🔬"), ["باريس", "👩‍🔬"]),
+        ("from 1939–1945, 9", ("1945", "9"), ["1945", "9"]),
+        ("nothing here", ("Paris",), []),
+    ],
+)
+def test_spans_of_every_kind_of_tokenizer_decode_to_their_answer(kind, context, answers, expected):
+    """Exactly, but for the space before it; the last kind is slow and has no offsets."""
+    tokenizer = KINDS[kind]
+    encoded = encode(example(context, *answers), tokenizer)
+    assert [text.removeprefix(" ") for text in spans_as_text(encoded, tokenizer)] == [
+        rewritten(kind, text) for text in expected
+    ]
+    assert rewritten(kind, context) in text_of(tokenizer, encoded.input_ids[encoded.context])
+    assert text_of(tokenizer, encoded.input_ids[encoded.question]).strip() == "Which one?"
+
+
+def rewritten(kind: str, text: str) -> str:
+    """What a tokenizer that rewrites characters makes of a text."""
+    return KINDS["nfkc"].backend_tokenizer.normalizer.normalize_str(text) if kind == "nfkc" else text
+
+
+@pytest.mark.parametrize("kind", ["unigram", "bpe", "slow bytes"])
+@settings(deadline=None, max_examples=40)
+@given(before=TEXT, answer=SPEAKING_TEXT, after=TEXT, question=SPEAKING_TEXT)
+def test_spans_of_sentencepiece_like_and_slow_tokenizers_hold_any_text(kind, before, answer, after, question):
+    tokenizer, context = KINDS[kind], before + answer + after
+    encoded = encode(example(context, answer, question=question), tokenizer)
+    assert context.strip() in text_of(tokenizer, encoded.input_ids[encoded.context])
+    assert question in text_of(tokenizer, encoded.input_ids[encoded.question])
+    assert encoded.answer_spans
+    assert all(answer in text for text in spans_as_text(encoded, tokenizer))
+
+
+def test_the_bytes_of_unknown_characters_are_told_apart():
+    """A unigram tokenizer gives all bytes of a run of unknown characters the same offsets."""
+    encoded = encode(example("🜚北 北京", "北"), KINDS["unigram"])
+    assert [span.stop - span.start for span in encoded.answer_spans] == [3]
+    assert spans_as_text(encoded, KINDS["unigram"]) == ["北"]
+
+
+def test_what_a_tokenizer_drops_has_no_span_and_a_dropped_question_is_refused():
+    dropped = "\x01"
+    encoded = encode(example(dropped, dropped), KINDS["nfkc"])
+    assert (encoded.context, encoded.answer_spans) == (None, ())
+    with pytest.raises(MoELensError, match="no token covers the question of example 'e'"):
+        encode(example("a", question=dropped), KINDS["nfkc"])
+
+
+def test_a_slow_tokenizer_that_loses_text_is_refused_and_one_that_keeps_it_is_exact():
+    tokenizer = SlowLetters()
+    ids, offsets = tokenise("the cat sat", tokenizer, add_special_tokens=True)
+    assert text_of(tokenizer, ids[offsets.tokens(slice(4, 7))]) == "cat"
+    with pytest.raises(MoELensError, match="decodes its tokens to the very text they came from"):
+        encode(example("a"), tokenizer)  # the prompt has capitals
+
+
+def test_a_span_is_from_the_first_to_the_last_token_that_covers_a_character():
+    """Against the definition, on offsets in no order, with tokens that cover nothing."""
+    offsets = [(0, 0), (0, 3), (3, 5), (5, 5), (3, 5), (5, 9), (0, 0)]
+    for start in range(9):
+        for stop in range(start + 1, 10):
+            covering = [t for t, (a, b) in enumerate(offsets) if a < stop and b > start and a < b]
+            assert Offsets(offsets).tokens(slice(start, stop)) == slice(covering[0], covering[-1] + 1)
+    assert Offsets(offsets).tokens(slice(9, 12)) is None
+    assert Offsets([(0, 2), (4, 6)]).tokens(slice(2, 4)) is None
+
+
 def test_tokenizers_that_cannot_give_spans_are_refused():
-    with pytest.raises(MoELensError, match="fast tokenizer"):
-        encode(example("a"), ByT5Tokenizer())
     lossy = Tokenizer(models.BPE(vocab={"a": 0}, merges=[]))
     lossy.pre_tokenizer = pre_tokenizers.Whitespace()
     with pytest.raises(MoELensError, match="keeps all text"):

@@ -2,17 +2,22 @@
 
 from moe_lens.data.encoding import Batch, Encoded, collate, encode
 from moe_lens.data.example import Example
+from moe_lens.data.fitting import Fitted, fit
 from moe_lens.data.loading import load_examples
 from moe_lens.data.prompts import FIGURE_10, Prompt, PromptTemplate
+from moe_lens.data.rows import parse_columns
 
 __all__ = [
     "FIGURE_10",
     "Batch",
     "Encoded",
     "Example",
+    "Fitted",
     "Prompt",
     "PromptTemplate",
     "collate",
     "encode",
+    "fit",
     "load_examples",
+    "parse_columns",
 ]

@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from moe_lens.data.example import Example
+from moe_lens.data.offsets import tokenise
 from moe_lens.data.prompts import FIGURE_10, Prompt, PromptTemplate, shift
 from moe_lens.errors import MoELensError
 
@@ -69,27 +70,33 @@ def encode(
 
     continuation: a text to append instead of the answer, with end-of-sequence; the spans stay those of the answers.
 
-    A span holds every token that covers some of its characters, so a token that merges the space before
-    an answer belongs to the answer. The answer is tokenised apart from the prompt, so the prompt's tokens are
-    the same with and without it.
-    Raises MoELensError for a tokenizer without character offsets, or (`with_answer`) without end-of-sequence.
+    A span holds every token that covers some of its characters: it decodes to its text, and to what else the tokens
+    at its two ends hold, which mostly is the space before it. The answer is tokenised apart from the prompt, so the
+    prompt's tokens are the same with and without it. An answer, or a whole context, of which the tokenizer keeps
+    nothing has no span.
+    Raises MoELensError for a slow tokenizer that does not decode its tokens to the same text, for a question of which
+    the tokenizer keeps nothing, or (`with_answer`) without end-of-sequence.
     """
-    if not tokenizer.is_fast:
-        raise MoELensError(f"spans need a fast tokenizer, with offsets; got {type(tokenizer).__name__}")
     prompt = template.render(example, tokenizer)
-    tokens = tokenizer(prompt.text, add_special_tokens=prompt.turn is None, return_offsets_mapping=True)
-    offsets = tokens["offset_mapping"]
-    occurrences = [] if prompt.context is None else _occurrences(example.answers, prompt)
+    ids, offsets = tokenise(prompt.text, tokenizer, add_special_tokens=prompt.turn is None)
+    question = offsets.tokens(prompt.question)
+    if question is None:
+        raise MoELensError(
+            f"no token covers the question of example {example.id!r}; use a tokenizer that keeps all text, such as a "
+            "byte-level one"
+        )
+    found = [] if prompt.context is None else occurrences(example.answers, prompt.text[prompt.context])
+    answers = [shift(answer, prompt.context.start) for answer in found]
     appended = example.answers[0] if with_answer and continuation is None else continuation
     answer_ids = [] if appended is None else _answer_ids(appended, prompt, tokenizer)
     return Encoded(
         id=example.id,
         text=prompt.text,
-        input_ids=(*tokens["input_ids"], *answer_ids),
-        context=None if prompt.context is None else _token_slice(offsets, prompt.context),
-        question=_token_slice(offsets, prompt.question),
-        answer_spans=tuple(_token_slice(offsets, found) for found in occurrences),
-        prompt_length=len(tokens["input_ids"]),
+        input_ids=(*ids, *answer_ids),
+        context=None if prompt.context is None else offsets.tokens(prompt.context),
+        question=question,
+        answer_spans=tuple(span for answer in answers if (span := offsets.tokens(answer)) is not None),
+        prompt_length=len(ids),
     )
 
 
@@ -126,36 +133,20 @@ def collate(encoded: Sequence[Encoded], pad_id: int) -> Batch:
     )
 
 
-def _occurrences(answers: Sequence[str], prompt: Prompt) -> list[slice]:
-    """Character ranges of all gold answers in the prompt's context, in rising order.
+def occurrences(answers: Sequence[str], context: str) -> list[slice]:
+    """Character ranges of all gold answers in a context, in rising order.
 
     An answer counts where it stands as a whole word ("9" is not in "1939"); one that never does, as in
     scripts without spaces, counts wherever it stands.
     """
     found = set()
-    context = prompt.text[prompt.context]
     for answer in answers:
         anywhere = re.escape(answer)
         left = r"(?<!\w)" if re.match(r"\w", answer[0]) else ""
         right = r"(?!\w)" if re.match(r"\w", answer[-1]) else ""
         matches = list(re.finditer(left + anywhere + right, context))
         found |= {match.span() for match in matches or re.finditer(anywhere, context)}
-    return [shift(slice(*span), prompt.context.start) for span in sorted(found)]
-
-
-def _token_slice(offsets: Sequence[tuple[int, int]], characters: slice) -> slice:
-    """The tokens that cover some of these characters."""
-    covering = [
-        token
-        for token, (start, stop) in enumerate(offsets)
-        if start < characters.stop and stop > characters.start
-    ]
-    if not covering:
-        raise MoELensError(
-            f"no token covers the prompt's characters {characters.start} to {characters.stop}; "
-            "use a tokenizer that keeps all text, such as a byte-level one"
-        )
-    return slice(covering[0], covering[-1] + 1)
+    return [slice(*span) for span in sorted(found)]
 
 
 def _answer_ids(answer: str, prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -16,8 +16,9 @@ class Example:
     task: the name of the task or data set.
     options: of a multiple-choice question, what can be chosen, in the order shown; every answer is one of them.
 
-    Raises MoELensError for a blank question, no answers, an answer or option that is blank or has space around
-    it, or options (at least two different ones) that an answer is not among.
+    Raises MoELensError for a field that is no text or holds half a surrogate pair, a blank question, no answers, an
+    answer or option that is blank or has space around it, or options (at least two different ones) that an answer
+    is not among.
     """
 
     id: str
@@ -29,6 +30,7 @@ class Example:
     options: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        self._check_texts()
         if not self.question.strip():
             raise MoELensError(f"example {self.id!r} has a blank question; give it one or leave it out")
         if not self.answers or not all(answer and answer == answer.strip() for answer in self.answers):
@@ -47,3 +49,20 @@ class Example:
             raise MoELensError(
                 f"example {self.id!r} needs answers that are among its options {self.options!r}; got {self.answers!r}"
             )
+
+    def _check_texts(self) -> None:
+        known = () if self.original_answer is None else (self.original_answer,)
+        lists = isinstance(self.answers, tuple) and isinstance(self.options, tuple)
+        if not lists or not all(
+            isinstance(text, str)
+            for text in (self.id, self.context, self.question, self.task, *self.answers, *known, *self.options)
+        ):
+            raise MoELensError(f"example {self.id!r} must be made of texts, its answers and options of tuples of them")
+        for text in (self.id, self.context, self.question, *self.answers, *known, *self.options):
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise MoELensError(
+                    f"example {self.id!r} holds half of a surrogate pair, which no tokenizer takes: "
+                    f"{text[error.start : error.end]!r}; repair its encoding"
+                ) from None

@@ -1,0 +1,118 @@
+"""Examples that fit a length in tokens: longer ones dropped or cut around their answer, and what that did, counted."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Literal, get_args
+
+from transformers import PreTrainedTokenizerBase
+
+from moe_lens.data.encoding import encode, occurrences
+from moe_lens.data.example import Example
+from moe_lens.data.prompts import FIGURE_10, PromptTemplate
+from moe_lens.errors import MoELensError
+
+TooLong = Literal["drop", "truncate"]
+TRIES = 50
+"""How often a context is cut shorter before its example is dropped; two or three cuts are usual."""
+EDGE = 20
+"""How far, in characters, a cut moves inwards so as not to fall into a word."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Examples that fit, and the ids of those that were changed or are special.
+
+    dropped: too long, and left out. truncated: too long, and kept with a part of their context.
+    without_answer: kept although none of their answers stands in their context; they have no answer span.
+    """
+
+    examples: tuple[Example, ...]
+    dropped: tuple[str, ...]
+    truncated: tuple[str, ...]
+    without_answer: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """What a command line says of it, in one sentence."""
+        return (
+            f"{len(self.examples)} examples; {len(self.dropped)} were too long and left out, {len(self.truncated)} had "
+            f"their context cut around the answer; in {len(self.without_answer)} no answer stands in the context"
+        )
+
+
+def fit(
+    examples: Iterable[Example],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int | None = None,
+    too_long: TooLong = "drop",
+    template: PromptTemplate = FIGURE_10,
+    with_answer: bool = False,
+) -> Fitted:
+    """The examples whose prompts have at most `max_length` tokens (any number for None), in their order.
+
+    too_long: "drop" leaves the others out; "truncate" cuts their context to a stretch around the first place where
+        an answer stands (its beginning where none does), at a space where one is near, and leaves out only those
+        that are too long even so.
+    with_answer: the answer that training appends counts too.
+
+    Every example is rendered and tokenised here, so one that cannot be fails before a model has run.
+    Raises MoELensError for such an example, by its id, and if none is left.
+    """
+    if too_long not in get_args(TooLong):
+        raise MoELensError(f"too_long must be one of {', '.join(get_args(TooLong))}; got {too_long!r}")
+    encoded_as = partial(encode, tokenizer=tokenizer, template=template, with_answer=with_answer)
+    kept, dropped, truncated, without_answer = [], [], [], []
+    for example in examples:
+        encoded = encoded_as(example)
+        if max_length is not None and len(encoded.input_ids) > max_length:
+            shorter = _truncated(example, max_length, encoded_as) if too_long == "truncate" else None
+            (dropped if shorter is None else truncated).append(example.id)
+            if shorter is None:
+                continue
+            example, encoded = shorter, encoded_as(shorter)
+        kept.append(example)
+        if encoded.context is not None and not encoded.answer_spans:
+            without_answer.append(example.id)
+    if not kept:
+        raise MoELensError(f"no example is left: all {len(dropped)} have more than {max_length} tokens")
+    return Fitted(tuple(kept), tuple(dropped), tuple(truncated), tuple(without_answer))
+
+
+def _truncated(example: Example, max_length: int, encoded_as: partial) -> Example | None:
+    """The example with as much of its context as fits; None if not even an answer does."""
+    context = example.context.strip()
+    encoded = encoded_as(example)
+    if encoded.context is None:
+        return None
+    answer = next(iter(occurrences(example.answers, context)), slice(0, 0))
+    used = encoded.context.stop - encoded.context.start
+    room = max_length - (len(encoded.input_ids) - used)
+    width = len(context)
+    for _ in range(TRIES):
+        if room < 1 or width <= max(1, answer.stop - answer.start):
+            return None
+        width = min(width - 1, width * room // used)
+        stretch = _stretch(context, answer, max(width, answer.stop - answer.start))
+        if not stretch:
+            return None
+        shorter = replace(example, context=stretch)
+        encoded = encoded_as(shorter)
+        if len(encoded.input_ids) <= max_length:
+            return shorter
+        used = max(1, room + len(encoded.input_ids) - max_length)
+    return None
+
+
+def _stretch(context: str, answer: slice, width: int) -> str:
+    """About `width` characters of the context with the answer in their middle, cut at spaces where these are near."""
+    start = min((answer.start + answer.stop - width) // 2, len(context) - width)
+    start = max(0, start)
+    stop = start + width
+    if 0 < start < answer.start and not context[start - 1].isspace():
+        highest = min(start + EDGE, answer.start)
+        start = next((place for place in range(start, highest) if context[place].isspace()), start)
+    if answer.stop < stop < len(context) and not context[stop].isspace():
+        lowest = max(stop - EDGE, answer.stop, start + 1)
+        stop = next((place for place in range(stop - 1, lowest - 1, -1) if context[place].isspace()), stop)
+    return context[start:stop].strip()
