@@ -61,6 +61,14 @@ class Record:
         """
         return position_mask(self.attention_mask, self.context_spans, self.question_spans, positions, self.labels)
 
+    def kept_mask(self, positions: Positions) -> Tensor:
+        """Which rows of what was captured count, bool [batch, row]; MoELensError for positions that were not kept."""
+        mask = self.position_mask(positions)
+        kept = mask[:, self.kept]
+        if kept.sum() != mask.sum():
+            raise MoELensError(f"the record did not keep all positions {positions!r}; ask for positions={positions!r}")
+        return kept
+
     def kept_rows(self, steps: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Where each row's steps are along `row` of what was captured, int64 [batch, step], and which rows have them.
 

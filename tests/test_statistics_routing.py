@@ -11,7 +11,7 @@ from test_usage import record
 from moe_lens.errors import MoELensError
 from moe_lens.experts import ExpertSet
 from moe_lens.routing import Routing
-from moe_lens.statistics import ExpertUsage, RouterLoad, RoutingVectors
+from moe_lens.statistics import CoActivation, ExpertUsage, RouterLoad, RoutingVectors, SelectedExperts
 
 RECORDS = [record([11, 3, 8], k=3, n_experts=7), record([5, 9], k=3, n_experts=7, seed=4, pads=2)]
 
@@ -79,8 +79,8 @@ def test_an_even_load_is_known():
     assert row[["entropy", "load_entropy", "max_load", "unused", "balance_loss"]].tolist() == [2, 2, 1, 0, 2]
 
 
-SUMMED = pytest.mark.parametrize("make", [RouterLoad], ids=lambda make: make.__name__)
-LISTED = pytest.mark.parametrize("make", [RoutingVectors], ids=lambda make: make.__name__)
+SUMMED = pytest.mark.parametrize("make", [RouterLoad, CoActivation], ids=lambda make: make.__name__)
+LISTED = pytest.mark.parametrize("make", [RoutingVectors, SelectedExperts], ids=lambda make: make.__name__)
 
 
 @SUMMED

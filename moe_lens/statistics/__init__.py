@@ -3,11 +3,15 @@
 from moe_lens.statistics.answers import AnswerProbability
 from moe_lens.statistics.attention import AttentionMass, TokenAttention, average_heads
 from moe_lens.statistics.base import Statistic
+from moe_lens.statistics.coactivation import CoActivation
 from moe_lens.statistics.load import RouterLoad
+from moe_lens.statistics.selections import SelectedExperts
 from moe_lens.statistics.usage import ExpertUsage
 from moe_lens.statistics.vectors import RoutingVectors
+from moe_lens.statistics.vocabulary import VocabularySpecialisation
+from moe_lens.statistics.weights import weight_similarity
 
 __all__ = [
-    "AnswerProbability", "AttentionMass", "ExpertUsage", "RouterLoad", "RoutingVectors", "Statistic", "TokenAttention",
-    "average_heads",
+    "AnswerProbability", "AttentionMass", "CoActivation", "ExpertUsage", "RouterLoad", "RoutingVectors",
+    "SelectedExperts", "Statistic", "TokenAttention", "VocabularySpecialisation", "average_heads", "weight_similarity",
 ]

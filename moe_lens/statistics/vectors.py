@@ -3,10 +3,13 @@
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 
+from moe_lens.errors import MoELensError
 from moe_lens.experts import ExpertSet
 from moe_lens.positions import Positions, check_positions
 from moe_lens.record import Record
+from moe_lens.routing import Routing
 from moe_lens.statistics.base import ExampleRows
 
 
@@ -16,6 +19,7 @@ class RoutingVectors(ExampleRows):
     Over all experts of a layer the rates sum to k; divided by k, their mean over examples is Eq. 8.
     experts: the ones kept, such as the context-faithful experts (Figure 4); by default all.
     positions: which tokens count, as in `Record.position_mask`. An example without any has no rows.
+    k: how many experts of each token count, those of the highest gating weights; by default all that are selected.
 
     >>> [vectors] = lens.measure(examples, RoutingVectors(faithful))
     >>> routing_map(vectors.table().assign(task="squad"), by="task")
@@ -24,10 +28,14 @@ class RoutingVectors(ExampleRows):
     captures = frozenset({"routing"})
     key = ("id", "layer", "expert")
 
-    def __init__(self, experts: ExpertSet | None = None, *, positions: Positions = "all") -> None:
+    def __init__(
+        self, experts: ExpertSet | None = None, *, positions: Positions = "all", k: int | None = None
+    ) -> None:
         check_positions(positions)
-        self.experts, self.positions = experts, positions
-        super().__init__({"experts": None if experts is None else str(experts), "positions": positions})
+        if k is not None and k < 1:
+            raise MoELensError(f"k is how many experts of a token count, at least 1; got {k}")
+        self.experts, self.positions, self.k = experts, positions, k
+        super().__init__({"experts": None if experts is None else str(experts), "positions": positions, "k": k})
 
     def rows(self, record: Record) -> pd.DataFrame:
         """Columns id, layer, expert, rate, tokens (how many of the example's tokens counted)."""
@@ -39,7 +47,8 @@ class RoutingVectors(ExampleRows):
             experts = torch.arange(routing.n_experts)
             if self.experts is not None:
                 experts = torch.tensor(sorted(self.experts[layer]), dtype=torch.int64)
-            selected = (routing.selected() & mask.to(routing.indices.device)[..., None]).sum(1).cpu()  # [batch, expert]
+            selected = self._selected(routing) & mask.to(routing.indices.device)[..., None]
+            selected = selected.sum(1).cpu()  # [batch, expert]
             rates = (selected[counted] / tokens[counted, None].double())[:, experts]
             columns = {
                 "id": np.repeat(np.array(record.ids, dtype=object)[counted.numpy()], len(experts)),
@@ -50,3 +59,12 @@ class RoutingVectors(ExampleRows):
             }
             parts.append(pd.DataFrame(columns))
         return pd.concat(parts, ignore_index=True)
+
+    def _selected(self, routing: Routing) -> Tensor:
+        """Which experts of each token count, bool [batch, pos, expert]."""
+        if self.k is None:
+            return routing.selected()
+        if self.k > routing.indices.shape[-1]:
+            raise MoELensError(f"each token selects {routing.indices.shape[-1]} experts; got k={self.k}")
+        best = routing.indices.gather(-1, routing.weights.topk(self.k, dim=-1).indices)
+        return torch.zeros_like(routing.logits, dtype=torch.bool).scatter(-1, best, True)

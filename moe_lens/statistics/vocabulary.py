@@ -1,0 +1,87 @@
+"""VocabularySpecialisation: which experts a token of the vocabulary goes to, wherever it stands."""
+
+from typing import Literal, Self, get_args
+
+import numpy as np
+import pandas as pd
+
+from moe_lens.errors import MoELensError
+from moe_lens.positions import Positions, check_positions
+from moe_lens.record import Record
+from moe_lens.statistics.base import check_alike, check_captured
+
+Source = Literal["input", "predicted"]
+
+
+class VocabularySpecialisation:
+    """The share of a vocabulary token's occurrences that select an expert, N_xi / N_x (Muennighoff et al. 2024).
+
+    source, what x is: "input", the token that is read at a position, or "predicted", the one the model finds most
+        likely there, which needs logits at all positions that count (`lens.measure(..., positions="all")`).
+    positions: which positions count, as in `Record.position_mask`.
+
+    Only pairs that occur are kept, so memory is bounded by vocabulary times experts, not by the data.
+    """
+
+    def __init__(self, source: Source = "input", *, positions: Positions = "all") -> None:
+        if source not in get_args(Source):
+            raise MoELensError(f"source must be one of {', '.join(get_args(Source))}; got {source!r}")
+        check_positions(positions)
+        self.source, self.positions = source, positions
+        self.captures = frozenset({"routing"} if source == "input" else {"routing", "logits"})
+        self.settings = {"source": source, "positions": positions}
+        self._selected: dict[int, pd.Series] = {}
+        self._tokens = pd.Series(dtype=np.int64)
+
+    def update(self, record: Record) -> Self:
+        """Adds a record's tokens; MoELensError for a record without what is needed."""
+        check_captured(record, self.captures)
+        mask = record.position_mask(self.positions)
+        if self.source == "input":
+            words = record.input_ids[mask]
+        else:
+            predicted = record.input_ids.new_zeros(record.input_ids.shape)
+            record.kept_mask(self.positions)  # raises where a position was not kept
+            predicted[:, record.kept] = record.logits.argmax(-1)
+            words = predicted[mask]
+        words = words.cpu().numpy()  # [token]
+        self._tokens = _added(self._tokens, pd.Series(words).value_counts())
+        for layer, routing in record.routing.items():
+            experts = routing.indices[mask.to(routing.indices.device)].cpu().numpy()  # [token, k]
+            pairs = pd.MultiIndex.from_arrays([np.repeat(words, experts.shape[1]), experts.ravel()])
+            counts = pd.Series(1, index=pairs).groupby(level=[0, 1]).sum()
+            self._selected[layer] = _added(self._selected.get(layer, counts.iloc[:0]), counts)
+        return self
+
+    def merge(self, other: Self) -> Self:
+        """Adds what another statistic of the same settings has seen; MoELensError for any other."""
+        check_alike(self, other)
+        self._tokens = _added(self._tokens, other._tokens)
+        for layer, counts in other._selected.items():
+            self._selected[layer] = _added(self._selected.get(layer, counts.iloc[:0]), counts)
+        return self
+
+    def table(self) -> pd.DataFrame:
+        """One row per layer, token and expert that occur together.
+
+        Columns: layer, expert, token_id, tokens (occurrences of the token, N_x), selected (those that selected the
+        expert, N_xi), specialisation. Over the experts of a token it sums to k. Mind rare tokens: their shares are few
+        and extreme. Raises MoELensError if no token was seen.
+        """
+        if not self._selected:
+            raise MoELensError("VocabularySpecialisation has seen no record; update it, or use lens.measure")
+        parts = []
+        for layer, counts in sorted(self._selected.items()):
+            words, experts = (counts.index.get_level_values(level).to_numpy() for level in (0, 1))
+            tokens = self._tokens.loc[words].to_numpy()
+            columns = {"layer": layer, "expert": experts, "token_id": words, "tokens": tokens}
+            columns |= {"selected": counts.to_numpy(), "specialisation": counts.to_numpy() / tokens}
+            parts.append(pd.DataFrame(columns))
+        table = pd.concat(parts, ignore_index=True).sort_values(["layer", "expert", "token_id"], ignore_index=True)
+        table.attrs = dict(self.settings)
+        return table
+
+
+def _added(first: pd.Series, second: pd.Series) -> pd.Series:
+    """The sums of two series of counts by index."""
+    return first.add(second, fill_value=0).astype(np.int64)

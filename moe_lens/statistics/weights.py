@@ -1,0 +1,46 @@
+"""How alike the weights of a layer's experts are; read from the model, without data."""
+
+from typing import TYPE_CHECKING
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from moe_lens.errors import MoELensError
+from moe_lens.statistics.pairs import pairs_table
+
+if TYPE_CHECKING:
+    from moe_lens.lens import MoELens
+
+
+def weight_similarity(lens: "MoELens") -> pd.DataFrame:
+    """One row per ordered pair of different experts of a layer: layer, expert, other, similarity.
+
+    similarity: the cosine of all the experts' weights, as one vector each. Experts that do the same with their inner
+    units in another order come out as unlike: a high value shows kinship (experts copied from one MLP), a low one does
+    not show difference; `OutputSimilarity` does.
+    """
+    architecture = lens.architecture
+    parts = []
+    for layer in architecture.moe_layers:
+        experts = lens.module.get_submodule(architecture.at(layer).experts)
+        products = torch.zeros(architecture.n_experts, architecture.n_experts, dtype=torch.float64)
+        for weight in _by_expert(experts, architecture.n_experts):
+            products += (weight @ weight.T).double().cpu()
+        norms = products.diagonal().sqrt()
+        parts.append(pairs_table(layer, {"similarity": (products / norms[:, None] / norms).numpy()}))
+    return pd.concat(parts, ignore_index=True)
+
+
+def _by_expert(experts: nn.Module, n_experts: int) -> list[Tensor]:
+    """The experts' parameters as float32 [expert, weight]: of fused tensors [expert, ...], or of a list of modules."""
+    if isinstance(experts, nn.ModuleList):
+        return [
+            torch.stack([weight.detach().float().flatten() for weight in together])
+            for together in zip(*(expert.parameters() for expert in experts), strict=True)
+        ]
+    fused = [weight.detach().float().flatten(1) for weight in experts.parameters() if len(weight) == n_experts]
+    if not fused:
+        shapes = [list(weight.shape) for weight in experts.parameters()]
+        raise MoELensError(f"expected experts' weights with an axis of {n_experts} experts first; got {shapes}")
+    return fused
