@@ -1,8 +1,12 @@
-"""Examples as batches of prompts of similar length, in bounded memory."""
+"""Examples as batches of prompts of similar length, in bounded memory, halved where the device's is too small."""
 
-from collections.abc import Iterable, Iterator
+import gc
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice, zip_longest
+from typing import TypeVar
 
+import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
@@ -10,6 +14,7 @@ from moe_lens.data import Encoded, Example, PromptTemplate, encode
 from moe_lens.errors import MoELensError
 
 BATCHES_PER_WINDOW = 64
+Found = TypeVar("Found")
 
 
 def prompt_batches(
@@ -87,3 +92,50 @@ def _with_continuations(
         if example is None or text is None:
             raise MoELensError("expected one continuation for each example; there are more of one than of the other")
         yield example, text
+
+
+def run_batches(
+    batches: Iterable[tuple[tuple[int, ...], list[Encoded]]],
+    run: Callable[[Sequence[int], Sequence[Encoded]], Sequence[Found]],
+) -> Iterator[tuple[int, Found]]:
+    """What `run` finds for each example of the batches (places, prompts), with the example's place.
+
+    A batch that does not fit in memory is run again in halves, and so are all after it; a warning says so.
+    Raises MoELensError if a single example does not fit.
+    """
+    size = None
+    for places, prompts in batches:
+        start, size = 0, size or len(places)
+        while start < len(places):
+            piece = slice(start, start + size)
+            found = _unless_out_of_memory(run, places[piece], prompts[piece])
+            if found is not None:
+                yield from zip(places[piece], found, strict=True)
+                start += size
+                continue
+            longest = max(len(prompt.input_ids) for prompt in prompts[piece])
+            tried = len(places[piece])
+            if tried == 1:
+                raise MoELensError(f"out of memory with a single example of {longest} tokens; shorten its context")
+            size = tried // 2
+            warnings.warn(
+                f"out of memory with {tried} examples of up to {longest} tokens; going on with {size} at a time",
+                stacklevel=3,
+            )
+
+
+def _unless_out_of_memory(
+    run: Callable[[Sequence[int], Sequence[Encoded]], Sequence[Found]],
+    places: Sequence[int],
+    prompts: Sequence[Encoded],
+) -> Sequence[Found] | None:
+    """What `run` finds; None, with what it had allocated freed, if memory ran out."""
+    try:
+        return run(places, prompts)
+    except RuntimeError as error:  # torch has a class of its own for accelerators only
+        if not (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)):
+            raise
+    gc.collect()  # the failed run's tensors hang on its traceback
+    if torch.accelerator.is_available():
+        torch.accelerator.empty_cache()
+    return None

@@ -1,8 +1,9 @@
 """MoELens: a Mixture-of-Experts model opened for reading and intervening; only this file imports nnsight."""
 
 import copy
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,14 @@ from moe_lens.accessors import ByLayer, TraceReader
 from moe_lens.applying import InterventionStack
 from moe_lens.architecture import MoEArchitecture
 from moe_lens.attention import attention_rows
-from moe_lens.batching import encode_prompt, prompt_batches
+from moe_lens.batching import encode_prompt, prompt_batches, run_batches
 from moe_lens.data import FIGURE_10, Batch, Encoded, Example, PromptTemplate, collate
 from moe_lens.data.encoding import IGNORED_LABEL
 from moe_lens.delta import apply_delta
 from moe_lens.errors import MoELensError
+from moe_lens.evaluation import DEFAULT_METRICS, Evaluation, evaluate
 from moe_lens.interventions import Intervention
+from moe_lens.judge import Judge
 from moe_lens.loading import load_model, load_tokenizer
 from moe_lens.positions import Positions, position_mask
 from moe_lens.record import Record, check_capture
@@ -101,6 +104,11 @@ class MoELens:
         if delta is not None:
             apply_delta(module, delta)
         return cls(module, tokenizer)
+
+    @property
+    def interventions(self) -> tuple[Intervention, ...]:
+        """Those in force now, the outermost block's first."""
+        return self._stack.interventions
 
     @contextmanager
     def intervene(self, *interventions: Intervention) -> Iterator["MoELens"]:
@@ -244,15 +252,18 @@ class MoELens:
     ) -> list[str]:
         """The greedy continuation of each example, in the order given, up to end-of-sequence.
 
-        Special tokens are left out. To sample, trace `lens.model.generate`, which is under interventions too.
+        Special tokens are left out. Batches that do not fit in memory are halved, with a warning. To sample, trace
+        `lens.model.generate`, which is under interventions too.
         """
-        texts: dict[int, str] = {}
-        for places, prompts in prompt_batches(
-            examples, self.tokenizer, template=template, batch_size=batch_size, progress=progress
-        ):
+
+        def run(places: Sequence[int], prompts: Sequence[Encoded]) -> list[str]:
             with self._stack.for_examples(places):
-                texts |= zip(places, self._continue(prompts, max_new_tokens), strict=True)
-        return [texts[place] for place in sorted(texts)]
+                return self._continue(prompts, max_new_tokens)
+
+        batches = prompt_batches(
+            examples, self.tokenizer, template=template, batch_size=batch_size, progress=progress
+        )
+        return [text for _, text in sorted(run_batches(batches, run))]
 
     def answer_log_probabilities(
         self,
@@ -261,18 +272,54 @@ class MoELens:
         template: PromptTemplate = FIGURE_10,
         batch_size: int = 16,
         progress: bool = True,
+        with_end: bool = True,
     ) -> list[float]:
         """The log-probability (nats) of each example's first gold answer, in the order given.
 
-        Of all its tokens together, end-of-sequence included, each given the prompt and the answer's tokens before it.
+        Of all its tokens together, each given the prompt and the answer's tokens before it; with_end: of
+        end-of-sequence after it, too. Batches that do not fit in memory are halved, with a warning.
         """
-        found: dict[int, float] = {}
-        for places, prompts in prompt_batches(
-            examples, self.tokenizer, template=template, batch_size=batch_size, progress=progress, with_answer=True
-        ):
+
+        def run(places: Sequence[int], prompts: Sequence[Encoded]) -> list[float]:
+            kept = prompts if with_end else [replace(prompt, input_ids=prompt.input_ids[:-1]) for prompt in prompts]
             with self._stack.for_examples(places):
-                found |= zip(places, self._answer_log_probabilities(prompts), strict=True)
-        return [found[place] for place in sorted(found)]
+                return self._answer_log_probabilities(kept)
+
+        batches = prompt_batches(
+            examples, self.tokenizer, template=template, batch_size=batch_size, progress=progress, with_answer=True
+        )
+        return [found for _, found in sorted(run_batches(batches, run))]
+
+    def evaluate(
+        self,
+        examples: Sequence[Example],
+        interventions: Mapping[str, Intervention | Sequence[Intervention]] | None = None,
+        *,
+        metrics: Sequence[str] = DEFAULT_METRICS,
+        template: PromptTemplate = FIGURE_10,
+        max_new_tokens: int = 16,
+        batch_size: int = 16,
+        judge: Judge | None = None,
+        out: Path | None = None,
+        made_by: dict | None = None,
+        progress: bool = True,
+        seed: int = 0,
+    ) -> Evaluation:
+        """Score the answers to the examples, as the model is and under each intervention; `evaluation.evaluate`."""
+        return evaluate(
+            self,
+            examples,
+            interventions,
+            metrics=metrics,
+            template=template,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            judge=judge,
+            out=out,
+            made_by=made_by,
+            progress=progress,
+            seed=seed,
+        )
 
     def project_on_vocab(self, residual: Tensor) -> Tensor:
         """The logit lens: logits [..., vocab] of residual streams [..., d_model], by the model's own norm and head.

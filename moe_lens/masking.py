@@ -1,6 +1,5 @@
 """A causal masking run: sets of experts chosen by specification, answers under each mask, and what they show."""
 
-import hashlib
 import math
 import re
 from collections import Counter
@@ -10,23 +9,23 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from moe_lens import console
 from moe_lens.architecture import MoEArchitecture
 from moe_lens.data import Example
 from moe_lens.errors import MoELensError
-from moe_lens.evaluation import answer_table, summarise
+from moe_lens.evaluation import UNMASKED, evaluate, q_values, summarise
 from moe_lens.experts import ExpertSet
 from moe_lens.interventions import MODES, check_interventions
 from moe_lens.lens import MoELens
 from moe_lens.plots import masking_figure
-from moe_lens.results import read_if_made_by, write_json, write_table
+from moe_lens.results import write_json, write_table
 from moe_lens.scores import SCORES, Score
 
-UNMASKED = "none"
 MEAN = "random mean"
-SHOWN = ("intervention", "size", "n", "em", "em_low", "em_high", "f1", "memory", "em_drop", "p_value", "rank")
+SHOWN = (
+    "intervention", "size", "n", "em", "em_low", "em_high", "f1", "memory", "em_drop", "p_value", "q_value", "rank",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -126,34 +125,6 @@ def _control_names(choices: Iterable[Choice]) -> dict[Shape, str]:
     return names
 
 
-def masked_answers(
-    lens: MoELens,
-    examples: Sequence[Example],
-    choice: Choice,
-    mode: str,
-    part: Path,
-    provenance: dict,
-    *,
-    max_new_tokens: int,
-    batch_size: int,
-) -> pd.DataFrame:
-    """The answers under one mask, `answer_table` with the intervention's name in front.
-
-    They are kept in the file `part`. Where that holds them already, made under the same `provenance`, they are read and
-    nothing is computed.
-    """
-    made_by = provenance | {"experts": str(choice.experts), "mode": mode}
-    kept = read_if_made_by(part, made_by)
-    if kept is not None:
-        return kept
-    masks = [MODES[mode](choice.experts)] if choice.experts else []
-    with lens.intervene(*masks):
-        answers = answer_table(lens, examples, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=False)
-    answers.insert(0, "intervention", choice.intervention)
-    write_table(answers, part, made_by)
-    return answers
-
-
 def check_choices(choices: Iterable[Choice], mode: str, architecture: MoEArchitecture) -> None:
     """MoELensError, naming layer and experts, unless every choice can be masked in a model of this architecture."""
     for choice in choices:
@@ -171,45 +142,31 @@ def answer_all(
     max_new_tokens: int,
     batch_size: int,
 ) -> pd.DataFrame:
-    """The answers without a mask and under every choice, one after another, in parts that outlive an interruption.
+    """The answers without a mask and under every choice: those of `evaluate`, its parts kept in `out`.
 
     Every choice is checked before the first is answered; MoELensError for experts the model lacks or cannot spare.
     """
-    choices = [Choice(UNMASKED, UNMASKED, ExpertSet()), *choices]
-    check_choices(choices, mode, lens.architecture)
     repeated = [name for name, count in Counter(choice.intervention for choice in choices).items() if count > 1]
     if repeated:
         raise MoELensError(
             f"different experts need different names; these repeat: {', '.join(repeated)}; rename a file"
         )
-    return pd.concat(
-        [
-            masked_answers(
-                lens,
-                examples,
-                choice,
-                mode,
-                out / "parts" / part_name(choice),
-                provenance,
-                max_new_tokens=max_new_tokens,
-                batch_size=batch_size,
-            )
-            for choice in tqdm(choices, desc="masks", unit="mask")
-        ],
-        ignore_index=True,
-    )
-
-
-def part_name(choice: Choice) -> str:
-    """A file name for a choice's answers, different for different interventions."""
-    readable = re.sub(r"[^A-Za-z0-9._-]+", "_", choice.intervention)[:60]
-    return f"{readable}-{hashlib.sha256(choice.intervention.encode()).hexdigest()[:8]}.parquet"
+    return evaluate(
+        lens,
+        examples,
+        {choice.intervention: MODES[mode](choice.experts) for choice in choices},
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        out=out,
+        made_by=provenance | {"mode": mode},
+    ).answers
 
 
 def masking_rows(answers: pd.DataFrame, choices: Sequence[Choice], mode: str, *, seed: int = 0) -> pd.DataFrame:
     """One row for the unmasked run and for each choice: what was masked, how, and how the answers changed.
 
-    Columns: intervention, family, experts, size, mode, then those of `summarise`, and `rank`: the place of its EM
+    Columns: intervention, family, experts, size, mode, then those of `summarise`, `q_value`: p_value corrected for the
+    number of choices that are no controls (Benjamini-Hochberg), and `rank`: the place of its EM
     among the random sets of the same shape and itself, 1 for the lowest, so 1 of 21 means that no random set did as
     much damage. Each control has a row of its own and one for the mean of its sets.
     """
@@ -245,6 +202,8 @@ def masking_rows(answers: pd.DataFrame, choices: Sequence[Choice], mode: str, *,
         }
         rows.append(row | summarise(mean, unmasked, seed=seed))
     table = pd.DataFrame(rows)
+    if "p_value" in table:
+        table["q_value"] = q_values(table["p_value"].where(~table["family"].isin(["random", MEAN])))
     chosen = [choice for choice in choices if choice.experts and choice.family != "random"]
     names = _control_names(chosen)
     control_of = {choice.intervention: names[_shape(choice)] for choice in chosen}

@@ -18,20 +18,21 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 #: A module imports from its own group and from those above it in this list, never from one below. A name
 #: stands for the module or for everything in the folder of that name; the longest name that fits counts.
 GROUPS = (
-    ("errors",),
+    ("errors", "extras"),
     ("architecture", "routing", "experts", "data", "metrics", "results", "loading", "organism"),
     (
         "positions", "record", "batching", "delta", "interventions", "statistics", "attention", "vocabulary", "plots",
         "views", "console",
     ),
+    ("judge", "outputs", "evaluation"),
     ("accessors", "applying", "lens"),
-    ("scores", "evaluation", "masking", "ablation", "decoding", "tuning"),
+    ("scores", "masking", "ablation", "decoding", "tuning"),
     ("report",),
-    ("demo", "intervene", "tune", "measure", "doctor", "organism.pretrain", "organism.measure"),
+    ("demo", "evaluate", "intervene", "tune", "measure", "doctor", "organism.pretrain", "organism.measure"),
 )
 #: The ground floor, whose modules use none of each other but these.
 GROUND = {"architecture", "routing", "experts", "data", "metrics", "results"}
-USED_ON_THE_GROUND = {"errors", "routing", "experts"}
+USED_ON_THE_GROUND = {"errors", "extras", "routing", "experts"}
 #: Command lines that are functions for others too: a page of figures; the organism's questions.
 IMPORTED_COMMANDS = {"report", "organism.questions"}
 

@@ -15,11 +15,12 @@ from moe_lens.metrics.resampling import (
     seeds_interval,
 )
 from moe_lens.metrics.saturation import router_saturation
+from moe_lens.metrics.table import METRICS, Metric, metrics_named
 
 __all__ = [
-    "Comparison", "Interval", "answer_probability_gain", "attention_gain", "auc", "benjamini_hochberg",
-    "bootstrap_interval", "cohens_d", "compare", "domain_specialisation", "exact_match", "expert_overlap", "f1", "holm",
-    "normalize_answer", "paired_gain", "paired_permutation_p", "permutation_p_values", "precision_at",
-    "rank_correlation", "risk_difference", "router_saturation", "routing_divergence", "routing_map", "seeds_interval",
-    "separability",
+    "METRICS", "Comparison", "Interval", "Metric", "answer_probability_gain", "attention_gain", "auc",
+    "benjamini_hochberg", "bootstrap_interval", "cohens_d", "compare", "domain_specialisation", "exact_match",
+    "expert_overlap", "f1", "holm", "metrics_named", "normalize_answer", "paired_gain", "paired_permutation_p",
+    "permutation_p_values", "precision_at", "rank_correlation", "risk_difference", "router_saturation",
+    "routing_divergence", "routing_map", "seeds_interval", "separability",
 ]

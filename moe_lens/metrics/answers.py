@@ -22,7 +22,7 @@ def normalize_answer(text: str) -> str:
 
 def exact_match(prediction: str, answers: Sequence[str]) -> float:
     """1.0 if the prediction equals one of the gold answers after normalisation, else 0.0."""
-    return max(float(normalize_answer(prediction) == normalize_answer(gold)) for gold in _checked(answers))
+    return max(float(normalize_answer(prediction) == normalize_answer(gold)) for gold in checked_answers(answers))
 
 
 def f1(prediction: str, answers: Sequence[str]) -> float:
@@ -31,7 +31,7 @@ def f1(prediction: str, answers: Sequence[str]) -> float:
     A prediction and a gold answer of which nothing is left match if nothing is left of both (SQuAD 2.0).
     """
     words = normalize_answer(prediction).split()
-    return max(_f1(words, normalize_answer(gold).split()) for gold in _checked(answers))
+    return max(_f1(words, normalize_answer(gold).split()) for gold in checked_answers(answers))
 
 
 def _f1(predicted: list[str], gold: list[str]) -> float:
@@ -41,7 +41,8 @@ def _f1(predicted: list[str], gold: list[str]) -> float:
     return 2 * shared / (len(predicted) + len(gold))
 
 
-def _checked(answers: Sequence[str]) -> Sequence[str]:
+def checked_answers(answers: Sequence[str]) -> Sequence[str]:
+    """The gold answers; MoELensError for none, or for a single text instead of a sequence."""
     if isinstance(answers, str) or not answers:
         raise MoELensError(f"expected a sequence of one or more gold answers; got {answers!r}")
     return answers

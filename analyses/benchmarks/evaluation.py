@@ -1,0 +1,85 @@
+"""Evaluation against plain `model.generate` loops over the same prompts, alternating in one run.
+
+    python analyses/benchmarks/evaluation.py --out RUN/benchmark
+
+The loops are what one writes by hand: one prompt at a time, and batches in the given order, left-padded.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import pandas as pd
+import torch
+from typer import Option
+
+from moe_lens import MoELens, console, load_examples
+from moe_lens.data import FIGURE_10
+from moe_lens.results import provenance, write_table
+
+
+def main(
+    out: Annotated[Path, Option(help="Folder for evaluation.parquet.")],
+    model: Annotated[str, Option(help="As in moe_lens.evaluate.")] = "organism",
+    limit: Annotated[int, Option(help="Examples of each of the tasks swap, hops and summary.")] = 100,
+    batch_size: Annotated[int, Option(help="Examples per batch.")] = 32,
+    max_new_tokens: Annotated[int, Option(help="Longest answer, in tokens.")] = 16,
+    repeats: Annotated[int, Option(help="Times that each is run, in turns.")] = 5,
+) -> None:
+    """Time each in turns and print examples per second, medians, and their ratios to evaluation."""
+    lens = MoELens.from_pretrained(model)
+    examples = [example for task in ("swap", "hops", "summary") for example in load_examples(task, limit=limit)]
+    examples = [examples[i] for i in torch.randperm(len(examples), generator=torch.Generator().manual_seed(0))]
+    prompts = [FIGURE_10.render(example, lens.tokenizer) for example in examples]
+    special = prompts[0].turn is None
+
+    def loop(size: int) -> list[str]:
+        said = []
+        for start in range(0, len(prompts), size):
+            texts = [prompt.text for prompt in prompts[start : start + size]]
+            inputs = lens.tokenizer(
+                texts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=special
+            ).to(lens.module.device)
+            inputs.pop("token_type_ids", None)
+            with torch.no_grad():
+                ids = lens.module.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+            said += lens.tokenizer.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        return [text.strip() for text in said]
+
+    def evaluated() -> list[str]:
+        options = {"batch_size": batch_size, "max_new_tokens": max_new_tokens, "progress": False}
+        return lens.evaluate(examples, **options).answers["prediction"].tolist()
+
+    ways: dict[str, Callable[[], list[str]]] = {
+        "lens.evaluate": evaluated,
+        "loop, batches": lambda: loop(batch_size),
+        "loop, one by one": lambda: loop(1),
+    }
+    said = {name: way() for name, way in ways.items()}  # also warms up
+    rows = []
+    for repeat in range(repeats):
+        for name, way in ways.items():
+            start = time.perf_counter()
+            way()
+            rows.append((name, repeat, time.perf_counter() - start))
+    times = pd.DataFrame(rows, columns=["way", "repeat", "seconds"])
+    facts = {"batch_size": batch_size, "max_new_tokens": max_new_tokens, "threads": torch.get_num_threads()}
+    write_table(times, out / "evaluation.parquet", provenance(model=model, data=examples, facts=facts))
+    medians = {name: statistics.median(times.loc[times["way"] == name, "seconds"]) for name in ways}
+    shown = [
+        {
+            "way": name,
+            "seconds": medians[name],
+            "examples per second": len(examples) / medians[name],
+            "times as long as lens.evaluate": medians[name] / medians["lens.evaluate"],
+            "same answers": sum(a == b for a, b in zip(said[name], said["lens.evaluate"], strict=True)) / len(examples),
+        }
+        for name in ways
+    ]
+    console.show(pd.DataFrame(shown), title=f"{len(examples)} examples, median of {repeats} runs in turns, {facts}")
+
+
+if __name__ == "__main__":
+    console.run(main)

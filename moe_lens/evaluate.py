@@ -1,0 +1,115 @@
+"""Evaluation from the command line: `python -m moe_lens.evaluate --help`."""
+
+from pathlib import Path
+from typing import Annotated
+
+from accelerate import PartialState
+from typer import Option
+
+from moe_lens import console
+from moe_lens.data import load_examples
+from moe_lens.delta import weights_digest
+from moe_lens.errors import MoELensError
+from moe_lens.evaluation import DEFAULT_METRICS
+from moe_lens.interventions import MODES
+from moe_lens.judge import Judge
+from moe_lens.lens import MoELens
+from moe_lens.masking import Choice, choose
+from moe_lens.metrics import METRICS, metrics_named
+from moe_lens.organism import planted_experts
+from moe_lens.outputs import PATIENCE
+from moe_lens.results import provenance, write_table
+from moe_lens.scores import SCORES
+
+
+def main(
+    model: Annotated[str, Option(help="'organism', 'organism:planted', a folder, or a hub id.")],
+    data: Annotated[
+        str,
+        Option(
+            help="A task of the organism (swap, novel, …), a .json or .jsonl file of "
+            "{context, question, answer}, or a hub data set."
+        ),
+    ],
+    out: Annotated[
+        Path,
+        Option(
+            help="Folder for answers.parquet and summary.parquet. The same command with the same folder goes on "
+            "where an interrupted one stopped."
+        ),
+    ],
+    delta: Annotated[Path | None, Option(help="Folder of a delta that moe_lens.tune wrote.")] = None,
+    metrics: Annotated[
+        str, Option(help=f"With commas, of {', '.join(METRICS)}.")
+    ] = ",".join(DEFAULT_METRICS),
+    mask: Annotated[
+        list[str] | None,
+        Option(help="Answer with these experts masked too (several times): planted, FILE.json, or '3:5,7;4:0'."),
+    ] = None,
+    mode: Annotated[str, Option(help=f"How --mask masks: {', '.join(MODES)}.")] = "zero",
+    judge: Annotated[
+        str | None, Option(help="For acc_llm: base URL of a server that speaks the OpenAI chat protocol, with its /v1.")
+    ] = None,
+    judge_model: Annotated[str | None, Option(help="The judge's name on that server.")] = None,
+    split: Annotated[str, Option(help="Which split of a task or data set is answered.")] = "test",
+    limit: Annotated[int | None, Option(help="Answer the first so many examples only.")] = None,
+    batch_size: Annotated[int, Option(help="Examples per batch; halved where memory is too small.")] = 32,
+    max_new_tokens: Annotated[int, Option(help="Longest answer, in tokens.")] = 16,
+    dtype: Annotated[str | None, Option(help="float32, bfloat16 or float16; default the checkpoint's own.")] = None,
+    device: Annotated[str | None, Option(help="As transformers' device_map: cpu, cuda, auto, …")] = None,
+    seed: Annotated[int, Option(help="Of the bootstrap and the permutation tests.")] = 0,
+) -> None:
+    """Score a model's answers, as it is and with experts masked.
+
+    For example, on the packaged model:
+
+    \b
+        python -m moe_lens.evaluate --model organism --data swap --metrics em,f1,memory --out RUN/evaluation
+
+    Several processes share the work: torchrun --nproc-per-node 2 -m moe_lens.evaluate …
+    """
+    if mode not in MODES:
+        raise MoELensError(f"--mode must be one of {', '.join(MODES)}; got {mode!r}")
+    names = [metric.name for metric in metrics_named(metrics.split(","))]
+    if (judge is None) != (judge_model is None):
+        raise MoELensError("--judge and --judge-model belong together; give both or neither")
+    examples = load_examples(data, split=split, limit=limit)
+    sets = [_set(specification, model) for specification in dict.fromkeys(mask or [])]
+    processes = PartialState(timeout=PATIENCE)
+    if device is None and processes.num_processes > 1:
+        device = str(processes.device)
+    lens = MoELens.from_pretrained(model, delta=delta, dtype=console.dtype_named(dtype), device_map=device)
+    facts = {"dtype": dtype, "mode": mode, "max_new_tokens": max_new_tokens, "batch_size": batch_size}
+    facts["weights"] = weights_digest(lens.module)
+    made_by = provenance(model=model, delta=delta, data=examples, facts=facts)
+    found = lens.evaluate(
+        examples,
+        {choice.intervention: MODES[mode](choice.experts) for choice in sets},
+        metrics=names,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        judge=None if judge is None else Judge(judge_model, judge, cache=out / "judge"),
+        out=out,
+        made_by=made_by,
+        progress=processes.is_main_process,
+        seed=seed,
+    )
+    if not processes.is_main_process:
+        return
+    made_by |= {"seed": seed, "metrics": names, "judge": judge_model}
+    write_table(found.answers, out / "answers.parquet", made_by)
+    write_table(found.summary, out / "summary.parquet", made_by)
+    console.show(found.summary, title=f"{len(examples)} examples of {data}")
+    print(f"written to {out}: answers.parquet, summary.parquet")
+
+
+def _set(specification: str, model: str) -> Choice:
+    """The experts that --mask names without a score."""
+    if specification.partition(":")[0] in SCORES:
+        raise MoELensError(f"--mask takes no scores; give {specification!r} to python -m moe_lens.intervene")
+    [choice] = choose(specification, tables={}, planted=lambda: planted_experts(model))
+    return choice
+
+
+if __name__ == "__main__":
+    console.run(main)
