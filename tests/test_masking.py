@@ -178,7 +178,7 @@ def test_the_command_lines_tune_mask_and_go_on_where_they_stopped(tmp_path):
     )
     assert tune.returncode == 0, tune.stderr
     assert "8,192 of" in tune.stdout
-    assert set(pd.read_parquet(tmp_path / "router" / "tuning.parquet")) == {"step", "loss", "learning_rate"}
+    assert set(pd.read_parquet(tmp_path / "router" / "tuning.parquet")) >= {"step", "loss", "learning_rate"}
     lens = MoELens.from_pretrained("organism:planted", delta=tmp_path / "router")
     dev = json.loads((tmp_path / "router" / "dev.json").read_text())
     again = answer_table(lens, load_examples("swap", split="dev"), max_new_tokens=4, progress=False)
