@@ -21,13 +21,8 @@ EXAMPLES = [
 ASKED = {"with_answer": True, "positions": "answer", "progress": False}
 
 
-def normed(lens):
-    norm, head = (lens.module.get_submodule(getattr(lens.architecture, part)) for part in ("final_norm", "head"))
-    return lambda residual: head(norm(residual))
-
-
 def test_the_last_layers_lens_is_the_model(lens):
-    [found] = lens.measure(EXAMPLES, AnswerProbability(normed(lens)), batch_size=2, **ASKED)
+    [found] = lens.measure(EXAMPLES, AnswerProbability(lens.project_on_vocab), batch_size=2, **ASKED)
     table = found.table().set_index(["layer", "tokens", "id"])
     last = lens.architecture.n_layers - 1
     for example in EXAMPLES:
@@ -54,7 +49,7 @@ def test_the_moe_output_is_what_the_block_adds_to_the_stream(lens):
     assert tuple(record.moe_output) == lens.architecture.moe_layers
     block = seen[0][0] if isinstance(seen[0], tuple) else seen[0]
     assert torch.equal(record.moe_output[moe][:, 0], block.view(*record.input_ids.shape, -1)[:, -1])
-    probability = AnswerProbability(normed(lens), stream="moe_output")
+    probability = AnswerProbability(lens.project_on_vocab, stream="moe_output")
     lens.measure(EXAMPLES, probability, batch_size=2, **ASKED)
     assert set(probability.table()["layer"]) == set(lens.architecture.moe_layers)
 
@@ -85,8 +80,8 @@ def test_a_hand_case_of_two_layers():
 
 
 def test_batching_changes_nothing_and_a_model_has_no_gain_over_itself(olmoe):
-    [whole] = olmoe.measure(EXAMPLES, AnswerProbability(normed(olmoe)), batch_size=3, **ASKED)
-    [single] = olmoe.measure(EXAMPLES, AnswerProbability(normed(olmoe)), batch_size=1, **ASKED)
+    [whole] = olmoe.measure(EXAMPLES, AnswerProbability(olmoe.project_on_vocab), batch_size=3, **ASKED)
+    [single] = olmoe.measure(EXAMPLES, AnswerProbability(olmoe.project_on_vocab), batch_size=1, **ASKED)
     pd.testing.assert_frame_equal(single.table(), whole.table(), rtol=1e-3)
     gains = answer_probability_gain(whole.table(), whole.table(), resamples=20)
     assert len(gains) == 2 * olmoe.architecture.n_layers
@@ -95,8 +90,8 @@ def test_batching_changes_nothing_and_a_model_has_no_gain_over_itself(olmoe):
 
 def test_misuse_is_refused(olmoe):
     with pytest.raises(MoELensError, match="stream must be one of"):
-        AnswerProbability(normed(olmoe), stream="mlp")
+        AnswerProbability(olmoe.project_on_vocab, stream="mlp")
     with pytest.raises(MoELensError, match="has no answers"):
-        olmoe.measure(EXAMPLES, AnswerProbability(normed(olmoe)), progress=False)
+        olmoe.measure(EXAMPLES, AnswerProbability(olmoe.project_on_vocab), progress=False)
     with pytest.raises(MoELensError, match="did not keep the positions"):
-        olmoe.measure(EXAMPLES, AnswerProbability(normed(olmoe)), with_answer=True, progress=False)
+        olmoe.measure(EXAMPLES, AnswerProbability(olmoe.project_on_vocab), with_answer=True, progress=False)

@@ -5,6 +5,7 @@ from moe_lens.statistics.attention import AttentionMass, TokenAttention, average
 from moe_lens.statistics.base import Statistic
 from moe_lens.statistics.coactivation import CoActivation
 from moe_lens.statistics.load import RouterLoad
+from moe_lens.statistics.outputs import ExpertSaliency, ExpertVocabulary, OutputSimilarity
 from moe_lens.statistics.selections import SelectedExperts
 from moe_lens.statistics.usage import ExpertUsage
 from moe_lens.statistics.vectors import RoutingVectors
@@ -12,6 +13,7 @@ from moe_lens.statistics.vocabulary import VocabularySpecialisation
 from moe_lens.statistics.weights import weight_similarity
 
 __all__ = [
-    "AnswerProbability", "AttentionMass", "CoActivation", "ExpertUsage", "RouterLoad", "RoutingVectors",
-    "SelectedExperts", "Statistic", "TokenAttention", "VocabularySpecialisation", "average_heads", "weight_similarity",
+    "AnswerProbability", "AttentionMass", "CoActivation", "ExpertSaliency", "ExpertUsage", "ExpertVocabulary",
+    "OutputSimilarity", "RouterLoad", "RoutingVectors", "SelectedExperts", "Statistic", "TokenAttention",
+    "VocabularySpecialisation", "average_heads", "weight_similarity",
 ]

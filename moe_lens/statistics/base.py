@@ -126,6 +126,7 @@ def check_captured(record: Record, captures: frozenset[str]) -> None:
     """MoELensError, naming what is missing, unless the record holds all these captures."""
     held = {
         "routing": record.routing,
+        "expert_outputs": record.expert_outputs,
         "residual": record.residual,
         "moe_output": record.moe_output,
         "attention": record.attention_rows,

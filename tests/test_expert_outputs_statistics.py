@@ -1,0 +1,124 @@
+"""Saliency, the logit lens on experts, the likeness of their outputs: by hand, and on models by a second way."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from test_usage import record
+
+from moe_lens.errors import MoELensError
+from moe_lens.experts import ExpertSet
+from moe_lens.routing import Routing
+from moe_lens.statistics import ExpertSaliency, ExpertUsage, ExpertVocabulary, OutputSimilarity
+
+TEXTS = ["the cat sat on the mat", "The capital of Arland is", "a dog slept"]
+
+
+def hand_record():
+    """One row of a pad and two tokens, two of four experts each, outputs in the plane."""
+    indices = torch.tensor([[[3, 3], [0, 1], [1, 2]]])
+    weights = torch.tensor([[[9.0, 9.0], [0.5, 0.25], [0.75, 0.5]]])
+    outputs = torch.tensor([[[[99.0, 99.0], [99.0, 99.0]], [[3.0, 4.0], [0.0, 2.0]], [[0.0, -4.0], [6.0, 8.0]]]])
+    base = replace(record([2], layers=(), pads=1), kept=torch.arange(3))
+    return replace(base, routing={2: Routing(torch.zeros(1, 3, 4), indices, weights)}, expert_outputs={2: outputs})
+
+
+def test_saliency_by_hand():
+    table = ExpertSaliency().update(hand_record()).table()
+    assert table["tokens"].tolist() == [1, 2, 1, 0]
+    assert table["reap"].tolist() == pytest.approx([0.5 * 5, (0.25 * 2 + 0.75 * 4) / 2, 0.5 * 10, 0])
+    assert table["ean"].tolist() == pytest.approx([5, 6, 10, 0])
+    assert ExpertSet.top(table, 1, score="reap") == ExpertSet.of({2: [2]})
+
+
+def test_similarity_by_hand():
+    table = OutputSimilarity().update(hand_record()).table().set_index(["expert", "other"])["similarity"]
+    assert table[0, 1] == table[1, 0] == pytest.approx(4 / 5)
+    assert table[1, 2] == pytest.approx(-8 / 10)
+    assert np.isnan(table[0, 2])
+
+
+def test_what_an_expert_writes_by_hand():
+    """The vocabulary is the two axes and their opposites."""
+    project = torch.nn.Linear(2, 4, bias=False)
+    with torch.no_grad():
+        project.weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]]))
+    table = ExpertVocabulary(project, top=1).update(hand_record()).table()
+    written = np.array([[1.5, 2.0], [0.0, (0.5 - 3) / 2], [3.0, 4.0]])
+    excess = written - written.mean(0)
+    assert table["expert"].tolist() == [0, 1, 2]  # the fourth wrote nothing
+    assert table["token_id"].tolist() == [1, 3, 1]
+    assert table["logit"].tolist() == pytest.approx([2.0, 1.25, 4.0])
+    assert table["excess"].tolist() == pytest.approx([excess[0, 1], -excess[1, 1], excess[2, 1]])
+
+
+def single_expert(lens, layer, expert, inputs):
+    """One expert on hidden states [token, d_model], by calling the block's experts with this one alone."""
+    experts = lens.module.get_submodule(lens.architecture.at(layer).experts)
+    ones = torch.ones(len(inputs), 1)
+    return experts(inputs, torch.full((len(inputs), 1), expert), ones)
+
+
+def test_on_models_each_equals_single_experts_run_apart(lens):
+    layer = lens.architecture.moe_layers[-1]
+    seen = []
+    experts = lens.module.get_submodule(lens.architecture.at(layer).experts)
+    head = lens.module.get_submodule(lens.architecture.head)
+    hook = experts.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach().clone()))
+    try:
+        [whole] = lens.records(TEXTS, capture=("routing",), batch_size=3, progress=False)
+    finally:
+        hook.remove()
+    statistics = ExpertSaliency(), ExpertVocabulary(head, top=3), OutputSimilarity()
+    lens.measure(TEXTS, *statistics, ExpertUsage(), positions="all", batch_size=2, progress=False)
+    saliency, written, alike = (
+        table[table["layer"] == layer].set_index(["expert", *more])
+        for table, more in zip((one.table() for one in statistics), ([], ["rank"], ["other"]), strict=True)
+    )
+    real = whole.attention_mask.bool().flatten()
+    routing = whole.routing[layer]
+    indices, weights = (part.flatten(0, 1)[real] for part in (routing.indices, routing.weights))
+    inputs = seen[0].view(len(real), -1)[real]
+    added, cosines = {}, {}
+    with torch.no_grad():
+        outputs = {e: single_expert(lens, layer, e, inputs) for e in set(indices.flatten().tolist())}
+    for expert, output in outputs.items():
+        gates = (weights * (indices == expert)).sum(1)
+        chosen = (indices == expert).any(1)
+        row = saliency.loc[expert]
+        assert row["tokens"] == chosen.sum()
+        assert row["ean"] == pytest.approx(float(output[chosen].norm(dim=1).sum()), rel=1e-4)
+        assert row["reap"] == pytest.approx(float((gates * output.norm(dim=1))[chosen].mean()), rel=1e-4)
+        added[expert] = (gates[:, None] * output)[chosen].mean(0)
+        for other, its in outputs.items():
+            both = chosen & (indices == other).any(1)
+            if other != expert and both.any():
+                cosine = torch.nn.functional.cosine_similarity(output[both], its[both]).mean()
+                cosines[expert, other] = float(cosine)
+    assert alike["similarity"].dropna().to_dict() == pytest.approx(cosines, abs=1e-4)
+    with torch.no_grad():
+        logits = {expert: head(vector) for expert, vector in added.items()}
+    mean = torch.stack(list(logits.values())).mean(0)
+    for expert, own in logits.items():
+        best = (own - mean).topk(3)
+        assert written.loc[expert]["excess"].tolist() == pytest.approx(best.values.tolist(), rel=1e-3, abs=1e-4)
+        assert written.loc[expert]["logit"].tolist() == pytest.approx(own[best.indices].tolist(), rel=1e-3, abs=1e-4)
+
+
+@pytest.mark.parametrize("make", [ExpertSaliency, OutputSimilarity])
+def test_streaming_and_merging_equal_one_pass(olmoe, make):
+    [whole] = olmoe.measure(TEXTS, make(), positions="all", batch_size=3, progress=False)
+    [first] = olmoe.measure(TEXTS[:1], make(), positions="all", progress=False)
+    [rest] = olmoe.measure(TEXTS[1:], make(), positions="all", batch_size=1, progress=False)
+    pd.testing.assert_frame_equal(rest.merge(first).table(), whole.table(), rtol=1e-4, atol=1e-5)
+
+
+def test_positions_must_have_been_kept(olmoe):
+    with pytest.raises(MoELensError, match="ask for positions='all'"):
+        olmoe.measure(TEXTS, ExpertSaliency(), progress=False)
+    [last] = olmoe.measure(TEXTS, ExpertSaliency("last"), progress=False)
+    assert last.table().groupby("layer")["tokens"].sum().eq(9).all()
+    with pytest.raises(MoELensError, match="at least 1"):
+        ExpertVocabulary(lambda written: written, top=0)
