@@ -90,6 +90,11 @@ class TraceReader:
         Raises MoELensError where experts are not called with selected experts.
         """
         site, experts = self.architecture.at(layer), self.experts(layer)
+        if site.no_single_outputs:
+            raise MoELensError(
+                f"{site.no_single_outputs} in {site.experts!r}, so single outputs cannot be told; leave "
+                "'expert_outputs' out of what is captured"
+            )
         indices = self.selected_experts(layer)
         batch, width, k = indices.shape
         rows = torch.arange(width, device=indices.device) if kept is None else kept

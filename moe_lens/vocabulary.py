@@ -19,7 +19,7 @@ def project_on_vocab(model: nn.Module, architecture: MoEArchitecture, residual: 
     residual streams. residual: as a layer gives it, with any axes in the place of batch and pos. No layer runs, so
     interventions play no part. Not for use inside a trace: give it what a trace saved.
     """
-    given = _first_layer_output(model, architecture)
+    given = _verified_output(model, architecture)
     stream = (given[0] if isinstance(given, tuple) else given).shape[2:]  # or [stream, d_model] of several streams
     if residual.shape[-len(stream) :] != stream:
         expected = ", ".join(map(str, stream))
@@ -31,26 +31,26 @@ def project_on_vocab(model: nn.Module, architecture: MoEArchitecture, residual: 
     return logits.reshape(*residual.shape[: -len(stream)], -1)
 
 
-class _FirstLayerDone(BaseException):
-    """Ends a forward pass after its first layer."""
+def _verified_output(model: nn.Module, architecture: MoEArchitecture) -> Any:
+    """The last layer's output for two tokens, a tensor or a tuple that begins with one.
 
-
-def _first_layer_output(model: nn.Module, architecture: MoEArchitecture) -> Any:
-    """What the first layer gives for one token, a tensor or a tuple that begins with one."""
+    MoELensError unless it alone gives the model's logits: some models use earlier layers' outputs behind the layers.
+    """
     seen = []
-
-    def stop(module: nn.Module, inputs: Any, output: Any) -> None:
-        seen.append(output)
-        raise _FirstLayerDone
-
-    handle = model.get_submodule(architecture.layers[0]).register_forward_hook(stop)
+    handle = model.get_submodule(architecture.layers[-1]).register_forward_hook(lambda *call: seen.append(call[-1]))
+    ids = torch.zeros(1, 2, dtype=torch.long, device=model.device)
     try:
         with torch.no_grad():
-            model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device), use_cache=False)
-    except _FirstLayerDone:
-        pass
+            logits = model(input_ids=ids, use_cache=False).logits
     finally:
         handle.remove()
+    with torch.no_grad(), _layers_give(model, architecture, seen[0]):
+        again = model(input_ids=ids, use_cache=False).logits
+    if not torch.allclose(logits, again, rtol=1e-2, atol=1e-2 * logits.abs().max().item()):
+        raise MoELensError(
+            f"the logits of {type(model).__name__} depend on more than its last layer's output, so a residual stream "
+            "has no logits of its own"
+        )
     return seen[0]
 
 

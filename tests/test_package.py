@@ -26,7 +26,7 @@ GROUPS = (
     ),
     ("judge", "outputs", "evaluation"),
     ("accessors", "applying", "lens"),
-    ("scores", "masking", "ablation", "decoding", "tuning"),
+    ("scores", "masking", "ablation", "checks", "decoding", "tuning"),
     ("report",),
     ("demo", "evaluate", "intervene", "tune", "measure", "doctor", "organism.pretrain", "organism.measure"),
 )

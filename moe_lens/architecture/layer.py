@@ -1,5 +1,6 @@
 """MoELayer: where the modules of one MoE layer are, and how to read and edit what goes through them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -38,6 +39,10 @@ class MoELayer:
 
     gating_side: ClassVar[str] = "inputs"
     """Whether the gating is among the `inputs` of the module `gating_module` or in its `output`."""
+    slots_per_call: ClassVar[int] = 1
+    """How many experts a token needs when single outputs are asked for; those after the first get weight 0."""
+    no_single_outputs: ClassVar[str] = ""
+    """Why single experts' outputs cannot be told; empty where they can."""
 
     @property
     def gating_module(self) -> str:
@@ -78,8 +83,22 @@ class MoELayer:
             indices, hidden = indices[tokens], hidden[tokens]
         single = indices.reshape(-1, 1)
         repeated = _replaced((args, kwargs), name, hidden.repeat_interleave(indices.shape[-1], dim=0))
-        ones = torch.ones_like(single, dtype=weights.dtype)
+        ones = torch.zeros_like(single, dtype=weights.dtype).expand(-1, self.slots_per_call).clone()
+        ones[:, 0] = 1
+        single = single.expand(-1, self.slots_per_call)
         return _replaced(_replaced(repeated, self.index_argument, single), self.weight_argument, ones)
+
+    def renumbered(self, output: Any, full: Callable[[Tensor, float], Tensor], kept: Tensor) -> Any:
+        """The output of a router that has only the experts `kept` [expert], in the numbers of the whole layer's.
+
+        full: spreads [token, kept expert] over all experts, with a given value for the others.
+        """
+        if self.observed.output_slots is None:
+            return full(output, -torch.inf)
+        logits, _, indices = self.observed.output_slots
+        lowest = 0.0 if self.observed.returns_probabilities else -torch.inf
+        changed = {logits: full(output[logits], lowest), indices: kept.to(output[indices].device)[output[indices]]}
+        return tuple(changed.get(slot, part) for slot, part in enumerate(output))
 
     def output_weights(self, module: nn.Module) -> list[Tensor]:
         """The last weights (and biases) of the routed experts of `module`, the whole model: each [expert, ...].
@@ -102,6 +121,7 @@ class ScoredInputs(MoELayer):
     """Experts that all see every token, their inputs scaled by gating weights [token, expert], 0 if not selected."""
 
     gating_side: ClassVar[str] = "output"
+    no_single_outputs: ClassVar[str] = "gating weights scale the experts' inputs"
 
     @property
     def gating_module(self) -> str:
@@ -117,11 +137,9 @@ class ScoredInputs(MoELayer):
     def with_gating(self, call: Any, indices: Tensor, weights: Tensor) -> Any:
         return torch.zeros_like(call[0]).scatter(-1, indices, weights), *call[1:]
 
-    def each_selected(self, call: Inputs, tokens: Tensor | None) -> Inputs:
-        raise MoELensError(
-            f"the gating weights of {self.experts!r} scale the experts' inputs, so an expert has no output apart "
-            "from its weight; leave 'expert_outputs' out of what is captured"
-        )
+    def renumbered(self, output: Any, full: Callable[[Tensor, float], Tensor], kept: Tensor) -> Any:
+        return full(output[0], 0.0), full(output[1], -torch.inf)
+
 
 
 @dataclass(frozen=True)
@@ -129,6 +147,7 @@ class SortedSlots(MoELayer):
     """Experts that get the tokens sorted by expert: the router returns the order, tokens, weights, counts, logits."""
 
     gating_side: ClassVar[str] = "output"
+    no_single_outputs: ClassVar[str] = "experts are not called with selected experts"
 
     @property
     def gating_module(self) -> str:
@@ -152,11 +171,20 @@ class SortedSlots(MoELayer):
             raise MoELensError(f"the experts chosen by {self.router!r} cannot be replaced; change their weights only")
         return (*call[:2], weights.flatten()[call[0]], *call[3:])
 
-    def each_selected(self, call: Inputs, tokens: Tensor | None) -> Inputs:
-        raise MoELensError(
-            f"the experts at {self.experts!r} are not called with selected experts, so single outputs cannot be "
-            "told apart; leave 'expert_outputs' out of what is captured"
-        )
+    def renumbered(self, output: Any, full: Callable[[Tensor, float], Tensor], kept: Tensor) -> Any:
+        logits = full(output[4], -torch.inf)
+        counts = [0] * logits.shape[-1]
+        for expert, count in zip(kept.tolist(), output[3], strict=True):
+            counts[expert] = count
+        return (*output[:3], counts, logits)
+
+
+
+@dataclass(frozen=True)
+class SeveralSlots(MoELayer):
+    """Experts whose code needs at least two selected experts per token."""
+
+    slots_per_call: ClassVar[int] = 2
 
 
 @dataclass(frozen=True)

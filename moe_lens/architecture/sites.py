@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from moe_lens.architecture.layer import MoELayer, ScoredInputs, SkippingExperts, SortedSlots
+from moe_lens.architecture.layer import MoELayer, ScoredInputs, SeveralSlots, SkippingExperts, SortedSlots
 from moe_lens.architecture.routers import ObservedRouter, RouterProbe, are_probabilities, output_slots
 from moe_lens.errors import MoELensError
 from moe_lens.routing import ScoringRule, recognize_rule
@@ -86,7 +86,9 @@ def _standard(experts: str, names: Any, modules: dict[str, nn.Module]) -> Site:
             f"{' or '.join(ROUTER_NAMES)}; {block!r} has {list(modules[block]._modules)}"
         )
     skips = getattr(modules[router], "num_router_classes", None) == getattr(modules[experts], "num_experts", 0) + 1
-    return Site(SkippingExperts if skips else MoELayer, block, router, experts, *names)
+    several = hasattr(modules[experts], "identity_expert")  # its code squeezes an axis of one slot away
+    kind = SkippingExperts if skips else SeveralSlots if several else MoELayer
+    return Site(kind, block, router, experts, *names)
 
 
 def _unusual(path: str, modules: dict[str, nn.Module]) -> Site | None:
@@ -114,7 +116,7 @@ def _observe(site: Site, modules: dict[str, nn.Module]) -> ObservedRouter:
     router, block = modules[site.router], modules[site.block]
     probe = RouterProbe(router, site.router, block)
     output = probe()
-    slots = output_slots(output, site.router) if site.kind in (MoELayer, SkippingExperts) else (0, 1, 2)
+    slots = output_slots(output, site.router) if site.index_argument != NO_ARGUMENT else (0, 1, 2)
     draft = _draft(site, probe, output, slots, router, block)
     logits, indices, weights = _decided(draft, output, block)
     rule = _rule(logits, indices, weights, router, site.router)

@@ -1,0 +1,231 @@
+"""The checks of a lens on its model, each against the bare model: how far are they apart, and how far may they be?"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from moe_lens.checks.reference import (
+    bare_logits,
+    deleted,
+    edited_gating,
+    padded,
+    rescaled,
+    watching,
+    without_last_weights,
+    zeroed,
+)
+from moe_lens.errors import MoELensError
+from moe_lens.experts import ExpertSet
+from moe_lens.interventions import Renormalize, Reroute, Zero
+from moe_lens.lens import MoELens
+from moe_lens.record import Record
+
+NEW_TOKENS = 5
+CLOSE = {torch.float32: 1e-4, torch.float64: 1e-6}
+CLOSE_IN_LOW_PRECISION = 5e-2
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a check found. error: the largest difference by the largest value; it may be up to `allowed`."""
+
+    error: float
+    allowed: float
+    detail: str = ""
+
+
+Check = Callable[[MoELens, Sequence[str]], Finding]
+
+
+def capture(lens: MoELens, texts: Sequence[str]) -> Finding:
+    """Recorded logits, routing and residual streams are, bit for bit, what torch hooks see in the bare model."""
+    sites = lens.architecture.moe
+    routers, gatings = [site.router for site in sites], [site.gating_module for site in sites]
+    with (
+        watching(lens.module, routers, "output") as decided,
+        watching(lens.module, gatings, sites[0].gating_side) as gated,
+        watching(lens.module, lens.architecture.layers, "output") as layers,
+    ):
+        plain = bare_logits(lens, texts)
+    logits, record = lens.run_with_cache(texts, capture=("routing", "residual"))
+    errors = {"logits": _apart(logits, plain)}
+    for site in sites:
+        routing = record.routing[site.layer]
+        router_logits, _, _ = site.decision(decided[site.router])
+        indices, weights = site.gating(gated[site.gating_module])
+        pairs = ((routing.logits, router_logits), (routing.indices, indices), (routing.weights, weights))
+        errors[f"routing of layer {site.layer}"] = max(_apart(a.flatten(0, 1), b) for a, b in pairs)
+    for layer, path in enumerate(lens.architecture.layers):
+        output = layers[path][0] if isinstance(layers[path], tuple) else layers[path]
+        errors[f"residual of layer {layer}"] = _apart(record.residual[layer], output)
+    worst = max(errors, key=errors.get)
+    return Finding(errors[worst], 0.0, "" if errors[worst] == 0 else worst)
+
+
+def weights_rule(lens: MoELens, texts: Sequence[str]) -> Finding:
+    """Gating weights follow from the router logits by the rule that was found."""
+    _, record = lens.run_with_cache(texts)
+    rule, errors = lens.architecture.scoring, []
+    for routing in record.routing.values():
+        used = (routing.weights != 0).all(-1)  # a skip has no weight
+        expected = rule.weights(routing.logits, routing.indices)[used]
+        errors.append(_apart(routing.weights[used], expected))
+    return Finding(max(errors), _close(lens), str(rule))
+
+
+def zero(lens: MoELens, texts: Sequence[str]) -> Finding:
+    """Zero equals weights of zero in the experts, bit for bit."""
+    experts = _used(lens, texts)
+    with lens.intervene(Zero(experts)):
+        masked, _ = lens.run_with_cache(texts)
+    with without_last_weights(lens, experts):
+        expected = bare_logits(lens, texts)
+    return _compared(masked, expected, bare_logits(lens, texts), 0.0, experts)
+
+
+def renormalize(lens: MoELens, texts: Sequence[str]) -> Finding:
+    """Renormalize equals its formula in a torch hook."""
+    experts = _used(lens, texts)
+    with lens.intervene(Renormalize(experts)):
+        masked, _ = lens.run_with_cache(texts)
+    with edited_gating(lens, experts, rescaled):
+        expected = bare_logits(lens, texts)
+    if lens.architecture.top_k == 1:
+        return Finding(_apart(masked, expected), _close(lens), "top 1: nothing is left to rescale")
+    return _compared(masked, expected, bare_logits(lens, texts), _close(lens), experts)
+
+
+def reroute(lens: MoELens, texts: Sequence[str]) -> Finding:
+    """Reroute equals a router without the experts' rows."""
+    fixed = [site.layer for site in lens.architecture.moe if site.observed.chooses_by_token]
+    learned = [layer for layer in lens.architecture.moe_layers if layer not in fixed]
+    experts = _removable(lens, _used(lens, texts).restrict(learned))
+    with lens.intervene(Reroute(experts)):
+        rerouted, _ = lens.run_with_cache(texts)
+    with deleted(lens, experts):
+        expected = bare_logits(lens, texts)
+    found = _compared(rerouted, expected, bare_logits(lens, texts), _close(lens), experts)
+    note = f"; refused in layers {fixed}, which choose by token id" if fixed else ""
+    return Finding(found.error, found.allowed, found.detail + note)
+
+
+def generate(lens: MoELens, texts: Sequence[str]) -> Finding:
+    """Masked greedy generation of a left-padded batch says what the model says under torch hooks."""
+    if not hasattr(lens.module, "generate"):
+        raise MoELensError(f"{type(lens.module).__name__} cannot generate")
+    experts = _used(lens, texts)
+    with lens.intervene(Zero(experts)):
+        masked = lens.generate(texts, max_new_tokens=NEW_TOKENS, batch_size=len(texts), progress=False)
+    inputs = padded(lens, texts)
+    arguments = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+    with edited_gating(lens, experts, zeroed), torch.no_grad():
+        ids = lens.module.generate(
+            **arguments,
+            max_new_tokens=NEW_TOKENS,
+            do_sample=False,
+            pad_token_id=lens.tokenizer.pad_token_id or 0,
+        )
+    new = ids[:, inputs["input_ids"].shape[1] :]
+    expected = [lens.tokenizer.decode(row, skip_special_tokens=True) for row in new]
+    differing = sum(a != b for a, b in zip(masked, expected, strict=True))
+    return Finding(differing / len(texts), 0.0, f"{NEW_TOKENS} tokens, '{experts}'")
+
+
+def attention(lens: MoELens, texts: Sequence[str]) -> Finding:
+    """Recorded attention rows are those of the eager implementation's whole maps, pads left out."""
+    paths = {layer: path for layer, path in enumerate(lens.architecture.attentions) if path}
+    if not paths:
+        raise MoELensError("no attention modules are known in this model")
+    _, record = lens.run_with_cache(texts, capture=("attention",))
+    name = lens.module.config._attn_implementation
+    lens.module.set_attn_implementation("eager")
+    try:
+        with watching(lens.module, list(paths.values()), "output") as seen:
+            bare_logits(lens, texts)
+    finally:
+        lens.module.set_attn_implementation(name)
+    real = record.attention_mask.bool()
+    errors = {
+        layer: max(
+            _apart(record.attention_rows[layer][row][:, real[row]], seen[path][1][row][:, real[row]])
+            for row in range(len(texts))
+        )
+        for layer, path in paths.items()
+    }
+    worst = max(errors, key=errors.get)
+    return Finding(errors[worst], _close(lens), f"{len(paths)} layers, model runs {name}")
+
+
+def expert_outputs(lens: MoELens, texts: Sequence[str]) -> Finding:
+    """Gating weights times single experts' outputs sum to the experts' output in the bare model."""
+    sites = lens.architecture.moe
+    with watching(lens.module, [site.experts for site in sites], "output") as whole:
+        bare_logits(lens, texts)
+    _, record = lens.run_with_cache(texts, capture=("routing", "expert_outputs"))
+    errors = []
+    for site in sites:
+        weights, outputs = record.routing[site.layer].weights.float(), record.expert_outputs[site.layer].float()
+        summed = torch.einsum("bpk,bpkd->bpd", weights, outputs)
+        errors.append(_apart(summed, whole[site.experts].reshape(summed.shape)))
+    return Finding(max(errors), _close(lens))
+
+
+def logit_lens(lens: MoELens, texts: Sequence[str]) -> Finding:
+    """The logit lens on the last layer's output gives the model's logits."""
+    logits, record = lens.run_with_cache(texts, capture=("residual",))
+    return Finding(_apart(lens.project_on_vocab(record.residual[lens.architecture.n_layers - 1]), logits), _close(lens))
+
+
+def _compared(changed: Tensor, expected: Tensor, plain: Tensor, allowed: float, experts: ExpertSet) -> Finding:
+    """How far apart they are; as far as can be if the change shows nowhere, so that the comparison says nothing."""
+    effect = _apart(changed, plain)
+    if effect == 0:
+        return Finding(float("inf"), allowed, f"masking '{experts}' changes nothing")
+    return Finding(_apart(changed, expected), allowed, f"effect {effect:.2g}")
+
+
+def _apart(a: Tensor, b: Tensor) -> float:
+    """The largest difference by the largest finite value of b; infinite where one is not a number or has no equal."""
+    a, b = a.float(), b.float()
+    if a.shape != b.shape or not torch.equal(a.isfinite(), b.isfinite()):
+        return float("inf")
+    finite = b.isfinite()
+    if not finite.any():
+        return 0.0
+    return ((a[finite] - b[finite]).abs().max() / b[finite].abs().max().clamp(min=1e-30)).item()
+
+
+def _close(lens: MoELens) -> float:
+    return CLOSE.get(lens.module.dtype, CLOSE_IN_LOW_PRECISION)
+
+
+def _used(lens: MoELens, texts: Sequence[str]) -> ExpertSet:
+    """The most used expert of each layer, among those that have weights."""
+    _, record = lens.run_with_cache(texts)
+    return ExpertSet.of({layer: [_most_used(lens, record, layer)] for layer in lens.architecture.moe_layers})
+
+
+def _most_used(lens: MoELens, record: Record, layer: int) -> int:
+    with_weights = len(lens.architecture.at(layer).output_weights(lens.module)[0])
+    chosen = record.routing[layer].indices[record.attention_mask.bool()].flatten()
+    return int(torch.bincount(chosen, minlength=with_weights)[:with_weights].argmax())
+
+
+def _removable(lens: MoELens, experts: ExpertSet) -> ExpertSet:
+    """These and one of every other group, so that groups stay equally large."""
+    if lens.architecture.groups is None:
+        return experts
+    size = lens.architecture.n_experts // lens.architecture.groups[0]
+    starts = range(0, lens.architecture.n_experts, size)
+    return ExpertSet.of({layer: [start + experts[layer][0] % size for start in starts] for layer in experts.layers})
+
+
+CHECKS: dict[str, Check] = {
+    check.__name__: check
+    for check in (
+        capture, weights_rule, zero, renormalize, reroute, generate, attention, expert_outputs, logit_lens,
+    )
+}
+"""All checks by name, in the order in which they are run."""
