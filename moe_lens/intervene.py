@@ -83,6 +83,9 @@ def main(
     max_new_tokens: Annotated[int, Option(help="Longest answer, in tokens.")] = 16,
     dtype: Annotated[str | None, Option(help="float32, bfloat16 or float16; default the checkpoint's own.")] = None,
     device: Annotated[str | None, Option(help="As transformers' device_map: cpu, cuda, auto, …")] = None,
+    trust_remote_code: Annotated[
+        bool, Option("--trust-remote-code", help="Run the Python code that some models bring beside their weights.")
+    ] = False,
     seed: Annotated[int, Option(help="Of the random sets, the bootstrap and the permutation test.")] = 0,
 ) -> None:
     """Mask experts and see what the model still answers.
@@ -111,7 +114,12 @@ def main(
         raise MoELensError(
             "these scores compare a tuned model with its base; give --delta, or --base for a tuned --model"
         )
-    load = partial(MoELens.from_pretrained, dtype=console.dtype_named(dtype), device_map=device)
+    load = partial(
+        MoELens.from_pretrained,
+        dtype=console.dtype_named(dtype),
+        device_map=device,
+        trust_remote_code=trust_remote_code,
+    )
     lens = load(model, delta=delta)
     weights = weights_digest(lens.module)
     score_facts = {"base": base and portable(base), "dtype": dtype, "weights": weights}

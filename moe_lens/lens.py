@@ -26,6 +26,7 @@ from moe_lens.errors import MoELensError
 from moe_lens.evaluation import DEFAULT_METRICS, Evaluation, evaluate
 from moe_lens.interventions import Intervention
 from moe_lens.judge import Judge
+from moe_lens.listed_experts import normalize
 from moe_lens.loading import load_model, load_tokenizer
 from moe_lens.positions import Positions, position_mask
 from moe_lens.record import Record, check_capture
@@ -61,6 +62,7 @@ class MoELens:
     """
 
     def __init__(self, module: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
+        normalize(module)
         self.architecture = MoEArchitecture.of(module)
         self.module = module
         self.tokenizer = copy.deepcopy(tokenizer)  # nnsight sets its padding side
@@ -86,12 +88,14 @@ class MoELens:
         dtype: torch.dtype | None = None,
         device_map: Any = None,
         delta: str | Path | None = None,
+        trust_remote_code: bool = False,
     ) -> "MoELens":
         """Open a packaged model ("organism", "organism:planted"), a folder, a hub id, or a torch model.
 
         tokenizer: one, or where to find it; by default beside the model. A torch model needs it.
         dtype, device_map: as in transformers, for a model that is loaded here.
         delta: folder of a delta checkpoint to apply; a given torch model is changed in place.
+        trust_remote_code: run the Python code that some models bring beside their weights.
 
         Raises MoELensError for a model that cannot be found, has no MoE layers, or is not the delta's base.
         """
@@ -99,8 +103,11 @@ class MoELens:
         if loaded and tokenizer is None:
             raise MoELensError("a torch model does not bring its tokenizer; pass tokenizer=")
         if tokenizer is None or isinstance(tokenizer, str | Path):
-            tokenizer = load_tokenizer(model if tokenizer is None else tokenizer)
-        module = model if loaded else load_model(model, dtype=dtype, device_map=device_map)
+            found = model if tokenizer is None else tokenizer
+            tokenizer = load_tokenizer(found, trust_remote_code=trust_remote_code)
+        module = model
+        if not loaded:
+            module = load_model(model, dtype=dtype, device_map=device_map, trust_remote_code=trust_remote_code)
         if delta is not None:
             apply_delta(module, delta)
         return cls(module, tokenizer)

@@ -9,6 +9,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from moe_lens.errors import MoELensError
+from moe_lens.remote_code import load_remote
 
 ORGANISM_VARIANTS = {"organism": "conflict", "organism:conflict": "conflict", "organism:planted": "planted"}
 
@@ -21,26 +22,36 @@ def resolve(name: str | Path) -> str:
     return str(name) if variant is None else str(files("moe_lens") / "organism" / "weights" / variant)
 
 
-def load_model(name: str | Path, *, dtype: torch.dtype | None, device_map: Any) -> nn.Module:
+def load_model(
+    name: str | Path, *, dtype: torch.dtype | None, device_map: Any, trust_remote_code: bool = False
+) -> nn.Module:
     """The causal language model of a name, folder or hub id, in evaluation mode; MoELensError for none.
 
     dtype: None for the checkpoint's own. device_map: as in transformers; None for the CPU.
+    trust_remote_code: run the Python code that lies beside the weights, where there is some.
     """
     chosen = {
         key: value for key, value in (("dtype", dtype), ("device_map", device_map)) if value is not None
     }
     try:
-        return AutoModelForCausalLM.from_pretrained(resolve(name), **chosen)
+        if trust_remote_code:
+            return load_remote(resolve(name), **chosen)
+        return AutoModelForCausalLM.from_pretrained(resolve(name), trust_remote_code=False, **chosen)
     except (OSError, ValueError) as error:
+        if "trust_remote_code" in str(error):
+            raise MoELensError(
+                f"{str(name)!r} brings Python code of its own, which is not run unless you ask for it; read the code, "
+                "then pass trust_remote_code=True (on a command line: --trust-remote-code)"
+            ) from error
         raise MoELensError(
             f"expected a packaged model ({', '.join(ORGANISM_VARIANTS)}), a model folder or a hub id; cannot "
             f"load {str(name)!r}: {error}"
         ) from error
 
 
-def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
+def load_tokenizer(name: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer of a name, folder or hub id; MoELensError if there is none."""
     try:
-        return AutoTokenizer.from_pretrained(resolve(name))
+        return AutoTokenizer.from_pretrained(resolve(name), trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise MoELensError(f"no tokenizer at {str(name)!r}: {error}; pass tokenizer=") from error

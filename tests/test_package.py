@@ -19,12 +19,13 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 #: stands for the module or for everything in the folder of that name; the longest name that fits counts.
 GROUPS = (
     ("errors", "extras"),
-    ("architecture", "routing", "experts", "data", "metrics", "results", "loading", "organism"),
+    ("architecture", "routing", "experts", "data", "metrics", "results", "loading", "remote_code", "organism"),
     (
         "positions", "record", "batching", "delta", "interventions", "statistics", "attention", "vocabulary", "plots",
         "views", "console",
     ),
     ("judge", "outputs", "evaluation"),
+    ("listed_experts", "sizes"),
     ("accessors", "applying", "lens"),
     ("scores", "masking", "ablation", "checks", "decoding", "tuning"),
     ("report",),

@@ -1,0 +1,116 @@
+"""The models of the paper's Table 7 at their published configurations, and what the table says of them."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class PaperModel:
+    """A model of Table 7.
+
+    model_type: of transformers, None where it ships only with code of its own. settings: of its configuration.
+    activated, total: billions of parameters, as the table has them. top_k, n_experts: likewise.
+    """
+
+    name: str
+    model_type: str | None
+    settings: dict
+    activated: float
+    total: float
+    top_k: int
+    n_experts: int
+
+
+OLMOE = PaperModel(
+    name="OLMoE-1B-7B",
+    model_type="olmoe",
+    settings={
+        "vocab_size": 50304,
+        "hidden_size": 2048,
+        "intermediate_size": 1024,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 16,
+        "num_experts": 64,
+        "num_experts_per_tok": 8,
+        "norm_topk_prob": False,
+        "max_position_embeddings": 4096,
+        "tie_word_embeddings": False,
+        "bos_token_id": None,
+        "eos_token_id": 50279,
+        "pad_token_id": 1,
+    },
+    activated=1.3,
+    total=6.9,
+    top_k=8,
+    n_experts=64,
+)
+DEEPSEEK_V2_LITE = PaperModel(
+    name="DeepSeek-V2-Lite",
+    model_type="deepseek_v2",
+    settings={
+        "vocab_size": 102400,
+        "hidden_size": 2048,
+        "intermediate_size": 10944,
+        "moe_intermediate_size": 1408,
+        "num_hidden_layers": 27,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 16,
+        "n_routed_experts": 64,
+        "n_shared_experts": 2,
+        "num_experts_per_tok": 6,
+        "first_k_dense_replace": 1,
+        "q_lora_rank": None,
+        "kv_lora_rank": 512,
+        "qk_nope_head_dim": 128,
+        "qk_rope_head_dim": 64,
+        "v_head_dim": 128,
+        "topk_method": "greedy",
+        "n_group": 1,
+        "topk_group": 1,
+        "norm_topk_prob": False,
+        "routed_scaling_factor": 1.0,
+        "tie_word_embeddings": False,
+    },
+    activated=2.4,
+    total=15.7,
+    top_k=6,
+    n_experts=64,
+)
+MINICPM_MOE = PaperModel(
+    name="MiniCPM-MoE-8x2B",
+    model_type=None,
+    settings={
+        "vocab_size": 122753,
+        "hidden_size": 2304,
+        "intermediate_size": 5760,
+        "num_hidden_layers": 40,
+        "num_attention_heads": 36,
+        "num_key_value_heads": 36,
+        "num_experts": 8,
+        "num_experts_per_tok": 2,
+        "tie_word_embeddings": True,
+    },
+    activated=4.0,
+    total=13.6,
+    top_k=2,
+    n_experts=8,
+)
+MIXTRAL = PaperModel(
+    name="Mixtral-8x7B",
+    model_type="mixtral",
+    settings={
+        "vocab_size": 32000,
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "num_local_experts": 8,
+        "num_experts_per_tok": 2,
+        "tie_word_embeddings": False,
+    },
+    activated=12.9,
+    total=46.7,
+    top_k=2,
+    n_experts=8,
+)
