@@ -104,7 +104,9 @@ def recognize_rule(logits: Tensor, indices: Tensor, weights: Tensor, *, margin: 
             return replace(rule, scale=round(scale, 4))
     for rule in rules[: 2 * len(SCORES)]:
         unscaled = rule.weights(logits, indices)
-        if rule.renormalizes and _agree(unscaled, target / target.sum(-1, keepdim=True)):
+        # Of softmax scores every weight proportional to exp(logit) would be such a share, whatever made it.
+        shared = rule.renormalizes and rule.score == "sigmoid"
+        if shared and _agree(unscaled, target / target.sum(-1, keepdim=True)):
             return replace(rule, also=SHARED_IN_SUM)
         ratio = target / unscaled
         per_expert = torch.zeros(logits.shape[-1]).scatter(0, indices.flatten(), ratio.flatten())
