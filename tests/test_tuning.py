@@ -5,27 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import build_model
+from training_cases import EXAMPLES, SCHEDULE, fresh, prompts
 
-from moe_lens import Example, MoELens, MoELensError
-from moe_lens.data import collate, encode
+from moe_lens import MoELens, MoELensError
+from moe_lens.data import collate
 from moe_lens.tuning import Schedule, fit, log_table, router_parameters, tune_router
 from moe_lens.tuning.objective import answer_loss
-
-CITIES = {"Arland": "Belmor", "Dorland": "the mat", "Catland": "Answer"}
-EXAMPLES = [
-    Example(f"{place}-{i}", f"The capital of {place} is {city}.", f"What is the capital of {place}?", (city,))
-    for place, city in CITIES.items()
-    for i in range(3)
-]
-SCHEDULE = Schedule(learning_rate=2e-2, epochs=2, batch_size=3)
-
-
-def fresh(tokenizer, family: str = "olmoe", **changes) -> MoELens:
-    return MoELens.from_pretrained(build_model(family, len(tokenizer), **changes), tokenizer)
-
-
-def prompts(lens: MoELens) -> list:
-    return [encode(example, lens.tokenizer, with_answer=True) for example in EXAMPLES]
 
 
 def test_the_rate_warms_up_and_falls_to_nothing():

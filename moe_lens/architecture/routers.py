@@ -1,5 +1,6 @@
 """What a router does, seen by calling its own code with random weights on random tokens."""
 
+import copy
 import inspect
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +38,13 @@ class ObservedRouter:
     chooses_by_token: bool
 
 
+def _bare(router: nn.Module) -> nn.Module:
+    """The router with its class's own forward, without what fetches weights from a disk, or traces, around it."""
+    bare = copy.copy(router)
+    bare.__dict__.pop("forward", None)
+    return bare
+
+
 class RouterProbe:
     """A router with random weights in the place of its own, on the CPU; for a router on any device, also meta.
 
@@ -44,7 +52,7 @@ class RouterProbe:
     """
 
     def __init__(self, router: nn.Module, path: str, block: nn.Module, *, seed: int = 0) -> None:
-        self._router, self._path, self._block = router, path, block
+        self._router, self._path, self._block = _bare(router), path, block
         self._generator = torch.Generator().manual_seed(seed)
         self.state = {name: self._random(tensor) for name, tensor in _tensors(router) if tensor.ndim}
         matrices = [tensor for tensor in self.state.values() if tensor.ndim == 2 and tensor.is_floating_point()]
