@@ -14,8 +14,19 @@ import torch
 from safetensors.torch import load_file
 from training_cases import EXAMPLES, SCHEDULE, UNEVEN, fresh, prompts
 
-from moe_lens import MoELens, MoELensError
-from moe_lens.tuning import Checkpoints, DevScore, Router, Schedule, fit, log_table, router_parameters, tune
+from moe_lens import ExpertSet, MoELens, MoELensError
+from moe_lens.delta import read_facts
+from moe_lens.tuning import (
+    Checkpoints,
+    DevScore,
+    Schedule,
+    TuneExperts,
+    TuneRouters,
+    fit,
+    log_table,
+    router_parameters,
+    tune,
+)
 from moe_lens.tuning.checkpoint import LOG, NEWEST, Progress
 
 TESTS = Path(__file__).parent
@@ -197,7 +208,7 @@ def test_half_precision_float16_is_refused(tokenizer):
 
 def test_the_log_likelihood_on_dev_is_the_models_own(tokenizer):
     lens = fresh(tokenizer)
-    tuned = tune(lens, EXAMPLES, EXAMPLES[:4], Router(), replace(SCHEDULE, epochs=1), score="log_likelihood")
+    tuned = tune(lens, EXAMPLES, EXAMPLES[:4], TuneRouters(), replace(SCHEDULE, epochs=1), score="log_likelihood")
     tokens = sum(len(prompt.input_ids) - prompt.prompt_length for prompt in prompts(lens)[:4])
     expected = sum(lens.answer_log_probabilities(EXAMPLES[:4], progress=False)) / tokens
     assert tuned.candidates["dev_log_likelihood"].item() == pytest.approx(expected, rel=1e-5)
@@ -246,6 +257,15 @@ def test_two_processes_agree_with_one_also_split_and_resumed(tokenizer, tmp_path
         assert found.pop("losses").numpy() == pytest.approx(losses, rel=1e-6)
         for name, value in values(lens).items():
             torch.testing.assert_close(found[name], value, rtol=0, atol=1e-6)
+    alone = fresh(tokenizer, num_hidden_layers=2)
+    method = TuneExperts(ExpertSet.of({0: [1, 2, 5], 1: [4]}))
+    tuned = tune(alone, EXAMPLES, EXAMPLES[:5], method, UNEVEN, max_new_tokens=2)
+    for way in ("ddp", "fsdp"):
+        delta = tmp_path / f"{way}-experts"
+        opened = MoELens.from_pretrained(fresh(tokenizer, num_hidden_layers=2).module, tokenizer, delta=delta)
+        for name, value in values(alone).items():
+            torch.testing.assert_close(opened.module.get_parameter(name), value, rtol=0, atol=1e-6)
+        assert read_facts(delta)["scores"] == tuned.candidates["dev_em"].tolist()
 
 
 @pytest.mark.slow

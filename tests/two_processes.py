@@ -10,25 +10,25 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from safetensors.torch import save_file
-from training_cases import UNEVEN, fresh, prompts
+from training_cases import EXAMPLES, UNEVEN, fresh, prompts
 from transformers import AutoTokenizer
 
-from moe_lens.tuning import Checkpoints, DevScore, fit
-from moe_lens.tuning.processes import whole
+from moe_lens import ExpertSet
+from moe_lens.tuning import Checkpoints, DevScore, TuneExperts, fit, save_trained, tune
 
 
 def course(out: Path, *, shard: bool, interrupted_after: int | None) -> None:
     tokenizer = AutoTokenizer.from_pretrained(out.parent)
+    measured = []  # over the interruption: the score rises from each measurement to the next
     for stop in [None] if interrupted_after is None else [interrupted_after, None]:
         lens = fresh(tokenizer, num_hidden_layers=2)
         names = [name for name, _ in lens.module.named_parameters()]
-        seen = []
 
-        def measure(stop=stop, seen=seen) -> float:
-            seen.append(1)
-            if len(seen) == stop:
+        def measure(stop=stop) -> float:
+            if len(measured) + 1 == stop:
                 raise KeyboardInterrupt
-            return float(len(seen))
+            measured.append(1)
+            return float(len(measured))
 
         try:
             progress = fit(
@@ -43,10 +43,23 @@ def course(out: Path, *, shard: bool, interrupted_after: int | None) -> None:
             )
         except KeyboardInterrupt:
             continue
-    values = {name: whole(parameter) for name, parameter in lens.module.named_parameters()}
-    values["losses"] = torch.tensor([row["loss"] for row in progress.rows], dtype=torch.float64)
+    assert PartialState().num_processes == 2
     if PartialState().is_main_process:
+        values = {name: parameter.detach() for name, parameter in lens.module.named_parameters()}
+        values["losses"] = torch.tensor([row["loss"] for row in progress.rows], dtype=torch.float64)
         save_file(values, out / "values.safetensors")
+    PartialState().wait_for_everyone()
+
+
+def tuned_experts(out: Path, *, shard: bool) -> None:
+    """Chosen experts, from the examples to the delta."""
+    lens = fresh(AutoTokenizer.from_pretrained(out.parent), num_hidden_layers=2)
+    method = TuneExperts(ExpertSet.of({0: [1, 2, 5], 1: [4]}))
+    tuned = tune(
+        lens, EXAMPLES, EXAMPLES[:5], method, UNEVEN, out=out, score="em", max_new_tokens=2, shard=shard
+    )
+    if PartialState().is_main_process:
+        save_trained(lens.module, tuned.trained, out, facts={"scores": tuned.candidates["dev_em"].tolist()})
     PartialState().wait_for_everyone()
 
 
@@ -54,4 +67,5 @@ if __name__ == "__main__":
     for name, shard in (("ddp", False), ("fsdp", True)):
         course(Path(sys.argv[1]) / name, shard=shard, interrupted_after=None)
         course(Path(sys.argv[1]) / f"{name}-resumed", shard=shard, interrupted_after=2)
+        tuned_experts(Path(sys.argv[1]) / f"{name}-experts", shard=shard)
     PartialState().destroy_process_group()

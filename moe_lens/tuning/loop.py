@@ -17,7 +17,7 @@ from moe_lens.data import Encoded, collate
 from moe_lens.errors import MoELensError
 from moe_lens.tuning.checkpoint import Checkpoints, Progress
 from moe_lens.tuning.objective import answer_loss, answer_tokens
-from moe_lens.tuning.processes import Processes, put, restore_training_state, training_state, whole
+from moe_lens.tuning.processes import Processes, put, put_together, restore_training_state, training_state, whole
 from moe_lens.tuning.schedule import Schedule
 from moe_lens.tuning.state import evaluating, training
 
@@ -55,7 +55,8 @@ def fit(
     dev: measured as the schedule says; the model ends in the state that was best (the first of equals), and without
         it in its last.
     checkpoints: where to keep the run; if it was begun there, it goes on, on the CPU to the same bytes.
-    shard: paths of the layers to split over the processes (FSDP2); the module stays split afterwards.
+    shard: paths of the layers to split over the processes (FSDP2). Afterwards the module is whole in the first process,
+        on the CPU, to be saved, and empty in the others.
 
     Afterwards `module` is in evaluation mode, nothing in it requires a gradient, and all has its old dtype.
     Raises MoELensError for no prompts, unknown parameters, a loss or gradient that is not finite, and checkpoints that
@@ -71,7 +72,10 @@ def fit(
     with training(module, named, gradient_checkpointing=schedule.gradient_checkpointing) as autocast:
         shared = processes.share(module, shard)
         data = _Data(prompts, schedule, pad_id, processes)
-        return _Run(module, shared, dtypes, data, dev, checkpoints, autocast).to_the_end(label)
+        progress = _Run(module, shared, dtypes, data, dev, checkpoints, autocast).to_the_end(label)
+        if shard:
+            put_together(module, keep=processes.is_main)
+    return progress
 
 
 def log_table(progress: Progress) -> pd.DataFrame:

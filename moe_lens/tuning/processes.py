@@ -1,5 +1,6 @@
 """The processes that train one model together: each takes its share of every step, on its own device."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
+
+from moe_lens.errors import MoELensError
 
 
 @dataclass(frozen=True)
@@ -25,8 +28,16 @@ class Processes:
 
     @classmethod
     def current(cls) -> "Processes":
-        """What the launcher set up; the first call connects the processes."""
-        state = PartialState()
+        """What the launcher set up; the first call connects the processes.
+
+        Raises MoELensError if they were left unconnected by another's first call, since each would train on its own.
+        """
+        state = PartialState(cpu=not torch.accelerator.is_available())  # else it sees no processes without accelerators
+        if state.num_processes != int(os.environ.get("WORLD_SIZE", 1)):
+            raise MoELensError(
+                f"a launcher started {os.environ['WORLD_SIZE']} processes and accelerate sees {state.num_processes}; "
+                "on the CPU let nothing use accelerate before, or call accelerate.PartialState(cpu=True) first"
+            )
         return cls(state.process_index, state.num_processes, state.device)
 
     @property
@@ -66,6 +77,22 @@ def whole(tensor: Tensor) -> Tensor:
     """The tensor on the CPU, put together where it is split; then all processes have to ask for it."""
     tensor = tensor.detach()
     return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).cpu().contiguous()
+
+
+def put_together(module: nn.Module, *, keep: bool) -> None:
+    """Gives a split module whole parameters on the CPU if it is to `keep` them, else ones that have only a shape.
+
+    All processes have to ask for it, one parameter after another, so that only those who keep it need the memory.
+    """
+    for part in module.modules():
+        for name, parameter in list(part.named_parameters(recurse=False)):
+            if isinstance(parameter, DTensor):
+                value = whole(parameter)
+                value = value if keep else torch.empty_like(value, device="meta")
+                part.register_parameter(name, nn.Parameter(value, requires_grad=False))
+        if not keep:
+            for name, buffer in list(part.named_buffers(recurse=False)):
+                part._buffers[name] = torch.empty_like(buffer, device="meta")
 
 
 def put(target: Tensor, value: Tensor) -> None:

@@ -9,6 +9,7 @@ from typing import Literal, get_args
 
 import pandas as pd
 import torch
+from tqdm import tqdm
 
 from moe_lens.data import Encoded, Example, collate, encode
 from moe_lens.errors import MoELensError
@@ -74,14 +75,15 @@ def tune(
     score: what is measured on `dev`: "em" or "f1" of greedy answers of up to `max_new_tokens`, or "log_likelihood",
         the mean log-probability (nats) of the answers' tokens, which costs least. Without dev data the last stays.
     max_length: longer training examples (prompt and answer, in tokens) are left out and counted.
-    shard: split the model over the processes instead of a copy in each; it stays split, so `out` has the result.
+    shard: split the model over the processes instead of a copy in each. Afterwards it is whole in the first process, on
+        the CPU, to be saved, and empty in the others; no process can run it.
 
     Started by `torchrun` or `accelerate launch`, the processes share every step and the dev data.
     Raises MoELensError if nothing is left to train on, and what `fit` raises; then the lens is as it was.
     """
     schedule = schedule or Schedule()
     rates = sorted(set(learning_rates or [schedule.learning_rate]))
-    _check(rates, dev, score, shard=shard, out=out)
+    _check(rates, dev, score, shard=shard)
     kept, dropped = _encoded(lens, train, max_length)
     processes = Processes.current()
     if processes.count > 1 and not getattr(lens.module, "hf_device_map", None):
@@ -109,6 +111,8 @@ def tune(
         )
 
     with method.attached(lens) as trained:
+        if processes.is_main:
+            tqdm.write(f"{method.name}: {trained}")
         schedules = {rate: replace(schedule, learning_rate=rate) for rate in rates}
         courses = _try_all(lens, trained.names, schedules, lambda tried: attempt(tried, trained))
     scores = {rate: nan if course.best_score is None else course.best_score for rate, course in courses.items()}
@@ -171,13 +175,13 @@ def dev_score(
     return DevScore(f"dev_{score}", log_likelihood if score == "log_likelihood" else answers)
 
 
-def _check(rates: Sequence[float], dev: Sequence[Example], score: str, *, shard: bool, out: str | Path | None) -> None:
+def _check(rates: Sequence[float], dev: Sequence[Example], score: str, *, shard: bool) -> None:
     if score not in get_args(Score):
         raise MoELensError(f"score must be one of {', '.join(get_args(Score))}; got {score!r}")
     if len(rates) > 1 and not dev:
         raise MoELensError(f"{len(rates)} learning rates were given and no dev data to choose by; give dev examples")
-    if shard and (out is None or len(rates) > 1):
-        raise MoELensError("a model split over processes needs a folder to leave its result in, and one learning rate")
+    if shard and len(rates) > 1:
+        raise MoELensError(f"a model split over processes is trained once; give one learning rate, not {len(rates)}")
 
 
 def _encoded(lens: MoELens, examples: Sequence[Example], max_length: int) -> tuple[list[Encoded], int]:
