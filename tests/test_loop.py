@@ -237,7 +237,7 @@ def test_a_model_spread_by_a_device_map_trains_to_the_same_values(tokenizer, tmp
 
 @pytest.mark.slow
 @pytest.mark.xfail(
-    strict=False, reason="measured: 1 of 12,288 values is 3.7e-6 off after six AdamW steps, losses agree; cause not known"
+    strict=False, reason="measured: 1 of 12,288 values 3.7e-6 off after six AdamW steps, losses agree; cause unknown"
 )
 def test_two_processes_agree_with_one_also_split_and_resumed(tokenizer, tmp_path):
     tokenizer.save_pretrained(tmp_path)
