@@ -32,6 +32,11 @@ from moe_lens.tuning.checkpoint import LOG, NEWEST, Progress
 TESTS = Path(__file__).parent
 
 
+#: Adam divides a gradient by its own size, so where one is near 0, adding up in another order shows: one process that
+#: takes an example at a time ends 4.5e-6 from one that takes them together. A wrong mean would show at the rate, 5e-3.
+ROUNDING = 1e-5
+
+
 def train(lens: MoELens, schedule: Schedule = UNEVEN, names=None, **options) -> Progress:
     return fit(lens.module, names or router_parameters(lens), prompts(lens), schedule, pad_id=0, **options)
 
@@ -236,9 +241,6 @@ def test_a_model_spread_by_a_device_map_trains_to_the_same_values(tokenizer, tmp
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(
-    strict=False, reason="measured: 1 of 12,288 values 3.7e-6 off after six AdamW steps, losses agree; cause unknown"
-)
 def test_two_processes_agree_with_one_also_split_and_resumed(tokenizer, tmp_path):
     tokenizer.save_pretrained(tmp_path)
     lens = fresh(tokenizer, num_hidden_layers=2)
@@ -259,7 +261,7 @@ def test_two_processes_agree_with_one_also_split_and_resumed(tokenizer, tmp_path
         assert same(found, resumed)
         assert found.pop("losses").numpy() == pytest.approx(losses, rel=1e-6)
         for name, value in values(lens).items():
-            torch.testing.assert_close(found[name], value, rtol=0, atol=1e-6)
+            torch.testing.assert_close(found[name], value, rtol=0, atol=ROUNDING)
     alone = fresh(tokenizer, num_hidden_layers=2)
     method = TuneExperts(ExpertSet.of({0: [1, 2, 5], 1: [4]}))
     tuned = tune(alone, EXAMPLES, EXAMPLES[:5], method, UNEVEN, max_new_tokens=2)
@@ -267,7 +269,7 @@ def test_two_processes_agree_with_one_also_split_and_resumed(tokenizer, tmp_path
         delta = tmp_path / f"{way}-experts"
         opened = MoELens.from_pretrained(fresh(tokenizer, num_hidden_layers=2).module, tokenizer, delta=delta)
         for name, value in values(alone).items():
-            torch.testing.assert_close(opened.module.get_parameter(name), value, rtol=0, atol=1e-6)
+            torch.testing.assert_close(opened.module.get_parameter(name), value, rtol=0, atol=ROUNDING)
         assert read_facts(delta)["scores"] == tuned.candidates["dev_em"].tolist()
 
 
