@@ -53,7 +53,8 @@ def test_the_chosen_experts_gradients_are_those_of_full_fine_tuning(tokenizer, f
         base = name.replace("trained_", "")
         expected = whole[base][list(trainable.rows[base])]
         assert expected.abs().max() > 0
-        torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-6 * float(expected.abs().max()) + 1e-9)
+        largest = float(expected.abs().max())  # sums in another order differ by a few roundings of it, 1e-7 each
+        torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-5 * largest + 1e-9)
 
 
 @pytest.mark.parametrize("family", ALL_FAMILIES)
