@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,8 @@ from transformers import PreTrainedTokenizerBase
 from moe_lens.accessors import ByLayer, TraceReader
 from moe_lens.applying import InterventionStack
 from moe_lens.architecture import MoEArchitecture
-from moe_lens.attention import attention_rows
 from moe_lens.batching import encode_prompt, prompt_batches, run_batches
-from moe_lens.data import FIGURE_10, Batch, Encoded, Example, PromptTemplate, collate
-from moe_lens.data.encoding import IGNORED_LABEL
+from moe_lens.data import FIGURE_10, Encoded, Example, PromptTemplate
 from moe_lens.delta import apply_delta
 from moe_lens.errors import MoELensError
 from moe_lens.evaluation import DEFAULT_METRICS, Evaluation, evaluate
@@ -28,8 +26,9 @@ from moe_lens.interventions import Intervention
 from moe_lens.judge import Judge
 from moe_lens.listed_experts import normalize
 from moe_lens.loading import load_model, load_tokenizer
-from moe_lens.positions import Positions, position_mask
+from moe_lens.positions import Positions
 from moe_lens.record import Record, check_capture
+from moe_lens.running import BatchRunner
 from moe_lens.statistics import Statistic
 from moe_lens.views import View, experts_of_tokens, routing_view
 from moe_lens.vocabulary import project_on_vocab
@@ -78,6 +77,7 @@ class MoELens:
         self.layers_output = ByLayer(reader.layer_output, reader.set_layer_output)
         self.attention_rows = ByLayer(reader.attention)
         self._stack = InterventionStack(self.architecture)
+        self._runner = BatchRunner(self.module, self.model, self.tokenizer, reader, self._stack)
 
     @classmethod
     def from_pretrained(
@@ -178,7 +178,7 @@ class MoELens:
                         "them within the same `with lens.intervene(...)` block"
                     )
                 with self._stack.for_examples(places):
-                    record = self._record(prompts, capture, positions)
+                    record = self._runner.record(prompts, capture, positions)
                 yield record
 
         return stream()
@@ -245,7 +245,7 @@ class MoELens:
         check_capture(capture)
         texts = [texts] if isinstance(texts, str) else texts
         prompts = [encode_prompt(i, text, self.tokenizer, template=FIGURE_10) for i, text in enumerate(texts)]
-        record = self._record(prompts, {*capture, "logits"}, positions)
+        record = self._runner.record(prompts, {*capture, "logits"}, positions)
         return record.logits, record
 
     def generate(
@@ -265,7 +265,7 @@ class MoELens:
 
         def run(places: Sequence[int], prompts: Sequence[Encoded]) -> list[str]:
             with self._stack.for_examples(places):
-                return self._continue(prompts, max_new_tokens)
+                return self._runner.generate(prompts, max_new_tokens)
 
         batches = prompt_batches(
             examples, self.tokenizer, template=template, batch_size=batch_size, progress=progress
@@ -290,7 +290,7 @@ class MoELens:
         def run(places: Sequence[int], prompts: Sequence[Encoded]) -> list[float]:
             kept = prompts if with_end else [replace(prompt, input_ids=prompt.input_ids[:-1]) for prompt in prompts]
             with self._stack.for_examples(places):
-                return self._answer_log_probabilities(kept)
+                return self._runner.answer_log_probabilities(kept)
 
         batches = prompt_batches(
             examples, self.tokenizer, template=template, batch_size=batch_size, progress=progress, with_answer=True
@@ -335,83 +335,6 @@ class MoELens:
         """
         return project_on_vocab(self.module, self.architecture, residual)
 
-    def _answer_log_probabilities(self, prompts: Sequence[Encoded]) -> list[float]:
-        """One batch of `answer_log_probabilities`."""
-        batch = collate(prompts, self._pad_id)
-        kept = batch.input_ids.shape[1] - batch.first_label + 1
-        with torch.no_grad(), self.model.trace(**self._inputs(batch), logits_to_keep=kept):
-            logits = self.model.output.logits.save()
-        labels = batch.labels[:, batch.first_label :].to(logits.device)
-        log_probabilities = logits[:, :-1].float().log_softmax(-1)
-        chosen = log_probabilities.gather(-1, labels.clamp(min=0)[..., None])[..., 0]
-        return chosen.masked_fill(labels == IGNORED_LABEL, 0).sum(-1).tolist()
-
-    def _continue(self, prompts: Sequence[Encoded], max_new_tokens: int) -> list[str]:
-        """One batch of `generate`."""
-        pad, end = self._pad_id, self.module.generation_config.eos_token_id
-        batch = collate(prompts, pad)
-        arguments = {
-            "input_ids": batch.input_ids,
-            "attention_mask": batch.attention_mask,
-            "pad_token_id": pad,
-        }
-        with (
-            torch.no_grad(),
-            self.model.generate(**arguments, max_new_tokens=max_new_tokens, do_sample=False) as tracer,
-        ):
-            ids = tracer.result.save()
-        new = ids[:, batch.input_ids.shape[1] :]  # [batch, new]
-        ends = torch.tensor([] if end is None else end, dtype=new.dtype, device=new.device)
-        ended = torch.isin(new, ends).cumsum(-1) > 0
-        rows = zip(new, ended, strict=True)
-        return [self.tokenizer.decode(row[~after], skip_special_tokens=True) for row, after in rows]
-
-    def _record(self, prompts: Sequence[Encoded], capture: Collection[str], positions: Positions) -> Record:
-        """Run one batch of prompts in one trace and keep what `capture` names."""
-        batch = collate(prompts, self._pad_id)
-        inputs = self._inputs(batch)
-        mask = inputs["attention_mask"]
-        labels = None if batch.labels is None else batch.labels.to(mask.device)
-        counted = position_mask(mask, batch.context_spans, batch.question_spans, positions, labels)
-        kept = counted.any(0).nonzero()[:, 0]
-        seen: dict[str, Any] = {}
-        rows = attention_rows(self.module, kept) if "attention" in capture else nullcontext()
-        with (
-            torch.no_grad(),
-            rows,
-            self._stack.recording() as before,
-            self.model.trace(**inputs, logits_to_keep=kept if "logits" in capture else 1),
-        ):
-            seen |= self._reader.read(capture, kept)
-            seen["logits"] = self.model.output.logits
-        return Record(
-            ids=batch.ids,
-            input_ids=inputs["input_ids"],
-            attention_mask=mask,
-            context_spans=batch.context_spans,
-            question_spans=batch.question_spans,
-            answer_spans=batch.answer_spans,
-            kept=kept,
-            routing=seen["routing"],
-            routing_before={layer: before.get(layer, routing) for layer, routing in seen["routing"].items()},
-            expert_outputs=seen["expert_outputs"],
-            residual=seen["residual"],
-            moe_output=seen["moe_output"],
-            attention_rows=seen["attention"],
-            logits=seen["logits"] if "logits" in capture else None,
-            labels=labels,
-        )
-
-    def _inputs(self, batch: Batch) -> dict[str, Any]:
-        """What a forward pass over the whole batch takes; positions are counted from each row's first token."""
-        mask = batch.attention_mask.to(self.module.device)
-        return {
-            "input_ids": batch.input_ids.to(self.module.device),
-            "attention_mask": mask,
-            "position_ids": (mask.cumsum(-1) - 1).clamp(min=0),
-            "use_cache": False,
-        }
-
     def _edit(self, layer: int) -> Any:
         """Make every trace of `self.model` apply the active interventions at `layer`, at each step."""
         with self.model.edit(inplace=True) as tracer:
@@ -424,8 +347,3 @@ class MoELens:
                 self._stack.apply(layer, self._reader)
         except OutOfOrderError:
             return  # the run is over, or was stopped before this layer: nothing is left to act on
-
-    @property
-    def _pad_id(self) -> int:
-        pad = self.tokenizer.pad_token_id
-        return 0 if pad is None else pad  # pads are masked: any token will do

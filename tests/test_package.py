@@ -26,7 +26,7 @@ GROUPS = (
     ),
     ("judge", "outputs", "evaluation"),
     ("listed_experts", "sizes"),
-    ("accessors", "applying", "lens"),
+    ("accessors", "applying", "running", "lens"),
     ("scores", "masking", "ablation", "checks", "decoding", "tuning"),
     ("report",),
     ("demo", "evaluate", "intervene", "tune", "measure", "doctor", "organism.pretrain", "organism.measure"),
