@@ -4,11 +4,12 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help install demo test test-slow lint clean
+.PHONY: help install demo figures test test-slow lint clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo       run the demonstration on the shipped model; its page of figures goes to demo/"
+	@echo "make figures    make the paper's figures on the shipped model, resuming; the gallery is runs/paper/report.html"
 	@echo "make test       run the tests (slow ones left out)"
 	@echo "make test-slow  run the slow tests"
 	@echo "make lint       check the code's style"
@@ -27,6 +28,10 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY)
 	$(BIN)/python -m moe_lens.demo
+
+figures: $(READY)
+	@for script in analyses/figure*.py analyses/table*.py; do $(BIN)/python $$script --out runs/paper || exit; done
+	$(BIN)/python -m moe_lens.report runs/paper --title "The paper's figures and tables on the model organism"
 
 test: $(READY)
 	$(BIN)/python -m pytest -m "not slow"

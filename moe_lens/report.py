@@ -14,8 +14,22 @@ from pandas.api.types import is_numeric_dtype
 from plotly.offline import get_plotlyjs
 
 from moe_lens.errors import MoELensError
-from moe_lens.plots import answers_figure, masking_figure, scores_figure, style, tuning_figure, usage_figure
+from moe_lens.plots import (
+    answers_figure,
+    clusters_figure,
+    correlation_figure,
+    gains_figure,
+    layers_figure,
+    masking_figure,
+    parameters_figure,
+    scores_figure,
+    style,
+    transfer_figure,
+    tuning_figure,
+    usage_figure,
+)
 from moe_lens.results import read_provenance, read_table, write_bytes
+from moe_lens.views import View, attention_view
 
 PAGE = "report.html"
 MOST_ROWS = 400  # of a table, on the page
@@ -27,7 +41,7 @@ class Section:
 
     heading: str
     sentence: str
-    draw: Callable[[pd.DataFrame], go.Figure] | None
+    draw: Callable[[pd.DataFrame], go.Figure | View] | None
 
 
 def _usage_figure(table: pd.DataFrame) -> go.Figure:
@@ -42,6 +56,24 @@ def _score_figure(table: pd.DataFrame) -> go.Figure:
     """The map of one named score, the name standing in the column `name`."""
     style.require(table, ("name",), figure="the map of a score")
     return usage_figure(table, label=f"score {table['name'].iloc[0]}")
+
+
+def _attention_figure(table: pd.DataFrame) -> go.Figure:
+    """Attention gain over the layers; the models or targets are its series."""
+    return gains_figure(table, title="Attention of the last token, tuned over base")
+
+
+def _probability_figure(table: pd.DataFrame) -> go.Figure:
+    """The answer's probability over the layers."""
+    return gains_figure(table, title="Probability of the answer, tuned over base", axis="gain of the mean")
+
+
+def _attention_case(table: pd.DataFrame) -> View:
+    """The first case of a table of several."""
+    style.require(table, ("case", "model", "note"), figure="the attention of a case")
+    case = table[table["case"] == table["case"].iloc[0]]
+    base, tuned = (case[case["model"] == model] for model in ("base", "tuned"))
+    return attention_view(base, tuned, note=case["note"].iloc[0])
 
 
 #: Known tables by (a pattern of) their file name, in the order of the page.
@@ -63,6 +95,49 @@ SECTIONS = {
         "before the selection, so that the next expert steps in. A set of experts matters if masking it "
         "costs more than masking random sets of the same size.",
         masking_figure,
+    ),
+    "transfer.parquet": Section(
+        "Does it carry over",
+        "Routers tuned on one task and tried on the others (the paper's Figure 5).",
+        transfer_figure,
+    ),
+    "clusters.parquet": Section(
+        "Do tasks take different experts",
+        "The activation rates of the context-faithful experts, example by example (Figure 4). Silhouette and the share "
+        "of nearest neighbours of the same task are taken from the vectors themselves, not from the map.",
+        clusters_figure,
+    ),
+    "attention_gain.parquet": Section(
+        "Where attention goes",
+        "The relative gain of Eq. 11: the mean over examples of (tuned - base) / base. One tiny denominator can rule "
+        "that mean; median and ratio_of_means stand beside it.",
+        _attention_figure,
+    ),
+    "attention_case.parquet": Section(
+        "One case",
+        "A prompt that tuning set right (Figures 7 and 14), its tokens coloured by the gain in attention.",
+        _attention_case,
+    ),
+    "probability_gain.parquet": Section(
+        "How probable the answer becomes",
+        "The answer's probability after each layer by the logit lens (Figure 8), as the gain of its mean; "
+        "mean_of_ratios is Eq. 12, which examples with a base probability near 0 rule.",
+        _probability_figure,
+    ),
+    "layers.parquet": Section(
+        "Which layers have to be tuned",
+        "Exact match after tuning the routers of one layer, or of all layers up to one (Figure 11).",
+        layers_figure,
+    ),
+    "correlation.parquet": Section(
+        "Does attention gain go with exact match",
+        "Models tuned in their first layers, the base model at 0 (Figure 13).",
+        correlation_figure,
+    ),
+    "parameters.parquet": Section(
+        "What training costs",
+        "Trainable parameters of each method (Figure 9).",
+        parameters_figure,
     ),
     "scores.parquet": Section(
         "Which score finds them",
@@ -140,6 +215,8 @@ def _drawing(name: str, table: pd.DataFrame, section: Section, *, place: int) ->
         figure = section.draw(table)
     except MoELensError as error:
         raise MoELensError(f"cannot draw {name}: {error}") from None
+    if isinstance(figure, View):
+        return f'<div class="figure">{figure._repr_html_()}</div>'
     plot = figure.to_html(
         full_html=False, include_plotlyjs=False, div_id=f"figure-{place}", config=style.CONFIG
     )

@@ -5,7 +5,19 @@ import pandas as pd
 import pytest
 
 from moe_lens.errors import MoELensError
-from moe_lens.plots import answers_figure, masking_figure, scores_figure, tuning_figure, usage_figure
+from moe_lens.plots import (
+    answers_figure,
+    clusters_figure,
+    correlation_figure,
+    gains_figure,
+    layers_figure,
+    masking_figure,
+    parameters_figure,
+    scores_figure,
+    transfer_figure,
+    tuning_figure,
+    usage_figure,
+)
 
 
 def masking_row(family: str, size: int, em: float, *, mode: str = "zero", name: str | None = None) -> dict:
@@ -313,3 +325,71 @@ def test_drawing_leaves_the_table_as_it_was():
         before = table.copy(deep=True)
         draw(table)
         pd.testing.assert_frame_equal(table, before)
+
+
+def gains_table() -> pd.DataFrame:
+    rows = [("context (CAG)", layer, 0.1 * layer) for layer in (3, 1, 2)] + [("answer (AAG)", 1, -0.5)]
+    table = pd.DataFrame(rows, columns=["series", "layer", "gain"])
+    return table.assign(gain_low=table["gain"] - 0.05, gain_high=table["gain"] + 0.1, n=200)
+
+
+def test_gains_are_lines_in_the_order_of_layers_with_bands_of_their_intervals():
+    figure = gains_figure(gains_table(), title="seen")
+    context = trace(figure, "context (CAG)")
+    assert list(context.x) == [1, 2, 3]
+    np.testing.assert_allclose(context.y, [0.1, 0.2, 0.3])
+    band = next(it for it in figure.data if it.fill == "toself")
+    np.testing.assert_allclose(band.y, [0.2, 0.3, 0.4, 0.25, 0.15, 0.05])
+    assert "200 examples" in figure.layout.title.subtitle.text
+
+
+def test_gains_with_panels_name_each_series_once_in_the_legend():
+    table = pd.concat([gains_table().assign(panel=panel) for panel in ("a", "b")])
+    figure = gains_figure(table, title="seen")
+    assert [it.name for it in figure.data if it.name and it.showlegend] == ["context (CAG)", "answer (AAG)"]
+    with pytest.raises(MoELensError, match="twice"):
+        gains_figure(pd.concat([table, table]), title="seen")
+
+
+def test_transfer_writes_each_gain_in_its_cell_and_marks_the_sure_ones():
+    rows = [("swap", "swap", 0.8, 0.7, 0.9), ("swap", "hops", 0.1, -0.1, 0.3), ("hops", "swap", -0.2, -0.3, -0.1)]
+    rows += [("hops", "hops", 0.3, 0.2, 0.4)]
+    table = pd.DataFrame(rows, columns=["trained", "task", "em_gain", "em_gain_low", "em_gain_high"])
+    figure = transfer_figure(table)
+    texts = {(it.y, it.x): it.text for it in figure.layout.annotations}
+    assert texts[("swap", "swap")] == "<b>+0.80</b>"
+    assert texts[("swap", "hops")] == "+0.10"
+    assert texts[("hops", "swap")] == "<b>-0.20</b>"
+    assert figure.data[0].z.tolist() == [[-0.2, 0.3], [0.8, 0.1]]
+
+
+@pytest.mark.parametrize(("accuracy", "word"), [(0.9, "tells its task"), (0.5, "hardly tells")])
+def test_clusters_title_says_whether_they_are_apart(accuracy, word):
+    table = pd.DataFrame({"task": ["a", "b"] * 4, "x": range(8), "y": range(8)})
+    figure = clusters_figure(table.assign(silhouette=0.1, knn_accuracy=accuracy))
+    assert word in figure.layout.title.text
+    assert {it.name: len(it.x) for it in figure.data} == {"a": 4, "b": 4}
+    assert "chance 0.50" in figure.layout.title.subtitle.text
+
+
+def test_layers_have_a_panel_per_kind_and_the_base_as_a_line():
+    rows = [("base", -1, 0.1)] + [(kind, layer, 0.2 * layer) for kind in ("single", "first") for layer in (1, 2)]
+    table = pd.DataFrame(rows, columns=["kind", "layer", "em"])
+    figure = layers_figure(table.assign(em_low=table["em"] - 0.01, em_high=table["em"] + 0.02))
+    assert [list(it.y) for it in figure.data if it.type == "bar"] == [[0.2, 0.4], [0.2, 0.4]]
+    assert {shape.y0 for shape in figure.layout.shapes} == {0.1}
+    assert trace(figure, "base (0.10)")
+
+
+def test_correlation_says_r_with_its_interval():
+    table = pd.DataFrame({"target": "answer", "model": ["base", "all"], "gain": [0, 0.4], "em": [0.1, 0.9]})
+    figure = correlation_figure(table.assign(r=0.95, r_low=0.7, r_high=0.99))
+    assert "answer: r = 0.95 [0.70, 0.99]" in figure.layout.title.subtitle.text
+    assert list(figure.data[0].text) == ["base", "all"]
+
+
+def test_parameters_are_written_with_their_share():
+    table = pd.DataFrame({"model": "m", "method": ["CEFT", "FFT"], "trainable": [8192, 2_000_000], "total": 2_000_000})
+    figure = parameters_figure(table)
+    assert [it.text[0] for it in figure.data] == ["8.2K (0.4%)", "2.0M (100.0%)"]
+    assert figure.layout.xaxis.type == "log"

@@ -92,6 +92,15 @@ def test_every_saved_score_is_drawn_under_its_name(tmp_path):
     assert "Score oe-last of every expert" in page
 
 
+def test_an_attention_case_is_shown_as_a_view(tmp_path):
+    case = pd.DataFrame({"position": [0, 1], "token": ["a", "<b>"], "part": ["context", "answer"], "layer": 0})
+    both = [case.assign(model=name, attention=[x, 1 - x]) for name, x in (("base", 0.75), ("tuned", 0.25))]
+    write_table(pd.concat(both).assign(case="7", note="said"), tmp_path / "attention_case.parquet", PROVENANCE)
+    page = build_report(tmp_path, title="x").read_text()
+    assert page.count("<iframe srcdoc=") == 1
+    assert "said Layers" in page
+
+
 def test_a_table_without_a_figure_is_shown_as_numbers(tmp_path):
     table = pd.DataFrame({"learning_rate": [0.001], "em": [0.75]})
     write_table(table, tmp_path / "learning_rates.parquet", PROVENANCE)

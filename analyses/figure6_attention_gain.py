@@ -1,0 +1,30 @@
+"""Figure 6: how much more the router-tuned model's last token attends to the context (CAG) and to the answer (AAG).
+
+python analyses/figure6_attention_gain.py --model organism --data swap --out runs/paper
+"""
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from moe_lens.metrics import attention_gain
+from moe_lens.plots import gains_figure
+from moe_lens.study import Study, run
+
+NAMES = {"context": "context (CAG)", "answer": "answer (AAG)"}
+
+
+def compute(study: Study) -> pd.DataFrame:
+    """One row per target and layer: series and the columns of `attention_gain` (Eq. 11)."""
+    task = study.tasks[0]
+    base, tuned = study.attention_mass(task), study.attention_mass(task, study.router(task))
+    gain = attention_gain(base, tuned, seed=study.schedule.seed)
+    return gain.assign(series=gain["target"].map(NAMES)).sort_values(["target", "layer"], ascending=[False, True])
+
+
+def draw(table: pd.DataFrame) -> go.Figure:
+    """Both gains over the layers."""
+    return gains_figure(table, title="Attention of the last token, tuned over base", axis="relative gain")
+
+
+if __name__ == "__main__":
+    run(compute, draw, item="figure6", table="attention_gain", tasks="swap", about=__doc__)

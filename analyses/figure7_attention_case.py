@@ -1,0 +1,41 @@
+"""Figures 7 and 14: the prompts that router tuning sets right, coloured by what the last token attends to more.
+
+python analyses/figure7_attention_case.py --model organism --data swap --out runs/paper
+"""
+
+import pandas as pd
+
+from moe_lens.study import Study, run
+from moe_lens.views import View, attention_of_tokens, attention_view
+
+CASES = 6
+
+
+def compute(study: Study) -> pd.DataFrame:
+    """Columns case, note, model ("base", "tuned") and those of `attention_of_tokens`, of the first such examples."""
+    task = study.tasks[0]
+    router = study.router(task)
+    base, tuned = study.answers(task), study.answers(task, router)
+    cured = base.index[(base["em"] == 0) & (tuned["em"] == 1)]
+    chosen = cured[:CASES] if len(cured) else base.index[:1]
+    examples = study.examples(task)
+    tables = []
+    for model, lens in (("base", study.open()), ("tuned", study.open(router))):
+        for case in chosen:
+            before, after = base["prediction"][case], tuned["prediction"][case]
+            [record] = lens.records([examples[case]], capture=("attention",), progress=False)
+            table = attention_of_tokens(record, lens.tokenizer)
+            note = f"The base model answers “{before}”, the router-tuned one “{after}”."
+            tables.append(table.assign(case=examples[case].id, note=note, model=model))
+    return pd.concat(tables, ignore_index=True)
+
+
+def draw(table: pd.DataFrame) -> View:
+    """The first case; the others are in the table."""
+    case = table[table["case"] == table["case"].iloc[0]]
+    base, tuned = (case[case["model"] == model] for model in ("base", "tuned"))
+    return attention_view(base, tuned, note=case["note"].iloc[0])
+
+
+if __name__ == "__main__":
+    run(compute, draw, item="figure7", table="attention_case", tasks="swap", about=__doc__)

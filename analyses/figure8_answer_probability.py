@@ -1,0 +1,45 @@
+"""Figure 8: how much more probable the answer is after each layer of the router-tuned model (APG), by the logit lens.
+
+python analyses/figure8_answer_probability.py --model organism --data swap --out runs/paper
+"""
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from moe_lens import MoELens
+from moe_lens.metrics import answer_probability_gain
+from moe_lens.plots import gains_figure
+from moe_lens.statistics import AnswerProbability
+from moe_lens.study import Study, run
+
+
+def probabilities(study: Study, lens: MoELens) -> pd.DataFrame:
+    """`AnswerProbability` of the test examples: the residual stream after each layer, normed as before the head."""
+    norm, head = (lens.module.get_submodule(path) for path in (lens.architecture.final_norm, lens.architecture.head))
+    [found] = lens.measure(
+        study.examples(study.tasks[0]),
+        AnswerProbability(lambda stream: head(norm(stream))),
+        with_answer=True,
+        positions="answer",
+        batch_size=study.batch_size,
+    )
+    return found.table()
+
+
+def compute(study: Study) -> pd.DataFrame:
+    """One row per layer, of the answer's first token and of all its tokens: series and `answer_probability_gain`."""
+    base, tuned = (probabilities(study, study.open(router)) for router in (None, study.router(study.tasks[0])))
+    gain = answer_probability_gain(base, tuned, seed=study.schedule.seed)
+    # Eq. 12's mean of ratios is ruled by examples with a base probability near 0; the figure has the ratio of means.
+    of_means = {f"gain{end}": gain[f"ratio_of_means{end}"] for end in ("", "_low", "_high")}
+    mean = {f"mean_of_ratios{end}": gain[f"gain{end}"] for end in ("", "_low", "_high")}
+    return gain.assign(series=gain["tokens"].map({"first": "first token", "joint": "whole answer"}), **of_means, **mean)
+
+
+def draw(table: pd.DataFrame) -> go.Figure:
+    """The gain over the layers."""
+    return gains_figure(table, title="Probability of the answer, tuned over base", axis="gain of the mean")
+
+
+if __name__ == "__main__":
+    run(compute, draw, item="figure8", table="probability_gain", tasks="swap", about=__doc__)

@@ -1,0 +1,105 @@
+"""Router tuning of some layers only (Figure 11), and what attention gains by it (Figure 13)."""
+
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from moe_lens.plots import style
+
+KINDS = {"single": "only this layer", "first": "this layer and all below"}
+
+
+def layers_figure(table: pd.DataFrame) -> go.Figure:
+    """EM over the tuned layer: alone in the left panel, with all layers below it in the right; the base as a line.
+
+    Args:
+        table: one row per tuned model with the columns `kind` ("base", "single", "first"), `layer` (the only one or the
+            highest one tuned; not read for the base), `em`, `em_low`, `em_high`.
+
+    Raises:
+        MoELensError: a column is missing, the table is empty, or a model stands there twice.
+    """
+    table = style.require(table, ("kind", "layer", "em", "em_low", "em_high"), figure="layers_figure")
+    style.require_once(table, ("kind", "layer"), figure="layers_figure")
+    kinds = [kind for kind in KINDS if (table["kind"] == kind).any()]
+    titles = [KINDS[kind] for kind in kinds]
+    figure = make_subplots(1, len(kinds), shared_yaxes=True, subplot_titles=titles, horizontal_spacing=0.05)
+    for column, kind in enumerate(kinds, start=1):
+        part = table[table["kind"] == kind].sort_values("layer")
+        bars = go.Bar(
+            x=part["layer"],
+            y=part["em"],
+            error_y=style.error_bars(part, "em"),
+            marker={"color": style.VERMILLION},
+            name="router-tuned",
+            showlegend=column == 1,
+            hovertext=style.hover(part),
+            hoverinfo="text",
+        )
+        figure.add_trace(bars, row=1, col=column)
+        named = sorted(set(part["layer"]))
+        figure.update_xaxes(title_text="layer", tickvals=named[:: -(-len(named) // 8)], showgrid=False, col=column)
+    for _, base in table[table["kind"] == "base"].iterrows():
+        figure.add_hline(base["em"], line={"color": style.GREY, "width": 2, "dash": "dash"})
+        figure.add_scatter(
+            x=[None],
+            y=[None],
+            mode="lines",
+            line={"color": style.GREY, "width": 2, "dash": "dash"},
+            name=f"base ({base['em']:.2f})",
+        )
+    figure.update_yaxes(range=[0, 1.02], dtick=0.2)
+    figure.update_yaxes(title_text="exact match (EM)", col=1)
+    return style.dress(
+        figure,
+        title="Tuning the routers of some layers only",
+        subtitle="bars: 95 % intervals over examples",
+        plot_height=300,
+        headings=True,
+    )
+
+
+def correlation_figure(table: pd.DataFrame) -> go.Figure:
+    """EM against the attention gain on the context and on the answer, a mark per tuned model; the paper's Figure 13.
+
+    Args:
+        table: one row per model and target with the columns `target` ("context", "answer"), `model` (its name), `gain`,
+            `em`, and the same in every row of a target: `r` (Pearson), `r_low`, `r_high`.
+
+    Raises:
+        MoELensError: a column is missing or the table is empty.
+    """
+    columns = ("target", "model", "gain", "em", "r", "r_low", "r_high")
+    table = style.require(table, columns, figure="correlation_figure")
+    targets = list(dict.fromkeys(table["target"]))
+    figure = make_subplots(1, len(targets), shared_yaxes=True, horizontal_spacing=0.05)
+    for column, target in enumerate(targets, start=1):
+        part = table[table["target"] == target]
+        place = column - 1
+        marks = go.Scatter(
+            x=part["gain"],
+            y=part["em"],
+            mode="markers+text",
+            text=part["model"],
+            textposition="top center",
+            textfont={"size": 13},
+            cliponaxis=False,
+            marker={"size": 12, "color": style.CYCLE[place], "symbol": style.SYMBOLS[place]},
+            hovertext=style.hover(part),
+            hoverinfo="text",
+            showlegend=False,
+        )
+        figure.add_trace(marks, row=1, col=column)
+        figure.update_xaxes(title_text=f"attention gain: {target}", tickformat="+.0%", nticks=5, row=1, col=column)
+    told = [
+        f"{target}: r = {part['r'].iloc[0]:.2f} [{part['r_low'].iloc[0]:.2f}, {part['r_high'].iloc[0]:.2f}]"
+        for target, part in table.groupby("target", sort=False)
+    ]
+    figure.update_yaxes(range=[0, 1.08], dtick=0.2)
+    figure.update_yaxes(title_text="exact match (EM)", col=1)
+    return style.dress(
+        figure,
+        title="Exact match against attention gain",
+        subtitle=f"{table['model'].nunique()} models; {'; '.join(told)} (95 % intervals)",
+        plot_height=320,
+    )
