@@ -12,13 +12,13 @@ from typer import Option
 
 from moe_lens import console
 from moe_lens.data import Example, load_examples
-from moe_lens.delta import FACTS_FILE, fingerprint, read_facts, save_delta, weights_digest
+from moe_lens.delta import FACTS_FILE, read_facts, weights_digest
 from moe_lens.errors import MoELensError
 from moe_lens.evaluation import answer_table, summarise
 from moe_lens.lens import MoELens
 from moe_lens.results import provenance, read_if_made_by, read_table, write_bytes, write_table
 from moe_lens.statistics import AttentionMass
-from moe_lens.tuning import Schedule, router_parameters, tune_router
+from moe_lens.tuning import Schedule, save_trained, tune_router
 from moe_lens.views import View
 
 SINGLE_FILES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".gz")
@@ -83,7 +83,6 @@ class Study:
             if all(kept.get(name) == value for name, value in made_by.items() if name != "command"):
                 return folder
         lens = self.open()
-        base = fingerprint(lens.module, router_parameters(lens, layers))
         dev = self.examples(task, "dev")[:DEV_EXAMPLES]
         tuned = tune_router(
             lens,
@@ -95,7 +94,7 @@ class Study:
             max_new_tokens=self.max_new_tokens,
         )
         write_table(tuned.log, folder / "tuning.parquet", made_by)
-        save_delta(lens.module, tuned.parameters, folder, facts=made_by, fingerprint=base)
+        save_trained(lens.module, tuned.trained, folder, facts=made_by)
         return folder
 
     def answers(self, task: str, router: Path | None = None) -> pd.DataFrame:
