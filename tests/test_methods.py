@@ -12,6 +12,7 @@ from moe_lens.data import collate
 from moe_lens.tuning import TuneAll, TuneExperts, TuneRouters, fit
 from moe_lens.tuning.objective import answer_loss
 from moe_lens.tuning.slices import FUSED
+from moe_lens.tuning.state import training
 
 TEXTS = [f"{example.context} {example.question}" for example in EXAMPLES[:4]]
 OTHER_FAMILIES = {
@@ -165,7 +166,8 @@ def test_experts_that_the_model_lacks_are_refused(tokenizer):
 def test_half_precision_experts_train_in_float32_and_keep_their_dtype(tokenizer):
     lens = MoELens.from_pretrained(build_model("olmoe", len(tokenizer)).to(torch.bfloat16), tokenizer)
     with TuneExperts(some_experts(lens)).attached(lens) as trainable:
-        assert {lens.module.get_parameter(name).dtype for name in trainable.names} == {torch.float32}
+        with training(lens.module, {name: lens.module.get_parameter(name) for name in trainable.names}):
+            assert {lens.module.get_parameter(name).dtype for name in trainable.names} == {torch.float32}
         log = fit(lens.module, trainable.names, prompts(lens), SCHEDULE, pad_id=0)
     assert log.rows[-1]["loss"] < log.rows[0]["loss"]
     assert {parameter.dtype for parameter in lens.module.parameters()} == {torch.bfloat16}

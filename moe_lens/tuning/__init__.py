@@ -2,6 +2,7 @@
 
 from moe_lens.tuning.checkpoint import Checkpoints
 from moe_lens.tuning.loop import DevScore, fit, log_table
+from moe_lens.tuning.low_rank import TuneLowRank
 from moe_lens.tuning.methods import (
     Method,
     Trainable,
@@ -23,6 +24,7 @@ __all__ = [
     "Trainable",
     "TuneAll",
     "TuneExperts",
+    "TuneLowRank",
     "TuneRouters",
     "Tuned",
     "fit",

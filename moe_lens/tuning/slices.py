@@ -56,10 +56,10 @@ def grouped_experts(module: nn.Module, architecture: MoEArchitecture) -> Iterato
 
 @contextmanager
 def trained_slices(module: nn.Module, architecture: MoEArchitecture, chosen: ExpertSet) -> Iterator[list[str]]:
-    """Inside the block the chosen experts are float32 parameters of their own, whose names it gives.
+    """Inside the block the chosen experts are parameters of their own, whose names it gives.
 
-    Each is [chosen, …], in the order of the ids in `chosen`. Leaving writes their values into the fused tensors
-    and removes them. Inside, `save_pretrained` is refused, since it would write the experts as they were before.
+    Each is [chosen, …], in the order of the ids in `chosen` and the model's dtype. Leaving writes their values into
+    the fused tensors and removes them. Inside, `save_pretrained` is refused, since it would write the experts as they were before.
     Raises MoELensError for layers or experts that the model lacks, or experts that are not fused.
     """
     sites = {layer: architecture.at(layer).experts for layer in chosen.layers}
@@ -67,7 +67,7 @@ def trained_slices(module: nn.Module, architecture: MoEArchitecture, chosen: Exp
     for layer, experts in modules.items():
         if not is_fused(experts):
             raise MoELensError(f"the experts of layer {layer} are no fused tensors; train their parameters whole")
-    with grouped_experts(module, architecture), _no_plain_checkpoint(module):
+    with grouped_experts(module, architecture), no_plain_checkpoint(module):
         names = []
         try:
             for layer, experts in modules.items():
@@ -88,8 +88,7 @@ def _copy_out(experts: nn.Module, ids: Sequence[int]) -> list[str]:
     experts.register_buffer("trained_slot", slot, persistent=False)
     fields = fused_fields(experts)
     for field in fields:
-        values = getattr(experts, field).detach()[index].to(torch.float32)
-        experts.register_parameter(PREFIX + field, nn.Parameter(values))
+        experts.register_parameter(PREFIX + field, nn.Parameter(getattr(experts, field).detach()[index]))
     return [PREFIX + field for field in fields]
 
 
@@ -106,10 +105,15 @@ def _put_back(experts: nn.Module) -> None:
 
 
 @contextmanager
-def _no_plain_checkpoint(module: nn.Module) -> Iterator[None]:
+def no_plain_checkpoint(module: nn.Module) -> Iterator[None]:
+    """Inside the block `save_pretrained` is refused, since it would not write what the model computes."""
+    if "save_pretrained" in vars(module):  # refused already, by a block around this one
+        yield
+        return
+
     def refuse(*arguments: object, **options: object) -> NoReturn:
         raise MoELensError(
-            "save_pretrained would write the experts as they were before training; leave the training block "
+            "save_pretrained would write the weights as they were before training; leave the training block "
             "first, or save a delta"
         )
 

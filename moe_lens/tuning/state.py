@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
+from torch.nn.utils import parametrize
 
 from moe_lens.errors import MoELensError
 
@@ -60,7 +61,8 @@ def evaluating(
     module.eval()
     _as_stored(module, dtypes, keep_gradients=True)
     try:
-        with torch.no_grad(), autocast if split else nullcontext():
+        # A weight that is a sum of others (LoRA) is summed once, not at every token.
+        with torch.no_grad(), parametrize.cached(), autocast if split else nullcontext():
             yield
     finally:
         for name, tensor in precise.items():
