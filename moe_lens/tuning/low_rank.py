@@ -22,7 +22,7 @@ from moe_lens.tuning.slices import no_plain_checkpoint
 class TuneLowRank:
     """LoRA on the weights that `method` would train: each gets W + alpha / rank · B A, and A and B alone learn.
 
-    rank: of B A. alpha: scales it; None for 2 · rank. seed: of A's random start; B starts at 0, so nothing changes then.
+    rank: of B A. alpha: scales it; None for 2 · rank. seed: of A's random start; B starts at 0, and with it the change.
     Of fused experts each chosen one has an A and B of its own, shared by gate and up, which are one tensor. Biases and
     other vectors stay frozen. Leaving merges: what is saved are the sums.
     """
@@ -54,7 +54,6 @@ class TuneLowRank:
         module = lens.module
         with self.method.attached(lens) as whole:
             matrices = [name for name in whole.names if module.get_parameter(name).ndim > 1]
-            changed = [name for name in whole.changed if module.get_parameter(name).ndim > 1]
             with _adapted(module, matrices, self.rank, self.scale, self.seed) as names:
                 count = sum(module.get_parameter(name).numel() for name in names)
                 yield replace(whole, names=tuple(names), count=count)

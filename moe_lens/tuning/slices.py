@@ -59,7 +59,7 @@ def trained_slices(module: nn.Module, architecture: MoEArchitecture, chosen: Exp
     """Inside the block the chosen experts are parameters of their own, whose names it gives.
 
     Each is [chosen, …], in the order of the ids in `chosen` and the model's dtype. Leaving writes their values into
-    the fused tensors and removes them. Inside, `save_pretrained` is refused, since it would write the experts as they were before.
+    the fused tensors and removes them. Inside, `save_pretrained` is refused: it would write the experts as they were.
     Raises MoELensError for layers or experts that the model lacks, or experts that are not fused.
     """
     sites = {layer: architecture.at(layer).experts for layer in chosen.layers}
