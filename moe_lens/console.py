@@ -1,5 +1,6 @@
 """What the command lines share: exit codes, tables on the terminal, and saved figures."""
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
@@ -24,6 +25,13 @@ def run(main: Callable[..., None]) -> None:
     except MoELensError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def say(*lines: str) -> None:
+    """Prints the lines; of several processes that share the work, only the first does."""
+    if os.environ.get("RANK", "0") == "0":
+        for line in lines:
+            print(line, flush=True)
 
 
 def dtype_named(name: str | None) -> torch.dtype | None:

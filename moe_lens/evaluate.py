@@ -6,8 +6,7 @@ from typing import Annotated
 from accelerate import PartialState
 from typer import Option
 
-from moe_lens import console
-from moe_lens.data import load_examples
+from moe_lens import console, options
 from moe_lens.delta import weights_digest
 from moe_lens.errors import MoELensError
 from moe_lens.evaluation import DEFAULT_METRICS
@@ -24,13 +23,7 @@ from moe_lens.scores import SCORES
 
 def main(
     model: Annotated[str, Option(help="'organism', 'organism:planted', a folder, or a hub id.")],
-    data: Annotated[
-        str,
-        Option(
-            help="A task of the organism (swap, novel, …), a .json or .jsonl file of "
-            "{context, question, answer}, or a hub data set."
-        ),
-    ],
+    data: options.Data,
     out: Annotated[
         Path,
         Option(
@@ -53,6 +46,10 @@ def main(
     judge_model: Annotated[str | None, Option(help="The judge's name on that server.")] = None,
     split: Annotated[str, Option(help="Which split of a task or data set is answered.")] = "test",
     limit: Annotated[int | None, Option(help="Answer the first so many examples only.")] = None,
+    columns: options.Columns = None,
+    skip_bad: options.SkipBad = False,
+    max_length: options.MaxLength = None,
+    too_long: options.HowTooLong = "drop",
     batch_size: Annotated[int, Option(help="Examples per batch; halved where memory is too small.")] = 32,
     max_new_tokens: Annotated[int, Option(help="Longest answer, in tokens.")] = 16,
     dtype: Annotated[str | None, Option(help="float32, bfloat16 or float16; default the checkpoint's own.")] = None,
@@ -73,14 +70,17 @@ def main(
     names = [metric.name for metric in metrics_named(metrics.split(","))]
     if (judge is None) != (judge_model is None):
         raise MoELensError("--judge and --judge-model belong together; give both or neither")
-    examples = load_examples(data, split=split, limit=limit)
+    reading = options.Reading(columns, skip_bad, max_length, too_long)
+    loaded = reading.load(data, split=split, limit=limit)
     sets = [_set(specification, model) for specification in dict.fromkeys(mask or [])]
     processes = PartialState(timeout=PATIENCE)
     if device is None and processes.num_processes > 1:
         device = str(processes.device)
     lens = MoELens.from_pretrained(model, delta=delta, dtype=console.dtype_named(dtype), device_map=device)
+    fitted = reading.fit(loaded, lens.tokenizer, of=data)
+    examples = fitted.examples
     facts = {"dtype": dtype, "mode": mode, "max_new_tokens": max_new_tokens, "batch_size": batch_size}
-    facts["weights"] = weights_digest(lens.module)
+    facts |= reading.facts(fitted) | {"weights": weights_digest(lens.module)}
     made_by = provenance(model=model, delta=delta, data=examples, facts=facts)
     found = lens.evaluate(
         examples,

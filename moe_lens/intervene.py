@@ -1,6 +1,6 @@
 """Causal masking runs from the command line: `python -m moe_lens.intervene --help`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -8,8 +8,8 @@ from typing import Annotated
 import pandas as pd
 from typer import Option
 
-from moe_lens import console
-from moe_lens.data import Example, load_examples
+from moe_lens import console, options
+from moe_lens.data import Example
 from moe_lens.delta import weights_digest
 from moe_lens.errors import MoELensError
 from moe_lens.experts import ExpertSet
@@ -34,13 +34,7 @@ from moe_lens.scores import Score, measure_usage, score_table
 
 def main(
     model: Annotated[str, Option(help="'organism', 'organism:planted', a folder, or a hub id.")],
-    data: Annotated[
-        str,
-        Option(
-            help="A task of the organism (swap, novel, …), a .json or .jsonl file of "
-            "{context, question, answer}, or a hub data set."
-        ),
-    ],
+    data: options.Data,
     experts: Annotated[
         list[str],
         Option(
@@ -78,6 +72,10 @@ def main(
     ] = "train",
     score_limit: Annotated[int | None, Option(help="Count scores on the first so many examples only.")] = None,
     layers: Annotated[str | None, Option(help="Mask in these layers only, such as 0,2,3; default all.")] = None,
+    columns: options.Columns = None,
+    skip_bad: options.SkipBad = False,
+    max_length: options.MaxLength = None,
+    too_long: options.HowTooLong = "drop",
     limit: Annotated[int | None, Option(help="Answer the first so many examples only.")] = None,
     batch_size: Annotated[int, Option(help="Examples per batch.")] = 32,
     max_new_tokens: Annotated[int, Option(help="Longest answer, in tokens.")] = 16,
@@ -101,13 +99,14 @@ def main(
     """
     if mode not in MODES:
         raise MoELensError(f"--mode must be one of {', '.join(MODES)}; got {mode!r}")
-    examples = load_examples(data, split=split, limit=limit)
+    reading = options.Reading(columns, skip_bad, max_length, too_long)
+    loaded = reading.load(data, split=split, limit=limit)
     specifications = [*experts, *(compare or [])]
     n_controls = _control_count(control)
     for specification in specifications:
         check_specification(specification)
     needed = scores_needed(specifications)
-    scored = load_examples(data, split=score_split, limit=score_limit) if needed else []
+    to_score = reading.load(data, split=score_split, limit=score_limit) if needed else []
     facts = {"dtype": dtype, "mode": mode, "max_new_tokens": max_new_tokens, "batch_size": batch_size}
     compared = any(s.of == "gain" for s in needed) or len({s.of for s in needed}) > 1
     if compared and delta is None and base is None:
@@ -121,11 +120,14 @@ def main(
         trust_remote_code=trust_remote_code,
     )
     lens = load(model, delta=delta)
+    fitted = reading.fit(loaded, lens.tokenizer, of=f"{data}, {split}")
+    scored = reading.fit(to_score, lens.tokenizer, of=f"{data}, {score_split}").examples if needed else ()
     weights = weights_digest(lens.module)
     score_facts = {"base": base and portable(base), "dtype": dtype, "weights": weights}
     made_by = provenance(model=model, delta=delta, data=scored, facts=score_facts)
     tables = _score_tables(lens, lambda: load(base or model), needed, scored, out, made_by)
-    made_by = provenance(model=model, delta=delta, data=examples, seed=seed, facts=facts | {"weights": weights})
+    facts |= reading.facts(fitted) | {"weights": weights}
+    made_by = provenance(model=model, delta=delta, data=fitted.examples, seed=seed, facts=facts)
 
     chosen = [
         Choice(found.intervention, found.family, _within(found.experts, layers))
@@ -136,7 +138,7 @@ def main(
     check_choices(choices, mode, lens.architecture)
     choices += random_controls(choices, n_controls, n_experts=lens.architecture.n_experts, seed=seed)
     answers = answer_all(
-        lens, examples, choices, mode, out, made_by, max_new_tokens=max_new_tokens, batch_size=batch_size
+        lens, fitted.examples, choices, mode, out, made_by, max_new_tokens=max_new_tokens, batch_size=batch_size
     )
     rows = masking_rows(answers, choices, mode, seed=seed)
     files = write_run(answers, rows, out, made_by)
@@ -148,7 +150,7 @@ def _score_tables(
     lens: MoELens,
     load_base: Callable[[], MoELens],
     scores: list[Score],
-    examples: list[Example],
+    examples: Sequence[Example],
     out: Path,
     made_by: dict,
 ) -> dict[str, pd.DataFrame]:

@@ -11,8 +11,9 @@ from typing import Annotated, Any
 import pandas as pd
 from typer import Option
 
-from moe_lens import console
-from moe_lens.data import Example, load_examples
+from moe_lens import console, options
+from moe_lens.data import Example
+from moe_lens.data.files import ending
 from moe_lens.delta import weights_digest
 from moe_lens.errors import MoELensError
 from moe_lens.evaluation import answer_table, summarise
@@ -42,13 +43,7 @@ ESFT_DEFAULT = "esft-token:p=0.2"
 
 def main(
     model: Annotated[str, Option(help="'organism', 'organism:planted', a folder, or a hub id.")],
-    data: Annotated[
-        str,
-        Option(
-            help="A task of the organism (swap, novel, …), a .json or .jsonl file of "
-            "{context, question, answer}, or a hub data set."
-        ),
-    ],
+    data: options.Data,
     out: Annotated[
         Path,
         Option(
@@ -94,7 +89,10 @@ def main(
         bool, Option("--gradient-checkpointing", help="Less memory for a third more time.")
     ] = False,
     weight_decay: Annotated[float, Option(help="AdamW's.")] = 0.0,
-    max_length: Annotated[int, Option(help="Training examples with more tokens are left out.")] = 300,
+    columns: options.Columns = None,
+    skip_bad: options.SkipBad = False,
+    max_length: options.MaxLength = 300,
+    too_long: options.HowTooLong = "drop",
     layers: Annotated[
         str | None, Option(help="Train routers or experts of these layers only, such as 0,2; default all.")
     ] = None,
@@ -146,10 +144,11 @@ def main(
         raise MoELensError(f"--method must be one of {', '.join(METHODS)}; got {method!r}")
     if (experts or router_delta) and method not in ("ceft", "esft"):
         raise MoELensError(f"--experts and --router-delta are for ceft and esft; --method is {method}")
-    if dev is None and data.endswith((".json", ".jsonl")):
+    if dev is None and ending(data) is not None:
         raise MoELensError(f"{data} has no dev split to choose and test on; give other examples with --dev")
-    train = load_examples(data, split=split, limit=limit)
-    held_out = load_examples(dev or data, split=dev_split)
+    reading = options.Reading(columns, skip_bad, max_length, too_long)
+    loaded = reading.load(data, split=split, limit=limit)
+    held_out = reading.load(dev or data, split=dev_split)
     rates = console.numbers(learning_rate, float, what="--learning-rate")
     router_rates = console.numbers(router_rate or learning_rate, float, what="--router-rate")
     schedule = Schedule(
@@ -167,12 +166,14 @@ def main(
 
     lens = MoELens.from_pretrained(model, dtype=console.dtype_named(dtype), device_map=device)
     kept = lens.architecture.moe_layers if layers is None else tuple(console.numbers(layers, int, what="--layers"))
+    fitted = reading.fit(loaded, lens.tokenizer, of=f"{data}, to train on", with_answer=True)
     stage = _Stage(
         lens,
-        train,
+        fitted.examples,
         held_out,
         schedule,
-        {"model": model, "data": train, "seed": seed},
+        {"model": model, "data": fitted.examples, "seed": seed},
+        reading.facts(fitted),
         {
             "score": score,
             "max_length": max_length,
@@ -209,19 +210,20 @@ def main(
     if not shard:
         write_json(out / "dev.json", summarise(answer_table(lens, held_out, max_new_tokens=max_new_tokens)))
     console.show(tuned.candidates, title="On the dev data, by learning rate")
-    print(f"kept rate {tuned.schedule.learning_rate:g}; {tuned.dropped} examples were longer than {max_length} tokens")
+    print(f"kept rate {tuned.schedule.learning_rate:g}")
     print(f"written to {out}: {', '.join(sorted(file.name for file in out.iterdir()))}")
 
 
 @dataclass(frozen=True)
 class _Stage:
-    """What the trainings of one command share. origin: of the provenance. options: of `tune`."""
+    """What the trainings of one command share. origin, facts: of the provenance. options: of `tune`."""
 
     lens: MoELens
     train: Sequence[Example]
     dev: Sequence[Example]
     schedule: Schedule
     origin: Mapping[str, Any]
+    facts: Mapping[str, Any]
     options: Mapping[str, Any]
 
     def run(self, what: Method, out: Path, rates: Sequence[float], *, shard: bool = False) -> Tuned:
@@ -243,8 +245,7 @@ class _Stage:
         facts = {
             **what.facts(),
             **{name: value for name, value in asdict(tuned.schedule).items() if name != "seed"},
-            "max_length": self.options["max_length"],
-            "dropped": tuned.dropped,
+            **self.facts,
             "trainable": tuned.trained.count,
         }
         made_by = provenance(**self.origin, facts=facts)

@@ -39,10 +39,9 @@ def test_longer_ones_are_dropped_or_cut_around_their_answer():
     assert set(shorter.context.replace(",", "").split()) <= set(LONG.context.replace(",", "").split())  # whole words
     assert abs(len(before) - len(after)) <= 30
     assert limit - 15 <= len(encode(shorter, PLAIN).input_ids) <= limit
-    assert str(cut) == (
-        "2 examples; 0 were too long and left out, 1 had their context cut around the answer; "
-        "in 0 no answer stands in the context"
-    )
+    assert str(cut) == "0 of 2 examples dropped, 1 truncated; in 0 no answer stands in the context"
+    assert str(dropped) == "1 of 2 examples dropped, 0 truncated; in 0 no answer stands in the context"
+    assert cut.facts() == {"dropped": 0, "truncated": 1}
 
 
 def test_a_context_without_its_answer_keeps_its_beginning():

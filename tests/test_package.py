@@ -22,7 +22,7 @@ GROUPS = (
     ("architecture", "routing", "experts", "data", "metrics", "results", "loading", "remote_code", "organism"),
     (
         "positions", "record", "batching", "delta", "interventions", "statistics", "attention", "vocabulary", "plots",
-        "views", "console",
+        "views", "console", "options",
     ),
     ("judge", "outputs", "evaluation"),
     ("listed_experts", "sizes"),

@@ -104,7 +104,7 @@ def test_what_cannot_be_trained_is_refused(tokenizer):
         fit(lens.module, router_parameters(lens), [], SCHEDULE, pad_id=0)
     with pytest.raises(MoELensError, match=r"no\.parameter"):
         fit(lens.module, ["no.parameter"], prompts(lens), SCHEDULE, pad_id=0)
-    with pytest.raises(MoELensError, match="longer than max_length"):
+    with pytest.raises(MoELensError, match="more than 3 tokens"):
         tune_router(lens, EXAMPLES, EXAMPLES, SCHEDULE, max_length=3)
     with pytest.raises(MoELensError, match="learning_rate"):
         Schedule(learning_rate=0)

@@ -33,11 +33,14 @@ class Fitted:
     without_answer: tuple[str, ...]
 
     def __str__(self) -> str:
-        """What a command line says of it, in one sentence."""
-        return (
-            f"{len(self.examples)} examples; {len(self.dropped)} were too long and left out, {len(self.truncated)} had "
-            f"their context cut around the answer; in {len(self.without_answer)} no answer stands in the context"
-        )
+        """What a command line says of it."""
+        count = len(self.examples) + len(self.dropped)
+        said = f"{len(self.dropped)} of {count} examples dropped, {len(self.truncated)} truncated"
+        return f"{said}; in {len(self.without_answer)} no answer stands in the context"
+
+    def facts(self) -> dict[str, int]:
+        """The counts, for the provenance of what is made of these examples."""
+        return {"dropped": len(self.dropped), "truncated": len(self.truncated)}
 
 
 def fit(
@@ -61,6 +64,8 @@ def fit(
     """
     if too_long not in get_args(TooLong):
         raise MoELensError(f"too_long must be one of {', '.join(get_args(TooLong))}; got {too_long!r}")
+    if max_length is not None and max_length < 1:
+        raise MoELensError(f"max_length is a number of tokens, at least 1; got {max_length}")
     encoded_as = partial(encode, tokenizer=tokenizer, template=template, with_answer=with_answer)
     kept, dropped, truncated, without_answer = [], [], [], []
     for example in examples:

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from itertools import islice
 from pathlib import Path
@@ -31,6 +32,18 @@ SOURCES = {
 PLAIN = ("context", "question", "answer")
 
 
+@dataclass(frozen=True)
+class Loaded:
+    """What `read_examples` found.
+
+    rows: how many were read for the examples. bad: for each row that makes no example its place and what is wrong.
+    """
+
+    examples: list[Example]
+    rows: int
+    bad: tuple[str, ...]
+
+
 def load_examples(
     spec: str | Path,
     *,
@@ -51,12 +64,29 @@ def load_examples(
         ID, ID@REVISION, ID/CONFIG@REVISION, FOLDER: whatever `datasets` can load
     split: of a task, data set or folder; a file has none and is taken whole.
     columns: the names that a row's fields have, such as {"question": "query", "answer": "gold.text"}.
-    skip_bad: leave out rows that make no example, with a warning that counts them and quotes the first.
+    skip_bad: leave out rows that make no example, with a warning that counts them and quotes the first;
+        `read_examples` gives them all.
 
     A row has `context` ("" for closed-book), `question`, `answer` (a text or a list of them) and may have `id` (else
     its number, from 0), `original_answer` and `options`; files of a named data set may have such rows too.
     Raises MoELensError for anything else, naming the row, and for ids that repeat.
     """
+    loaded = read_examples(spec, split=split, limit=limit, columns=columns, skip_bad=skip_bad)
+    if loaded.bad:
+        counted = f"left out {len(loaded.bad)} bad rows of {loaded.rows}; the first: {loaded.bad[0]}"
+        warnings.warn(f"{spec}: {counted}", stacklevel=2)
+    return loaded.examples
+
+
+def read_examples(
+    spec: str | Path,
+    *,
+    split: str = "test",
+    limit: int | None = None,
+    columns: Mapping[str, str] | None = None,
+    skip_bad: bool = False,
+) -> Loaded:
+    """As `load_examples`, with the rows that `skip_bad` leaves out."""
     if limit is not None and limit < 1:
         raise MoELensError(f"limit is a number of examples, at least 1; got {limit}")
     check_columns(columns or {})
@@ -66,13 +96,13 @@ def load_examples(
         records = _unnamed(str(spec), split, streaming=limit is not None)
         return _examples(records, None, str(spec), limit, columns or {}, skip_bad)
     records, sizes = _named(source, path, split, streaming=limit is not None)
-    examples = _examples(records, source, str(spec), None if sizes else limit, columns or {}, skip_bad)
-    return carve(examples, sizes, split)[:limit] if sizes else examples
+    loaded = _examples(records, source, str(spec), None if sizes else limit, columns or {}, skip_bad)
+    return replace(loaded, examples=carve(loaded.examples, sizes, split)[:limit]) if sizes else loaded
 
 
 def _examples(
     records: Records, source: Source | None, spec: str, limit: int | None, columns: Mapping[str, str], skip_bad: bool
-) -> list[Example]:
+) -> Loaded:
     """The examples of records, in their order; ids that repeat are bad rows too."""
     task = source.name if source else Path(spec).name.removesuffix(".gz").removesuffix(ending(spec) or "")
     found: dict[str, Example] = {}
@@ -93,11 +123,10 @@ def _examples(
             bad.append(f"{place}: {error}")
             if not skip_bad:
                 raise MoELensError(bad[0]) from None
-    if bad:
-        warnings.warn(f"{spec}: left out {len(bad)} bad rows of {number}; the first: {bad[0]}", stacklevel=3)
     if not found:
-        raise MoELensError(f"{spec} is empty; expected rows with context, question and answer")
-    return list(islice(found.values(), limit))
+        none = f"{spec} is empty" if not bad else f"none of the {number} rows of {spec} makes an example: {bad[0]}"
+        raise MoELensError(f"{none}; expected rows with context, question and answer")
+    return Loaded(list(islice(found.values(), limit)), number, tuple(bad))
 
 
 def _rows(record: object, source: Source | None) -> Iterator[object]:

@@ -17,7 +17,7 @@ def tune_router(
     *,
     learning_rates: Sequence[float] = (),
     layers: Iterable[int] | None = None,
-    max_length: int = MAX_LENGTH,
+    max_length: int | None = MAX_LENGTH,
     max_new_tokens: int = 16,
 ) -> Tuned:
     """`tune` with the routers, of all layers or those given."""

@@ -12,6 +12,7 @@ import torch
 from tqdm import tqdm
 
 from moe_lens.data import Encoded, Example, collate, encode
+from moe_lens.data import fit as fit_length
 from moe_lens.errors import MoELensError
 from moe_lens.evaluation import answer_table
 from moe_lens.lens import MoELens
@@ -62,7 +63,7 @@ def tune(
     learning_rates: Sequence[float] = (),
     out: str | Path | None = None,
     score: Score = "em",
-    max_length: int = MAX_LENGTH,
+    max_length: int | None = MAX_LENGTH,
     max_new_tokens: int = 16,
     checkpoint_seconds: float = 300.0,
     shard: bool = False,
@@ -84,7 +85,8 @@ def tune(
     schedule = schedule or Schedule()
     rates = sorted(set(learning_rates or [schedule.learning_rate]))
     _check(rates, dev, score, shard=shard)
-    kept, dropped = _encoded(lens, train, max_length)
+    fitted = fit_length(train, lens.tokenizer, max_length=max_length, with_answer=True)
+    kept = [encode(example, lens.tokenizer, with_answer=True) for example in fitted.examples]
     processes = Processes.current()
     if processes.count > 1 and not getattr(lens.module, "hf_device_map", None):
         lens.module.to(processes.device)
@@ -123,7 +125,7 @@ def tune(
         schedule=replace(schedule, learning_rate=best),
         log=log_table(courses[best]),
         candidates=pd.DataFrame(scores.items(), columns=["learning_rate", f"dev_{score}"]),
-        dropped=dropped,
+        dropped=len(fitted.dropped),
         seconds=sum(course.seconds for course in courses.values()),
     )
 
@@ -182,15 +184,6 @@ def _check(rates: Sequence[float], dev: Sequence[Example], score: str, *, shard:
         raise MoELensError(f"{len(rates)} learning rates were given and no dev data to choose by; give dev examples")
     if shard and len(rates) > 1:
         raise MoELensError(f"a model split over processes is trained once; give one learning rate, not {len(rates)}")
-
-
-def _encoded(lens: MoELens, examples: Sequence[Example], max_length: int) -> tuple[list[Encoded], int]:
-    """The examples with their answers that are short enough, and the number of the others."""
-    prompts = [encode(example, lens.tokenizer, with_answer=True) for example in examples]
-    kept = [prompt for prompt in prompts if len(prompt.input_ids) <= max_length]
-    if not kept:
-        raise MoELensError(f"all {len(prompts)} training examples are longer than max_length = {max_length} tokens")
-    return kept, len(prompts) - len(kept)
 
 
 def _hash(prompts: Sequence[Encoded]) -> str:

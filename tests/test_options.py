@@ -1,0 +1,101 @@
+"""The options for data: one meaning in every command line, and what is said of what was read."""
+
+import json
+import sys
+from inspect import signature
+from pathlib import Path
+
+import pytest
+from byte_level_tokenizer import byte_level_tokenizer
+
+from moe_lens import MoELensError, console, evaluate, intervene, options, tune
+from moe_lens.options import Reading
+from moe_lens.results import read_provenance, read_table
+
+SHARED = {
+    "data": options.Data,
+    "columns": options.Columns,
+    "skip_bad": options.SkipBad,
+    "max_length": options.MaxLength,
+    "too_long": options.HowTooLong,
+}
+ROWS = [
+    {"q": "Who landed?", "passage": "Paul landed.", "gold": {"text": "Paul"}},
+    {"q": "Who sang?", "passage": "word " * 100 + "Ann sang. " + "word " * 100, "gold": {"text": "Ann"}},
+]
+NAMES = "question=q,context=passage,answer=gold.text"
+
+
+@pytest.fixture
+def file(tmp_path, monkeypatch) -> str:
+    monkeypatch.chdir(tmp_path)
+    lines = [json.dumps(ROWS[0]), "{oops", json.dumps(ROWS[1]), json.dumps(ROWS[0] | {"gold": {"text": ""}})]
+    Path("mine.jsonl").write_text("\n".join(lines))
+    return "mine.jsonl"
+
+
+@pytest.mark.parametrize("command", [evaluate, intervene, tune], ids=lambda module: module.__name__)
+def test_every_command_takes_the_same_options_for_data(command):
+    parameters = signature(command.main).parameters
+    assert {name: parameters[name].annotation for name in SHARED} == SHARED
+
+
+def test_bad_rows_are_printed_with_their_lines_and_only_by_the_first_process(file, capsys, monkeypatch):
+    examples = Reading(NAMES, skip_bad=True).load(file, split="test")
+    assert [example.answers for example in examples] == [("Paul",), ("Ann",)]
+    first, *rows = capsys.readouterr().out.splitlines()
+    assert first == "mine.jsonl: left out 2 bad rows of 4"
+    assert [row.split(":")[0].strip() for row in rows] == ["mine.jsonl, line 2", "mine.jsonl, line 4"]
+    monkeypatch.setenv("RANK", "1")
+    assert Reading(NAMES, skip_bad=True).load(file, split="test") == examples
+    assert capsys.readouterr().out == ""
+    with pytest.raises(MoELensError, match=r"mine\.jsonl, line 2: not JSON"):
+        Reading(NAMES).load(file, split="test")
+
+
+def test_many_bad_rows_are_counted_after_the_first_ones(file, capsys):
+    Path(file).write_text(json.dumps(ROWS[0]) + "\n{" * 30)
+    Reading(NAMES, skip_bad=True).load(file, split="test")
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].endswith("left out 30 bad rows of 31")
+    assert (len(said), said[-1]) == (22, "  and 10 more")
+
+
+def test_what_does_not_fit_is_said_and_kept_in_the_provenance(file, capsys):
+    tokenizer = byte_level_tokenizer(chat=False)
+    examples = Reading(NAMES, skip_bad=True).load(file, split="test")
+    capsys.readouterr()
+    drop, cut = Reading(max_length=150), Reading(max_length=150, too_long="truncate")
+    dropped, truncated = (reading.fit(examples, tokenizer, of=file) for reading in (drop, cut))
+    assert [len(fitted.examples) for fitted in (dropped, truncated)] == [1, 2]
+    assert capsys.readouterr().out.splitlines() == [
+        "mine.jsonl: 1 of 2 examples dropped, 0 truncated; in 0 no answer stands in the context",
+        "mine.jsonl: 0 of 2 examples dropped, 1 truncated; in 0 no answer stands in the context",
+    ]
+    assert cut.facts(truncated) == {"max_length": 150, "too_long": "truncate", "dropped": 0, "truncated": 1}
+
+
+@pytest.mark.parametrize(
+    ("reading", "says"),
+    [
+        ({"too_long": "cut"}, "--too-long must be one of drop, truncate; got 'cut'"),
+        ({"max_length": 0}, "--max-length is a number of tokens, at least 1; got 0"),
+    ],
+)
+def test_values_that_make_no_sense_are_refused_before_reading(reading, says):
+    with pytest.raises(MoELensError, match=says):
+        Reading(**reading)
+
+
+def test_a_file_is_evaluated_as_the_options_say(file, capsys, monkeypatch):
+    line = f"evaluate --model organism --data {file} --columns {NAMES} --skip-bad --max-length 60 --too-long truncate"
+    monkeypatch.setattr(sys, "argv", [*line.split(), "--max-new-tokens", "2", "--out", "out"])
+    with pytest.raises(SystemExit) as stopped:
+        console.run(evaluate.main)
+    assert stopped.value.code == 0
+    said = capsys.readouterr().out
+    assert "left out 2 bad rows of 4" in said
+    assert "0 of 2 examples dropped, 1 truncated" in said
+    assert len(read_table("out/answers.parquet")) == 2
+    facts = read_provenance("out/answers.parquet")
+    assert (facts["max_length"], facts["too_long"], facts["truncated"]) == (60, "truncate", 1)
