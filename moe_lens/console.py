@@ -10,6 +10,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import torch
 import typer
+from pandas.api.types import is_numeric_dtype
 from rich.console import Console
 from rich.table import Table
 
@@ -55,7 +56,7 @@ def show(table: pd.DataFrame, columns: Sequence[str] | None = None, *, title: st
     shown = Table(title=title, title_justify="left", title_style="bold")
     names = list(table.columns if columns is None else columns)
     for name in names:
-        shown.add_column(name.replace("_", " "), justify="left" if table[name].dtype == object else "right")
+        shown.add_column(name.replace("_", " "), justify="right" if is_numeric_dtype(table[name]) else "left")
     for row in table[names].itertuples(index=False):
         shown.add_row(*map(_cell, row))
     Console(width=None if sys.stdout.isatty() else 160).print(shown)

@@ -1,15 +1,17 @@
 """From a name, folder, hub id or module to a causal language model and its tokenizer."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from moe_lens.errors import MoELensError
-from moe_lens.remote_code import load_remote
+from moe_lens.remote_code import load_remote, prepare_remote
 
 ORGANISM_VARIANTS = {"organism": "conflict", "organism:conflict": "conflict", "organism:planted": "planted"}
 
@@ -33,11 +35,35 @@ def load_model(
     chosen = {
         key: value for key, value in (("dtype", dtype), ("device_map", device_map)) if value is not None
     }
-    try:
+    with _bad_input_explained(name):
         if trust_remote_code:
             return load_remote(resolve(name), **chosen)
         return AutoModelForCausalLM.from_pretrained(resolve(name), trust_remote_code=False, **chosen)
+
+
+def load_skeleton(
+    name: str | Path, *, dtype: torch.dtype | None = None, trust_remote_code: bool = False
+) -> nn.Module:
+    """The model of a name, folder or hub id on the meta device: its modules without weights; MoELensError for none.
+
+    Only its configuration is read, and with `trust_remote_code` its code run, so that it takes seconds at any size.
+    """
+    folder = resolve(name)
+    with _bad_input_explained(name), prepare_remote(folder) if trust_remote_code else nullcontext():
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        chosen = {} if dtype is None else {"dtype": dtype}
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code, **chosen).eval()
+
+
+@contextmanager
+def _bad_input_explained(name: str | Path) -> Iterator[None]:
+    """Inside the block, what transformers says of a name that it cannot load becomes a MoELensError."""
+    try:
+        yield
     except (OSError, ValueError) as error:
+        if isinstance(error, MoELensError):
+            raise
         if "trust_remote_code" in str(error):
             raise MoELensError(
                 f"{str(name)!r} brings Python code of its own, which is not run unless you ask for it; read the code, "

@@ -66,6 +66,11 @@ class ScoringRule:
     also: str = ""
     margin: float = 0.0
 
+    def __str__(self) -> str:
+        parts = [f"softmax, one expert after another within {self.margin:g}" if self.score == IN_TURN else self.score]
+        parts += ["renormalised"] * self.renormalizes + [f"x {self.scale:g}"] * (self.scale != 1)
+        return ", ".join(parts + [f"with {self.also}"] * bool(self.also))
+
     def weights(self, logits: Tensor, indices: Tensor) -> Tensor:
         """Gating weights of the experts `indices` [..., k] under `logits` [..., expert], float32 [..., k].
 

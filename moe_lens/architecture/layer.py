@@ -11,6 +11,7 @@ from moe_lens.architecture.routers import ObservedRouter
 from moe_lens.errors import MoELensError
 
 OUTPUT_WEIGHT_NAMES = ("down_proj", "down_proj_bias", "mlp.w2", "output_linear.weight")
+LISTED_OUTPUT_NAMES = ("down_proj", "w2", "fc2")
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 """The positional and keyword arguments of a module's call."""
@@ -100,20 +101,24 @@ class MoELayer:
         changed = {logits: full(output[logits], lowest), indices: kept.to(output[indices].device)[output[indices]]}
         return tuple(changed.get(slot, part) for slot, part in enumerate(output))
 
-    def output_weights(self, module: nn.Module) -> list[Tensor]:
-        """The last weights (and biases) of the routed experts of `module`, the whole model: each [expert, ...].
+    def output_weights(self, module: nn.Module) -> list[list[Tensor]]:
+        """Per routed expert of `module`, the whole model, its last weight and bias, if any; writing to them changes it.
 
         An expert whose last weights are zero adds nothing. Raises MoELensError if they cannot be told.
         """
-        found = dict(module.get_submodule(self.experts).named_parameters())
-        weights = {name: found[name] for name in OUTPUT_WEIGHT_NAMES if name in found}
+        experts = module.get_submodule(self.experts)
+        if isinstance(experts, nn.ModuleList):
+            return [_last_of_listed(expert, f"{self.experts}.{i}") for i, expert in enumerate(experts)]
+        found = dict(experts.named_parameters())
+        weights = {name: found[name].data for name in OUTPUT_WEIGHT_NAMES if name in found}
         if not weights:
             raise MoELensError(f"expected one of {OUTPUT_WEIGHT_NAMES} in {self.experts!r}; found {list(found)}")
         stacked = {name for name, weight in weights.items() if weight.ndim == 2 and "bias" not in name}
-        return [
+        by_expert = [
             weight.view(self.observed.n_experts, -1, weight.shape[-1]) if name in stacked else weight
             for name, weight in weights.items()
         ]
+        return [list(of_one) for of_one in zip(*by_expert, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -206,6 +211,15 @@ class SkippingExperts(MoELayer):
     def _named(self, indices: Tensor, weights: Tensor) -> Tensor:
         """Expert 0 with weight 0 is how the experts see the skip; it gets its own number again."""
         return indices.masked_fill((indices == 0) & (weights == 0), self.observed.n_experts - 1)
+
+
+def _last_of_listed(expert: nn.Module, path: str) -> list[Tensor]:
+    """The weight and bias of the last linear map of an expert that is a module of its own."""
+    children = dict(expert.named_children())
+    last = next((children[name] for name in LISTED_OUTPUT_NAMES if name in children), None)
+    if last is None:
+        raise MoELensError(f"expected one of {LISTED_OUTPUT_NAMES} in {path!r}; found {list(children)}")
+    return [parameter.data for parameter in last.parameters()]
 
 
 def _argument(inputs: Inputs, argument: tuple[int, str]) -> Any:

@@ -4,15 +4,25 @@ import time
 from collections.abc import Collection, Sequence
 
 import pandas as pd
+from tqdm import tqdm
 
-from moe_lens.checks.each import CHECKS, Finding
+from moe_lens.checks.each import CHECKS, PASSES, Finding
 from moe_lens.errors import MoELensError
 from moe_lens.lens import MoELens
 
-__all__ = ["CHECKS", "Finding", "run_checks"]
+__all__ = ["CHECKS", "PASSES", "PROMPTS", "Finding", "run_checks"]
+
+PROMPTS = (
+    "The capital of France is",
+    "Context: Ada lives in Lyon and works in Bern. Question: Where does Ada live? Answer:",
+    "Once upon a time",
+)
+"""Texts to check a model on where there are none of one's own: of different lengths, so that padding is checked."""
 
 
-def run_checks(lens: MoELens, prompts: Sequence[str], *, names: Collection[str] | None = None) -> pd.DataFrame:
+def run_checks(
+    lens: MoELens, prompts: Sequence[str], *, names: Collection[str] | None = None, progress: bool = False
+) -> pd.DataFrame:
     """Run checks on `prompts`, some texts of different lengths, as one left-padded batch; the model stays as it is.
 
     names: of `CHECKS`; None for all. One row per check: check, outcome ("passed", "failed", or "refused" where the
@@ -23,9 +33,8 @@ def run_checks(lens: MoELens, prompts: Sequence[str], *, names: Collection[str] 
     if unknown or not prompts:
         raise MoELensError(f"expected some prompts and checks among {', '.join(CHECKS)}; got {unknown or 'no prompts'}")
     rows = []
-    for name, check in CHECKS.items():
-        if names is not None and name not in names:
-            continue
+    chosen = {name: check for name, check in CHECKS.items() if names is None or name in names}
+    for name, check in tqdm(chosen.items(), desc="checking", unit="check", disable=not progress):
         start = time.perf_counter()
         try:
             found = check(lens, prompts)

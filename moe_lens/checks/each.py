@@ -208,7 +208,7 @@ def _used(lens: MoELens, texts: Sequence[str]) -> ExpertSet:
 
 
 def _most_used(lens: MoELens, record: Record, layer: int) -> int:
-    with_weights = len(lens.architecture.at(layer).output_weights(lens.module)[0])
+    with_weights = len(lens.architecture.at(layer).output_weights(lens.module))
     chosen = record.routing[layer].indices[record.attention_mask.bool()].flatten()
     return int(torch.bincount(chosen, minlength=with_weights)[:with_weights].argmax())
 
@@ -229,3 +229,9 @@ CHECKS: dict[str, Check] = {
     )
 }
 """All checks by name, in the order in which they are run."""
+
+PASSES = {
+    "capture": 2, "weights_rule": 1, "zero": 4, "renormalize": 4, "reroute": 4, "generate": 1 + 2 * NEW_TOKENS,
+    "attention": 2, "expert_outputs": 2, "logit_lens": 2,
+}  # fmt: skip
+"""Forward passes of the model that each check takes at most, for saying beforehand what it will cost."""

@@ -102,15 +102,15 @@ def without_last_weights(lens: MoELens, experts: ExpertSet) -> Iterator[None]:
     """Inside the block the last weights and biases of these experts are zero."""
     saved = []
     for layer in experts.layers:
-        ids = list(experts[layer])
-        for weight in lens.architecture.at(layer).output_weights(lens.module):
-            saved.append((weight, ids, weight.data[ids].clone()))
-            weight.data[ids] = 0
+        weights = lens.architecture.at(layer).output_weights(lens.module)
+        for weight in [weight for expert in experts[layer] for weight in weights[expert]]:
+            saved.append((weight, weight.clone()))
+            weight.zero_()
     try:
         yield
     finally:
-        for weight, ids, old in saved:
-            weight.data[ids] = old
+        for weight, old in saved:
+            weight.copy_(old)
 
 
 @contextmanager
