@@ -27,7 +27,7 @@ def compute(study: Study) -> pd.DataFrame:
 
 def draw(table: pd.DataFrame) -> go.Figure:
     """Both gains over the layers, a line per model."""
-    return gains_figure(table, title="Attention gain by the layers whose routers were tuned")
+    return gains_figure(table, what="Attention")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,18 @@
 """Figure 4: t-SNE of the activation rates of the context-faithful experts, an example of each task as a mark.
 
-python analyses/figure4_routing_vectors.py --model organism --data swap,novel,consistent,hops --out runs/paper
+    python analyses/figure4_routing_vectors.py --model organism --data swap,novel,consistent,hops --out runs/paper
+
+The paper routes each task's examples with the routers tuned on that task, so that the model changes with the task and
+may set the tasks apart by itself. Beside it stand the same examples in one model: tuned on the first task, and base.
 """
 
+from collections.abc import Mapping
+from pathlib import Path
+
 import pandas as pd
-from sklearn.manifold import TSNE
-from sklearn.metrics import silhouette_score
-from sklearn.model_selection import cross_val_score
-from sklearn.neighbors import KNeighborsClassifier
 
 from moe_lens import ExpertSet, ExpertUsage
+from moe_lens.metrics import routing_map, separability
 from moe_lens.plots import clusters_figure
 from moe_lens.statistics import RoutingVectors
 from moe_lens.study import Study, run
@@ -17,36 +20,46 @@ from moe_lens.study import Study, run
 PER_TASK = 1000
 
 
-def compute(study: Study) -> pd.DataFrame:
-    """One row per example: task, id, x, y; silhouette and 5-fold nearest-neighbour accuracy of the vectors themselves.
-
-    Each task's model has routers tuned on that task and its own context-faithful experts, as in the paper; a vector
-    holds the rates of all experts that are context-faithful for any task.
-    """
-    lenses = {task: study.open(study.router(task)) for task in study.tasks}
+def faithful_experts(study: Study, routers: Mapping[str, Path]) -> ExpertSet:
+    """The experts that are context-faithful for any task: the top_k of each layer by Eq. 8 on its train split."""
     faithful = ExpertSet()
-    for task, lens in lenses.items():
+    for task, router in routers.items():
+        lens = study.open(router)
         [usage] = lens.measure(study.examples(task, "train"), ExpertUsage(), batch_size=study.batch_size)
         faithful |= ExpertSet.top(usage.table(), lens.architecture.top_k)
+    return faithful
+
+
+def vectors(study: Study, routers: Mapping[str, Path | None], experts: ExpertSet) -> pd.DataFrame:
+    """`RoutingVectors` of each task's test examples, with the routers given for that task."""
     parts = []
-    for task, lens in lenses.items():
+    for task, router in routers.items():
         examples = study.examples(task)[:PER_TASK]
-        [vectors] = lens.measure(examples, RoutingVectors(faithful), batch_size=study.batch_size)
-        parts.append(vectors.table().pivot(index="id", columns=["layer", "expert"], values="rate").assign(task=task))
-    table = pd.concat(parts)
-    tasks = table.pop("task")
-    values = table.to_numpy()
-    seed = study.schedule.seed
-    places = TSNE(perplexity=min(30, len(values) // 4), random_state=seed).fit_transform(values)
-    several = tasks.nunique() > 1
-    return pd.DataFrame({
-        "task": tasks.to_numpy(),
-        "id": table.index,
-        "x": places[:, 0],
-        "y": places[:, 1],
-        "silhouette": silhouette_score(values, tasks) if several else None,
-        "knn_accuracy": cross_val_score(KNeighborsClassifier(), values, tasks).mean() if several else None,
-    })
+        [found] = study.open(router).measure(examples, RoutingVectors(experts), batch_size=study.batch_size)
+        parts.append(found.table().assign(task=task))
+    return pd.concat(parts, ignore_index=True)
+
+
+def compute(study: Study) -> pd.DataFrame:
+    """One row per panel and example: panel, task, id, x, y, and the panel's `separability`."""
+    own = {task: study.router(task) for task in study.tasks}
+    experts, first, seed = faithful_experts(study, own), study.tasks[0], study.schedule.seed
+    panels = {
+        "each task's router": own,
+        f"{first}'s router": dict.fromkeys(study.tasks, own[first]),
+        "base router": dict.fromkeys(study.tasks),
+    }
+    parts = []
+    for panel, routers in panels.items():
+        found = vectors(study, routers, experts)
+        examples = len(found.drop_duplicates(["task", "id"]))
+        places = routing_map(found, perplexity=min(30, examples // 4), seed=seed)
+        if len(study.tasks) > 1:
+            numbers = separability(found, seed=seed).iloc[0].to_dict()
+        else:
+            numbers = dict.fromkeys(("silhouette", "knn_accuracy", "knn_accuracy_low", "chance"), float("nan"))
+        parts.append(places.assign(panel=panel, **numbers))
+    return pd.concat(parts, ignore_index=True)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ def compute(study: Study) -> pd.DataFrame:
 
 def draw(table: pd.DataFrame) -> go.Figure:
     """Both gains over the layers."""
-    return gains_figure(table, title="Attention of the last token, tuned over base", axis="relative gain")
+    return gains_figure(table, what="Attention")
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ def compute(study: Study) -> pd.DataFrame:
 
 def draw(table: pd.DataFrame) -> go.Figure:
     """The gain over the layers."""
-    return gains_figure(table, title="Probability of the answer, tuned over base", axis="gain of the mean")
+    return gains_figure(table, what="The answer's probability", axis="gain of the mean")
 
 
 if __name__ == "__main__":

@@ -60,12 +60,12 @@ def _score_figure(table: pd.DataFrame) -> go.Figure:
 
 def _attention_figure(table: pd.DataFrame) -> go.Figure:
     """Attention gain over the layers; the models or targets are its series."""
-    return gains_figure(table, title="Attention of the last token, tuned over base")
+    return gains_figure(table, what="Attention")
 
 
 def _probability_figure(table: pd.DataFrame) -> go.Figure:
     """The answer's probability over the layers."""
-    return gains_figure(table, title="Probability of the answer, tuned over base", axis="gain of the mean")
+    return gains_figure(table, what="The answer's probability", axis="gain of the mean")
 
 
 def _attention_case(table: pd.DataFrame) -> View:

@@ -209,6 +209,16 @@ def test_scores_puts_the_best_score_on_top():
     assert named == {"ce": 0.7, "ce-last": 0.95, "oe": 0.2}
 
 
+def test_titles_say_what_the_table_shows():
+    title = scores_figure(scores_table()).layout.title.text
+    assert title == "ce-last has the highest AUC: 0.95"
+    title = masking_figure(masking_table("zero")).layout.title.text
+    assert title == "Masking 4 planted experts per layer leaves EM 0.30 of 0.90"
+    swap = answers_table().query("task == 'swap'")
+    assert answers_figure(swap).layout.title.text == "mine answers best: EM 0.50, base 0.10"
+    assert tuning_figure(tuning_log()).layout.title.text == "The loss goes from 3.00 to 1.00 in training"
+
+
 def test_scores_draws_the_metrics_it_knows_unless_told_which():
     assert len(scores_figure(scores_table(), ["auc"]).data) == 1
     other = scores_table().rename(columns=lambda name: name.replace("auc", "mine")).drop(columns="em_drop")
@@ -334,7 +344,8 @@ def gains_table() -> pd.DataFrame:
 
 
 def test_gains_are_lines_in_the_order_of_layers_with_bands_of_their_intervals():
-    figure = gains_figure(gains_table(), title="seen")
+    figure = gains_figure(gains_table(), what="Attention")
+    assert figure.layout.title.text == "Attention gains most at layer 3: +30% (context (CAG))"
     context = trace(figure, "context (CAG)")
     assert list(context.x) == [1, 2, 3]
     np.testing.assert_allclose(context.y, [0.1, 0.2, 0.3])
@@ -345,10 +356,10 @@ def test_gains_are_lines_in_the_order_of_layers_with_bands_of_their_intervals():
 
 def test_gains_with_panels_name_each_series_once_in_the_legend():
     table = pd.concat([gains_table().assign(panel=panel) for panel in ("a", "b")])
-    figure = gains_figure(table, title="seen")
+    figure = gains_figure(table, what="Attention")
     assert [it.name for it in figure.data if it.name and it.showlegend] == ["context (CAG)", "answer (AAG)"]
     with pytest.raises(MoELensError, match="twice"):
-        gains_figure(pd.concat([table, table]), title="seen")
+        gains_figure(pd.concat([table, table]), what="Attention")
 
 
 def test_transfer_writes_each_gain_in_its_cell_and_marks_the_sure_ones():
@@ -361,15 +372,25 @@ def test_transfer_writes_each_gain_in_its_cell_and_marks_the_sure_ones():
     assert texts[("swap", "hops")] == "+0.10"
     assert texts[("hops", "swap")] == "<b>-0.20</b>"
     assert figure.data[0].z.tolist() == [[-0.2, 0.3], [0.8, 0.1]]
+    assert "Of 2 transfers to another task 0 gain and 1 lose" in figure.layout.title.text
 
 
 @pytest.mark.parametrize(("accuracy", "word"), [(0.9, "tells its task"), (0.5, "hardly tells")])
 def test_clusters_title_says_whether_they_are_apart(accuracy, word):
     table = pd.DataFrame({"task": ["a", "b"] * 4, "x": range(8), "y": range(8)})
-    figure = clusters_figure(table.assign(silhouette=0.1, knn_accuracy=accuracy))
+    numbers = {"silhouette": 0.1, "knn_accuracy": accuracy, "knn_accuracy_low": accuracy - 0.05, "chance": 0.5}
+    figure = clusters_figure(table.assign(**numbers))
     assert word in figure.layout.title.text
     assert {it.name: len(it.x) for it in figure.data} == {"a": 4, "b": 4}
-    assert "chance 0.50" in figure.layout.title.subtitle.text
+    assert "chance 0.50" in figure.layout.title.subtitle.text.replace("<br>", " ")
+
+
+def test_clusters_name_the_only_routers_that_tell_the_tasks_apart():
+    table = pd.DataFrame({"task": ["a", "b"] * 4, "x": range(8), "y": range(8), "silhouette": 0.1, "chance": 0.5})
+    panels = [table.assign(panel=name, knn_accuracy=x, knn_accuracy_low=x) for name, x in (("own", 0.9), ("one", 0.55))]
+    figure = clusters_figure(pd.concat(panels))
+    assert "own only" in figure.layout.title.text
+    assert {it.xaxis for it in figure.data} == {"x", "x2"}
 
 
 def test_layers_have_a_panel_per_kind_and_the_base_as_a_line():
@@ -379,6 +400,7 @@ def test_layers_have_a_panel_per_kind_and_the_base_as_a_line():
     assert [list(it.y) for it in figure.data if it.type == "bar"] == [[0.2, 0.4], [0.2, 0.4]]
     assert {shape.y0 for shape in figure.layout.shapes} == {0.1}
     assert trace(figure, "base (0.10)")
+    assert "layer 2 alone reach EM 0.40, those of all 2 layers 0.40" in figure.layout.title.text
 
 
 def test_correlation_says_r_with_its_interval():
@@ -386,6 +408,9 @@ def test_correlation_says_r_with_its_interval():
     figure = correlation_figure(table.assign(r=0.95, r_low=0.7, r_high=0.99))
     assert "answer: r = 0.95 [0.70, 0.99]" in figure.layout.title.subtitle.text
     assert list(figure.data[0].text) == ["base", "all"]
+    assert figure.layout.title.text == "EM rises with attention to the answer (r = 0.95)"
+    unsure = correlation_figure(table.assign(r=0.6, r_low=-0.1, r_high=0.9))
+    assert "neither way for sure" in unsure.layout.title.text
 
 
 def test_parameters_are_written_with_their_share():
@@ -393,3 +418,4 @@ def test_parameters_are_written_with_their_share():
     figure = parameters_figure(table)
     assert [it.text[0] for it in figure.data] == ["8.2K (0.4%)", "2.0M (100.0%)"]
     assert figure.layout.xaxis.type == "log"
+    assert figure.layout.title.text == "Share of the parameters trained: CEFT 0.4%"

@@ -50,5 +50,14 @@ def answers_figure(table: pd.DataFrame) -> go.Figure:
     figure.update_xaxes(categoryorder="array", categoryarray=tasks, showgrid=False, ticks="")
     figure.update_yaxes(title_text="exact match (EM)", range=[0, 1.02], dtick=0.2)
     subtitle = f"{len(variants)} model variants on {len(tasks)} tasks; {style.bars(table, ['em'])}"
-    title = "Exact match on each task"
-    return style.dress(figure, title=title, subtitle=subtitle, plot_height=300, below=44)
+    return style.dress(figure, title=_title(table), subtitle=subtitle, plot_height=300, below=44)
+
+
+def _title(table: pd.DataFrame) -> str:
+    """Which variant answers best on average over the tasks that all variants have."""
+    wide = table.pivot(index="task", columns="variant", values="em").dropna()
+    if wide.empty or wide.shape[1] == 1:
+        return f"EM is {table['em'].min():.2f} to {table['em'].max():.2f} over the tasks"
+    means = wide.mean().sort_values(ascending=False, kind="stable")
+    on = "" if len(wide) == 1 else " on average"
+    return f"{means.index[0]} answers best{on}: EM {means.iloc[0]:.2f}, {means.index[1]} {means.iloc[1]:.2f}"

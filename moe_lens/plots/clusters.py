@@ -2,48 +2,81 @@
 
 import pandas as pd
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 
 from moe_lens.plots import style
 
-COLUMNS = ("task", "x", "y")
+COLUMNS = ("task", "x", "y", "silhouette", "knn_accuracy", "knn_accuracy_low", "chance")
+CLEAR = 0.1
+"""By how much the lower end of the neighbours' accuracy must exceed chance to be called telling."""
 
 
 def clusters_figure(table: pd.DataFrame) -> go.Figure:
     """A mark per example where t-SNE puts its routing vector, in the colour and shape of its task.
 
     Args:
-        table: one row per example with the columns `task`, `x` and `y`, and optionally `silhouette` and
-            `knn_accuracy` (of the vectors before the projection, the same in every row).
+        table: one row per example with the columns `task`, `x`, `y`, and the same in every row of a map: `silhouette`,
+            `knn_accuracy`, `knn_accuracy_low` and `chance`, as `metrics.separability` gives them for the vectors before
+            the projection (empty for a single task). With a column `panel` (which routers) the maps stand side by side.
 
     Raises:
         MoELensError: a column is missing or the table is empty.
     """
     table = style.require(table, COLUMNS, figure="clusters_figure")
-    tasks = list(dict.fromkeys(table["task"]))
-    figure = go.Figure()
-    for place, task in enumerate(tasks):
-        part = table[table["task"] == task]
-        figure.add_scatter(
-            x=part["x"],
-            y=part["y"],
-            mode="markers",
-            name=task,
-            marker={
-                "color": style.CYCLE[place % len(style.CYCLE)],
-                "symbol": style.SYMBOLS[place % len(style.SYMBOLS)],
-                "size": 7,
-                "opacity": 0.75,
-            },
-            hovertext=style.hover(part),
-            hoverinfo="text",
-        )
-    figure.update_xaxes(showticklabels=False, ticks="", showgrid=False, title_text="t-SNE (axes have no unit)")
-    figure.update_yaxes(showticklabels=False, ticks="", showgrid=False)
-    numbers = {"silhouette": "silhouette", "knn_accuracy": "nearest neighbours of the same task"}
-    said = [f"{text} {table[name].iloc[0]:.2f}" for name, text in numbers.items() if name in table.columns]
-    chance = table["task"].value_counts(normalize=True).max()
-    subtitle = "; ".join([f"{len(table)} examples", *said, f"chance {chance:.2f}"])
+    table = table if "panel" in table.columns else table.assign(panel="")
+    tasks, panels = list(dict.fromkeys(table["task"])), list(dict.fromkeys(table["panel"]))
+    figure = make_subplots(1, len(panels), horizontal_spacing=0.02, subplot_titles=panels if any(panels) else None)
+    for column, panel in enumerate(panels, start=1):
+        for place, task in enumerate(tasks):
+            part = table[(table["task"] == task) & (table["panel"] == panel)]
+            marks = go.Scatter(
+                x=part["x"],
+                y=part["y"],
+                mode="markers",
+                name=task,
+                legendgroup=task,
+                showlegend=column == 1,
+                marker={
+                    "color": style.CYCLE[place % len(style.CYCLE)],
+                    "symbol": style.SYMBOLS[place % len(style.SYMBOLS)],
+                    "size": 7 if len(panels) == 1 else 5,
+                    "opacity": 0.7,
+                },
+                hovertext=style.hover(part),
+                hoverinfo="text",
+            )
+            figure.add_trace(marks, row=1, col=column)
+    figure.update_xaxes(showticklabels=False, ticks="", showgrid=False, mirror=True)
+    figure.update_yaxes(showticklabels=False, ticks="", showgrid=False, mirror=True)
+    title, subtitle = _words(table.drop_duplicates("panel"), examples=len(table) // len(panels), tasks=len(tasks))
+    figure = style.dress(
+        figure,
+        title=title,
+        subtitle=subtitle,
+        plot_height=420 if len(panels) == 1 else 250,
+        below=24,
+        headings=any(panels),
+    )
+    figure.update_annotations(font_size=16)  # the headings of panels, which may be three
+    return figure.update_layout(legend={"itemsizing": "constant"})
+
+
+def _words(maps: pd.DataFrame, *, examples: int, tasks: int) -> tuple[str, str]:
+    """Title and second line: of which maps [one row each] the vectors tell the task, and the numbers behind it."""
+    if maps["knn_accuracy"].isna().all():
+        return "Where t-SNE puts the examples of one task", f"{examples} examples; axes have no unit"
+    tells = maps[maps["knn_accuracy_low"] > maps["chance"] + CLEAR]
     title = "Which experts an example takes tells its task"
-    if "knn_accuracy" in table.columns and table["knn_accuracy"].iloc[0] < chance + 0.1:
+    if tells.empty:
         title = "Which experts an example takes hardly tells its task"
-    return style.dress(figure, title=title, subtitle=subtitle, plot_height=420, below=44)
+    elif len(tells) < len(maps):
+        title = f"The experts taken tell the task with {' and '.join(tells['panel'])} only"
+    told = [
+        f"{row.panel + ': ' if row.panel else ''}{row.knn_accuracy:.2f}, silhouette {row.silhouette:.2f}"
+        for row in maps.itertuples()
+    ]
+    subtitle = (
+        f"{examples} examples of {tasks} tasks by t-SNE (axes have no unit). Nearest neighbours of the same task, "
+        f"before t-SNE (chance {maps['chance'].iloc[0]:.2f}): {'; '.join(told)}"
+    )
+    return title, subtitle

@@ -9,13 +9,13 @@ from moe_lens.plots import style
 COLUMNS = ("series", "layer", "gain", "gain_low", "gain_high")
 
 
-def gains_figure(table: pd.DataFrame, *, title: str, axis: str = "relative gain") -> go.Figure:
+def gains_figure(table: pd.DataFrame, *, what: str, axis: str = "relative gain") -> go.Figure:
     """A line per series over the layers with a band for its interval; with a column `panel`, panels side by side.
 
     Args:
         table: one row per series and layer (and panel) with the columns `series`, `layer`, `gain`, `gain_low`,
             `gain_high` (0.5 is 50 % more than the base model). More columns show up under the pointer.
-        title: what is seen. axis: what is gained.
+        what: what gains, as the title names it. axis: what is gained.
 
     Raises:
         MoELensError: a column is missing, the table is empty, or a series has two rows for a layer (and panel).
@@ -38,7 +38,18 @@ def gains_figure(table: pd.DataFrame, *, title: str, axis: str = "relative gain"
     figure.add_hline(0, line={"color": style.INK, "width": 1})
     n = f" of {table['n'].iloc[0]} examples" if "n" in table.columns else ""
     subtitle = f"mean{n}; bands: 95 % intervals; 0 % is the base model"
-    return style.dress(figure, title=title, subtitle=subtitle, plot_height=300, headings=any(panels))
+    return style.dress(
+        figure, title=_title(table, what), subtitle=subtitle, plot_height=300, headings=any(panels)
+    )
+
+
+def _title(table: pd.DataFrame, what: str) -> str:
+    """Where the gain is largest, or that there is none."""
+    best = table.loc[table["gain"].idxmax()]
+    if best["gain"] <= 0:
+        return f"{what} does not gain at any layer"
+    where = f"{best['series']}{best['panel'] and ', ' + best['panel']}"
+    return f"{what} gains most at layer {best['layer']}: {best['gain']:+.0%} ({where})"
 
 
 def _draw_series(figure: go.Figure, part: pd.DataFrame, name: str, place: int, column: int) -> None:

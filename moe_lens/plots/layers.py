@@ -52,11 +52,24 @@ def layers_figure(table: pd.DataFrame) -> go.Figure:
     figure.update_yaxes(title_text="exact match (EM)", col=1)
     return style.dress(
         figure,
-        title="Tuning the routers of some layers only",
+        title=_layers_title(table),
         subtitle="bars: 95 % intervals over examples",
         plot_height=300,
         headings=True,
     )
+
+
+def _layers_title(table: pd.DataFrame) -> str:
+    """What the best single layer reaches, and what all layers together."""
+    single, first = (table[table["kind"] == kind] for kind in ("single", "first"))
+    parts = []
+    if len(single):
+        best = single.loc[single["em"].idxmax()]
+        parts.append(f"the routers of layer {best['layer']:g} alone reach EM {best['em']:.2f}")
+    if len(first):
+        parts.append(f"those of all {len(first)} layers {first.loc[first['layer'].idxmax(), 'em']:.2f}")
+    title = ", ".join(parts) or "no layer's routers were tuned"
+    return title[0].upper() + title[1:]
 
 
 def correlation_figure(table: pd.DataFrame) -> go.Figure:
@@ -99,7 +112,17 @@ def correlation_figure(table: pd.DataFrame) -> go.Figure:
     figure.update_yaxes(title_text="exact match (EM)", col=1)
     return style.dress(
         figure,
-        title="Exact match against attention gain",
+        title=_correlation_title(table),
         subtitle=f"{table['model'].nunique()} models; {'; '.join(told)} (95 % intervals)",
         plot_height=320,
     )
+
+
+def _correlation_title(table: pd.DataFrame) -> str:
+    """Whether EM goes with the gain on each target; sure means that the interval of r leaves out 0."""
+    told = []
+    for target, part in table.groupby("target", sort=False):
+        r, low, high = (part[name].iloc[0] for name in ("r", "r_low", "r_high"))
+        sure = "rises" if low > 0 else "falls" if high < 0 else "goes neither way for sure"
+        told.append(f"{sure} with attention to the {target} (r = {r:.2f})")
+    return f"EM {' and '.join(told)}" if len(told) == 1 else f"EM {told[0]},<br>{told[1]}"

@@ -72,7 +72,7 @@ def masking_figure(rows: pd.DataFrame) -> go.Figure:
     figure.update_yaxes(title_text="exact match (EM)", col=1)
     return style.dress(
         figure,
-        title="Exact match after masking experts",
+        title=_title(masked, unmasked),
         subtitle=_summary(masked, unmasked),
         plot_height=330,
         headings=len(modes) > 1,
@@ -176,6 +176,17 @@ def _draw_random_sets(
         hoverinfo="text",
     )
     figure.add_trace(trace, row=1, col=column)
+
+
+def _title(masked: pd.DataFrame, unmasked: pd.DataFrame) -> str:
+    """Which experts, masked, cost most at the largest size."""
+    chosen = masked[(masked["size"] == masked["size"].max()) & ~masked["family"].isin(["random", "random mean"])]
+    if chosen.empty:
+        return "What masking random experts leaves of exact match"
+    worst = chosen.loc[chosen["em"].idxmin()]
+    name = FAMILIES.get(worst["family"], (worst["family"],))[0]
+    of = f" of {unmasked['em'].iloc[0]:.2f}" if len(unmasked) else ""
+    return f"Masking {worst['size']:g} {name} experts per layer leaves EM {worst['em']:.2f}{of}"
 
 
 def _summary(masked: pd.DataFrame, unmasked: pd.DataFrame) -> str:

@@ -43,7 +43,7 @@ def parameters_figure(table: pd.DataFrame) -> go.Figure:
     figure.update_yaxes(categoryorder="array", categoryarray=models[::-1], showgrid=False, ticks="")
     return style.dress(
         figure,
-        title="How many parameters each method trains",
+        title=_title(table),
         subtitle="on a logarithmic scale; in brackets the share of the model's parameters",
         plot_height=60 + 40 * len(table),
         below=84,
@@ -56,3 +56,10 @@ def size(count: float) -> str:
         if count >= unit:
             return f"{count / unit:.1f}{name}"
     return str(int(count))
+
+
+def _title(table: pd.DataFrame) -> str:
+    """The share of the parameters that the methods train which do not train all."""
+    shares = (table["trainable"] / table["total"]).groupby(table["method"], sort=False).mean()
+    parts = [f"{name} {share:.1%}" for name, share in shares.items() if share < 1]
+    return f"Share of the parameters trained: {', '.join(parts)}" if parts else "Every method trains all parameters"

@@ -55,7 +55,7 @@ def scores_figure(table: pd.DataFrame, metrics: Sequence[str] | None = None) -> 
     figure.update_yaxes(tickvals=list(range(len(order))), ticktext=list(order), ticks="", showline=False)
     figure.update_yaxes(range=[-0.6, len(order) - 0.4])
     height = len(order) * max(36, 22 * len(variants))
-    title, subtitle = "Which score finds the experts that matter", _summary(table, metrics)
+    title, subtitle = _words(table, metrics)
     return style.dress(figure, title=title, subtitle=subtitle, plot_height=height, below=96)
 
 
@@ -99,13 +99,11 @@ def _draw_axis(figure: go.Figure, metric: str, column: int) -> None:
         figure.add_vline(chance, line={"color": style.GREY, "dash": "dash", "width": 1.5}, row=1, col=column)
 
 
-def _summary(table: pd.DataFrame, metrics: Sequence[str]) -> str:
-    """The best score by the first metric, as the figure's second line."""
+def _words(table: pd.DataFrame, metrics: Sequence[str]) -> tuple[str, str]:
+    """Title and second line: the best score by the first metric, and how to read the figure."""
     metric = metrics[0]
     best = table.loc[table[metric].idxmax()]
     where = f" on {best['variant']}" if best["variant"] else ""
-    label = METRICS.get(metric, (metric.replace("_", " "),))[0]
-    return (
-        f"highest {label}: {best['score']}{where} ({best[metric]:.2f}); "
-        f"dashed: what chance gives; {style.bars(table, metrics)}"
-    )
+    label = METRICS.get(metric, (metric.replace("_", " "),))[0].replace("<br>", " ")
+    title = f"{best['score']} has the highest {label}{where}: {best[metric]:.2f}"
+    return title, f"{len(table)} scores of experts; dashed: what chance gives; {style.bars(table, metrics)}"

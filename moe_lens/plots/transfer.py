@@ -52,8 +52,15 @@ def transfer_figure(table: pd.DataFrame) -> go.Figure:
     figure.update_yaxes(title_text="tuned on", showgrid=False, ticks="", showline=False)
     return style.dress(
         figure,
-        title="What routers tuned on one task do for another",
+        title=_title(table),
         subtitle="exact match minus that of the base model; bold: the 95 % interval leaves out 0",
         plot_height=90 * len(rows),
         below=90,
     )
+
+
+def _title(table: pd.DataFrame) -> str:
+    """How many pairs of different tasks gain, and how many lose, by more than their intervals."""
+    others = table[table["trained"] != table["task"]]
+    gains, losses = int((others["em_gain_low"] > 0).sum()), int((others["em_gain_high"] < 0).sum())
+    return f"Of {len(others)} transfers to another task {gains} gain and {losses} lose for sure"

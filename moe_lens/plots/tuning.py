@@ -32,12 +32,13 @@ def tuning_figure(log: pd.DataFrame) -> go.Figure:
     )
     figure.update_yaxes(rangemode="tozero", row=len(heights), col=1)
     losses = log["loss"]
-    subtitle = f"{len(log)} steps logged; loss {losses.iloc[0]:.2f} at first, {losses.iloc[-1]:.2f} at last"
+    title = f"The loss goes from {losses.iloc[0]:.2f} to {losses.iloc[-1]:.2f} in training"
+    subtitle = f"{len(log)} steps logged"
     if len(evaluated):
         best = evaluated.loc[evaluated["dev_em"].idxmax()]
         subtitle += f"; best dev EM {best['dev_em']:.2f} after step {best['step']:g} (star)"
     height = 420 if len(evaluated) else 300
-    return style.dress(figure, title="The course of training", subtitle=subtitle, plot_height=height)
+    return style.dress(figure, title=title, subtitle=subtitle, plot_height=height)
 
 
 def _draw_course(figure: go.Figure, log: pd.DataFrame, row: int, *, column: str, colour: str) -> None:
