@@ -345,7 +345,7 @@ def gains_table() -> pd.DataFrame:
 
 def test_gains_are_lines_in_the_order_of_layers_with_bands_of_their_intervals():
     figure = gains_figure(gains_table(), what="Attention")
-    assert figure.layout.title.text == "Attention gains most at layer 3: +30% (context (CAG))"
+    assert figure.layout.title.text == "Attention gains most at layer 3, context (CAG): +30%"
     context = trace(figure, "context (CAG)")
     assert list(context.x) == [1, 2, 3]
     np.testing.assert_allclose(context.y, [0.1, 0.2, 0.3])

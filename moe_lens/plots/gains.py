@@ -49,7 +49,7 @@ def _title(table: pd.DataFrame, what: str) -> str:
     if best["gain"] <= 0:
         return f"{what} does not gain at any layer"
     where = f"{best['series']}{best['panel'] and ', ' + best['panel']}"
-    return f"{what} gains most at layer {best['layer']}: {best['gain']:+.0%} ({where})"
+    return f"{what} gains most at layer {best['layer']}, {where}: {best['gain']:+.0%}"
 
 
 def _draw_series(figure: go.Figure, part: pd.DataFrame, name: str, place: int, column: int) -> None:
