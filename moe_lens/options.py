@@ -10,8 +10,8 @@ from typer import Option
 from moe_lens import console
 from moe_lens.data import Example, Fitted, fit, parse_columns, read_examples
 from moe_lens.data.files import ENDINGS
+from moe_lens.data.finding import ORGANISM_TASKS, SOURCES
 from moe_lens.data.fitting import TooLong
-from moe_lens.data.loading import ORGANISM_TASKS, SOURCES
 from moe_lens.errors import MoELensError
 
 Data = Annotated[

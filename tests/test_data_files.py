@@ -1,5 +1,6 @@
 """Loading examples: every place they can come from, and one clear error for each way a file can be broken."""
 
+import gzip
 import json
 import os
 from importlib.resources import files
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from moe_lens.data import Example, load_examples
-from moe_lens.data.loading import ORGANISM_TASKS
+from moe_lens.data.finding import ORGANISM_TASKS
 from moe_lens.errors import MoELensError
 
 ROWS = [
@@ -84,13 +85,50 @@ def test_missing_files_and_senseless_limits_are_refused(tmp_path):
         load_examples(tmp_path / "none.json")
     with pytest.raises(MoELensError, match="at least 1; got 0"):
         load_examples(tmp_path / "none.json", limit=0)
-    with pytest.raises(MoELensError, match=r"cannot read .*swap"):
-        load_examples("swap", split="no-such-split")
+    with pytest.raises(MoELensError, match="swap has the splits dev, test, train; got 'validation'"):
+        load_examples("swap", split="validation")
 
 
-def test_a_folder_that_is_no_data_set_is_refused(tmp_path):
-    with pytest.raises(MoELensError, match=r"is no task \(swap, .*no \.json or \.jsonl file"):
-        load_examples(str(tmp_path))
+@pytest.mark.parametrize(
+    ("spec", "says"),
+    [
+        ("sqaud", "cannot find 'sqaud'; did you mean squad? It is no task (swap, "),
+        ("NQSwap", "did you mean nq-swap?"),
+        ("swpa", "did you mean swap?"),
+        ("some-owner/some-name@main", "cannot find 'some-owner/some-name@main'. It is no task"),
+        ("sqaud:dev.json", "there is no file or folder 'sqaud:dev.json'; did you mean squad?"),
+        ("squad:nowhere", "no file or folder 'nowhere', from which to read squad"),
+        ("squad:nowhere.json", "cannot read nowhere.json: No such file"),
+        ("squad:folder", "folder has no file for the split 'test' of squad; expected one of dev-v1.1.json, "),
+        ("squad@0123abc", "squad could not be had from the hub (mrqa-workshop/mrqa at 0123abc); give squad:PATH"),
+        ("./nowhere", "there is no file or folder './nowhere'."),
+        ("folder", "the folder folder is no data set with a split 'test'"),
+        ("folder/notes.txt", "expected a file that ends in .json"),
+        ("folder.json", "cannot read folder.json: Is a directory"),
+        ("empty.json", "empty.json is empty"),
+        ("empty.jsonl", "empty.jsonl is empty"),
+        ("empty.csv", "empty.csv is empty"),
+        ("empty.parquet", "cannot read empty.parquet"),
+        ("empty.json.gz", "empty.json.gz is empty"),
+        ("broken.json.gz", "cannot read broken.json.gz"),
+        ("header.csv", "header.csv is empty"),
+        (" ", "got a blank"),
+    ],
+)
+def test_what_is_not_there_or_empty_is_one_clear_error(spec, says, tmp_path, monkeypatch):
+    """The hub is switched off, as it is for users without a network."""
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    monkeypatch.chdir(tmp_path)
+    for folder in ("folder", "folder.json"):
+        Path(folder).mkdir()
+    for name in ("json", "jsonl", "csv", "parquet", "json.gz"):
+        Path(f"empty.{name}").touch()
+    Path("broken.json.gz").write_bytes(gzip.compress(b"[]")[:-6])
+    Path("header.csv").write_text("context,question,answer\n")
+    Path("folder/notes.txt").write_text("notes")
+    with pytest.raises(MoELensError) as error:
+        load_examples(spec)
+    assert says in str(error.value)
 
 
 @pytest.mark.parametrize("task", ORGANISM_TASKS)

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from moe_lens.data import Example, load_examples
-from moe_lens.data.loading import SOURCES
+from moe_lens.data.finding import SOURCES
 from moe_lens.data.source import carve
 from moe_lens.data.sources.gigaword import QUESTION
 from moe_lens.errors import MoELensError
@@ -180,7 +180,7 @@ def test_a_folder_has_splits_and_the_papers_sizes(tmp_path):
     assert load_examples(f"confiqa-mc:{tmp_path}", split="dev", limit=3) == parts["dev"][:3]
     (tmp_path / "dev.json").write_text(json.dumps(records[:2]))
     assert len(load_examples(f"confiqa-mc:{tmp_path}", split="dev")) == 2  # SPLIT.json is that split
-    with pytest.raises(MoELensError, match=r"has none of .*dev-v1\.1\.json.*test\.json"):
+    with pytest.raises(MoELensError, match=r"for the split 'test' of squad; expected .*dev-v1\.1\.json.*test\.json"):
         load_examples(f"squad:{tmp_path}")
 
 

@@ -87,6 +87,34 @@ def test_values_that_make_no_sense_are_refused_before_reading(reading, says):
         Reading(**reading)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ("sqaud", "did you mean squad?"),
+        ("nowhere.json", "No such file"),
+        ("empty.json", "empty.json is empty"),
+        (".", "the folder . is no data set"),
+        ("swap --split validation", "swap has the splits"),
+        ("mine.jsonl --columns question=nothing", "no column 'nothing'; it has q, passage, gold"),
+        ("mine.jsonl --columns query=q", "columns can rename id, context"),
+        ("mine.jsonl --columns q", "field=column"),
+        ("mine.jsonl", "line 1: context, question, answer missing; it has q, passage, gold; name its columns"),
+        ("mine.jsonl --skip-bad", "none of the 4 rows of mine.jsonl makes an example"),
+        ("swap --limit 3 --max-length 5", "all 3 have more than 5 tokens"),
+        ("swap --too-long cut", "--too-long"),
+    ],
+)
+def test_what_cannot_be_read_ends_with_one_message_and_exit_code_2(wrong, says, file, capsys, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    Path("empty.json").touch()
+    monkeypatch.setattr(sys, "argv", f"evaluate --model organism --out out --data {wrong}".split())
+    with pytest.raises(SystemExit) as stopped:
+        console.run(evaluate.main)
+    assert stopped.value.code == 2
+    assert says in capsys.readouterr().err.strip().splitlines()[-1]
+    assert not Path("out").exists()
+
+
 def test_a_file_is_evaluated_as_the_options_say(file, capsys, monkeypatch):
     line = f"evaluate --model organism --data {file} --columns {NAMES} --skip-bad --max-length 60 --too-long truncate"
     monkeypatch.setattr(sys, "argv", [*line.split(), "--max-new-tokens", "2", "--out", "out"])

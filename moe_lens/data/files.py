@@ -1,9 +1,11 @@
 """Reading rows from files: JSON, JSON lines, CSV, TSV and parquet, the text ones also gzipped."""
 
+import codecs
 import csv
 import gzip
 import io
 import json
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -38,28 +40,22 @@ def read_rows(path: str | Path) -> Records:
         raise MoELensError(f"{path}: expected a file that ends in {', '.join(ENDINGS)} (or .gz after it)")
     if kind == ".parquet":
         return _parquet_rows(Path(path))
+    if kind == ".jsonl":
+        return _json_lines(Path(path), _bytes(path))
     text = read_text(path)
     if kind == ".json":
         return _json_rows(Path(path), text)
-    if kind == ".jsonl":
-        return _json_lines(Path(path), text)
     return csv_rows(Path(path), text, delimiter="," if kind == ".csv" else "\t")
 
 
 def read_text(path: str | Path) -> str:
     """The text of a UTF-8 file, unzipped, without its byte order mark."""
+    data = _bytes(path)
     try:
-        data = Path(path).read_bytes()
-        data = gzip.decompress(data) if str(path).lower().endswith(".gz") else data
-        return data.decode("utf-8-sig")
-    except (OSError, EOFError) as error:  # a broken .gz is an OSError too
-        raise MoELensError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
+        return data.decode()
     except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        raise MoELensError(
-            f"{path} is not UTF-8 text: byte {error.object[error.start]:#04x} in line {line}; "
-            "convert it, for example with iconv"
-        ) from None
+        line = data.count(b"\n", 0, error.start) + 1
+        raise MoELensError(f"{path}, line {line}: {_not_text(error)}") from None
 
 
 def csv_rows(path: Path, text: str, *, delimiter: str, columns: Sequence[str] | None = None) -> Records:
@@ -76,11 +72,29 @@ def csv_rows(path: Path, text: str, *, delimiter: str, columns: Sequence[str] | 
         raise MoELensError(f"{path}, line {reader.line_num}: not CSV ({error})") from None
 
 
+def _bytes(path: str | Path) -> bytes:
+    """What is in a file, unzipped, without UTF-8's byte order mark."""
+    try:
+        data = Path(path).read_bytes()
+        data = gzip.decompress(data) if str(path).lower().endswith(".gz") else data
+    except (OSError, EOFError, zlib.error) as error:  # a broken .gz is one of these
+        raise MoELensError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
+    return data.removeprefix(codecs.BOM_UTF8)
+
+
+def _not_text(error: UnicodeDecodeError) -> str:
+    return f"not UTF-8 text (byte {error.object[error.start]:#04x}); convert the file, for example with iconv"
+
+
 def _json_rows(path: Path, text: str) -> Records:
+    if not text.strip():
+        return iter(())
     try:
         rows = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise MoELensError(f"{path}, line {getattr(error, 'lineno', 1)}: not JSON ({error})") from None
+    except json.JSONDecodeError as error:
+        raise MoELensError(f"{path}, line {error.lineno}: not JSON ({error})") from None
+    except (ValueError, RecursionError) as error:
+        raise MoELensError(f"{path}: not JSON that can be read ({error})") from None
     if isinstance(rows, dict) and isinstance(rows.get("data"), list):
         rows = rows["data"]
     if not isinstance(rows, list):
@@ -88,12 +102,14 @@ def _json_rows(path: Path, text: str) -> Records:
     return ((f"{path}, row {number}", row) for number, row in enumerate(rows, start=1))
 
 
-def _json_lines(path: Path, text: str) -> Records:
-    for number, line in enumerate(text.split("\n"), start=1):  # not splitlines: texts may hold U+2028
+def _json_lines(path: Path, data: bytes) -> Records:
+    for number, line in enumerate(data.split(b"\n"), start=1):  # not splitlines: texts may hold U+2028
         if line.strip():
             try:
-                row = json.loads(line)
-            except (json.JSONDecodeError, RecursionError) as error:
+                row = json.loads(line.decode())
+            except UnicodeDecodeError as error:
+                row = MoELensError(_not_text(error))
+            except (ValueError, RecursionError) as error:
                 row = MoELensError(f"not JSON ({error})")
             yield f"{path}, line {number}", row
 

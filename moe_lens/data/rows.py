@@ -47,7 +47,12 @@ def example_of(row: object, *, number: int, task: str) -> Example:
         raise MoELensError(f"expected an object with context, question, answer; got {row!r:.80}")
     missing = [field for field in ("context", "question", "answer") if row.get(field) is None]
     if missing:
-        raise MoELensError(f"{', '.join(missing)} missing; it has {', '.join(map(str, row)) or 'nothing'}")
+        raise MoELensError(
+            f"{', '.join(missing)} missing; it has {', '.join(map(str, row)) or 'nothing'}; name its columns as "
+            "question=q,…; a closed-book question has the context ''"
+        )
+    if not isinstance(row.get("id"), str | int | float | None):
+        raise MoELensError(f"an id must be text or a number; got {row['id']!r:.80}")
     answers = [row["answer"]] if isinstance(row["answer"], str) else row["answer"]
     options = row.get("options") or []
     original = row.get("original_answer")

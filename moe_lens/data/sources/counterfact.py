@@ -33,4 +33,4 @@ SOURCE = Source(
     files={"train": ("counterfact.json",)},
     carved={"train": {"dev": 1000, "test": 2000}},
 )
-"""The paper has no results on CounterFact; the sizes of the parts are ours."""
+"""The paper's Table 2 is about CounterFact, but does not say how it was split; the sizes of the parts are ours."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from moe_lens.data.source import Row, Source, first_of
+from moe_lens.data.source import Row, first_of
 from moe_lens.data.sources import mrqa
 
 
@@ -21,15 +21,13 @@ def rows(record: dict) -> Iterator[Row]:
     }
 
 
-SOURCE = Source(
-    name="hotpotqa",
+SOURCE = mrqa.source(
+    "hotpotqa",
+    "HotpotQA",
+    dev=3647,
     rows=rows,
-    hub=mrqa.hub("HotpotQA"),
-    files={
-        "train": ("hotpot_train_v1.1.json", "train/HotpotQA.jsonl.gz"),
-        "test": ("hotpot_dev_distractor_v1.json", "dev/HotpotQA.jsonl.gz"),
-    },
-    carved={"train": {"dev": 3647}},
+    train_file="hotpot_train_v1.1.json",
+    test_file="hotpot_dev_distractor_v1.json",
 )
 """Table 6's 69,281 + 3,647 are MRQA's 72,928 training questions; of its dev set (5,901 by MRQA's paper) the table
 counts 5,904. dev is a part of the same size drawn by us, as the authors' draw is not published."""

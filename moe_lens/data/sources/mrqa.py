@@ -1,6 +1,6 @@
 """The MRQA 2019 form (Fisch et al.), in which the paper uses Natural Questions, SQuAD and HotpotQA."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from moe_lens.data.source import Hub, Row, Source, unique
 
@@ -21,13 +21,33 @@ def rows(record: dict) -> Iterator[Row]:
         }
 
 
-def hub(subset: str) -> Hub:
-    """One subset of the hub's MRQA; its validation split is the test set, as everywhere in this form."""
-    return Hub(
-        id="mrqa-workshop/mrqa",
-        revision="f3178d9888471dfb2b67c93de14f0ddf499a8d9f",
-        splits={"train": "train", "test": "validation"},
-        keep=lambda record: record["subset"] == subset,
+def source(
+    name: str,
+    subset: str,
+    *,
+    dev: int,
+    rows: Callable[[dict], Iterable[Row]] = rows,
+    train_file: str | None = None,
+    test_file: str | None = None,
+) -> Source:
+    """A data set that the paper uses as a subset of MRQA, whose dev set is the test set.
+
+    dev: examples that are cut out of the training questions. rows: of a record, where it may have other forms too.
+    train_file, test_file: the data set's own file of a split, looked for before that of MRQA.
+    """
+    own = {"train": train_file, "test": test_file}
+    published = {"train": f"train/{subset}.jsonl.gz", "test": f"dev/{subset}.jsonl.gz"}
+    return Source(
+        name=name,
+        rows=rows,
+        hub=Hub(
+            id="mrqa-workshop/mrqa",
+            revision="f3178d9888471dfb2b67c93de14f0ddf499a8d9f",
+            splits={"train": "train", "test": "validation"},
+            keep=lambda record: record["subset"] == subset,
+        ),
+        files={split: tuple(file for file in (own[split], published[split]) if file) for split in own},
+        carved={"train": {"dev": dev}},
     )
 
 
@@ -42,12 +62,6 @@ def _as_written(detected: dict | list, context: str) -> Iterator[str]:
                 yield written
 
 
-NQ = Source(
-    name="nq",
-    rows=rows,
-    hub=hub("NaturalQuestionsShort"),
-    files={"train": ("train/NaturalQuestionsShort.jsonl.gz",), "test": ("dev/NaturalQuestionsShort.jsonl.gz",)},
-    carved={"train": {"dev": 5204}},
-)
+NQ = source("nq", "NaturalQuestionsShort", dev=5204)
 """Table 6's 98,867 + 5,204 are MRQA's 104,071 training questions, its 12,836 test questions MRQA's dev set: the test
 set is the paper's; dev is a part of the same size drawn by us, as the authors' draw is not published."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from moe_lens.data.source import Row, Source, first_of, unique
+from moe_lens.data.source import Row, first_of, unique
 from moe_lens.data.sources import mrqa
 
 
@@ -23,15 +23,8 @@ def _row(name: str, context: str, question: str, answers: list[str]) -> Row:
     return {"id": name, "context": context, "question": question, "answer": unique(answers)}
 
 
-SOURCE = Source(
-    name="squad",
-    rows=rows,
-    hub=mrqa.hub("SQuAD"),
-    files={
-        "train": ("train-v1.1.json", "train/SQuAD.jsonl.gz"),
-        "test": ("dev-v1.1.json", "dev/SQuAD.jsonl.gz"),
-    },
-    carved={"train": {"dev": 4330}},
+SOURCE = mrqa.source(
+    "squad", "SQuAD", dev=4330, rows=rows, train_file="train-v1.1.json", test_file="dev-v1.1.json"
 )
 """Table 6's 82,258 + 4,330 are MRQA's 86,588 training questions and its 10,507 test questions MRQA's dev set: the
 test set is the paper's, and dev is a part of the same size drawn by us, as the authors' draw is not published."""
