@@ -3,8 +3,9 @@
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
+from moe_lens.architecture.tiny import tiny_model
 from moe_lens.experts import ExpertSet
 from moe_lens.lens import MoELens
 from moe_lens.statistics import ExpertUsage
@@ -14,57 +15,22 @@ CORPUS = [
     "Context: The capital of Arland is Belmor. Question: What is the capital of Arland? Answer: Belmor",
     "The cat sat on the mat while the dog slept in the sun.",
 ]
-SIZE = {
-    "hidden_size": 32,
-    "intermediate_size": 24,
-    "moe_intermediate_size": 16,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-    "num_experts_per_tok": 3,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 1,
-}
-LATENT_ATTENTION = {
-    "num_key_value_heads": 4,
-    "kv_lora_rank": 16,
-    "q_lora_rank": None,
-    "qk_rope_head_dim": 8,
-    "qk_nope_head_dim": 8,
-    "v_head_dim": 12,
-    "first_k_dense_replace": 1,
-    "n_group": 4,
-    "topk_group": 2,
-    "n_shared_experts": 2,
-    "routed_scaling_factor": 2.5,
-}
+SIZE = {"num_hidden_layers": 3, "num_experts_per_tok": 3}
+GROUPED = {"n_routed_experts": 16, "n_group": 4, "topk_group": 2, "n_shared_experts": 2, "routed_scaling_factor": 2.5}
 FAMILIES = {
-    "olmoe": {"num_experts": 8, "norm_topk_prob": False},
-    "mixtral": {"num_local_experts": 8},
-    "qwen2_moe": {"num_experts": 8, "shared_expert_intermediate_size": 20, "decoder_sparse_step": 1},
-    "qwen3_moe": {"num_experts": 8, "norm_topk_prob": True, "head_dim": 8, "decoder_sparse_step": 1},
-    "deepseek_v2": {"n_routed_experts": 16, "topk_method": "group_limited_greedy", **LATENT_ATTENTION},
-    "deepseek_v3": {"n_routed_experts": 16, "norm_topk_prob": True, **LATENT_ATTENTION},
+    "olmoe": {"norm_topk_prob": False},
+    "mixtral": {},
+    "qwen2_moe": {},
+    "qwen3_moe": {"norm_topk_prob": True},
+    "deepseek_v2": {"topk_method": "group_limited_greedy", "q_lora_rank": None, **GROUPED},
+    "deepseek_v3": {"norm_topk_prob": True, "q_lora_rank": None, **GROUPED},
 }
 SELECTION_BIAS_FAMILIES = ("deepseek_v3",)
 
 
 def build_model(family: str, vocab_size: int, **changes: object) -> torch.nn.Module:
-    """A tiny model of `family` with random weights, large enough that every mechanism shows in the logits."""
-    settings = SIZE | FAMILIES.get(family, {}) | {"vocab_size": vocab_size} | changes
-    config = CONFIG_MAPPING[family](**settings)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.copy_(0.25 * torch.randn(parameter.shape, generator=generator))
-        for name, buffer in model.named_buffers():
-            if name.endswith("e_score_correction_bias"):
-                buffer.copy_(torch.randn(buffer.shape, generator=generator))
-    return model
+    """A tiny random model of `family` with three layers and three experts per token."""
+    return tiny_model(family, vocab_size=vocab_size, changes=SIZE | FAMILIES.get(family, {}) | changes)
 
 
 def left_padded(lens: MoELens, texts: list[str]) -> dict[str, torch.Tensor]:

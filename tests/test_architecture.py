@@ -26,7 +26,7 @@ def test_finds_sizes_and_scoring_of_each_family(lens, family):
     assert architecture.moe_layers == ((1, 2) if dense_first else (0, 1, 2))
     assert architecture.n_experts == (16 if dense_first else 8)
     assert architecture.top_k == SIZE["num_experts_per_tok"]
-    assert architecture.d_model == SIZE["hidden_size"]
+    assert architecture.d_model == lens.module.config.hidden_size
     shared = {"deepseek_v2": 2, "deepseek_v3": 2, "qwen2_moe": 1}
     assert architecture.n_shared_experts == shared.get(family, 0)
     assert architecture.scoring == SCORING[family]

@@ -16,8 +16,8 @@ from moe_lens.tuning.state import training
 
 TEXTS = [f"{example.context} {example.question}" for example in EXAMPLES[:4]]
 OTHER_FAMILIES = {
-    "gpt_oss": {"num_local_experts": 8, "head_dim": 8, "layer_types": ["full_attention"] * 3},
-    "granitemoe": {"num_local_experts": 8},
+    "gpt_oss": {"layer_types": ["full_attention"] * 3},
+    "granitemoe": {},
 }
 ALL_FAMILIES = (*FAMILIES, *OTHER_FAMILIES)
 

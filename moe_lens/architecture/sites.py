@@ -19,6 +19,7 @@ SHARED_EXPERTS_NAMES = ("shared_experts", "shared_expert", "shared_mlp")
 OTHER_MODALITIES = re.compile(r"(^|[._])(visual|vision|audio|image)([._]|$)")
 SCALE_AFTER_NAME = "routed_scaling_factor"
 NO_ARGUMENT = (-1, "")
+MOST_CALLS = 16
 
 
 @dataclass(frozen=True)
@@ -114,14 +115,12 @@ def _gating_arguments(module: nn.Module) -> tuple[tuple[int, str], tuple[int, st
 def _observe(site: Site, modules: dict[str, nn.Module]) -> ObservedRouter:
     """What calls of the site's router show; MoELensError for a rule that is not known."""
     router, block = modules[site.router], modules[site.block]
-    probe = RouterProbe(router, site.router, block)
-    output = probe()
+    output = RouterProbe(router, site.router, block)()
     slots = output_slots(output, site.router) if site.index_argument != NO_ARGUMENT else (0, 1, 2)
-    draft = _draft(site, probe, output, slots, router, block)
-    logits, indices, weights = _decided(draft, output, block)
-    rule = _rule(logits, indices, weights, router, site.router)
-    other = RouterProbe(router, site.router, block, seed=1)
-    again = _rule(*_decided(draft, other(), block), router, site.router)
+    draft = _draft(site, output, slots, router, block)
+    (probe, decided), (_, other) = _two_calls(draft, router, block)
+    logits, indices, _ = decided
+    rule, again = (_rule(*seen, router, site.router) for seen in (decided, other))
     if rule != again:
         raise MoELensError(f"the router at {site.router!r} follows {rule} or {again}; expected one rule")
     return ObservedRouter(
@@ -136,8 +135,32 @@ def _observe(site: Site, modules: dict[str, nn.Module]) -> ObservedRouter:
     )
 
 
+def _two_calls(
+    draft: MoELayer, router: nn.Module, block: nn.Module
+) -> list[tuple[RouterProbe, tuple[Tensor, Tensor, Tensor]]]:
+    """Two calls of the router with different random weights, in which a good part of the tokens get experts.
+
+    Each with the logits, indices and weights that it gave. A router that can skip the experts may, by its random
+    weights, do so for every token.
+    """
+    found = []
+    for seed in range(MOST_CALLS):
+        probe = RouterProbe(router, draft.router, block, seed=seed)
+        decided = _decided(draft, probe(), block)
+        if _used(decided[2]).float().mean() > 0.25:
+            found.append((probe, decided))
+        if len(found) == 2:
+            return found
+    raise MoELensError(f"the router at {draft.router!r} gave hardly a token any expert in {MOST_CALLS} random calls")
+
+
+def _used(weights: Tensor) -> Tensor:
+    """The tokens that get experts, bool [token]: the weights [token, k] of a skipped token are no scores."""
+    return (weights != 0).all(-1)
+
+
 def _draft(
-    site: Site, probe: RouterProbe, output: Any, slots: tuple[int, int, int] | None, router: nn.Module, block: nn.Module
+    site: Site, output: Any, slots: tuple[int, int, int] | None, router: nn.Module, block: nn.Module
 ) -> MoELayer:
     """The layer with what reading the router's output needs, its rule not yet known."""
     logits = output if slots is None else output[slots[0]]
@@ -166,7 +189,7 @@ def _decided(draft: MoELayer, output: Any, block: nn.Module) -> tuple[Tensor, Te
 
 
 def _rule(logits: Tensor, indices: Tensor, weights: Tensor, router: nn.Module, path: str) -> ScoringRule:
-    used = (weights != 0).all(-1)  # a skipped token's weight is no score
+    used = _used(weights)
     margin = 2 * (getattr(router, "router_jitter_noise", None) or 0.0)
     rule = recognize_rule(logits[used], indices[used], weights[used], margin=margin)
     if rule is None:
