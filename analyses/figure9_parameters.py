@@ -1,28 +1,28 @@
-"""Figure 9: how many parameters router tuning, CEFT (with top_k experts per layer) and full fine-tuning train.
+"""Figure 9: how many parameters router tuning, CEFT, ESFT and full fine-tuning train, counted in the model.
 
-python analyses/figure9_parameters.py --model organism --out runs/paper
+CEFT has top_k experts per layer, ESFT those that its scores on the first task choose (p = 0.2, as published).
+
+python analyses/figure9_parameters.py --model organism --data swap --out runs/paper
 """
 
 import pandas as pd
 
 from moe_lens.plots import parameters_figure
+from moe_lens.recipes import FFT, ROUTER, experts
 from moe_lens.study import Study, run
-from moe_lens.tuning import router_parameters
 
 
 def compute(study: Study) -> pd.DataFrame:
-    """One row per method: model, method, trainable and total parameters, counted in the model."""
-    lens = study.open()
-    architecture = lens.architecture
-    total = sum(parameter.numel() for parameter in lens.module.parameters())
-    experts = [lens.module.get_submodule(architecture.at(layer).experts) for layer in architecture.moe_layers]
-    in_experts = sum(parameter.numel() for module in experts for parameter in module.parameters())
-    counts = {
-        "router-tuned": sum(lens.module.get_parameter(name).numel() for name in router_parameters(lens)),
-        "CEFT": in_experts * architecture.top_k // architecture.n_experts,
-        "FFT": total,
-    }
-    rows = [{"model": study.model, "method": name, "trainable": n, "total": total} for name, n in counts.items()]
+    """One row per method: model, method, trainable and total parameters."""
+    lens, train = study.open(), study.examples(study.tasks[0], "train")
+    size = lens.architecture.top_k
+    esft = [experts(f"ESFT-{score}", f"esft-{score}:p=0.2") for score in ("token", "gate")]
+    rows = []
+    for recipe in (ROUTER, experts("CEFT", f"random:{size}"), *esft, FFT):  # which of them are trained is all the same
+        method = recipe.method(lens, train, model=study.model, seed=study.schedule.seed, router=None)
+        with method.attached(lens) as trained:
+            counts = {"trainable": trained.count, "total": trained.total}
+        rows.append({"model": study.model, "method": recipe.name, **counts})
     return pd.DataFrame(rows)
 
 

@@ -1,6 +1,6 @@
 """Table 2: router tuning on a task that needs no reasoning, CounterFact in the paper; the organism's is `swap`.
 
-python analyses/table2_simple_reading.py --model organism --data swap --out runs/paper
+python analyses/table2_simple_reading.py --model organism --data swap --seeds 0 --out runs/paper
 """
 
 from table1_router_tuning import compute
@@ -9,4 +9,4 @@ from moe_lens.plots import answers_figure
 from moe_lens.study import run
 
 if __name__ == "__main__":
-    run(compute, answers_figure, item="table2", table="tasks", tasks="swap", about=__doc__)
+    run(compute, answers_figure, item="table2", table="tasks", tasks="swap", about=__doc__, repeats=True)

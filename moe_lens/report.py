@@ -23,6 +23,7 @@ from moe_lens.plots import (
     masking_figure,
     parameters_figure,
     scores_figure,
+    sizes_figure,
     style,
     transfer_figure,
     tuning_figure,
@@ -138,6 +139,11 @@ SECTIONS = {
         "What training costs",
         "Trainable parameters of each method (Figure 9).",
         parameters_figure,
+    ),
+    "sizes.parquet": Section(
+        "How many experts have to learn",
+        "Exact match by the number of experts per layer that are trained, those of CEFT and random ones (Table 5).",
+        sizes_figure,
     ),
     "scores.parquet": Section(
         "Which score finds them",

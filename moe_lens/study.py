@@ -1,9 +1,10 @@
-"""What the scripts of the paper's figures share: their options, and tuned routers and answers kept in one run."""
+"""What the scripts of the paper's figures share: their options, and tuned models and answers kept in one run."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated
 
 import pandas as pd
@@ -11,27 +12,39 @@ import plotly.graph_objects as go
 from typer import Option
 
 from moe_lens import console
+from moe_lens.architecture import MoEArchitecture
 from moe_lens.data import Example, load_examples
 from moe_lens.delta import FACTS_FILE, read_facts, weights_digest
 from moe_lens.errors import MoELensError
 from moe_lens.evaluation import answer_table, summarise
 from moe_lens.lens import MoELens
-from moe_lens.results import provenance, read_if_made_by, read_table, write_bytes, write_table
+from moe_lens.recipes import ROUTER, Recipe, read_cost, router_of, train
+from moe_lens.results import provenance, read_if_made_by, read_provenance, read_table, write_bytes, write_table
 from moe_lens.statistics import AttentionMass
-from moe_lens.tuning import Schedule, save_trained, tune_router
+from moe_lens.tuning import Schedule
 from moe_lens.views import View
 
 SINGLE_FILES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".gz")
 DEV_EXAMPLES = 100
 RUN = Path("runs/paper")
+RATES: Mapping[str, tuple[float, ...]] = MappingProxyType({
+    "router": (3e-3, 1e-2, 3e-2),
+    "experts": (1e-3, 3e-3, 1e-2),
+    "all": (3e-4, 1e-3, 3e-3),
+})
+"""The learning rates tried on the organism, by what learns. The paper's, for models of billions, is 5e-4."""
+TRIED = "; ".join(f"{kind} {', '.join(f'{rate:g}' for rate in rates)}" for kind, rates in RATES.items())
+EPOCHS = 1
 
 
 @dataclass(frozen=True)
 class Study:
-    """One model on some tasks, in a run directory where tuned routers and answers are kept for the next script.
+    """One model on some tasks, in a run directory where tuned models and answers are kept for the next script.
 
     tasks: names for `load_examples`, each with train, dev and test splits. limit: examples of every split, None for
-    all. schedule: of the tuning; rates: tried with it, the best on dev is kept.
+    all. schedule: of every tuning; its seed is that of scripts that show one training, and of what is drawn at random.
+    rates: by what learns (`Recipe.kind`), tried with that seed; the best on dev is kept, for the other seeds too.
+    more_seeds: of scripts that repeat the training.
     """
 
     model: str
@@ -39,7 +52,8 @@ class Study:
     out: Path
     limit: int | None
     schedule: Schedule
-    rates: tuple[float, ...]
+    rates: Mapping[str, tuple[float, ...]]
+    more_seeds: tuple[int, ...]
     max_new_tokens: int
     batch_size: int
     dtype: str | None
@@ -50,10 +64,15 @@ class Study:
             if task.endswith(SINGLE_FILES) and ":" not in task:
                 raise MoELensError(f"{task} has no splits; give a folder that has train, dev and test files")
 
-    def open(self, router: Path | None = None) -> MoELens:
-        """The model, with the tuned routers of a folder that `router` gave."""
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """All of them, the one that chooses the rates first."""
+        return (self.schedule.seed, *self.more_seeds)
+
+    def open(self, tuned: Path | None = None) -> MoELens:
+        """The model, as tuned in a folder that `trained` gave."""
         return MoELens.from_pretrained(
-            self.model, dtype=console.dtype_named(self.dtype), device_map=self.device, delta=router
+            self.model, dtype=console.dtype_named(self.dtype), device_map=self.device, delta=tuned
         )
 
     def examples(self, task: str, split: str = "test") -> list[Example]:
@@ -65,49 +84,79 @@ class Study:
         """What tells this model's weights from others of the same name."""
         return weights_digest(self.open().module)
 
+    @cached_property
+    def architecture(self) -> MoEArchitecture:
+        """The model's."""
+        return self.open().architecture
+
     def made_by(self, examples: Sequence[Example] | None = None, *, delta: Path | None = None, **facts: object) -> dict:
-        """Provenance of a result on these examples."""
-        facts |= {"tasks": list(self.tasks), "limit": self.limit, "weights": self.weights, "rates": list(self.rates)}
-        facts |= {"epochs": self.schedule.epochs, "train_batch_size": self.schedule.batch_size, "dtype": self.dtype}
-        facts["max_new_tokens"] = self.max_new_tokens
-        return provenance(model=self.model, delta=delta, data=examples, seed=self.schedule.seed, facts=facts)
+        """Provenance of a table of this study."""
+        facts |= {"tasks": list(self.tasks), "limit": self.limit, "seeds": list(self.seeds)}
+        facts |= {"rates": {kind: list(rates) for kind, rates in self.rates.items()}}
+        facts |= {"rate_chosen": f"best exact match on dev with seed {self.schedule.seed}, used with every seed"}
+        return provenance(model=self.model, delta=delta, data=examples, facts=facts | self._settings())
+
+    def _settings(self) -> dict:
+        facts = {"weights": self.weights, "dtype": self.dtype, "max_new_tokens": self.max_new_tokens}
+        return facts | {"epochs": self.schedule.epochs, "train_batch_size": self.schedule.batch_size}
+
+    def _measured_by(self, task: str, tuned: Path | None) -> dict:
+        """Provenance of what a model does on a task's test examples, whatever the study."""
+        facts = {"task": task, "weights": self.weights, "dtype": self.dtype, "max_new_tokens": self.max_new_tokens}
+        return provenance(model=self.model, delta=tuned, data=self.examples(task), facts=facts)
 
     def router(self, task: str, layers: Sequence[int] | None = None) -> Path:
-        """The folder of routers tuned on a task (of some layers only), tuned now unless the run has them already."""
-        which = "" if layers is None else "-layers-" + "+".join(map(str, layers))
-        folder = self.out / "routers" / f"{Path(task).name}{which}-{self.schedule.seed}"
-        train = self.examples(task, "train")
-        made_by = self.made_by(train, layers=None if layers is None else list(layers)) | {"tasks": [task]}
-        if (folder / FACTS_FILE).exists():
-            kept = read_facts(folder)
-            if all(kept.get(name) == value for name, value in made_by.items() if name != "command"):
-                return folder
-        lens = self.open()
-        dev = self.examples(task, "dev")[:DEV_EXAMPLES]
-        tuned = tune_router(
-            lens,
-            train,
-            dev,
-            self.schedule,
-            learning_rates=self.rates,
-            layers=layers,
-            max_new_tokens=self.max_new_tokens,
-        )
-        write_table(tuned.log, folder / "tuning.parquet", made_by)
-        save_trained(lens.module, tuned.trained, folder, facts=made_by)
+        """The folder of routers tuned on a task (of some layers only) with the first seed; see `trained`."""
+        return self.trained(task, ROUTER if layers is None else router_of(layers))
+
+    def trained(self, task: str, recipe: Recipe, seed: int | None = None) -> Path:
+        """The folder of a model tuned on a task, tuned now unless the run has it already.
+
+        What is in it, `train` says. The rate is the best on dev with the first seed; routers of some layers only take
+        the one that was best for all layers. seed: one of the study's, by default the first.
+        """
+        seed = self.schedule.seed if seed is None else seed
+        folder = self.out / "trained" / f"{Path(task).name}-{recipe.folder}-{seed}"
+        router = self.trained(task, ROUTER, seed) if recipe.needs_router else None
+        rates = self.rates[recipe.kind]
+        if recipe.layers is not None or seed != self.schedule.seed:
+            chosen = self.trained(task, recipe if recipe.layers is None else ROUTER)
+            rates = (read_cost(chosen).learning_rate,)
+        made_by = self._trained_by(task, rates, router, seed)
+        if not _made_by(folder, made_by):
+            train(
+                recipe,
+                self.open(),
+                self.examples(task, "train"),
+                self._dev(task),
+                folder,
+                model=self.model,
+                router=router,
+                schedule=replace(self.schedule, seed=seed),
+                rates=rates,
+                max_new_tokens=self.max_new_tokens,
+                made_by=made_by,
+            )
         return folder
 
-    def answers(self, task: str, router: Path | None = None) -> pd.DataFrame:
-        """`answer_table` of a task's test examples, by the base model or with tuned routers; kept in the run."""
-        examples = self.examples(task)
-        name = "base" if router is None else router.name
-        part = self.out / "answers" / f"{Path(task).name}-{name}.parquet"
-        made_by = self.made_by(examples, delta=router) | {"tasks": [task]}
+    def _trained_by(self, task: str, rates: Sequence[float], router: Path | None, seed: int) -> dict:
+        """Provenance of a training. router: of the routers by which the experts are chosen."""
+        chosen_by = None if router is None else provenance(model=self.model, delta=router)["delta"]
+        dev = provenance(model=self.model, data=self._dev(task))["data"]
+        facts = {"task": task, "rates": list(rates), "routers": chosen_by, "dev": dev} | self._settings()
+        return provenance(model=self.model, data=self.examples(task, "train"), seed=seed, facts=facts)
+
+    def _dev(self, task: str) -> list[Example]:
+        return self.examples(task, "dev")[:DEV_EXAMPLES]
+
+    def answers(self, task: str, tuned: Path | None = None) -> pd.DataFrame:
+        """`answer_table` of a task's test examples, by the base model or a tuned one; kept in the run."""
+        part = self.out / "answers" / f"{Path(task).name}-by-{'base' if tuned is None else tuned.name}.parquet"
+        made_by = self._measured_by(task, tuned)
         kept = read_if_made_by(part, made_by)
         if kept is None:
-            kept = answer_table(
-                self.open(router), examples, max_new_tokens=self.max_new_tokens, batch_size=self.batch_size
-            )
+            lens, examples = self.open(tuned), self.examples(task)
+            kept = answer_table(lens, examples, max_new_tokens=self.max_new_tokens, batch_size=self.batch_size)
             write_table(kept, part, made_by)
         return kept
 
@@ -115,7 +164,7 @@ class Study:
         """`AttentionMass` of a task's test examples, in the base model or with tuned routers; kept in the run."""
         examples = self.examples(task)
         part = self.out / "attention" / f"{Path(task).name}-{'base' if router is None else router.name}.parquet"
-        made_by = self.made_by(examples, delta=router) | {"tasks": [task]}
+        made_by = self._measured_by(task, router)
         kept = read_if_made_by(part, made_by)
         if kept is None:
             [mass] = self.open(router).measure(examples, AttentionMass(), batch_size=self.batch_size)
@@ -129,20 +178,43 @@ class Study:
         some = {f"first {n}": self.router(task, layers[:n]) for n in range(1, len(layers))}
         return some | {f"all {len(layers)}": self.router(task)}
 
-    def answer_row(self, variant: str, task: str, router: Path | None = None) -> dict:
-        """variant, task and `summarise` of the answers: EM with its interval, F1, answers from memory."""
-        return {"variant": variant, "task": task, "seed": self.schedule.seed, **summarise(self.answers(task, router))}
+    def answer_row(self, variant: str, task: str, tuned: Path | None = None, seed: int | None = None) -> dict:
+        """variant, task, seed and `summarise` of the answers: EM with its interval, F1, answers from memory.
+
+        Of a tuned model also its `Cost`.
+        """
+        row = {"variant": variant, "task": task, "seed": self.schedule.seed if seed is None else seed}
+        cost = {} if tuned is None else asdict(read_cost(tuned))
+        return row | summarise(self.answers(task, tuned)) | cost
+
+
+def _made_by(folder: Path, made_by: dict) -> bool:
+    """Whether a delta checkpoint with this provenance, whatever the command, is in the folder."""
+    if not (folder / FACTS_FILE).exists():
+        return False
+    kept = read_facts(folder)
+    return all(kept.get(name) == value for name, value in made_by.items() if name != "command")
 
 
 Compute = Callable[[Study], pd.DataFrame]
 Draw = Callable[[pd.DataFrame], go.Figure | View]
 
 
-def run(compute: Compute, draw: Draw, *, item: str, table: str, tasks: str, about: str) -> None:
+def run(
+    compute: Compute,
+    draw: Draw,
+    *,
+    item: str,
+    table: str,
+    tasks: str,
+    about: str,
+    repeats: bool = False,
+    columns: Sequence[str] = (),
+) -> None:
     """The command line of one figure or table: computes OUT/ITEM/TABLE.parquet, unless it is there, then draws it.
 
     item: such as "figure5". table: the file's name, by which the report knows it. tasks: the default ones, with commas.
-    about: the help text.
+    about: the help text. repeats: the training is repeated with every seed; else there may be one. columns: to print.
     """
 
     def main(
@@ -151,28 +223,48 @@ def run(compute: Compute, draw: Draw, *, item: str, table: str, tasks: str, abou
         out: Annotated[Path, Option(help="Run directory; scripts of the same one share their work.")] = RUN,
         limit: Annotated[int | None, Option(help="Use the first so many examples of each split only.")] = None,
         learning_rate: Annotated[
-            str, Option(help="Of the tuning; of several with commas the best on dev. The paper's is 5e-4.")
-        ] = "2e-2",
-        epochs: Annotated[int, Option(help="Passes over the training data.")] = 2,
+            str | None,
+            Option(help=f"Tried in every tuning, with commas; the best on dev is kept. By default {TRIED}."),
+        ] = None,
+        epochs: Annotated[int, Option(help="Passes over the training data.")] = EPOCHS,
         train_batch_size: Annotated[int, Option(help="Examples per step of the tuning.")] = 16,
         max_new_tokens: Annotated[int, Option(help="Longest answer, in tokens.")] = 8,
         batch_size: Annotated[int, Option(help="Examples answered at once.")] = 64,
         dtype: Annotated[str | None, Option(help="float32, bfloat16 or float16.")] = None,
         device: Annotated[str | None, Option(help="As transformers' device_map.")] = None,
-        seed: Annotated[int, Option(help="Of the tuning's order of examples and of random sets.")] = 0,
+        seeds: Annotated[
+            str, Option(help="Of the order of examples and of random sets; with commas where all is repeated.")
+        ] = "0",
         draw_only: Annotated[bool, Option("--draw-only", help="Draw the saved table again; needs no model.")] = False,
     ) -> None:
         path = out / item / f"{table}.parquet"
         if not draw_only:
-            rates = tuple(console.numbers(learning_rate, float, what="--learning-rate"))
-            schedule = Schedule(learning_rate=rates[0], epochs=epochs, batch_size=train_batch_size, seed=seed)
+            first, *more = console.numbers(seeds, int, what="--seeds")
+            if more and not repeats:
+                raise MoELensError(f"{item} shows one training; give one seed, not {seeds}")
+            rates = RATES
+            if learning_rate is not None:
+                rates = dict.fromkeys(RATES, tuple(console.numbers(learning_rate, float, what="--learning-rate")))
             study = Study(
-                model, tuple(data.split(",")), out, limit, schedule, rates, max_new_tokens, batch_size, dtype, device
+                model,
+                tuple(data.split(",")),
+                out,
+                limit,
+                Schedule(epochs=epochs, batch_size=train_batch_size, seed=first),
+                rates,
+                tuple(more),
+                max_new_tokens,
+                batch_size,
+                dtype,
+                device,
             )
             made_by = study.made_by(item=item)
             if read_if_made_by(path, made_by) is None:
                 write_table(compute(study), path, made_by)
-        drawn = draw(read_table(path))
+        found = read_table(path)
+        if columns:
+            console.show(found, columns, title=f"{item}, rates chosen: {read_provenance(path)['rate_chosen']}")
+        drawn = draw(found)
         print(f"{item}: {path}, {', '.join(file.name for file in save(drawn, path.with_name(f'{item}.html')))}")
 
     main.__doc__ = about

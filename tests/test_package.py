@@ -28,7 +28,7 @@ GROUPS = (
     ("listed_experts", "sizes"),
     ("accessors", "applying", "running", "lens"),
     ("scores", "masking", "ablation", "checks", "decoding", "tuning"),
-    ("report", "study"),
+    ("report", "recipes", "study"),
     ("demo", "evaluate", "intervene", "tune", "measure", "doctor", "organism.pretrain", "organism.measure"),
 )
 #: The ground floor, whose modules use none of each other but these.

@@ -14,6 +14,7 @@ from moe_lens.plots import (
     masking_figure,
     parameters_figure,
     scores_figure,
+    sizes_figure,
     transfer_figure,
     tuning_figure,
     usage_figure,
@@ -401,6 +402,32 @@ def test_layers_have_a_panel_per_kind_and_the_base_as_a_line():
     assert {shape.y0 for shape in figure.layout.shapes} == {0.1}
     assert trace(figure, "base (0.10)")
     assert "layer 2 alone reach EM 0.40, those of all 2 layers 0.40" in figure.layout.title.text
+
+
+def test_layers_of_several_seeds_are_their_mean():
+    rows = [("single", 0, seed, em) for seed, em in enumerate((0.3, 0.5, 0.7))]
+    table = pd.DataFrame(rows, columns=["kind", "layer", "seed", "em"])
+    figure = layers_figure(table.assign(em_low=0.0, em_high=1.0))
+    [bar] = [it for it in figure.data if it.type == "bar"]
+    assert list(bar.y) == pytest.approx([0.5])
+    assert [bar.error_y.array[0], bar.error_y.arrayminus[0]] == pytest.approx([0.2, 0.2])
+    assert "mean of 3 seeds" in figure.layout.title.subtitle.text
+
+
+def test_sizes_have_a_panel_per_task_a_line_per_choice_and_the_base():
+    rows = [("base", 0, task, 0, 0.1) for task in ("swap", "closed_book")]
+    rows += [("CEFT", size, task, seed, em + 0.02 * seed)
+             for size, em in ((8, 0.8), (1, 0.2)) for task in ("swap", "closed_book") for seed in (0, 1)]  # fmt: skip
+    table = pd.DataFrame(rows, columns=["variant", "size", "task", "seed", "em"])
+    figure = sizes_figure(table.assign(em_low=table["em"], em_high=table["em"]))
+    for place in (0, 1):
+        line = trace(figure, "CEFT", place=place)
+        assert list(line.x) == ["1", "8"]
+        np.testing.assert_allclose(line.y, [0.21, 0.81])
+        np.testing.assert_allclose(line.error_y.array, 0.01)
+    assert {shape.y0 for shape in figure.layout.shapes} == {0.1}
+    with pytest.raises(MoELensError, match="twice"):
+        sizes_figure(pd.concat([table, table]).assign(em_low=0.0, em_high=1.0))
 
 
 def test_correlation_says_r_with_its_interval():

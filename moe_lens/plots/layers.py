@@ -14,13 +14,14 @@ def layers_figure(table: pd.DataFrame) -> go.Figure:
 
     Args:
         table: one row per tuned model with the columns `kind` ("base", "single", "first"), `layer` (the only one or the
-            highest one tuned; not read for the base), `em`, `em_low`, `em_high`.
+            highest one tuned; not read for the base), `em`, `em_low`, `em_high`. With a column `seed`, several rows of
+            a model become their mean, the bars reaching from the lowest to the highest seed.
 
     Raises:
         MoELensError: a column is missing, the table is empty, or a model stands there twice.
     """
     table = style.require(table, ("kind", "layer", "em", "em_low", "em_high"), figure="layers_figure")
-    style.require_once(table, ("kind", "layer"), figure="layers_figure")
+    table = style.over_seeds(table, ("kind", "layer"), ["em"], figure="layers_figure")
     kinds = [kind for kind in KINDS if (table["kind"] == kind).any()]
     titles = [KINDS[kind] for kind in kinds]
     figure = make_subplots(1, len(kinds), shared_yaxes=True, subplot_titles=titles, horizontal_spacing=0.05)
@@ -53,7 +54,7 @@ def layers_figure(table: pd.DataFrame) -> go.Figure:
     return style.dress(
         figure,
         title=_layers_title(table),
-        subtitle="bars: 95 % intervals over examples",
+        subtitle=style.bars(table, ["em"]),
         plot_height=300,
         headings=True,
     )

@@ -1,7 +1,8 @@
-"""What training costs: how many parameters each method trains; the paper's Figure 9."""
+"""What training costs and what more of it buys: trainable parameters (Figure 9), the number of experts (Table 5)."""
 
 import pandas as pd
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 
 from moe_lens.plots import style
 from moe_lens.plots.answers import SPARE, VARIANTS
@@ -48,6 +49,53 @@ def parameters_figure(table: pd.DataFrame) -> go.Figure:
         plot_height=60 + 40 * len(table),
         below=84,
     )
+
+
+def sizes_figure(table: pd.DataFrame) -> go.Figure:
+    """EM over the number of experts that learn in each layer, a panel per task, a line per choice of experts.
+
+    Args:
+        table: one row per variant, size and task with the columns `variant`, `size`, `task`, `em`, `em_low`, `em_high`;
+            of the variant "base" one row per task, drawn as a line. With a column `seed`, several rows become their
+            mean, the bars reaching from the lowest to the highest seed.
+
+    Raises:
+        MoELensError: a column is missing, the table is empty, or a point stands there twice.
+    """
+    keys = ("variant", "size", "task")
+    table = style.require(table, (*keys, "em", "em_low", "em_high"), figure="sizes_figure")
+    table = style.over_seeds(table, keys, ["em"], figure="sizes_figure")
+    tuned, tasks = table[table["variant"] != "base"], list(dict.fromkeys(table["task"]))
+    sizes, spare = sorted(set(tuned["size"])), list(SPARE)
+    figure = make_subplots(1, len(tasks), shared_yaxes=True, subplot_titles=tasks, horizontal_spacing=0.05)
+    for place, variant in enumerate(dict.fromkeys(tuned["variant"])):
+        colour = VARIANTS[variant] if variant in VARIANTS else spare[place % len(spare)]
+        for column, task in enumerate(tasks, start=1):
+            part = tuned[(tuned["variant"] == variant) & (tuned["task"] == task)].sort_values("size")
+            line = go.Scatter(
+                x=part["size"].astype(str),
+                y=part["em"],
+                error_y=style.error_bars(part, "em"),
+                mode="lines+markers",
+                name=variant,
+                showlegend=column == 1,
+                marker={"size": 10, "color": colour, "symbol": style.SYMBOLS[place]},
+                line={"color": colour, "width": 2},
+                hovertext=style.hover(part),
+                hoverinfo="text",
+            )
+            figure.add_trace(line, row=1, col=column)
+    for column, task in enumerate(tasks, start=1):
+        for _, base in table[(table["variant"] == "base") & (table["task"] == task)].iterrows():
+            line = {"color": style.GREY, "width": 2, "dash": "dash"}
+            figure.add_hline(base["em"], line=line, row=1, col=column)
+            figure.add_scatter(x=[None], y=[None], mode="lines", line=line, name="base", showlegend=column == 1)
+    names = [str(number) for number in sizes]
+    figure.update_xaxes(type="category", categoryorder="array", categoryarray=names, title_text="experts per layer")
+    figure.update_yaxes(range=[0, 1.02], dtick=0.2)
+    figure.update_yaxes(title_text="exact match (EM)", col=1)
+    title, subtitle = "Exact match by the number of experts that learn", style.bars(table, ["em"])
+    return style.dress(figure, title=title, subtitle=subtitle, plot_height=300, headings=True)
 
 
 def size(count: float) -> str:

@@ -1,0 +1,71 @@
+"""Tables 3 and 4: what router tuning, CEFT, ESFT and full fine-tuning learn of the first task, and what they forget.
+
+CEFT also with experts chosen at random, by `ce-last`, and planted ones; every set has as many as a token takes.
+
+python analyses/table3_methods.py --model organism --data swap,novel,closed_book --seeds 0,1,2 --out runs/paper
+"""
+
+import numpy as np
+import pandas as pd
+
+from moe_lens.metrics import compare, holm, seeds_interval
+from moe_lens.organism import has_planted
+from moe_lens.plots import answers_figure
+from moe_lens.recipes import FFT, ROUTER, Recipe, experts
+from moe_lens.results import write_table
+from moe_lens.study import Study, run
+
+REFERENCE = "CEFT"
+COLUMNS = ("variant", "task", "seed", "learning_rate", "trainable", "seconds", "em", "f1", "memory")
+
+
+def recipes(study: Study) -> list[Recipe]:
+    """What is compared on this model."""
+    size = study.architecture.top_k
+    chosen = {"CEFT": "ce", "CEFT, ce-last": "ce-last", "ESFT-token": "esft-token", "ESFT-gate": "esft-gate"}
+    found = [ROUTER, *(experts(name, f"{score}:{size}") for name, score in chosen.items())]
+    found.append(experts("random experts", f"random:{size}"))
+    if study.model.startswith("organism") and has_planted(study.model):
+        found.append(experts("planted experts", "planted"))
+    return [*found, FFT]
+
+
+def compared(study: Study, answers: dict[tuple[str, str], list[pd.Series]]) -> pd.DataFrame:
+    """EM of every variant minus CEFT's, per task: difference with an interval over seeds and examples, p, p_holm.
+
+    p: of the paired permutation test over examples, of each the mean over seeds; corrected over the whole table.
+    """
+    rows = []
+    for (variant, task), ems in answers.items():
+        if variant != REFERENCE:
+            difference = np.array(ems) - np.array(answers[REFERENCE, task])  # [seed, example]
+            interval = seeds_interval(difference, seed=study.schedule.seed)
+            means = [np.mean(part, axis=0) for part in (ems, answers[REFERENCE, task])]
+            p = compare(*means, seed=study.schedule.seed).p
+            ends = {"difference": interval.mean, "low": interval.low, "high": interval.high}
+            rows.append({"variant": variant, "reference": REFERENCE, "task": task, "seeds": len(ems), **ends, "p": p})
+    table = pd.DataFrame(rows)
+    return table.assign(p_holm=holm(table["p"]))
+
+
+def compute(study: Study) -> pd.DataFrame:
+    """One row per variant, seed and task: the columns of `Study.answer_row`; comparisons.parquet is `compared`."""
+    rows, answers = [study.answer_row("base", task) for task in study.tasks], {}
+    for task in study.tasks:
+        answers["base", task] = [study.answers(task)["em"]] * len(study.seeds)
+    for recipe in recipes(study):
+        for seed in study.seeds:
+            tuned = study.trained(study.tasks[0], recipe, seed)
+            for task in study.tasks:
+                rows.append(study.answer_row(recipe.name, task, tuned, seed))
+                answers.setdefault((recipe.name, task), []).append(study.answers(task, tuned)["em"])
+    made_by = study.made_by(item="table3", reference=REFERENCE)
+    write_table(compared(study, answers), study.out / "table3" / "comparisons.parquet", made_by)
+    return pd.DataFrame(rows)
+
+
+if __name__ == "__main__":
+    tasks = "swap,novel,closed_book"
+    run(
+        compute, answers_figure, item="table3", table="tasks", tasks=tasks, about=__doc__, repeats=True, columns=COLUMNS
+    )
