@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from moe_lens.accessors import ByLayer, TraceReader
 from moe_lens.applying import InterventionStack
 from moe_lens.architecture import MoEArchitecture
+from moe_lens.architecture.quantized import refuse_quantized_experts
 from moe_lens.batching import encode_prompt, prompt_batches, run_batches
 from moe_lens.data import FIGURE_10, Encoded, Example, PromptTemplate
 from moe_lens.delta import apply_delta
@@ -61,6 +62,7 @@ class MoELens:
     """
 
     def __init__(self, module: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
+        refuse_quantized_experts(module)
         normalize(module)
         self.architecture = MoEArchitecture.of(module)
         self.module = module

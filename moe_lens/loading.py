@@ -1,5 +1,6 @@
 """From a name, folder, hub id or module to a causal language model and its tokenizer."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from importlib.resources import files
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
+from moe_lens.architecture.quantized import LOADED_IN_FULL, quantization_method
 from moe_lens.errors import MoELensError
 from moe_lens.remote_code import load_remote, prepare_remote
 
@@ -35,10 +37,15 @@ def load_model(
     chosen = {
         key: value for key, value in (("dtype", dtype), ("device_map", device_map)) if value is not None
     }
+    folder = resolve(name)
     with _bad_input_explained(name):
         if trust_remote_code:
-            return load_remote(resolve(name), **chosen)
-        return AutoModelForCausalLM.from_pretrained(resolve(name), trust_remote_code=False, **chosen)
+            return load_remote(folder, **chosen)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        if (method := quantization_method(config)) in LOADED_IN_FULL:
+            warnings.warn(f"{name} is quantised ({method}); it is loaded in full precision, and larger", stacklevel=2)
+            config.quantization_config["dequantize"] = True
+        return AutoModelForCausalLM.from_pretrained(folder, config=config, trust_remote_code=False, **chosen)
 
 
 def load_skeleton(

@@ -1,11 +1,12 @@
 """The checks of a lens on its model, each against the bare model: how far are they apart, and how far may they be?"""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from moe_lens.architecture.quantized import is_plain
 from moe_lens.checks.reference import (
     bare_logits,
     deleted,
@@ -138,6 +139,15 @@ def attention(lens: MoELens, texts: Sequence[str]) -> Finding:
     paths = {layer: path for layer, path in enumerate(lens.architecture.attentions) if path}
     if not paths:
         raise MoELensError("no attention modules are known in this model")
+    # Quantised layers may round the rows of a batch together, pads among them, which eager attention fills otherwise.
+    alone = not all(is_plain(parameter) for parameter in lens.module.parameters())
+    errors = [_attention_error(lens, batch, paths) for batch in ([[text] for text in texts] if alone else [texts])]
+    detail = f"{len(paths)} layers, model runs {lens.module.config._attn_implementation}"
+    return Finding(max(errors), _close(lens), detail + ("; each text alone: the model is quantised" if alone else ""))
+
+
+def _attention_error(lens: MoELens, texts: Sequence[str], paths: Mapping[int, str]) -> float:
+    """How far recorded rows of one batch are from eager attention's, at worst; paths: attention modules by layer."""
     _, record = lens.run_with_cache(texts, capture=("attention",))
     name = lens.module.config._attn_implementation
     lens.module.set_attn_implementation("eager")
@@ -147,15 +157,11 @@ def attention(lens: MoELens, texts: Sequence[str]) -> Finding:
     finally:
         lens.module.set_attn_implementation(name)
     real = record.attention_mask.bool()
-    errors = {
-        layer: max(
-            _apart(record.attention_rows[layer][row][:, real[row]], seen[path][1][row][:, real[row]])
-            for row in range(len(texts))
-        )
+    return max(
+        _apart(record.attention_rows[layer][row][:, real[row]], seen[path][1][row][:, real[row]])
         for layer, path in paths.items()
-    }
-    worst = max(errors, key=errors.get)
-    return Finding(errors[worst], _close(lens), f"{len(paths)} layers, model runs {name}")
+        for row in range(len(texts))
+    )
 
 
 def expert_outputs(lens: MoELens, texts: Sequence[str]) -> Finding:

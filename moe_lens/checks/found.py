@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from moe_lens.architecture import MoEArchitecture
+from moe_lens.architecture.quantized import quantization_method
 from moe_lens.sizes import parameter_counts
 
 
@@ -21,7 +22,7 @@ def describe(module: nn.Module, architecture: MoEArchitecture) -> dict[str, Any]
         "class": type(module).__name__,
         "model_type": module.config.model_type,
         "dtype": str(module.dtype).removeprefix("torch."),
-        "quantization": quantization(module),
+        "quantization": quantization_method(module.config),
         "layers": architecture.n_layers,
         "moe_layers": list(architecture.moe_layers),
         "d_model": architecture.d_model,
@@ -45,15 +46,6 @@ def describe(module: nn.Module, architecture: MoEArchitecture) -> dict[str, Any]
         "embedding_parameters": counts.embedding,
         "head_parameters": counts.head,
     }
-
-
-def quantization(module: nn.Module) -> str | None:
-    """The method by which the model's config says that its checkpoint is quantised, None without."""
-    stated = getattr(module.config, "quantization_config", None)
-    if stated is None:
-        return None
-    method = stated.get("quant_method") if isinstance(stated, dict) else stated.quant_method
-    return str(getattr(method, "value", method))
 
 
 def in_words(found: dict[str, Any]) -> list[tuple[str, str]]:

@@ -1,0 +1,56 @@
+"""Quantised models: which are loaded in full precision, and which are refused because their experts are not plain."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from moe_lens.architecture.sites import ROUTER_NAMES
+from moe_lens.errors import MoELensError
+
+LOADED_IN_FULL = ("mxfp4", "fp8")
+"""Methods of checkpoints that transformers can load in full precision, on any device."""
+PLAIN_CLASSES = (Tensor, nn.Parameter)
+PLAIN_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+QUANTIZED_MODULES = "transformers.integrations."
+
+
+def quantization_method(config: Any) -> str | None:
+    """The method by which a model's config says that it is quantised, None if it says nothing."""
+    stated = getattr(config, "quantization_config", None)
+    method = stated.get("quant_method") if isinstance(stated, dict) else getattr(stated, "quant_method", None)
+    return None if method is None else str(getattr(method, "value", method))
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor's numbers are its own: of a floating type, not packed, scaled or spread over devices."""
+    return type(tensor) in PLAIN_CLASSES and type(tensor.data) is Tensor and tensor.dtype in PLAIN_DTYPES
+
+
+def refuse_quantized_experts(model: nn.Module) -> None:
+    """Raise MoELensError if routers or routed experts of `model` are quantised; its other parts may be.
+
+    What packed experts compute can be masked neither exactly nor verifiably, and some kernels choose and call them
+    without the router's module or the experts' own, so that masking would do nothing.
+    """
+    for path, block in model.named_modules():
+        if "experts" not in block._modules:
+            continue
+        for part in ("experts", *ROUTER_NAMES):
+            if part in block._modules and (found := _not_plain(block._modules[part])):
+                at = f"{path}.{part}".lstrip(".")
+                raise MoELensError(
+                    f"{at!r} is quantised: it has {found}; expected routers and routed experts of plain floating-point "
+                    "numbers. Load the model in full precision (dtype=torch.bfloat16; for a checkpoint in mxfp4 or "
+                    "fp8 its quantization config with dequantize=True), or quantise other parts only"
+                )
+
+
+def _not_plain(module: nn.Module) -> str | None:
+    """What in a module is not plain, in words; None if all is."""
+    for inner in module.modules():
+        if type(inner).__module__.startswith(QUANTIZED_MODULES):
+            return f"a {type(inner).__name__}"
+    packed = ((name, tensor) for name, tensor in module.named_parameters() if not is_plain(tensor))
+    name, tensor = next(packed, (None, None))
+    return None if name is None else f"{name} as {type(tensor).__name__} of {tensor.dtype}"
