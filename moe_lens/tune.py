@@ -1,41 +1,24 @@
 """Training from the command line: `python -m moe_lens.tune --help`."""
 
-import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import pandas as pd
 from typer import Option
 
 from moe_lens import console, options
-from moe_lens.data import Example
 from moe_lens.data.files import ending
-from moe_lens.delta import weights_digest
 from moe_lens.errors import MoELensError
 from moe_lens.evaluation import answer_table, summarise
+from moe_lens.experts import ExpertSet
 from moe_lens.lens import MoELens
 from moe_lens.organism import planted_experts
-from moe_lens.plots import tuning_figure
-from moe_lens.results import provenance, read_if_made_by, write_json, write_table
-from moe_lens.scores import Score
-from moe_lens.tuning import (
-    Checkpoints,
-    Method,
-    Schedule,
-    TuneAll,
-    Tuned,
-    TuneExperts,
-    TuneRouters,
-    router_parameters,
-    save_trained,
-    tune,
-)
-from moe_lens.tuning.choosing import choose_experts, expert_scores, restored, score_of, with_delta
+from moe_lens.results import write_json
+from moe_lens.tuning import Checkpoints, Method, Schedule, TuneAll, TuneExperts, TuneLowRank, TuneRouters, save_merged
+from moe_lens.tuning.choosing import choose_experts, score_of
 from moe_lens.tuning.processes import Processes
+from moe_lens.tuning.stage import Stage
 
 METHODS = ("router", "ceft", "esft", "fft")
 ESFT_DEFAULT = "esft-token:p=0.2"
@@ -69,6 +52,16 @@ def main(
     router_delta: Annotated[
         Path | None,
         Option(help="The tuned routers that scores such as ce are counted with; by default they are tuned first."),
+    ] = None,
+    lora_rank: Annotated[
+        int | None,
+        Option(
+            help="router, ceft, esft: LoRA of this rank on the weights that the method trains, which then are frozen. "
+            "Routers that are tuned first are tuned whole."
+        ),
+    ] = None,
+    lora_alpha: Annotated[
+        float | None, Option(help="What LoRA's product is scaled by, times its rank; default twice the rank.")
     ] = None,
     learning_rate: Annotated[
         str,
@@ -117,7 +110,10 @@ def main(
     device: Annotated[
         str | None, Option(help="As transformers' device_map: cpu, cuda, or auto to spread a model over several GPUs.")
     ] = None,
-    seed: Annotated[int, Option(help="Of the order of the examples and of random experts.")] = 0,
+    trust_remote_code: Annotated[
+        bool, Option("--trust-remote-code", help="Run the Python code that some models bring beside their weights.")
+    ] = False,
+    seed: Annotated[int, Option(help="Of the order of the examples, of random experts and of LoRA's start.")] = 0,
 ) -> None:
     """Train a model and keep what changed as a small delta checkpoint.
 
@@ -133,22 +129,21 @@ def main(
         python -m moe_lens.tune --method ceft --model organism --data swap --experts ce:4 \\
             --router-delta RUN/router --learning-rate 2e-3 --out RUN/ceft
 
-    Open a result with MoELens.from_pretrained("organism", delta="RUN/ceft"), or give it to moe_lens.intervene. The
-    loss is that of the answers' tokens alone; weight decay and a load-balancing loss are off, since they would also
-    move what the task does not ask for. On several GPUs or machines:
+    With --lora-rank 8 --lora-alpha 16 both train thin matrices instead, whose product is added to these weights, as the
+    authors' released code does.
+
+    Open a result with MoELens.from_pretrained("organism", delta="RUN/ceft"), or give it to moe_lens.intervene. The loss
+    is that of the answers' tokens alone; weight decay and a load-balancing loss are off, since they would also move
+    what the task does not ask for. On several GPUs or machines:
 
     \b
         torchrun --nproc-per-node 4 -m moe_lens.tune …      (or accelerate launch; with --shard for larger models)
     """
-    if method not in METHODS:
-        raise MoELensError(f"--method must be one of {', '.join(METHODS)}; got {method!r}")
-    if (experts or router_delta) and method not in ("ceft", "esft"):
-        raise MoELensError(f"--experts and --router-delta are for ceft and esft; --method is {method}")
+    asked = _Asked(method, experts, layers, router_delta, lora_rank, lora_alpha, seed)
     if dev is None and ending(data) is not None:
         raise MoELensError(f"{data} has no dev split to choose and test on; give other examples with --dev")
     reading = options.Reading(columns, skip_bad, max_length, too_long)
-    loaded = reading.load(data, split=split, limit=limit)
-    held_out = reading.load(dev or data, split=dev_split)
+    loaded, held_out = reading.load(data, split=split, limit=limit), reading.load(dev or data, split=dev_split)
     rates = console.numbers(learning_rate, float, what="--learning-rate")
     router_rates = console.numbers(router_rate or learning_rate, float, what="--router-rate")
     schedule = Schedule(
@@ -163,50 +158,19 @@ def main(
         seed=seed,
     )
     Checkpoints(out, {}).make_room(0)  # before minutes of loading
-
-    lens = MoELens.from_pretrained(model, dtype=console.dtype_named(dtype), device_map=device)
-    kept = lens.architecture.moe_layers if layers is None else tuple(console.numbers(layers, int, what="--layers"))
-    fitted = reading.fit(loaded, lens.tokenizer, of=f"{data}, to train on", with_answer=True)
-    stage = _Stage(
-        lens,
-        fitted.examples,
-        held_out,
-        schedule,
-        {"model": model, "data": fitted.examples, "seed": seed},
-        reading.facts(fitted),
-        {
-            "score": score,
-            "max_length": max_length,
-            "max_new_tokens": max_new_tokens,
-            "checkpoint_seconds": checkpoint_seconds,
-        },
+    lens = MoELens.from_pretrained(
+        model, dtype=console.dtype_named(dtype), device_map=device, trust_remote_code=trust_remote_code
     )
-    if method == "router":
-        what: Method = TuneRouters(None if layers is None else kept)
-    elif method == "fft":
-        what = TuneAll()
-    else:
-        specification = experts or (f"ce:{lens.architecture.top_k}" if method == "ceft" else ESFT_DEFAULT)
-        score_by = score_of(specification)
-        table = None
-        if score_by is not None:
-            routers = partial(_with_tuned_routers, stage, out / "router", router_rates, router_delta)
-            table = _score_table(stage, score_by, routers, out / "experts.parquet", router_delta, router_rates)
-        chosen = choose_experts(
-            specification,
-            table=table,
-            planted=lambda: planted_experts(model),
-            layers=kept,
-            n_experts=lens.architecture.n_experts,
-            seed=seed,
-        )
-        what = TuneExperts(chosen, name=method)
-    tuned = stage.run(what, out, rates, shard=shard)
+    if merge:  # before hours of training
+        Checkpoints(out, {}).make_room(sum(parameter.nbytes for parameter in lens.module.parameters()))
+    fitted = reading.fit(loaded, lens.tokenizer, of=f"{data}, to train on", with_answer=True)
+    facts, told = reading.facts(fitted), (score, max_length, max_new_tokens, checkpoint_seconds)
+    stage = Stage(lens, model, fitted.examples, held_out, schedule, facts, *told)
+    tuned = stage.run(asked.of(stage, out, router_rates), out, rates, shard=shard)
     if not Processes.current().is_main:
         return
-    stage.write(tuned, what, out)
     if merge:
-        _merge(lens, out / "merged")
+        save_merged(lens, out / "merged")
     if not shard:
         write_json(out / "dev.json", summarise(answer_table(lens, held_out, max_new_tokens=max_new_tokens)))
     console.show(tuned.candidates, title="On the dev data, by learning rate")
@@ -215,96 +179,54 @@ def main(
 
 
 @dataclass(frozen=True)
-class _Stage:
-    """What the trainings of one command share. origin, facts: of the provenance. options: of `tune`."""
+class _Asked:
+    """What is to be trained, as the options say it; MoELensError for those that do not go together."""
 
-    lens: MoELens
-    train: Sequence[Example]
-    dev: Sequence[Example]
-    schedule: Schedule
-    origin: Mapping[str, Any]
-    facts: Mapping[str, Any]
-    options: Mapping[str, Any]
+    method: str
+    experts: str | None
+    layers: str | None
+    router_delta: Path | None
+    lora_rank: int | None
+    lora_alpha: float | None
+    seed: int
 
-    def run(self, what: Method, out: Path, rates: Sequence[float], *, shard: bool = False) -> Tuned:
-        """Train, or go on in `out`."""
-        return tune(
-            self.lens,
-            self.train,
-            self.dev,
-            what,
-            self.schedule,
-            learning_rates=rates,
-            out=out,
-            shard=shard,
-            **self.options,
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise MoELensError(f"--method must be one of {', '.join(METHODS)}; got {self.method!r}")
+        if (self.experts or self.router_delta) and self.method not in ("ceft", "esft"):
+            raise MoELensError(f"--experts and --router-delta are for ceft and esft; --method is {self.method}")
+        if self.layers is not None and self.method == "fft":
+            raise MoELensError("--layers is for router, ceft and esft; fft trains everything")
+        if self.lora_rank is not None and self.method == "fft":
+            raise MoELensError("--lora-rank is for router, ceft and esft, which say what it is put on; --method is fft")
+        if self.lora_alpha is not None and self.lora_rank is None:
+            raise MoELensError("--lora-alpha scales the product of --lora-rank; give that too")
+
+    def of(self, stage: Stage, out: Path, router_rates: Sequence[float]) -> Method:
+        """The method, once its experts are chosen; routers are tuned for that, at these rates, where a score asks."""
+        layers = None if self.layers is None else tuple(console.numbers(self.layers, int, what="--layers"))
+        if self.method == "router":
+            method: Method = TuneRouters(layers)
+        elif self.method == "fft":
+            method = TuneAll()
+        else:
+            method = TuneExperts(self._chosen(stage, layers, out, router_rates), name=self.method)
+        return method if self.lora_rank is None else TuneLowRank(method, self.lora_rank, self.lora_alpha, self.seed)
+
+    def _chosen(
+        self, stage: Stage, layers: Sequence[int] | None, out: Path, router_rates: Sequence[float]
+    ) -> ExpertSet:
+        architecture = stage.lens.architecture
+        named = self.experts or (f"ce:{architecture.top_k}" if self.method == "ceft" else ESFT_DEFAULT)
+        score = score_of(named)
+        return choose_experts(
+            named,
+            table=None if score is None else stage.scores(score, out, router_rates, self.router_delta),
+            planted=lambda: planted_experts(stage.model),
+            layers=architecture.moe_layers if layers is None else layers,
+            n_experts=architecture.n_experts,
+            seed=self.seed,
         )
-
-    def write(self, tuned: Tuned, what: Method, out: Path) -> dict:
-        """The delta, the log and the figure; returns their provenance."""
-        facts = {
-            **what.facts(),
-            **{name: value for name, value in asdict(tuned.schedule).items() if name != "seed"},
-            **self.facts,
-            "trainable": tuned.trained.count,
-        }
-        made_by = provenance(**self.origin, facts=facts)
-        save_trained(self.lens.module, tuned.trained, out, facts=made_by)
-        write_table(tuned.log, out / "tuning.parquet", made_by)
-        write_table(tuned.candidates, out / "learning_rates.parquet", made_by)
-        write_json(out / "cost.json", {"seconds": tuned.seconds, "trainable": tuned.trained.count})
-        console.save_figure(tuning_figure(tuned.log), out / "tuning.html")
-        return made_by
-
-
-@contextmanager
-def _with_tuned_routers(
-    stage: _Stage, folder: Path, rates: Sequence[float], delta: Path | None
-) -> Iterator[None]:
-    """Inside the block the lens's routers are tuned: those of `delta`, or else tuned now and kept in `folder`."""
-    if delta is not None:
-        with with_delta(stage.lens, delta):
-            yield
-        return
-    routers = TuneRouters()
-    with restored(stage.lens, router_parameters(stage.lens)):
-        tuned = stage.run(routers, folder, rates)
-        if Processes.current().is_main:
-            stage.write(tuned, routers, folder)
-        yield
-
-
-def _score_table(
-    stage: _Stage,
-    score: Score,
-    routers: Callable[[], AbstractContextManager[None]],
-    file: Path,
-    delta: Path | None,
-    rates: Sequence[float],
-) -> pd.DataFrame:
-    """The experts' scores, from `file` if they were counted the same way before."""
-    by = {"score": score.name, "weights": weights_digest(stage.lens.module)}
-    if score.needs_tuned and delta is None:
-        by["routers"] = {"rates": list(rates), "schedule": repr(stage.schedule), **stage.options}
-    made_by = provenance(**stage.origin, delta=delta, facts=by)
-    table = read_if_made_by(file, made_by)
-    Processes.current().wait()  # all have looked before the first writes
-    if table is None:
-        table = expert_scores(score, stage.lens, stage.train, routers)
-        if Processes.current().is_main:
-            write_table(table, file, made_by)
-    return table
-
-
-def _merge(lens: MoELens, folder: Path) -> None:
-    """The whole model as a plain checkpoint; what is there stays until all of it is written."""
-    unfinished = folder.with_name(f".{folder.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    lens.module.save_pretrained(unfinished)
-    lens.tokenizer.save_pretrained(unfinished)
-    if folder.exists():
-        shutil.rmtree(folder)
-    unfinished.rename(folder)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from moe_lens.tuning.checkpoint import Checkpoints
 from moe_lens.tuning.loop import DevScore, fit, log_table
 from moe_lens.tuning.low_rank import TuneLowRank
+from moe_lens.tuning.merging import save_merged
 from moe_lens.tuning.methods import (
     Method,
     Trainable,
@@ -30,6 +31,7 @@ __all__ = [
     "fit",
     "log_table",
     "router_parameters",
+    "save_merged",
     "save_trained",
     "tune",
     "tune_router",
