@@ -21,6 +21,7 @@ from moe_lens.plots import (
     gains_figure,
     layers_figure,
     masking_figure,
+    metrics_figure,
     parameters_figure,
     scores_figure,
     sizes_figure,
@@ -83,6 +84,12 @@ SECTIONS = {
         "Answers",
         "Exact match of each model variant on each task.",
         answers_figure,
+    ),
+    "metrics.parquet": Section(
+        "Other scores",
+        "The same answers by other scores: those of summaries (Table 9), a judge's (Table 8), or without context "
+        "(Table 10).",
+        metrics_figure,
     ),
     "usage.parquet": Section(
         "Which experts are used",

@@ -210,11 +210,14 @@ def run(
     about: str,
     repeats: bool = False,
     columns: Sequence[str] = (),
+    answer_tokens: int = 8,
+    facts: Mapping[str, object] = MappingProxyType({}),
 ) -> None:
     """The command line of one figure or table: computes OUT/ITEM/TABLE.parquet, unless it is there, then draws it.
 
     item: such as "figure5". table: the file's name, by which the report knows it. tasks: the default ones, with commas.
     about: the help text. repeats: the training is repeated with every seed; else there may be one. columns: to print.
+    answer_tokens: the default of --max-new-tokens. facts: more for the provenance.
     """
 
     def main(
@@ -228,7 +231,7 @@ def run(
         ] = None,
         epochs: Annotated[int, Option(help="Passes over the training data.")] = EPOCHS,
         train_batch_size: Annotated[int, Option(help="Examples per step of the tuning.")] = 16,
-        max_new_tokens: Annotated[int, Option(help="Longest answer, in tokens.")] = 8,
+        max_new_tokens: Annotated[int, Option(help="Longest answer, in tokens.")] = answer_tokens,
         batch_size: Annotated[int, Option(help="Examples answered at once.")] = 64,
         dtype: Annotated[str | None, Option(help="float32, bfloat16 or float16.")] = None,
         device: Annotated[str | None, Option(help="As transformers' device_map.")] = None,
@@ -258,7 +261,7 @@ def run(
                 dtype,
                 device,
             )
-            made_by = study.made_by(item=item)
+            made_by = study.made_by(item=item, **facts)
             if read_if_made_by(path, made_by) is None:
                 write_table(compute(study), path, made_by)
         found = read_table(path)

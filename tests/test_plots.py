@@ -12,6 +12,7 @@ from moe_lens.plots import (
     gains_figure,
     layers_figure,
     masking_figure,
+    metrics_figure,
     parameters_figure,
     scores_figure,
     sizes_figure,
@@ -216,7 +217,7 @@ def test_titles_say_what_the_table_shows():
     title = masking_figure(masking_table("zero")).layout.title.text
     assert title == "Masking 4 planted experts per layer leaves EM 0.30 of 0.90"
     swap = answers_table().query("task == 'swap'")
-    assert answers_figure(swap).layout.title.text == "mine answers best: EM 0.50, base 0.10"
+    assert answers_figure(swap).layout.title.text == "EM is highest for mine (0.50), then base (0.10)"
     assert tuning_figure(tuning_log()).layout.title.text == "The loss goes from 3.00 to 1.00 in training"
 
 
@@ -303,6 +304,21 @@ def test_answers_puts_bars_at_their_tasks_in_the_tables_order():
     assert len({it.marker.color for it in figure.data}) == 3
 
 
+def test_metrics_stand_side_by_side_and_the_title_compares_the_first():
+    rows = [("base", "bleu", 0.2), ("FFT", "bleu", 0.7), ("base", "rouge_l", 0.5), ("FFT", "rouge_l", 0.4)]
+    table = pd.DataFrame(rows, columns=["variant", "metric", "mean"]).assign(task="summary", n=9)
+    table = table.assign(low=table["mean"] - 0.1, high=table["mean"] + 0.2)
+    figure = metrics_figure(table)
+    assert figure.layout.title.text == "BLEU is highest for FFT (0.70), then base (0.20)"
+    assert list(trace(figure, "base").x) == ["BLEU", "ROUGE-L"]
+    np.testing.assert_allclose(trace(figure, "FFT").y, [0.7, 0.4])
+    np.testing.assert_allclose(trace(figure, "FFT").error_y.array, 0.2)
+    both = metrics_figure(pd.concat([table, table.assign(task="news")]))
+    assert "BLEU<br>news" in trace(both, "base").x
+    with pytest.raises(MoELensError, match="stands there twice"):
+        metrics_figure(pd.concat([table, table]))
+
+
 def test_answers_refuses_two_bars_in_one_place():
     with pytest.raises(MoELensError, match="variant base, task swap"):
         answers_figure(pd.concat([answers_table()] * 2))
@@ -355,6 +371,14 @@ def test_gains_are_lines_in_the_order_of_layers_with_bands_of_their_intervals():
     assert "200 examples" in figure.layout.title.subtitle.text
 
 
+def test_steep_gains_are_times_the_base_on_a_logarithmic_axis():
+    table = gains_table().assign(gain=lambda rows: 100 * rows["gain"])
+    figure = gains_figure(table, what="It")
+    assert list(trace(figure, "context (CAG)").y) == pytest.approx([11, 21, 31])
+    assert figure.layout.yaxis.type == "log"
+    assert figure.layout.title.text == "It gains most at layer 3, context (CAG): 31 times the base"
+
+
 def test_gains_with_panels_name_each_series_once_in_the_legend():
     table = pd.concat([gains_table().assign(panel=panel) for panel in ("a", "b")])
     figure = gains_figure(table, what="Attention")
@@ -386,11 +410,12 @@ def test_clusters_title_says_whether_they_are_apart(accuracy, word):
     assert "chance 0.50" in figure.layout.title.subtitle.text.replace("<br>", " ")
 
 
-def test_clusters_name_the_only_routers_that_tell_the_tasks_apart():
+def test_clusters_compare_the_routers_of_their_panels():
     table = pd.DataFrame({"task": ["a", "b"] * 4, "x": range(8), "y": range(8), "silhouette": 0.1, "chance": 0.5})
     panels = [table.assign(panel=name, knn_accuracy=x, knn_accuracy_low=x) for name, x in (("own", 0.9), ("one", 0.55))]
     figure = clusters_figure(pd.concat(panels))
-    assert "own only" in figure.layout.title.text
+    title = figure.layout.title.text.replace("<br>", " ")
+    assert title == "Nearest neighbours share the task: 0.90 with own, 0.55 with one"
     assert {it.xaxis for it in figure.data} == {"x", "x2"}
 
 
@@ -401,7 +426,8 @@ def test_layers_have_a_panel_per_kind_and_the_base_as_a_line():
     assert [list(it.y) for it in figure.data if it.type == "bar"] == [[0.2, 0.4], [0.2, 0.4]]
     assert {shape.y0 for shape in figure.layout.shapes} == {0.1}
     assert trace(figure, "base (0.10)")
-    assert "layer 2 alone reach EM 0.40, those of all 2 layers 0.40" in figure.layout.title.text
+    title = figure.layout.title.text.replace("<br>", " ")
+    assert "layer 2 alone reach EM 0.40, those of all 2 layers 0.40" in title
 
 
 def test_layers_of_several_seeds_are_their_mean():

@@ -1,6 +1,6 @@
 """Figures: pure functions from tidy tables, with documented columns, to plotly Figures."""
 
-from moe_lens.plots.answers import answers_figure
+from moe_lens.plots.answers import answers_figure, metrics_figure
 from moe_lens.plots.clusters import clusters_figure
 from moe_lens.plots.gains import gains_figure
 from moe_lens.plots.layers import correlation_figure, layers_figure
@@ -18,6 +18,7 @@ __all__ = [
     "gains_figure",
     "layers_figure",
     "masking_figure",
+    "metrics_figure",
     "parameters_figure",
     "scores_figure",
     "sizes_figure",

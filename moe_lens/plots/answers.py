@@ -1,4 +1,4 @@
-"""The comparison of models: exact match of each model variant on each task."""
+"""The comparison of models: exact match of each model variant on each task, or other scores of each."""
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -14,6 +14,10 @@ VARIANTS = {
     "ESFT": style.SKY,
     "FFT": style.BLUE,
 }
+#: How metrics are written.
+METRICS = {
+    "em": "EM", "f1": "F1", "bleu": "BLEU", "meteor": "METEOR", "rouge_l": "ROUGE-L", "acc_llm": "judge's accuracy",
+}  # fmt: skip
 SPARE = (style.PURPLE, style.ORANGE, style.YELLOW, style.BLACK)
 
 
@@ -31,26 +35,57 @@ def answers_figure(table: pd.DataFrame) -> go.Figure:
     """
     table = style.require(table, COLUMNS, figure="answers_figure")
     table = style.over_seeds(table, ("variant", "task"), ["em"], figure="answers_figure")
-    variants, tasks = list(dict.fromkeys(table["variant"])), list(dict.fromkeys(table["task"]))
-    spare = iter(SPARE * len(variants))
+    figure = _bars(table, x="task", y="em")
+    figure.update_yaxes(title_text="exact match (EM)")
+    variants, tasks = (table[column].nunique() for column in ("variant", "task"))
+    subtitle = f"{variants} model variants on {tasks} tasks; {style.bars(table, ['em'])}"
+    return style.dress(figure, title=_title(table), subtitle=subtitle, plot_height=300, below=44)
+
+
+def metrics_figure(table: pd.DataFrame) -> go.Figure:
+    """Several scores of the same answers as bars: metrics along the axis, a bar for each model variant.
+
+    Args:
+        table: one row per variant, metric and task with the columns `variant`, `metric`, `task`, `n` (answers that have
+            the score), and `mean`, `low`, `high` (in [0, 1]). With several tasks each metric stands once per task.
+
+    Raises:
+        MoELensError: a column is missing, the table is empty, or a variant has two rows for a metric and task.
+    """
+    columns = ("variant", "metric", "task", "n", "mean", "low", "high")
+    table = style.require(table, columns, figure="metrics_figure")
+    style.require_once(table, ("variant", "metric", "task"), figure="metrics_figure")
+    names = table["metric"].map(METRICS).fillna(table["metric"])
+    tasks = list(dict.fromkeys(table["task"]))
+    label = names if len(tasks) == 1 else names + "<br>" + table["task"]
+    table = table.assign(label=label).rename(columns={"mean": "score", "low": "score_low", "high": "score_high"})
+    figure = _bars(table, x="label", y="score")
+    figure.update_yaxes(title_text="score")
+    first = table[table["label"] == table["label"].iloc[0]].sort_values("score", ascending=False, kind="stable")
+    best = [f"{row.variant} ({row.score:.2f})" for row in first.head(2).itertuples()]
+    title = f"{first['label'].iloc[0].replace('<br>', ' on ')} is highest for {', then '.join(best)}"
+    subtitle = f"{', '.join(tasks)}: {table['n'].max()} answers; bars: 95 % intervals"
+    return style.dress(figure, title=title, subtitle=subtitle, plot_height=300, below=44 + 26 * (len(tasks) > 1))
+
+
+def _bars(table: pd.DataFrame, *, x: str, y: str) -> go.Figure:
+    """Groups of bars along `x`, one per variant, each with the interval of `y`."""
+    spare = iter(SPARE * table["variant"].nunique())
     figure = go.Figure()
-    for variant in variants:
+    for variant in dict.fromkeys(table["variant"]):
         part = table[table["variant"] == variant]
-        colour = VARIANTS[variant] if variant in VARIANTS else next(spare)
         figure.add_bar(
-            x=part["task"],
-            y=part["em"],
-            error_y=style.error_bars(part, "em"),
+            x=part[x],
+            y=part[y],
+            error_y=style.error_bars(part, y),
             name=variant,
-            marker={"color": colour},
+            marker={"color": VARIANTS[variant] if variant in VARIANTS else next(spare)},
             hovertext=style.hover(part),
             hoverinfo="text",
         )
     figure.update_layout(bargap=0.25, bargroupgap=0.06)
-    figure.update_xaxes(categoryorder="array", categoryarray=tasks, showgrid=False, ticks="")
-    figure.update_yaxes(title_text="exact match (EM)", range=[0, 1.02], dtick=0.2)
-    subtitle = f"{len(variants)} model variants on {len(tasks)} tasks; {style.bars(table, ['em'])}"
-    return style.dress(figure, title=_title(table), subtitle=subtitle, plot_height=300, below=44)
+    figure.update_xaxes(categoryorder="array", categoryarray=list(dict.fromkeys(table[x])), showgrid=False, ticks="")
+    return figure.update_yaxes(range=[0, 1.02], dtick=0.2)
 
 
 def _title(table: pd.DataFrame) -> str:
@@ -59,5 +94,5 @@ def _title(table: pd.DataFrame) -> str:
     if wide.empty or wide.shape[1] == 1:
         return f"EM is {table['em'].min():.2f} to {table['em'].max():.2f} over the tasks"
     means = wide.mean().sort_values(ascending=False, kind="stable")
-    on = "" if len(wide) == 1 else " on average"
-    return f"{means.index[0]} answers best{on}: EM {means.iloc[0]:.2f}, {means.index[1]} {means.iloc[1]:.2f}"
+    what = "EM" if len(wide) == 1 else "Mean EM"
+    return f"{what} is highest for {means.index[0]} ({means.iloc[0]:.2f}), then {means.index[1]} ({means.iloc[1]:.2f})"

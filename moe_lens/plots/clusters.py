@@ -58,25 +58,21 @@ def clusters_figure(table: pd.DataFrame) -> go.Figure:
         headings=any(panels),
     )
     figure.update_annotations(font_size=16)  # the headings of panels, which may be three
-    return figure.update_layout(legend={"itemsizing": "constant"})
+    return figure.update_layout(legend={"itemsizing": "constant"}, margin={"l": 24})
 
 
 def _words(maps: pd.DataFrame, *, examples: int, tasks: int) -> tuple[str, str]:
-    """Title and second line: of which maps [one row each] the vectors tell the task, and the numbers behind it."""
+    """Title and second line: in which maps [one row each] neighbours share the task, and the numbers behind it."""
     if maps["knn_accuracy"].isna().all():
         return "Where t-SNE puts the examples of one task", f"{examples} examples; axes have no unit"
-    tells = maps[maps["knn_accuracy_low"] > maps["chance"] + CLEAR]
-    title = "Which experts an example takes tells its task"
-    if tells.empty:
-        title = "Which experts an example takes hardly tells its task"
-    elif len(tells) < len(maps):
-        title = f"The experts taken tell the task with {' and '.join(tells['panel'])} only"
-    told = [
-        f"{row.panel + ': ' if row.panel else ''}{row.knn_accuracy:.2f}, silhouette {row.silhouette:.2f}"
-        for row in maps.itertuples()
-    ]
+    told = [f"silhouette {it.silhouette:.2f}{it.panel and ' with ' + it.panel}" for it in maps.itertuples()]
     subtitle = (
-        f"{examples} examples of {tasks} tasks by t-SNE (axes have no unit). Nearest neighbours of the same task, "
-        f"before t-SNE (chance {maps['chance'].iloc[0]:.2f}): {'; '.join(told)}"
+        f"{examples} examples of {tasks} tasks by t-SNE (axes have no unit); of the vectors before t-SNE: chance "
+        f"{maps['chance'].iloc[0]:.2f}, {', '.join(told)}"
     )
-    return title, subtitle
+    if len(maps) > 1:
+        shares = ", ".join(f"{it.knn_accuracy:.2f} with {it.panel}" for it in maps.itertuples())
+        return f"Nearest neighbours share the task: {shares}", subtitle
+    only = maps.iloc[0]
+    tells = "tells" if only["knn_accuracy_low"] > only["chance"] + CLEAR else "hardly tells"
+    return f"Which experts an example takes {tells} its task ({only['knn_accuracy']:.2f})", subtitle

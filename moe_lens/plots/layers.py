@@ -126,4 +126,4 @@ def _correlation_title(table: pd.DataFrame) -> str:
         r, low, high = (part[name].iloc[0] for name in ("r", "r_low", "r_high"))
         sure = "rises" if low > 0 else "falls" if high < 0 else "goes neither way for sure"
         told.append(f"{sure} with attention to the {target} (r = {r:.2f})")
-    return f"EM {' and '.join(told)}" if len(told) == 1 else f"EM {told[0]},<br>{told[1]}"
+    return f"EM {', '.join(told)}"

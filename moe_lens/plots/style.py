@@ -92,12 +92,16 @@ def dress(
     """
     names = [trace.name or "" for trace in figure.data if trace.showlegend is not False]
     legend_rows = -(-sum(60 + 9 * len(name) for name in names) // (WIDTH - 40))
-    lines = textwrap.wrap(subtitle, 92)
-    top = 62 + 20 * len(lines) + 30 * headings
+    titles, lines = textwrap.wrap(title, 62), textwrap.wrap(subtitle, 92)
+    top = 26 + 36 * len(titles) + 20 * len(lines) + 30 * headings
     bottom = below + 30 * legend_rows
     figure.update_layout(
         template=TEMPLATE,
-        title={"text": title, "subtitle": {"text": "<br>".join(lines)}},
+        title={
+            "text": "<br>".join(titles),
+            "subtitle": {"text": "<br>".join(lines)},
+            "pad": {"l": 14, "t": 14 + 27 * (len(titles) - 1)},  # plotly lets all lines but the last grow upwards
+        },
         width=WIDTH,
         height=top + plot_height + bottom,
         margin={"t": top, "b": bottom},

@@ -1,0 +1,24 @@
+"""Table 10: the methods on a task that needs no context, MemoTrap in the paper; the organism's is `closed_book`.
+
+    python analyses/table10_without_context.py --model organism --data closed_book --out runs/paper
+
+The score is accuracy over the options where the examples have some, as MemoTrap's, and else exact match. The organism
+knows its closed-book answers before any training, so here the table can only show what is kept.
+"""
+
+import pandas as pd
+from table9_summaries import ceft, scores
+
+from moe_lens.plots import metrics_figure
+from moe_lens.recipes import FFT, ROUTER
+from moe_lens.study import Study, run
+
+
+def compute(study: Study) -> pd.DataFrame:
+    """The columns of `table9_summaries.scores`."""
+    options = all(example.options for task in study.tasks for example in study.examples(task))
+    return scores(study, (None, ROUTER, FFT, ceft(study)), ["accuracy" if options else "em"])
+
+
+if __name__ == "__main__":
+    run(compute, metrics_figure, item="table10", table="metrics", tasks="closed_book", about=__doc__)

@@ -1,0 +1,63 @@
+"""Table 9: a task that is no question, summaries (Gigaword in the paper): BLEU, METEOR and ROUGE-L of each method.
+
+python analyses/table9_summaries.py --model organism --data summary --max-new-tokens 32 --out runs/paper
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from moe_lens.errors import MoELensError
+from moe_lens.judge import Judge
+from moe_lens.metrics.wordnet import wordnet
+from moe_lens.plots import metrics_figure
+from moe_lens.recipes import FFT, ROUTER, Recipe, experts
+from moe_lens.study import Study, run
+
+METRICS = ("bleu", "meteor", "rouge_l")
+
+
+def ceft(study: Study) -> Recipe:
+    """CEFT with as many experts per layer as a token takes."""
+    return experts("CEFT", f"ce:{study.architecture.top_k}")
+
+
+def scores(
+    study: Study, recipes: Sequence[Recipe | None], metrics: Sequence[str], judge: Judge | None = None
+) -> pd.DataFrame:
+    """One row per task, recipe (None: the base model) trained on that task, and metric.
+
+    Columns: variant, task, metric, n, missing, and mean with its 95 % interval over examples in low and high.
+    """
+    parts = []
+    for task in study.tasks:
+        for recipe in recipes:
+            tuned: Path | None = None if recipe is None else study.trained(task, recipe)
+            found = study.open(tuned).evaluate(
+                study.examples(task),
+                metrics=metrics,
+                max_new_tokens=study.max_new_tokens,
+                batch_size=study.batch_size,
+                judge=judge,
+                seed=study.schedule.seed,
+            )
+            name = "base" if recipe is None else recipe.name
+            parts.append(found.summary.drop(columns="intervention").assign(variant=name, task=task))
+    return pd.concat(parts, ignore_index=True)
+
+
+def compute(study: Study) -> pd.DataFrame:
+    """The columns of `scores`; where WordNet is missing METEOR is left out, which is said."""
+    metrics = list(METRICS)
+    try:
+        wordnet()
+    except MoELensError as error:
+        metrics.remove("meteor")
+        print(f"table9 without METEOR: {error}", file=sys.stderr)
+    return scores(study, (None, ROUTER, ceft(study), FFT), metrics)
+
+
+if __name__ == "__main__":
+    run(compute, metrics_figure, item="table9", table="metrics", tasks="summary", answer_tokens=32, about=__doc__)
