@@ -105,3 +105,13 @@ def test_unknown_checks_are_named(fresh):
         run_checks(fresh, TEXTS, names=["nothing"])
     with pytest.raises(MoELensError, match="no prompts"):
         run_checks(fresh, [])
+
+
+def test_a_check_that_crashes_has_failed_and_the_others_go_on(fresh, monkeypatch):
+    def crash(lens, residual):
+        return {}["nothing"]
+
+    monkeypatch.setattr(type(fresh), "project_on_vocab", crash)
+    table = run_checks(fresh, TEXTS, names=["weights_rule", "logit_lens"])
+    assert table["outcome"].tolist() == ["passed", "failed"]
+    assert table["detail"].iloc[1] == "KeyError: 'nothing'"

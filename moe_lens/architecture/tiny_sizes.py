@@ -5,10 +5,9 @@ from typing import Any
 Settings = dict[str, Any]
 
 VOCABULARY = 258
-LAYERS = 4
-ALTERNATING = ["sliding_attention", "full_attention"] * 2
-LINEAR_AND_FULL = ["linear_attention", "full_attention"] * 2
-DENSE_FIRST = ["dense", "sparse", "sparse", "sparse"]
+LAYERS = 3
+WINDOWS_THEN_FULL = ["sliding_attention", "sliding_attention", "full_attention"]
+DENSE_FIRST = ["dense", "sparse", "sparse"]
 
 VOCABULARY_NAMES = ("vocab_size", "vocab_size_per_layer_input", "unpadded_vocab_size")
 SIZES: Settings = {
@@ -123,13 +122,14 @@ def _rope(**more: Any) -> Settings:
     return {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, **more}}
 
 
+_LINEAR = {"layer_types": ["linear_attention", "full_attention", "linear_attention"]}
 _INKLING = {
     "swa_num_attention_heads": 4,
     "swa_num_key_value_heads": 2,
     "swa_head_dim": 8,
     "rel_extent": 32,
     "sliding_window_size": 8,
-    "layer_types": ["hybrid_sliding", "hybrid"] * 2,
+    "layer_types": ["hybrid_sliding", "hybrid", "hybrid_sliding"],
 }
 
 FAMILY_SIZES: dict[str, Settings] = {
@@ -152,12 +152,12 @@ FAMILY_SIZES: dict[str, Settings] = {
     "deepseek_v2": {"topk_method": "group_limited_greedy", "num_key_value_heads": 4},
     "deepseek_v3": {},
     "deepseek_v32": {"mlp_layer_types": DENSE_FIRST},
-    "deepseek_v4": {},
-    "diffusion_gemma": {"top_k_experts": 2, "layer_types": ALTERNATING},
+    "deepseek_v4": {"mlp_layer_types": ["hash_moe", "moe", "moe"]},
+    "diffusion_gemma": {"top_k_experts": 2, "layer_types": WINDOWS_THEN_FULL},
     "doge": {"is_moe": True, "num_experts": 64, "num_experts_per_tok": 4},
     "dots1": {},
     "dots3_note_text": {
-        "layer_types": ["indexed_attention", "sliding_attention"] * 2,
+        "layer_types": ["indexed_attention", "sliding_attention", "indexed_attention"],
         "mlp_layer_types": DENSE_FIRST,
         "per_layer_config": {},
         "shared_experts_intermediate_size": 16,
@@ -167,23 +167,30 @@ FAMILY_SIZES: dict[str, Settings] = {
     "ernie4_5_vl_moe": {"moe_intermediate_size": [16, 8], "moe_k": 2, **_rope(mrope_section=[1, 1, 2])},
     "exaone_moe": {},
     "flex_olmo": {},
-    "flint": {},
+    "flint": {"mlp_only_layers": [0]},
     "gemma4_text": {
         "enable_moe_block": True,
         "top_k_experts": 2,
         "hidden_size_per_layer_input": 8,
-        "layer_types": ALTERNATING,
-        "per_layer_config": {"1": {"head_dim": 16}, "3": {"head_dim": 16}},
+        "layer_types": WINDOWS_THEN_FULL,
+        "per_layer_config": {"2": {"head_dim": 16}},
     },
     "glm4_moe": {},
     "glm4_moe_lite": {"mlp_layer_types": DENSE_FIRST},
     "glm4v_moe": _rope(mrope_section=[1, 1, 2], partial_rotary_factor=1.0),
-    "glm5_next": {"qk_rope_head_dim": 0, "index_kpool": 2, "hc_mult": 2, "head_dim": 0, "layer_types": None},
+    "glm5_next": {
+        **_LINEAR,
+        "qk_rope_head_dim": 0,
+        "head_dim": 0,
+        "index_kpool": 2,
+        "hc_mult": 2,
+        "mlp_layer_types": DENSE_FIRST,
+    },
     "glm_moe_dsa": {"mlp_layer_types": DENSE_FIRST},
     "gpt_oss": {},
     "granitemoe": {},
     "granitemoe_swa": {},
-    "granitemoehybrid": {"layer_types": LINEAR_AND_FULL},
+    "granitemoehybrid": _LINEAR,
     "granitemoeshared": {},
     "hunyuan_v1_moe": {},
     "hy_v3": {},
@@ -196,12 +203,12 @@ FAMILY_SIZES: dict[str, Settings] = {
         "conv_kernel_size": 4,
         "route_scale": 1.0,
     },
-    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 0},
     "jetmoe": {},
-    "kimi_linear": {"layer_types": LINEAR_AND_FULL, "q_lora_rank": None},
+    "kimi_linear": {**_LINEAR, "q_lora_rank": None},
     "kolibri1": {},
-    "laguna": {"num_attention_heads_per_layer": [4] * LAYERS},
-    "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
+    "laguna": {"moe_routed_scaling_factor": 2.5, "num_attention_heads_per_layer": [4] * LAYERS},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv"]},
     "llama4_text": {"attention_chunk_size": 8, "interleave_moe_layer_step": 2, "intermediate_size_mlp": 24},
     "longcat_flash": {"num_layers": 2, "zero_expert_num": 2, "head_dim": 8},
     "mellum": {},
@@ -220,12 +227,13 @@ FAMILY_SIZES: dict[str, Settings] = {
     "olmoe": {},
     "phimoe": {},
     "qwen2_moe": {},
-    "qwen3_5_moe_text": {},
+    "qwen3_5_moe_text": _LINEAR,
     "qwen3_moe": {},
-    "qwen3_next": {},
+    "qwen3_next": _LINEAR,
     "qwen3_omni_moe_thinker": {},
     "qwen3_vl_moe": _rope(mrope_section=[1, 1, 2]),
     "qwen4_exp_text": {
+        **_LINEAR,
         "indexer_n_heads": 2,
         "indexer_kv_heads": 1,
         "indexer_head_dim": 16,
@@ -234,7 +242,7 @@ FAMILY_SIZES: dict[str, Settings] = {
         "hc_lowrank": 8,
     },
     "solar_open": {},
-    "step3p7": {},
+    "step3p7": {"moe_router_scaling_factor": 2.5, "mlp_layer_types": DENSE_FIRST},
     "unlimited_ocr": {"num_key_value_heads": 4, "mlp_layer_types": DENSE_FIRST},
     "zaya": {"num_experts_per_tok": 1},
 }

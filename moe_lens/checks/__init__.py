@@ -6,9 +6,9 @@ from collections.abc import Collection, Sequence
 import pandas as pd
 from tqdm import tqdm
 
-from moe_lens.checks.each import CHECKS, PASSES, Finding
+from moe_lens.checks.each import CHECKS, PASSES, Check, Finding
 from moe_lens.errors import MoELensError
-from moe_lens.lens import MoELens
+from moe_lens.lens import MoELens, OutOfOrderError
 
 __all__ = ["CHECKS", "PASSES", "PROMPTS", "Finding", "run_checks"]
 
@@ -19,6 +19,19 @@ PROMPTS = (
 )
 """Texts to check a model on where there are none of one's own: of different lengths, so that padding is checked."""
 
+#: What a model's own code raises when it is called otherwise than it expects (out of memory is a RuntimeError), and
+#: the tracing library where values come in another order than they are read. One check's crash must not end the rest.
+CRASHES = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    OutOfOrderError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
 
 def run_checks(
     lens: MoELens, prompts: Sequence[str], *, names: Collection[str] | None = None, progress: bool = False
@@ -26,8 +39,9 @@ def run_checks(
     """Run checks on `prompts`, some texts of different lengths, as one left-padded batch; the model stays as it is.
 
     names: of `CHECKS`; None for all. One row per check: check, outcome ("passed", "failed", or "refused" where the
-    lens says that it cannot), error (the largest difference by the largest value; NaN if refused), allowed, seconds,
-    detail (for a refusal its reason). Raises MoELensError for an unknown name or for no prompts.
+    lens says that it cannot), error (the largest difference by the largest value; NaN without), allowed, seconds,
+    detail (for a refusal its reason; for a check that an exception ended, which is "failed", its type and text).
+    Raises MoELensError for an unknown name or for no prompts.
     """
     unknown = sorted(set(names or ()) - set(CHECKS))
     if unknown or not prompts:
@@ -36,10 +50,16 @@ def run_checks(
     chosen = {name: check for name, check in CHECKS.items() if names is None or name in names}
     for name, check in tqdm(chosen.items(), desc="checking", unit="check", disable=not progress):
         start = time.perf_counter()
-        try:
-            found = check(lens, prompts)
-            outcome = "passed" if found.error <= found.allowed else "failed"
-        except MoELensError as refusal:
-            found, outcome = Finding(float("nan"), float("nan"), str(refusal)), "refused"
+        found, outcome = _outcome(check, lens, prompts)
         rows.append((name, outcome, found.error, found.allowed, time.perf_counter() - start, found.detail))
     return pd.DataFrame(rows, columns=["check", "outcome", "error", "allowed", "seconds", "detail"])
+
+
+def _outcome(check: Check, lens: MoELens, prompts: Sequence[str]) -> tuple[Finding, str]:
+    try:
+        found = check(lens, prompts)
+    except MoELensError as refusal:
+        return Finding(float("nan"), float("nan"), str(refusal)), "refused"
+    except CRASHES as crash:
+        return Finding(float("nan"), float("nan"), f"{type(crash).__name__}: {crash}"), "failed"
+    return found, "passed" if found.error <= found.allowed else "failed"

@@ -1,0 +1,86 @@
+"""Every MoE family of the installed transformers: found, and each check of the lens passed or refused for its reason."""
+
+import gc
+import re
+
+import pytest
+import torch
+
+from moe_lens.architecture.tiny import FAMILIES, tiny_model, tiny_tokenizer
+from moe_lens.checks import CHECKS, run_checks
+from moe_lens.errors import MoELensError
+from moe_lens.lens import MoELens
+
+TEXTS = ["the cat sat on", "a dog slept in the sun", "xy"]
+#: What of a family cannot be opened, and why.
+NOT_OPENED = {
+    "diffusion_gemma": "expected all experts in one list of decoder layers",
+    "doge": "has no MoE layers",
+}
+#: What is refused of a family that can be opened, and why. All else passes.
+REFUSED = {
+    "gemma4_text": {"weights_rule": "a learned scale of each expert enters them too"},
+    "inkling_text": {"weights_rule": "a share of the shared experts enters them too"},
+    "inkling2_text": {"logit_lens": "depend on more than its last layer's output"},
+    "jetmoe": {"expert_outputs": "experts are not called with selected experts"},
+    "llama4_text": {"expert_outputs": "gating weights scale the experts' inputs"},
+}
+#: One of each way of routing and of calling experts.
+VARIED = ("deepseek_v3", "gpt_oss", "nemotron_h", "olmoe", "zaya")
+OPENED = [family for family in FAMILIES if family not in NOT_OPENED]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def collected():
+    """Wrapped models hold themselves in circles, which are let go only when collected."""
+    yield
+    gc.collect()
+
+
+def assert_as_expected(family: str, **options) -> None:
+    """Each check of a tiny model passes, or is refused for the reason that is stated above."""
+    lens = MoELens.from_pretrained(tiny_model(family, **options), tiny_tokenizer())
+    table = run_checks(lens, TEXTS)
+    expected = {name: REFUSED.get(family, {}).get(name) for name in CHECKS}
+    wrong = [
+        row
+        for row in table.itertuples()
+        if row.outcome != ("refused" if expected[row.check] else "passed")
+        or not re.search(expected[row.check] or "", row.detail)
+    ]
+    assert not wrong, "\n" + table.to_string()
+
+
+@pytest.mark.parametrize("family", OPENED)
+def test_each_check_passes_or_is_refused_for_its_reason(family):
+    assert_as_expected(family)
+
+
+@pytest.mark.parametrize("family", NOT_OPENED)
+def test_a_model_that_cannot_be_read_is_refused_for_its_reason(family):
+    with pytest.raises(MoELensError, match=NOT_OPENED[family]):
+        MoELens.from_pretrained(tiny_model(family), tiny_tokenizer())
+
+
+@pytest.mark.parametrize("implementation", ["eager", "batched_mm"])
+@pytest.mark.parametrize("family", VARIED)
+def test_checks_of_varied_families_under_each_experts_implementation(family, implementation):
+    assert_as_expected(family, experts_implementation=implementation)
+
+
+@pytest.mark.parametrize("family", VARIED)
+def test_checks_of_varied_families_in_bfloat16(family):
+    assert_as_expected(family, dtype=torch.bfloat16)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("implementation", ["eager", "batched_mm"])
+@pytest.mark.parametrize("family", [family for family in OPENED if family not in VARIED])
+def test_each_check_under_each_experts_implementation(family, implementation):
+    assert_as_expected(family, experts_implementation=implementation)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", [family for family in OPENED if family not in VARIED])
+def test_each_check_in_bfloat16(family):
+    assert_as_expected(family, dtype=torch.bfloat16)
