@@ -1,4 +1,4 @@
-"""Every MoE family of the installed transformers: found, and each check of the lens passed or refused for its reason."""
+"""Every MoE family of the installed transformers is found, and each check passes or is refused for its reason."""
 
 import gc
 import re
