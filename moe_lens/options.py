@@ -70,9 +70,7 @@ class Reading:
         columns = None if self.columns is None else parse_columns(self.columns)
         loaded = read_examples(data, split=split, limit=limit, columns=columns, skip_bad=self.skip_bad)
         if loaded.bad:
-            more = len(loaded.bad) - SHOWN
-            console.say(f"{data}: left out {len(loaded.bad)} bad rows of {loaded.rows}")
-            console.say(*(f"  {row}" for row in loaded.bad[:SHOWN]), *([f"  and {more} more"] if more > 0 else []))
+            _say_left_out(f"{data}: left out {len(loaded.bad)} bad rows of {loaded.rows}", loaded.bad)
         return loaded.examples
 
     def fit(
@@ -83,8 +81,15 @@ class Reading:
         with_answer: the answer that training appends counts too.
         """
         fitted = fit(
-            examples, tokenizer, max_length=self.max_length, too_long=self.too_long, with_answer=with_answer
+            examples,
+            tokenizer,
+            max_length=self.max_length,
+            too_long=self.too_long,
+            with_answer=with_answer,
+            skip_bad=self.skip_bad,
         )
+        if fitted.bad:
+            _say_left_out(f"{of}: left out {len(fitted.bad)} examples", fitted.bad)
         console.say(f"{of}: {fitted}")
         return fitted
 
@@ -93,3 +98,9 @@ class Reading:
         counts = [one.facts() for one in fitted]
         summed = {name: sum(count[name] for count in counts) for name in ("dropped", "truncated")}
         return {"max_length": self.max_length, "too_long": self.too_long, **summed}
+
+
+def _say_left_out(counted: str, reasons: Sequence[str]) -> None:
+    """Prints the count and the first reasons."""
+    more = len(reasons) - SHOWN
+    console.say(counted, *(f"  {reason}" for reason in reasons[:SHOWN]), *([f"  and {more} more"] if more > 0 else []))

@@ -25,12 +25,14 @@ class Fitted:
 
     dropped: too long, and left out. truncated: too long, and kept with a part of their context.
     without_answer: kept although none of their answers stands in their context; they have no answer span.
+    bad: for each example that could not be encoded, and was left out as `skip_bad` says, its id and why.
     """
 
     examples: tuple[Example, ...]
     dropped: tuple[str, ...]
     truncated: tuple[str, ...]
     without_answer: tuple[str, ...]
+    bad: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         """What a command line says of it."""
@@ -51,6 +53,7 @@ def fit(
     too_long: TooLong = "drop",
     template: PromptTemplate = FIGURE_10,
     with_answer: bool = False,
+    skip_bad: bool = False,
 ) -> Fitted:
     """The examples whose prompts have at most `max_length` tokens (any number for None), in their order.
 
@@ -58,6 +61,7 @@ def fit(
         an answer stands (its beginning where none does), at a space where one is near, and leaves out only those
         that are too long even so.
     with_answer: the answer that training appends counts too.
+    skip_bad: leave out examples that the tokenizer cannot encode with exact spans.
 
     Every example is rendered and tokenised here, so one that cannot be fails before a model has run.
     Raises MoELensError for such an example, by its id, and if none is left.
@@ -67,9 +71,15 @@ def fit(
     if max_length is not None and max_length < 1:
         raise MoELensError(f"max_length is a number of tokens, at least 1; got {max_length}")
     encoded_as = partial(encode, tokenizer=tokenizer, template=template, with_answer=with_answer)
-    kept, dropped, truncated, without_answer = [], [], [], []
+    kept, dropped, truncated, without_answer, bad = [], [], [], [], []
     for example in examples:
-        encoded = encoded_as(example)
+        try:
+            encoded = encoded_as(example)
+        except MoELensError as error:
+            bad.append(f"example {example.id!r} cannot be encoded: {error}")
+            if not skip_bad:
+                raise MoELensError(bad[0]) from None
+            continue
         if max_length is not None and len(encoded.input_ids) > max_length:
             shorter = _truncated(example, max_length, encoded_as) if too_long == "truncate" else None
             (dropped if shorter is None else truncated).append(example.id)
@@ -79,9 +89,11 @@ def fit(
         kept.append(example)
         if encoded.context is not None and not encoded.answer_spans:
             without_answer.append(example.id)
+    if not kept and bad:
+        raise MoELensError(f"no example is left; {bad[0]}")
     if not kept:
         raise MoELensError(f"no example is left: all {len(dropped)} have more than {max_length} tokens")
-    return Fitted(tuple(kept), tuple(dropped), tuple(truncated), tuple(without_answer))
+    return Fitted(*map(tuple, (kept, dropped, truncated, without_answer, bad)))
 
 
 def _truncated(example: Example, max_length: int, encoded_as: partial) -> Example | None:
