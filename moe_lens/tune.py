@@ -16,7 +16,7 @@ from moe_lens.lens import MoELens
 from moe_lens.organism import planted_experts
 from moe_lens.results import write_json
 from moe_lens.tuning import Checkpoints, Method, Schedule, TuneAll, TuneExperts, TuneLowRank, TuneRouters, save_merged
-from moe_lens.tuning.choosing import choose_experts, score_of
+from moe_lens.tuning.choosing import check_experts, choose_experts, score_of
 from moe_lens.tuning.processes import Processes
 from moe_lens.tuning.stage import Stage
 
@@ -218,6 +218,7 @@ class _Asked:
     ) -> ExpertSet:
         architecture = stage.lens.architecture
         named = self.experts or (f"ce:{architecture.top_k}" if self.method == "ceft" else ESFT_DEFAULT)
+        check_experts(named, n_experts=architecture.n_experts)
         score = score_of(named)
         return choose_experts(
             named,

@@ -6,10 +6,13 @@ import json
 import pytest
 import torch
 from conftest import build_model
+from safetensors.torch import load_file
 
+from moe_lens import ExpertSet
 from moe_lens.delta import FACTS_FILE, TENSORS_FILE, apply_delta, fingerprint, read_facts, save_delta, weights_digest
 from moe_lens.errors import MoELensError
 from moe_lens.lens import MoELens
+from moe_lens.tuning import TuneExperts, save_trained
 
 TEXTS = ["the cat sat", "a dog"]
 
@@ -54,8 +57,6 @@ def test_a_lens_opens_with_a_delta(base, tuned, folder, tokenizer):
 
 
 def test_only_the_named_tensors_are_stored(folder, names):
-    from safetensors.torch import load_file
-
     assert sorted(load_file(folder / TENSORS_FILE)) == sorted(names)
 
 
@@ -128,3 +129,35 @@ def test_a_models_digest_tells_it_from_one_with_any_other_expert(tokenizer):
     with torch.no_grad():
         module.model.layers[1].mlp.experts.down_proj[5] += 0.01
     assert weights_digest(module) != digest
+
+
+@pytest.fixture
+def experts_folder(base, tokenizer, tmp_path):
+    """The delta of a few experts, trained in a copy of the base, and that copy."""
+    lens = MoELens(copy.deepcopy(base), tokenizer)
+    with TuneExperts(ExpertSet.of({0: [5], 2: [1, 6]})).attached(lens) as trained, torch.no_grad():
+        for name in trained.names:
+            lens.module.get_parameter(name).add_(0.1)
+    save_trained(lens.module, trained, tmp_path / "experts", facts={"method": "ceft", "base": "tiny"})
+    return tmp_path / "experts", lens.module
+
+
+def test_experts_are_stored_as_slices_and_put_back_exactly(base, experts_folder):
+    folder, tuned = experts_folder
+    assert {name: len(value) for name, value in load_file(folder / TENSORS_FILE).items()} == {
+        f"model.layers.{layer}.mlp.experts.{field}": size
+        for layer, size in ((0, 1), (2, 2))
+        for field in ("gate_up_proj", "down_proj")
+    }
+    apply_delta(base, folder)
+    assert all(torch.equal(a, b) for a, b in zip(base.parameters(), tuned.parameters(), strict=True))
+
+
+def test_a_base_that_differs_in_other_weights_or_has_fewer_experts_is_refused(base, experts_folder, tokenizer):
+    folder, _ = experts_folder
+    with pytest.raises(MoELensError, match="another size"):
+        apply_delta(build_model("olmoe", len(tokenizer), num_experts=4), folder)
+    with torch.no_grad():
+        base.lm_head.weight.add_(0.1)
+    with pytest.raises(MoELensError, match="another base"):
+        apply_delta(base, folder)

@@ -186,6 +186,10 @@ def test_a_model_with_its_own_code_is_trained_and_merged_with_it(command, tokeni
         ("--method ceft --experts 0:9", "n_experts = 8"),
         ("--method ceft --experts random:9", "random:N takes N of the 8"),
         ("--method esft --experts esft-token:p=x", "such as esft-token:p=0.2"),
+        ("--method esft --experts esft-token:p=2", "such as esft-token:p=0.2"),
+        ("--method ceft --experts ce:x", "with whole numbers, such as ce:4"),
+        ("--method ceft --experts ce:1,2", "are trained as one set"),
+        ("--method ceft --experts nonsense", "cannot read the experts"),
         ("--method ceft --experts 0:1 --layers 1", "is in the layers"),
         ("--method ceft --router-delta nowhere", "expected a delta checkpoint"),
         ("--layers 7", "layer 7 has no routed experts"),
@@ -202,6 +206,7 @@ def test_bad_options_end_with_a_message_and_exit_code_2(command, tmp_path, capsy
         command(f"{options} {out}")
     assert ended.value.code == 2
     assert message in capsys.readouterr().err
+    assert not (tmp_path / "out" / "router").exists()  # before routers are tuned
 
 
 @pytest.mark.parametrize("data", ["train.json", "train.parquet", "dev.csv"])
