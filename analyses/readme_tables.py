@@ -1,58 +1,75 @@
-"""The README's tables of the organism, as Markdown, from the tables that its measurements saved.
+"""The README's tables of the organism, as Markdown, from the tables that its measurements saved; each option is one.
 
-python analyses/readme_tables.py RUN/conflict/tasks.parquet RUN/planted/tasks.parquet RUN/which_score/scores.parquet
+python analyses/readme_tables.py --tasks RUN/conflict/tasks.parquet --tasks RUN/planted/tasks.parquet \
+    --scores RUN/which_score/scores.parquet --methods RUN/table3/tasks.parquet \
+    --sizes RUN/table5/sizes.parquet --layers RUN/figure11/layers.parquet
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import pandas as pd
-from typer import Argument
+from typer import Option
 
 from moe_lens import console
-from moe_lens.results import read_table
+from moe_lens.results import read_provenance, read_table
 
-COLUMNS = {"auc": "AUC", "precision": "precision at 4", "spearman": "rank correlation", "em": "EM left"}
-
-
-def over_seeds(values: pd.Series) -> str:
-    """The mean over seeds with the lowest and the highest, or the one value there is."""
-    if len(values) == 1:
-        return f"{values.iloc[0]:.2f}"
-    return f"{values.mean():.2f} ({values.min():.2f} to {values.max():.2f})"
+SCORES = {"auc": "AUC", "precision": "precision at 4", "spearman": "rank correlation", "em": "EM left"}
 
 
-def markdown(rows: list[list[str]]) -> str:
+def over_seeds(values: pd.Series, form: str = ".2f") -> str:
+    """The mean over seeds with the lowest and the highest, where they differ as printed."""
+    mean, low, high = (format(value, form) for value in (values.mean(), values.min(), values.max()))
+    return mean if low == high else f"{mean} ({low} to {high})"
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
     """Rows, the first of them the head, as a Markdown table."""
     lines = [f"| {' | '.join(row)} |" for row in rows]
     return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
 
 
+def wide(tables: Sequence[pd.DataFrame], names: Sequence[str], keys: list[str], columns: list[str]) -> str:
+    """Rows by the keys; of each named table a column for every task and measure (EM, and answers from memory)."""
+    parts = []
+    for name, table in zip(names, tables, strict=True):
+        long = table.melt([*keys, *columns, "seed"], ["em", "memory"], "measure").dropna(subset="value")
+        long["measure"] = long["measure"].map({"em": "", "memory": " from memory"})
+        cells = long.groupby([*keys, *columns, "measure"], sort=False, dropna=False)["value"].agg(over_seeds)
+        cells = cells.unstack([*columns, "measure"], sort=False)
+        cells.columns = [f"`{name}` {' '.join(label[:-1])}{label[-1]}" for label in cells.columns]
+        parts.append(cells)
+    found = pd.concat(parts, axis=1).fillna("–").reset_index()
+    return markdown([list(map(str, row)) for row in (found.columns, *found.to_numpy())])
+
+
 def main(
-    conflict: Annotated[Path, Argument(help="tasks.parquet of `organism`.")],
-    planted: Annotated[Path, Argument(help="tasks.parquet of `organism:planted`.")],
-    scores: Annotated[Path, Argument(help="scores.parquet of analyses/which_score.py on `organism:planted`.")],
+    tasks: Annotated[list[Path], Option(help="tasks.parquet of moe_lens.organism.measure, one per model.")] = (),
+    scores: Annotated[list[Path], Option(help="scores.parquet of which_score.py.")] = (),
+    methods: Annotated[list[Path], Option(help="tasks.parquet of table3_methods.py, one per model.")] = (),
+    sizes: Annotated[list[Path], Option(help="sizes.parquet of table5_expert_count.py, one per model.")] = (),
+    layers: Annotated[list[Path], Option(help="layers.parquet of figure11_layers.py, one per model.")] = (),
 ) -> None:
-    """Print the tables."""
-    head = ["task", *(f"`{name}` {when}" for name in ("organism", "organism:planted") for when in ("base", "tuned"))]
-    rows = [head]
-    models = [read_table(conflict), read_table(planted)]
-    for task in dict.fromkeys(models[0]["task"]):
-        parts = [table[table["task"] == task] for table in models]
-        cells = [
-            over_seeds(part[part["variant"] == variant]["em"]) for part in parts for variant in ("base", "router-tuned")
-        ]
-        rows.append([f"`{task}`", *cells])
-        if parts[0]["memory"].notna().all():
-            cells = [
-                over_seeds(part[part["variant"] == v]["memory"]) for part in parts for v in ("base", "router-tuned")
-            ]
-            rows.append([f"`{task}`, answered from memory", *cells])
-    print(markdown(rows) + "\n")
-    rows = [["score", "what is counted", *COLUMNS.values()]]
-    for name, part in read_table(scores).groupby("score", sort=False):
-        rows.append([f"`{name}`", part["about"].iloc[0], *(over_seeds(part[column]) for column in COLUMNS)])
-    print(markdown(rows))
+    """Print the tables: means over seeds, in brackets the lowest and the highest."""
+    kinds = (tasks, ["task"], ["variant"]), (methods, ["variant"], ["task"])
+    for paths, keys, columns in (*kinds, (sizes, ["variant", "size"], ["task"]), (layers, ["kind", "layer"], ["task"])):
+        if paths:
+            names = [read_provenance(path)["model"] for path in paths]
+            print(wide([read_table(path) for path in paths], names, keys, columns) + "\n")
+    for path in scores:
+        rows = [["score", "what is counted", *SCORES.values()]]
+        for name, part in read_table(path).groupby("score", sort=False):
+            rows.append([f"`{name}`", part["about"].iloc[0], *(over_seeds(part[column]) for column in SCORES)])
+        print(markdown(rows) + "\n")
+    for path in methods:
+        table = read_table(path)
+        table = table[table["trainable"].notna()].drop_duplicates(["variant", "seed"])
+        rows = [["variant", "learning rate", "trained parameters", "seconds"]]
+        for name, part in table.groupby("variant", sort=False):
+            forms = {"learning_rate": "g", "trainable": ",.0f", "seconds": ".0f"}
+            rows.append([name, *(over_seeds(part[column], form) for column, form in forms.items())])
+        print(f"{read_provenance(path)['model']}\n\n{markdown(rows)}\n")
 
 
 if __name__ == "__main__":

@@ -27,11 +27,13 @@ from moe_lens.views import View
 SINGLE_FILES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".gz")
 DEV_EXAMPLES = 100
 RUN = Path("runs/paper")
-RATES: Mapping[str, tuple[float, ...]] = MappingProxyType({
-    "router": (3e-3, 1e-2, 3e-2),
-    "experts": (1e-3, 3e-3, 1e-2),
-    "all": (3e-4, 1e-3, 3e-3),
-})
+RATES: Mapping[str, tuple[float, ...]] = MappingProxyType(
+    {
+        "router": (3e-3, 1e-2, 3e-2),
+        "experts": (3e-3, 1e-2, 3e-2),
+        "all": (1e-3, 3e-3, 1e-2),
+    }
+)
 """The learning rates tried on the organism, by what learns. The paper's, for models of billions, is 5e-4."""
 TRIED = "; ".join(f"{kind} {', '.join(f'{rate:g}' for rate in rates)}" for kind, rates in RATES.items())
 EPOCHS = 1
@@ -42,15 +44,16 @@ class Study:
     """One model on some tasks, in a run directory where tuned models and answers are kept for the next script.
 
     tasks: names for `load_examples`, each with train, dev and test splits. limit: examples of every split, None for
-    all. schedule: of every tuning; its seed is that of scripts that show one training, and of what is drawn at random.
-    rates: by what learns (`Recipe.kind`), tried with that seed; the best on dev is kept, for the other seeds too.
-    more_seeds: of scripts that repeat the training.
+    all; test_limit: of the test split if that is fewer. schedule: of every tuning; its seed is that of scripts that
+    show one training, and of what is drawn at random. rates: by what learns (`Recipe.kind`), tried with that seed; the
+    best on dev is kept, for the other seeds too. more_seeds: of scripts that repeat the training.
     """
 
     model: str
     tasks: tuple[str, ...]
     out: Path
     limit: int | None
+    test_limit: int | None
     schedule: Schedule
     rates: Mapping[str, tuple[float, ...]]
     more_seeds: tuple[int, ...]
@@ -76,8 +79,9 @@ class Study:
         )
 
     def examples(self, task: str, split: str = "test") -> list[Example]:
-        """A task's first `limit` examples."""
-        return load_examples(task, split=split, limit=self.limit)
+        """A task's first examples, as many as the limits let in."""
+        found = load_examples(task, split=split, limit=self.limit)
+        return found[: self.test_limit] if split == "test" else found
 
     @cached_property
     def weights(self) -> str:
@@ -91,8 +95,8 @@ class Study:
 
     def made_by(self, examples: Sequence[Example] | None = None, *, delta: Path | None = None, **facts: object) -> dict:
         """Provenance of a table of this study."""
-        facts |= {"tasks": list(self.tasks), "limit": self.limit, "seeds": list(self.seeds)}
-        facts |= {"rates": {kind: list(rates) for kind, rates in self.rates.items()}}
+        facts |= {"tasks": list(self.tasks), "limit": self.limit, "test_limit": self.test_limit}
+        facts |= {"seeds": list(self.seeds), "rates": {kind: list(rates) for kind, rates in self.rates.items()}}
         facts |= {"rate_chosen": f"best exact match on dev with seed {self.schedule.seed}, used with every seed"}
         return provenance(model=self.model, delta=delta, data=examples, facts=facts | self._settings())
 
@@ -225,6 +229,7 @@ def run(
         data: Annotated[str, Option(help="Tasks or data sets with train, dev and test splits, with commas.")] = tasks,
         out: Annotated[Path, Option(help="Run directory; scripts of the same one share their work.")] = RUN,
         limit: Annotated[int | None, Option(help="Use the first so many examples of each split only.")] = None,
+        test_limit: Annotated[int | None, Option(help="The same of the test split alone.")] = None,
         learning_rate: Annotated[
             str | None,
             Option(help=f"Tried in every tuning, with commas; the best on dev is kept. By default {TRIED}."),
@@ -253,6 +258,7 @@ def run(
                 tuple(data.split(",")),
                 out,
                 limit,
+                test_limit,
                 Schedule(epochs=epochs, batch_size=train_batch_size, seed=first),
                 rates,
                 tuple(more),

@@ -1,12 +1,14 @@
 """The measurements of the organism and the analysis on them, run small from end to end."""
 
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
-from moe_lens.results import read_table
+from moe_lens.results import provenance, read_table, write_table
 from moe_lens.scores import SCORES
 
 ROOT = Path(__file__).parents[1]
@@ -39,6 +41,25 @@ def test_scores_are_compared_with_both_truths(tmp_path):
     assert set(masks["intervention"]) == {"none", "strongest", "planted", "random#0", "random#1"}
     effects = read_table(tmp_path / "scores" / "effects.parquet")
     assert len(effects) == 2 * 4 * 16
+
+
+def test_readme_tables_have_a_row_per_method_with_its_range_over_seeds(tmp_path, capsys):
+    rows = [("base", "swap", 0, 0.0, 1.0, None, None)]
+    rows += [("CEFT", "swap", seed, em, 0.125, 0.01, 393_216) for seed, em in enumerate((0.5, 0.75, 1.0))]
+    rows += [("CEFT", "closed_book", seed, 0.25, None, 0.01, 393_216) for seed in range(3)]
+    table = pd.DataFrame(rows, columns=["variant", "task", "seed", "em", "memory", "learning_rate", "trainable"])
+    paths = [tmp_path / name / "tasks.parquet" for name in ("one", "two")]
+    for path in paths:
+        write_table(table.assign(seconds=table["trainable"] / 1e4), path, provenance(model=path.parent.name))
+    runpy.run_path(str(ROOT / "analyses" / "readme_tables.py"))["main"](methods=paths)
+    lines = capsys.readouterr().out.splitlines()
+    head = [cell.strip() for cell in lines[0].split("|")[1:-1]]
+    ceft = dict(zip(head, (cell.strip() for cell in lines[3].split("|")[1:-1]), strict=True))
+    of_one = {"`one` swap": "0.75 (0.50 to 1.00)", "`one` closed_book": "0.25", "`one` swap from memory": "0.12"}
+    assert ceft == {"variant": "CEFT", **of_one, **{name.replace("one", "two"): cell for name, cell in of_one.items()}}
+    base = dict(zip(head, (cell.strip() for cell in lines[2].split("|")[1:-1]), strict=True))
+    assert (base["`two` swap"], base["`two` closed_book"]) == ("0.00", "–")
+    assert "| CEFT | 0.01 | 393,216 | 39 |" in lines
 
 
 def test_every_analysis_is_short_and_says_how_it_is_run():

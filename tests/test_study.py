@@ -1,5 +1,6 @@
 """The scripts of the paper's figures share tuned routers and answers in one run, resume, and draw without a model."""
 
+import runpy
 import signal
 import subprocess
 import sys
@@ -32,9 +33,7 @@ def script(name: str, *options: str, folder: Path) -> subprocess.CompletedProces
 def study(
     folder: Path, *tasks: str, model: str = "organism", rates: tuple[float, ...] = (2e-2,), more: tuple[int, ...] = ()
 ) -> Study:
-    return Study(
-        model, tasks, folder, 8, Schedule(epochs=1), dict.fromkeys(RATES, rates), more, 8, 8, None, None
-    )
+    return Study(model, tasks, folder, 8, None, Schedule(epochs=1), dict.fromkeys(RATES, rates), more, 8, 8, None, None)
 
 
 @pytest.fixture(scope="module")
@@ -250,7 +249,10 @@ def test_sweeps_share_what_the_methods_table_trained(methods, name, table, n):
     assert len(after) > len(trained)
 
 
-def test_a_figure_of_one_training_refuses_several_seeds(tmp_path):
-    done = script("figure5_transfer.py", "--seeds", "0,1", folder=tmp_path)
-    assert done.returncode == 2
-    assert "give one seed" in done.stderr
+def test_a_figure_of_one_training_refuses_several_seeds(monkeypatch, capsys):
+    figure = ANALYSES / "figure5_transfer.py"
+    monkeypatch.setattr(sys, "argv", [str(figure), "--seeds", "0,1"])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(figure), run_name="__main__")
+    assert stopped.value.code == 2
+    assert "give one seed" in capsys.readouterr().err
