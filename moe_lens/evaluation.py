@@ -62,8 +62,8 @@ def evaluate(
 
     Under torchrun or `accelerate launch` the processes share the work, and each gets the whole result, the same as that
     of one process alone. Batches that do not fit in memory are halved.
-    Raises MoELensError for unknown metrics, interventions that the model cannot be put under, no examples, metrics of
-    options without any, "acc_llm" without a judge, or inside a `lens.intervene` block.
+    Raises MoELensError for unknown metrics, metrics that lack a package, their data, options or a judge, interventions
+    that the model cannot be put under, no examples, or inside a `lens.intervene` block.
     """
     scored = metrics_named(metrics)
     named = {UNMASKED: ()} | {name: _several(given) for name, given in (interventions or {}).items()}
@@ -231,6 +231,8 @@ def _check(
         raise MoELensError(f"{', '.join(of_options)} needs multiple-choice examples; none of these has options")
     if judge is None and any(metric.reads == JUDGE for metric in metrics):
         raise MoELensError("acc_llm asks a judge; give one: judge=Judge(model=…, base_url=…)")
+    for metric in metrics:
+        metric.prepare()
 
 
 def _provenance(lens: "MoELens", examples: Sequence[Example], out: Path | None) -> dict:

@@ -17,6 +17,7 @@ from moe_lens.data import FIGURE_10, Encoded
 from moe_lens.evaluation import answer_table, summary_table
 from moe_lens.interventions import Renormalize, Rows
 from moe_lens.judge import Judge, Verdict
+from moe_lens.metrics.wordnet import wordnet
 from moe_lens.results import read_provenance, read_table
 
 HALF = Zero(ExpertSet.of({layer: range(4) for layer in range(3)}))
@@ -120,6 +121,41 @@ def test_what_cannot_be_evaluated_is_refused_before_anything_is_computed(olmoe, 
         olmoe.evaluate(**({"examples": EXAMPLES} | options))
     with olmoe.intervene(HALF), pytest.raises(MoELensError, match="outside"):
         olmoe.evaluate(EXAMPLES)
+
+
+@pytest.mark.parametrize(
+    ("metric", "missing", "says"),
+    [
+        ("bleu", "sacrebleu", "install it with: pip install 'moe_lens[text]'"),
+        ("rouge_l", "rouge_score", "install it with: pip install 'moe_lens[text]'"),
+        ("meteor", "nltk", "install it with: pip install 'moe_lens[text]'"),
+        ("meteor", None, "apt install wordnet-base"),
+        ("acc_llm", "openai", "install it with: pip install 'moe_lens[judge]'"),
+    ],
+)
+def test_what_a_metric_lacks_is_said_before_anything_is_computed(olmoe, monkeypatch, tmp_path, metric, missing, says):
+    monkeypatch.setattr(olmoe, "generate", None)
+    wordnet.cache_clear()
+    if missing is None:
+        monkeypatch.setattr(pytest.importorskip("nltk").data, "path", [])
+        monkeypatch.setattr("moe_lens.metrics.wordnet.DEBIAN", str(tmp_path))
+    else:
+        for name in [name for name in sys.modules if name.split(".")[0] == missing]:
+            monkeypatch.delitem(sys.modules, name)
+        monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(MoELensError) as error:
+        olmoe.evaluate(EXAMPLES, metrics=["em", metric], judge=Judge("m", "http://127.0.0.1:9/v1"))
+    assert says in str(error.value)
+
+
+def test_a_judge_that_is_not_there_loses_no_answer(olmoe, tmp_path, monkeypatch):
+    pytest.importorskip("openai")
+    run = {"metrics": ["em", "acc_llm"], "out": tmp_path, **QUIET}
+    with pytest.raises(MoELensError, match="no judge to be reached"):
+        olmoe.evaluate(EXAMPLES, judge=Judge("m", "http://127.0.0.1:9/v1", retries=0), **run)
+    monkeypatch.setattr(olmoe, "generate", None)
+    monkeypatch.setattr(Judge, "verdicts", lambda self, examples, predictions: [Verdict(True)] * len(examples))
+    assert olmoe.evaluate(EXAMPLES, judge=Judge("m", "http://x/v1"), **run).answers["acc_llm"].tolist() == [1.0] * 3
 
 
 def test_finished_parts_are_kept_and_scored_by_other_metrics(olmoe, tmp_path, monkeypatch):

@@ -3,12 +3,14 @@
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from moe_lens import metrics
 from moe_lens.errors import MoELensError
 from moe_lens.metrics import METRICS, exact_match, f1, metrics_named
 from moe_lens.metrics.text import bleu, meteor, rouge_l
@@ -147,3 +149,18 @@ def test_metrics_are_found_by_name():
             metrics_named(names)
     assert {metric.extra for metric in METRICS.values()} == {None, "text", "judge"}
 
+
+
+def test_the_page_of_metrics_says_what_the_code_does():
+    page = (Path(__file__).resolve().parents[1] / "docs" / "metrics.md").read_text(encoding="utf-8")
+    rows, tables = (
+        [[cell.strip() for cell in line.strip("|").split("|")] for line in part.splitlines() if line.startswith("| `")]
+        for part in page.split("## From tables")
+    )
+    assert [row[0].strip("`") for row in rows] == list(METRICS)
+    for (_, about, source, needs, without), metric in zip(rows, METRICS.values(), strict=True):
+        assert (about, source) == (metric.about, metric.source)
+        assert re.findall(r"moe_lens\[(\w+)\]", needs) == ([metric.extra] if metric.extra else [])
+        assert ("refused before anything is computed" in without) == (metric.extra is not None)
+    listed = {name for row in tables for name in re.findall(r"`(\w+)`", row[0])}
+    assert listed == {name for name in metrics.__all__ if name[0].islower()}

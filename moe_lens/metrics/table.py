@@ -3,13 +3,16 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from moe_lens.errors import MoELensError
+from moe_lens.extras import optional
 from moe_lens.metrics.answers import exact_match, f1
 from moe_lens.metrics.text import bleu, meteor, rouge_l
+from moe_lens.metrics.wordnet import wordnet
 
 if TYPE_CHECKING:
     from moe_lens.data.example import Example
@@ -24,6 +27,7 @@ class Metric:
     reads: what `score` takes beside the example: its "prediction" (a text), the log-probabilities of its "options"
         (nats, in their order), or the "judge"'s verdict (None for none).
     source: where it is defined. extra: the extra of this package that it needs, if any.
+    prepare: loads what `score` needs, so that what is missing (MoELensError) is known before a model has run.
     """
 
     name: str
@@ -32,6 +36,7 @@ class Metric:
     reads: str
     score: Callable[[Any, "Example"], float]
     extra: str | None = None
+    prepare: Callable[[], object] = lambda: None
 
 
 def _of_answers(score: Callable[[str, Sequence[str]], float]) -> Callable[[str, "Example"], float]:
@@ -69,15 +74,15 @@ _ALL = (
     ),
     Metric(
         "bleu", "sentence BLEU-4, all gold answers as references", "sacrebleu (Post 2018)", PREDICTION,
-        _of_answers(bleu), "text",
+        _of_answers(bleu), "text", partial(optional, "sacrebleu", extra="text"),
     ),
     Metric(
         "meteor", "highest METEOR with a gold answer; needs WordNet", "nltk (Banerjee and Lavie 2005)", PREDICTION,
-        _of_answers(meteor), "text",
+        _of_answers(meteor), "text", wordnet,
     ),
     Metric(
         "rouge_l", "highest F of the longest common subsequence with a gold answer", "rouge-score (Lin 2004)",
-        PREDICTION, _of_answers(rouge_l), "text",
+        PREDICTION, _of_answers(rouge_l), "text", partial(optional, "rouge_score.rouge_scorer", extra="text"),
     ),
     Metric(
         "accuracy", "the most probable option is right: log-probabilities of its tokens, summed, not normalised",
@@ -89,7 +94,7 @@ _ALL = (
     ),
     Metric(
         "acc_llm", "a judge finds the answer right; unjudged ones are left out and counted", "Appendix D, Table 8",
-        JUDGE, _verdict, "judge",
+        JUDGE, _verdict, "judge", partial(optional, "openai", extra="judge"),
     ),
 )  # fmt: skip
 
