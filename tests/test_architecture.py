@@ -123,3 +123,41 @@ def test_a_dense_layer_is_named_in_the_refusal(lenses):
 
 def test_all_families_are_covered():
     assert set(SCORING) == set(FAMILIES)
+
+
+def test_refuses_a_block_that_does_more_to_its_experts_output_than_scaling_it(tokenizer):
+    model = build_model("olmoe", len(tokenizer))
+
+    class Capped(type(model.model.layers[0].mlp)):
+        def forward(self, hidden_states):
+            return super().forward(hidden_states).tanh()
+
+    for layer in model.model.layers:
+        layer.mlp.__class__ = Capped
+    with pytest.raises(MoELensError, match=r"layers.0.mlp' does more to its experts' output than scaling it"):
+        MoEArchitecture.of(model)
+
+
+def test_a_factor_behind_the_experts_is_seen_whatever_its_name(tokenizer):
+    model = build_model("qwen2_moe", len(tokenizer))
+
+    class Doubled(type(model.model.layers[0].mlp)):
+        def forward(self, hidden_states):
+            return 2 * super().forward(hidden_states)
+
+    for layer in model.model.layers:
+        layer.mlp.__class__ = Doubled
+    assert [site.scale_after for site in MoEArchitecture.of(model).moe] == [2.0] * 3
+
+
+def test_refuses_a_block_that_cannot_be_called_alone(tokenizer):
+    model = build_model("olmoe", len(tokenizer))
+
+    class Wanting(type(model.model.layers[0].mlp)):
+        def forward(self, hidden_states, more):
+            return super().forward(hidden_states + more)
+
+    for layer in model.model.layers:
+        layer.mlp.__class__ = Wanting
+    with pytest.raises(MoELensError, match=r"layers.0.mlp' cannot be called with hidden states .*'more'"):
+        MoEArchitecture.of(model)

@@ -6,9 +6,12 @@ import re
 import pytest
 import torch
 
+from moe_lens.architecture import MoEArchitecture
 from moe_lens.architecture.tiny import FAMILIES, tiny_model, tiny_tokenizer
 from moe_lens.checks import CHECKS, run_checks
 from moe_lens.errors import MoELensError
+from moe_lens.experts import ExpertSet
+from moe_lens.interventions import Zero
 from moe_lens.lens import MoELens
 
 TEXTS = ["the cat sat on", "a dog slept in the sun", "xy"]
@@ -27,6 +30,9 @@ REFUSED = {
 }
 #: One of each way of routing and of calling experts.
 VARIED = ("deepseek_v3", "gpt_oss", "nemotron_h", "olmoe", "zaya")
+#: What blocks multiply their experts' output by, and what modules they send it through, where they do.
+SCALE_AFTER = {"beam": 2.5, "cohere2_moe": 0.5, "laguna": 2.5, "minimax_m3_vl_text": 2.0, "step3p7": 2.5}
+PASSED_THROUGH = {"axk1": "post_mlp_layernorm", "muse_spark": "post_expert_proj"}
 OPENED = [family for family in FAMILIES if family not in NOT_OPENED]
 
 
@@ -54,6 +60,30 @@ def assert_as_expected(family: str, **options) -> None:
 @pytest.mark.parametrize("family", OPENED)
 def test_each_check_passes_or_is_refused_for_its_reason(family):
     assert_as_expected(family)
+
+
+@pytest.mark.parametrize("family", OPENED)
+def test_models_on_the_meta_device_are_described_alike(family):
+    model = tiny_model(family)
+    found = MoEArchitecture.of(model)
+    assert MoEArchitecture.of(model.to("meta")) == found
+    for site in found.moe:
+        assert site.scale_after == SCALE_AFTER.get(family, 1.0)
+        block = site.experts.rpartition(".")[0]
+        assert site.passed_through == ((f"{block}.{PASSED_THROUGH[family]}",) if family in PASSED_THROUGH else ())
+
+
+@pytest.mark.parametrize("family", [*SCALE_AFTER, "deepseek_v3"])
+def test_what_zeroed_experts_take_from_the_block_is_their_scaled_output(family):
+    lens = MoELens.from_pretrained(tiny_model(family), tiny_tokenizer())
+    layer = lens.architecture.moe_layers[0]
+    whole = ("routing", "moe_output", "expert_outputs")
+    _, record = lens.run_with_cache(TEXTS, capture=whole)
+    with lens.intervene(Zero(ExpertSet.of({layer: range(lens.architecture.n_experts)}))):
+        _, without = lens.run_with_cache(TEXTS, capture=whole)
+    weights = record.routing[layer].weights * lens.architecture.at(layer).scale_after
+    summed = torch.einsum("bpk,bpkd->bpd", weights, record.expert_outputs[layer])
+    torch.testing.assert_close(record.moe_output[layer] - without.moe_output[layer], summed, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("family", NOT_OPENED)

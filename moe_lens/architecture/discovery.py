@@ -47,7 +47,9 @@ class MoEArchitecture:
         sites = find_sites(model, modules)
         stack = _layer_stack(sites)
         layers = tuple(f"{stack}.{i}" for i in range(len(modules[stack])))
-        moe = tuple(site.described(int(site.experts[len(stack) + 1 :].split(".")[0]), modules) for site in sites)
+        d_model = text_config(model).hidden_size
+        numbers = [int(site.experts[len(stack) + 1 :].split(".")[0]) for site in sites]
+        moe = tuple(site.described(n, modules, d_model) for n, site in zip(numbers, sites, strict=True))
         seen = [one.observed for one in moe]
         if len({(o.n_experts, o.top_k, o.scoring) for o in seen}) != 1:
             raise MoELensError(
@@ -60,10 +62,10 @@ class MoEArchitecture:
             n_experts=seen[0].n_experts,
             top_k=seen[0].top_k,
             n_shared_experts=_shared_count(model, moe[0]),
-            d_model=text_config(model).hidden_size,
+            d_model=d_model,
             scoring=seen[0].scoring,
             groups=_groups(modules[moe[0].router]),
-            final_norm=_final_norm(stack, text_config(model).hidden_size, modules),
+            final_norm=_final_norm(stack, d_model, modules),
             head=_head(model, modules),
         )
 

@@ -26,7 +26,9 @@ class MoELayer:
         among the experts' arguments.
     observed: what the router returns and by which rule.
     scale_after: what the block multiplies the experts' summed output by; the part of a gating weight that the
-        experts do not get.
+        experts do not get. Seen when the block is called.
+    passed_through: paths of the modules that the experts' summed output goes through in the block after that, such as
+        a projection or a norm; mostly none.
     """
 
     layer: int
@@ -37,6 +39,7 @@ class MoELayer:
     weight_argument: tuple[int, str]
     observed: ObservedRouter
     scale_after: float = 1.0
+    passed_through: tuple[str, ...] = ()
 
     gating_side: ClassVar[str] = "inputs"
     """Whether the gating is among the `inputs` of the module `gating_module` or in its `output`."""

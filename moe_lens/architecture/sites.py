@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from moe_lens.architecture.blocks import after_experts
 from moe_lens.architecture.layer import MoELayer, ScoredInputs, SeveralSlots, SkippingExperts, SortedSlots
 from moe_lens.architecture.routers import ObservedRouter, RouterProbe, are_probabilities, output_slots
 from moe_lens.errors import MoELensError
@@ -17,7 +18,6 @@ GATING_ARGUMENTS = (("top_k_index", "top_k_weights"), ("router_indices", "routin
 ROUTER_NAMES = ("gate", "router")
 SHARED_EXPERTS_NAMES = ("shared_experts", "shared_expert", "shared_mlp")
 OTHER_MODALITIES = re.compile(r"(^|[._])(visual|vision|audio|image)([._]|$)")
-SCALE_AFTER_NAME = "routed_scaling_factor"
 NO_ARGUMENT = (-1, "")
 MOST_CALLS = 16
 
@@ -36,12 +36,17 @@ class Site:
     @property
     def stack(self) -> str:
         """Path of the list of layers that this one is in."""
-        match = re.match(r"(.*?)\.\d+\.", self.router)
-        return match[1] if match else self.router
+        return self.decoder_layer.rpartition(".")[0] or self.router
 
-    def described(self, layer: int, modules: dict[str, nn.Module]) -> MoELayer:
-        """The whole description, from calls of the router; MoELensError for what it cannot tell."""
-        observed = _observe(self, modules)
+    @property
+    def decoder_layer(self) -> str:
+        """Path of the layer that this one is in; empty if it is in no list."""
+        match = re.match(r"(.*?\.\d+)\.", self.router)
+        return match[1] if match else ""
+
+    def described(self, layer: int, modules: dict[str, nn.Module], d_model: int) -> MoELayer:
+        """The whole description, from calls of the router and the block; MoELensError for what it cannot tell."""
+        scale, passed = self._after_experts(modules, d_model)
         return self.kind(
             layer=layer,
             router=self.router,
@@ -49,9 +54,19 @@ class Site:
             shared_experts=child(self.block, SHARED_EXPERTS_NAMES, modules),
             index_argument=self.index_argument,
             weight_argument=self.weight_argument,
-            observed=observed,
-            scale_after=_scale_after(self, modules),
+            observed=_observe(self, modules),
+            scale_after=scale,
+            passed_through=passed,
         )
+
+    def _after_experts(self, modules: dict[str, nn.Module], d_model: int) -> tuple[float, tuple[str, ...]]:
+        """`after_experts`; nothing where the experts are the block itself, or stand in the decoder layer."""
+        if self.block in (self.experts, self.decoder_layer):
+            return 1.0, ()
+        names = {part: path.rpartition(".")[2] for part, path in (("router", self.router), ("experts", self.experts))}
+        routed = RouterProbe(modules[self.router], self.router, modules[self.block])()
+        scale, passed = after_experts(modules[self.block], self.block, **names, routed=routed, d_model=d_model)
+        return scale, tuple(f"{self.block}.{name}" for name in passed)
 
 
 def find_sites(model: nn.Module, modules: dict[str, nn.Module]) -> list[Site]:
@@ -209,11 +224,3 @@ def _selection_bias(
         if torch.equal(changed, logits) and not torch.equal(chosen.sort(-1).values, indices.sort(-1).values):
             return name
     return None
-
-
-def _scale_after(site: Site, modules: dict[str, nn.Module]) -> float:
-    """What the block multiplies the experts' output by: its factor where the router has none of that name."""
-    block, router = modules[site.block], modules[site.router]
-    if hasattr(router, SCALE_AFTER_NAME) or not hasattr(block, SCALE_AFTER_NAME):
-        return 1.0
-    return float(getattr(block, SCALE_AFTER_NAME))
