@@ -2,11 +2,13 @@
 
 import numpy as np
 import pandas as pd
+import torch
 from torch import Tensor
 
 from moe_lens.positions import Positions, check_positions
 from moe_lens.record import Record
 from moe_lens.statistics.base import LayerSums
+from moe_lens.statistics.groups import GROUPS, Sums, groups_of, with_interval
 from moe_lens.statistics.pairs import pairs_table
 
 
@@ -25,24 +27,35 @@ class CoActivation(LayerSums):
 
     def sums(self, record: Record) -> dict[int, dict[str, Tensor]]:
         mask = record.position_mask(self.positions)
+        groups = groups_of(record.ids)[mask.nonzero()[:, 0].cpu()]  # [token]
         found = {}
         for layer, routing in record.routing.items():
             selected = routing.selected()[mask.to(routing.indices.device)].double()  # [token, expert]
-            found[layer] = {"together": selected.T @ selected}
+            parts = [selected[(groups == group).to(selected.device)] for group in range(GROUPS)]
+            found[layer] = {"together": torch.stack([part.T @ part for part in parts])}  # [group, expert, expert]
         return found
 
     def table(self) -> pd.DataFrame:
-        """One row per ordered pair of different experts: layer, expert, other, together, probability.
+        """One row per ordered pair of different experts: layer, expert, other, together, probability, its interval.
 
         together: tokens that selected both, N_ij. probability: of `other` given `expert`, N_ij / N_i; NaN for an expert
-        that was never selected. Over the others of an expert the probabilities sum to k - 1.
+        that was never selected. Over the others of an expert the probabilities sum to k - 1. probability_low and _high:
+        its 95 % interval over texts (`with_interval`), NaN where some group of texts holds all that selected `expert`.
         """
         parts = []
         for layer, sums in self.layer_sums().items():
             together = sums["together"].numpy()
-            alone = together.diagonal()[:, None]
-            probability = np.divide(together, alone, out=np.full(together.shape, np.nan), where=alone > 0)
-            parts.append(pairs_table(layer, {"together": together.astype(int), "probability": probability}))
+            value, low, high = with_interval(_probability, {"together": together}, size="together")
+            ends = {"probability_low": low.clip(0, 1), "probability_high": high.clip(0, 1)}
+            columns = {"together": together.sum(0).astype(int), "probability": value} | ends
+            parts.append(pairs_table(layer, columns))
         table = pd.concat(parts, ignore_index=True)
         table.attrs = dict(self.settings)
         return table
+
+
+def _probability(sums: Sums) -> np.ndarray:
+    """N_ij / N_i of the sums over some texts, [expert, other]."""
+    together = sums["together"]
+    alone = together.diagonal()[:, None]
+    return np.divide(together, alone, out=np.full(together.shape, np.nan), where=alone > 0)
