@@ -15,10 +15,9 @@ from moe_lens.study import Study, run
 
 def probabilities(study: Study, lens: MoELens) -> pd.DataFrame:
     """`AnswerProbability` of the test examples: the residual stream after each layer, normed as before the head."""
-    norm, head = (lens.module.get_submodule(path) for path in (lens.architecture.final_norm, lens.architecture.head))
     [found] = lens.measure(
         study.examples(study.tasks[0]),
-        AnswerProbability(lambda stream: head(norm(stream))),
+        AnswerProbability(lens.project_on_vocab),
         with_answer=True,
         positions="answer",
         batch_size=study.batch_size,
