@@ -26,12 +26,14 @@ class Recipe:
 
     name: the variant's in tables, such as "CEFT". kind: what learns: "router", "experts" or "all".
     layers: whose routers learn, None for all. experts: which, as `choose_experts` takes it, such as "ce:4".
+    rate: the learning rate, None for the best on dev.
     """
 
     name: str
     kind: str
     layers: tuple[int, ...] | None = None
     experts: str | None = None
+    rate: float | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -46,7 +48,7 @@ class Recipe:
         """A name that tells it from all others, fit for a folder."""
         layers = "" if self.layers is None else "-layers-" + "+".join(map(str, self.layers))
         experts = "" if self.experts is None else "-" + self.experts.replace(":", "-").replace("=", "")
-        return self.kind + layers + experts
+        return self.kind + layers + experts + ("" if self.rate is None else f"-rate-{self.rate:g}")
 
     @property
     def score(self) -> Score | None:

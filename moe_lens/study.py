@@ -123,7 +123,12 @@ class Study:
         folder = self.out / "trained" / f"{Path(task).name}-{recipe.folder}-{seed}"
         router = self.trained(task, ROUTER, seed) if recipe.needs_router else None
         rates = self.rates[recipe.kind]
-        if recipe.layers is not None or seed != self.schedule.seed:
+        if recipe.rate is not None:
+            chosen = self.trained(task, replace(recipe, rate=None), seed)
+            if read_cost(chosen).learning_rate == recipe.rate:
+                return chosen
+            rates = (recipe.rate,)
+        elif recipe.layers is not None or seed != self.schedule.seed:
             chosen = self.trained(task, recipe if recipe.layers is None else ROUTER)
             rates = (read_cost(chosen).learning_rate,)
         made_by = self._trained_by(task, rates, router, seed)

@@ -16,6 +16,7 @@ from moe_lens.plots import (
     parameters_figure,
     scores_figure,
     sizes_figure,
+    tradeoff_figure,
     transfer_figure,
     tuning_figure,
     usage_figure,
@@ -454,6 +455,31 @@ def test_sizes_have_a_panel_per_task_a_line_per_choice_and_the_base():
     assert {shape.y0 for shape in figure.layout.shapes} == {0.1}
     with pytest.raises(MoELensError, match="twice"):
         sizes_figure(pd.concat([table, table]).assign(em_low=0.0, em_high=1.0))
+
+
+def tradeoff_table() -> pd.DataFrame:
+    rows = [("base", None, "swap", 0, 0.0), ("base", None, "closed_book", 0, 1.0)]
+    for rate, learned, kept in ((0.01, 0.9, 0.4), (0.003, 0.7, 0.8)):
+        for seed in (0, 1):
+            rows += [("CEFT", rate, "swap", seed, learned + 0.02 * seed), ("CEFT", rate, "closed_book", seed, kept)]
+    return pd.DataFrame(rows, columns=["variant", "learning_rate", "task", "seed", "em"])
+
+
+def test_tradeoff_has_what_is_learned_along_and_what_is_kept_up_by_rising_rate():
+    figure = tradeoff_figure(tradeoff_table())
+    np.testing.assert_allclose([trace(figure, "CEFT").x, trace(figure, "CEFT").y], [[0.71, 0.91], [0.8, 0.4]])
+    np.testing.assert_allclose([trace(figure, "base").x, trace(figure, "base").y], [[0.0], [1.0]])
+    low, high = trace(figure, "CEFT").marker.size
+    assert low < high
+    assert "mean of 2 seeds" in figure.layout.title.subtitle.text
+
+
+def test_tradeoff_takes_two_tasks_and_each_point_once():
+    table = tradeoff_table()
+    with pytest.raises(MoELensError, match="two tasks"):
+        tradeoff_figure(table[table["task"] == "swap"])
+    with pytest.raises(MoELensError, match="twice"):
+        tradeoff_figure(pd.concat([table, table]))
 
 
 def test_correlation_says_r_with_its_interval():

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -61,8 +62,9 @@ def test_a_recipe_says_what_learns_once(wrong):
 def test_recipes_have_folders_of_their_own():
     recipes = [ROUTER, FFT, router_of([0]), router_of([0, 1]), experts("CEFT", "ce:4"), experts("CEFT", "ce:1")]
     recipes += [experts("CEFT", "ce-last:4"), experts("ESFT", "esft-token:p=0.2"), experts("planted", "planted")]
+    recipes += [replace(FFT, rate=1e-3), replace(FFT, rate=1e-4)]
     assert len({recipe.folder for recipe in recipes}) == len(recipes)
-    assert [recipe.needs_router for recipe in recipes] == [False] * 4 + [True] * 3 + [False] * 2
+    assert [recipe.needs_router for recipe in recipes] == [False] * 4 + [True] * 3 + [False] * 4
 
 
 def test_recipes_train_what_they_name(organism):
@@ -112,6 +114,11 @@ def test_the_rate_is_the_best_on_dev_with_the_first_seed_and_kept_for_the_others
         other = here.trained("swap", recipe, seed)
         assert read_facts(other)["rates"] == [best]
         assert read_facts(other)["seed"] == seed
+    assert here.trained("swap", replace(ROUTER, rate=best)) == folder  # what was chosen is not trained twice
+    worst = min(rates, key=by_hand.__getitem__)
+    other = here.trained("swap", replace(ROUTER, rate=worst))
+    assert read_cost(other).learning_rate == worst
+    assert answer_table(here.open(other), dev, max_new_tokens=8)["em"].mean() == by_hand[worst]
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ from moe_lens.plots.clusters import clusters_figure
 from moe_lens.plots.gains import gains_figure
 from moe_lens.plots.layers import correlation_figure, layers_figure
 from moe_lens.plots.masking import masking_figure
-from moe_lens.plots.methods import parameters_figure, sizes_figure
+from moe_lens.plots.methods import parameters_figure, sizes_figure, tradeoff_figure
 from moe_lens.plots.scores import scores_figure
 from moe_lens.plots.transfer import transfer_figure
 from moe_lens.plots.tuning import tuning_figure
@@ -22,6 +22,7 @@ __all__ = [
     "parameters_figure",
     "scores_figure",
     "sizes_figure",
+    "tradeoff_figure",
     "transfer_figure",
     "tuning_figure",
     "usage_figure",

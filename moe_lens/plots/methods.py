@@ -4,6 +4,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from moe_lens.errors import MoELensError
 from moe_lens.plots import style
 from moe_lens.plots.answers import SPARE, VARIANTS
 
@@ -96,6 +97,50 @@ def sizes_figure(table: pd.DataFrame) -> go.Figure:
     figure.update_yaxes(title_text="exact match (EM)", col=1)
     title, subtitle = "Exact match by the number of experts that learn", style.bars(table, ["em"])
     return style.dress(figure, title=title, subtitle=subtitle, plot_height=300, headings=True)
+
+
+def tradeoff_figure(table: pd.DataFrame) -> go.Figure:
+    """What is kept of one task over what is learned of another: a line per variant, a mark per learning rate.
+
+    Args:
+        table: one row per variant, learning rate and task with the columns `variant`, `learning_rate`, `task` (two: the
+            one learned, then the one that may be forgotten) and `em`; of the variant "base", where `learning_rate` is
+            missing, one row per task. With a column `seed`, several rows become their mean.
+
+    Raises:
+        MoELensError: a column is missing, the table is empty, there are not two tasks, or a point stands there twice.
+    """
+    keys = ("variant", "learning_rate", "task")
+    table = style.require(table, (*keys, "em"), figure="tradeoff_figure")
+    style.require_once(table, (*keys, *(["seed"] if "seed" in table else [])), figure="tradeoff_figure")
+    tasks = list(dict.fromkeys(table["task"]))
+    if len(tasks) != 2:
+        raise MoELensError(f"tradeoff_figure takes two tasks, the learned one first; this table has {tasks}")
+    means = table.groupby(list(keys), sort=False, dropna=False)["em"].mean().unstack("task").reset_index()
+    spare, figure = list(SPARE), go.Figure()
+    for place, (variant, part) in enumerate(means.groupby("variant", sort=False)):
+        part = part.sort_values("learning_rate")
+        colour = VARIANTS[variant] if variant in VARIANTS else spare[place % len(spare)]
+        figure.add_scatter(
+            x=part[tasks[0]],
+            y=part[tasks[1]],
+            mode="lines+markers",
+            name=variant,
+            cliponaxis=False,
+            marker={
+                "size": [9 + 5 * step for step in range(len(part))],
+                "color": colour,
+                "symbol": style.SYMBOLS[place % len(style.SYMBOLS)],
+            },
+            line={"color": colour, "width": 2},
+            hovertext=style.hover(part),
+            hoverinfo="text",
+        )
+    figure.update_xaxes(title_text=f"EM on {tasks[0]}: learned", range=[0, 1.02], dtick=0.2)
+    figure.update_yaxes(title_text=f"EM on {tasks[1]}: kept", range=[0, 1.02], dtick=0.2)
+    seeds = table["seed"].nunique() if "seed" in table else 1
+    subtitle = f"a mark per learning rate, larger for higher ones; mean of {seeds} {'seed' if seeds == 1 else 'seeds'}"
+    return style.dress(figure, title="What is learned, and what is kept", subtitle=subtitle, plot_height=360)
 
 
 def size(count: float) -> str:

@@ -1,0 +1,42 @@
+"""What each method learns and forgets at two learning rates: a choice of experts and a rate are easily confused.
+
+Table 3 takes for each method the rate that is best on dev, and a higher rate also forgets more.
+
+python analyses/learning_rates.py --model organism --data swap,closed_book --seeds 0,1,2 --out runs/paper
+"""
+
+from dataclasses import replace
+
+import pandas as pd
+from table3_methods import recipes
+
+from moe_lens.plots import tradeoff_figure
+from moe_lens.study import Study, run
+
+RATES = {"router": (1e-2, 3e-2), "experts": (3e-3, 1e-2), "all": (3e-4, 1e-3)}
+COLUMNS = ("variant", "learning_rate", "task", "seed", "trainable", "em", "f1", "memory")
+
+
+def compute(study: Study) -> pd.DataFrame:
+    """One row per method of Table 3, learning rate, seed and task: the columns of `Study.answer_row`."""
+    rows = [study.answer_row("base", task) for task in study.tasks]
+    for recipe in recipes(study):
+        for rate in RATES[recipe.kind]:
+            for seed in study.seeds:
+                tuned = study.trained(study.tasks[0], replace(recipe, rate=rate), seed)
+                rows += [study.answer_row(recipe.name, task, tuned, seed) for task in study.tasks]
+    return pd.DataFrame(rows)
+
+
+if __name__ == "__main__":
+    tasks = "swap,closed_book"
+    run(
+        compute,
+        tradeoff_figure,
+        item="learning_rates",
+        table="tradeoff",
+        tasks=tasks,
+        about=__doc__,
+        repeats=True,
+        columns=COLUMNS,
+    )
