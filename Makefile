@@ -32,7 +32,7 @@ demo: $(READY)
 figures: $(READY)
 	@for script in analyses/figure*.py analyses/table*.py; do \
 		case $$script in *judge*) [ -n "$$MOE_LENS_JUDGE" ] || { echo "$$script left out: it asks a judge, a server that MOE_LENS_JUDGE and MOE_LENS_JUDGE_MODEL name"; continue; };; esac; \
-		$(BIN)/python $$script --out runs/paper || exit; \
+		$(BIN)/python $$script --limit 400 --out runs/paper || exit; \
 	done
 	$(BIN)/python -m moe_lens.report runs/paper --title "The paper's figures and tables on the model organism"
 

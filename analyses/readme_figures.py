@@ -1,0 +1,31 @@
+"""The README's figures of the organism, written into docs/ from the tables that `make figures` saved.
+
+python analyses/readme_figures.py runs/paper --out docs
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+from typer import Argument, Option
+
+from moe_lens import console
+from moe_lens.report import SECTIONS
+from moe_lens.results import read_table, write_bytes
+
+FIGURES = {"figure4/clusters.parquet": "clusters.webp", "figure6/attention_gain.parquet": "attention_gain.svg"}
+
+
+def main(
+    run: Annotated[Path, Argument(help="Run directory of the figures.")],
+    out: Annotated[Path, Option(help="Folder for the pictures.")] = Path("docs"),
+) -> None:
+    """Draw them, and print their captions: what each figure says of itself."""
+    for table, name in FIGURES.items():
+        figure = SECTIONS[Path(table).name].draw(read_table(run / table))
+        write_bytes(out / name, figure.to_image(format=Path(name).suffix[1:], scale=2))
+        title = figure.layout.title
+        print(f"{out / name}: {title.text}; {title.subtitle.text}".replace("<br>", " "))
+
+
+if __name__ == "__main__":
+    console.run(main)
