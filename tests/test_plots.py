@@ -280,6 +280,18 @@ def test_tuning_marks_the_best_dev_score_with_a_star():
     assert dict(zip(marks.x, marks.marker.symbol, strict=True)) == {2: "star", 4: "circle"}
 
 
+def test_tuning_draws_any_dev_score_on_a_scale_of_its_own():
+    log = tuning_log().assign(dev_log_likelihood=[np.nan, -2.5, np.nan, -0.7])
+    figure = tuning_figure(log)
+    marks = next(it for it in figure.data if it.marker.symbol is not None)
+    assert dict(zip(marks.y, marks.marker.symbol, strict=True)) == {-2.5: "circle", -0.7: "star"}
+    assert figure.layout.yaxis2.range is None
+    assert "best dev log-likelihood -0.70 after step 4" in figure.layout.title.subtitle.text
+    assert tuning_figure(tuning_log().assign(dev_f1=0.5)).layout.yaxis2.range == (-0.05, 1.08)
+    with pytest.raises(MoELensError, match="one dev score; the log has dev_em, dev_log_likelihood"):
+        tuning_figure(log.assign(dev_em=0.1))
+
+
 def test_tuning_has_no_empty_panel_without_dev_scores():
     figure = tuning_figure(tuning_log())
     assert [list(it.y) for it in figure.data] == [[3.0, 2.0, 1.5, 1.0], [0, 1e-3, 5e-4, 0]]

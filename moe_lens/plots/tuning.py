@@ -1,29 +1,34 @@
-"""The course of a training run: loss, dev exact match and learning rate over its steps."""
+"""The course of a training run: loss, dev score and learning rate over its steps."""
 
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from moe_lens.errors import MoELensError
 from moe_lens.plots import style
+
+DEV_SCORES = {"dev_em": "dev EM", "dev_f1": "dev F1", "dev_log_likelihood": "dev log-likelihood"}
+SHARES = ("dev_em", "dev_f1")
 
 
 def tuning_figure(log: pd.DataFrame) -> go.Figure:
-    """Loss, dev EM (where it was measured) and learning rate over the steps, one above the other.
+    """Loss, dev score (where it was measured) and learning rate over the steps, one above the other.
 
     Args:
         log: one row per optimizer step with the columns `step`, `loss` (mean nats per answer token) and
-            `learning_rate`, and optionally `dev_em` (share in [0, 1], empty where it was not measured).
+            `learning_rate`, and optionally one of `dev_em`, `dev_f1` (shares in [0, 1]) and `dev_log_likelihood`
+            (mean nats per answer token), empty where it was not measured.
 
     Raises:
-        MoELensError: a column is missing or the log has no rows.
+        MoELensError: a column is missing, there are several dev scores, or the log has no rows.
     """
     log = style.require(log, ("step", "loss", "learning_rate"), figure="tuning_figure")
-    evaluated = log.dropna(subset=["dev_em"]) if "dev_em" in log.columns else log.iloc[:0]
-    heights = [0.46, 0.3, 0.24] if len(evaluated) else [0.65, 0.35]
+    measured = [column for column in DEV_SCORES if column in log.columns and log[column].notna().any()]
+    if len(measured) > 1:
+        raise MoELensError(f"a run is measured by one dev score; the log has {', '.join(measured)}")
+    heights = [0.46, 0.3, 0.24] if measured else [0.65, 0.35]
     figure = make_subplots(len(heights), 1, shared_xaxes=True, vertical_spacing=0.06, row_heights=heights)
     _draw_course(figure, log, 1, column="loss", colour=style.BLUE)
-    if len(evaluated):
-        _draw_marks(figure, evaluated)
     _draw_course(figure, log, len(heights), column="learning_rate", colour=style.GREY)
     figure.update_xaxes(title_text="step", row=len(heights), col=1)
     figure.update_yaxes(title_text="loss", rangemode="tozero", row=1, col=1)
@@ -34,10 +39,10 @@ def tuning_figure(log: pd.DataFrame) -> go.Figure:
     losses = log["loss"]
     title = f"The loss goes from {losses.iloc[0]:.2f} to {losses.iloc[-1]:.2f} in training"
     subtitle = f"{len(log)} steps logged"
-    if len(evaluated):
-        best = evaluated.loc[evaluated["dev_em"].idxmax()]
-        subtitle += f"; best dev EM {best['dev_em']:.2f} after step {best['step']:g} (star)"
-    height = 420 if len(evaluated) else 300
+    for column in measured:
+        best = _draw_marks(figure, log.dropna(subset=[column]), column)
+        subtitle += f"; best {DEV_SCORES[column]} {best[column]:.2f} after step {best['step']:g} (star)"
+    height = 420 if measured else 300
     return style.dress(figure, title=title, subtitle=subtitle, plot_height=height)
 
 
@@ -55,13 +60,13 @@ def _draw_course(figure: go.Figure, log: pd.DataFrame, row: int, *, column: str,
     figure.add_trace(trace, row=row, col=1)
 
 
-def _draw_marks(figure: go.Figure, evaluated: pd.DataFrame) -> None:
-    """Dev EM as marks, the best one (the first of equals) a star."""
-    best = evaluated["dev_em"].idxmax()
+def _draw_marks(figure: go.Figure, evaluated: pd.DataFrame, column: str) -> pd.Series:
+    """A dev score as marks, the best one (the first of equals) a star; gives that one's row."""
+    best = evaluated[column].idxmax()
     chosen = evaluated.index == best
     trace = go.Scatter(
         x=evaluated["step"],
-        y=evaluated["dev_em"],
+        y=evaluated[column],
         mode="lines+markers",
         line={"color": style.VERMILLION, "width": 1.5, "dash": "dot"},
         marker={
@@ -75,4 +80,7 @@ def _draw_marks(figure: go.Figure, evaluated: pd.DataFrame) -> None:
         hoverinfo="text",
     )
     figure.add_trace(trace, row=2, col=1)
-    figure.update_yaxes(title_text="dev EM", range=[-0.05, 1.08], dtick=0.5, row=2, col=1)
+    figure.update_yaxes(title_text=DEV_SCORES[column].replace("-", "-<br>"), row=2, col=1)
+    if column in SHARES:
+        figure.update_yaxes(range=[-0.05, 1.08], dtick=0.5, row=2, col=1)
+    return evaluated.loc[best]
