@@ -273,24 +273,65 @@ def test_two_processes_agree_with_one_also_split_and_resumed(tokenizer, tmp_path
         assert read_facts(delta)["scores"] == tuned.candidates["dev_em"].tolist()
 
 
+ROUTER = "--method router --learning-rate 5e-3"
+#: Also the routers' stage before it, which is finished when the experts' is killed.
+EXPERTS = "--method ceft --experts ce:2 --lora-rank 2 --router-rate 1e-2 --learning-rate 5e-3"
+
+
 @pytest.mark.slow
-def test_a_killed_command_given_again_ends_with_the_same_bytes(tmp_path):
+@pytest.mark.parametrize(("method", "threads"), [(ROUTER, 1), (EXPERTS, 2)])
+def test_a_killed_command_given_again_ends_with_the_same_bytes(tmp_path, method, threads):
     def command(out: str) -> list[str]:
-        options = "--method router --model organism --data swap --limit 12 --epochs 2 --learning-rate 5e-3"
-        fast = "--batch-size 2 --score log_likelihood --evaluate-every 3 --checkpoint-seconds 0 --max-new-tokens 1"
+        options = f"{method} --model organism --data swap --limit 12 --epochs 2 --batch-size 2"
+        fast = "--score log_likelihood --evaluate-every 3 --checkpoint-seconds 0 --max-new-tokens 1"
         return [sys.executable, "-m", "moe_lens.tune", *options.split(), *fast.split(), "--out", str(tmp_path / out)]
 
-    subprocess.run(command("whole"), check=True, capture_output=True, timeout=300)
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    subprocess.run(command("whole"), env=environment, check=True, capture_output=True, timeout=300)
     log = tmp_path / "killed" / "training" / "rate-0.005" / LOG
     lengths = []
     for wanted in (2, 7):  # killed twice, at different places
-        process = subprocess.Popen(command("killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            command("killed"), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         while process.poll() is None and not (log.exists() and len(log.read_text().splitlines()) >= wanted):
             time.sleep(0.005)
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
         lengths.append(len(log.read_text().splitlines()))
     assert lengths[0] < lengths[1] < 12
-    subprocess.run(command("killed"), check=True, capture_output=True, timeout=300)
+    subprocess.run(command("killed"), env=environment, check=True, capture_output=True, timeout=300)
     for file in ("delta.safetensors", f"training/rate-0.005/{LOG}"):
         assert (tmp_path / "killed" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["--method ceft --experts 0:1,5;1:2", "--method router --lora-rank 2"])
+def test_a_command_on_two_processes_splits_the_model_and_writes_the_same_delta(tokenizer, tmp_path, method):
+    fresh(tokenizer).module.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    rows = [{"context": e.context, "question": e.question, "answer": e.answers[0]} for e in EXAMPLES]
+    (tmp_path / "data.json").write_text(json.dumps(rows))
+    options = f"--model model --data data.json --dev data.json {method} --epochs 2 --batch-size 4"
+    rest = "--learning-rate 5e-3 --score log_likelihood --max-new-tokens 2 --merge"
+    torchrun = "-m torch.distributed.run --nproc-per-node=2 --standalone"
+    paths = os.pathsep.join([str(TESTS.parent), os.environ.get("PYTHONPATH", "")])
+    for out, launcher, shard in (("one", "", ""), ("two", torchrun, "--shard")):
+        line = f"{launcher} -m moe_lens.tune {options} {rest} {shard} --out {out}"
+        run = subprocess.run(
+            [sys.executable, *line.split()],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": paths, "CUDA_VISIBLE_DEVICES": ""},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert run.returncode == 0, run.stderr[-3000:]
+    one, two = (load_file(tmp_path / out / "delta.safetensors") for out in ("one", "two"))
+    assert list(one) == list(two)
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=0, atol=ROUNDING)
+    merged = MoELens.from_pretrained(tmp_path / "two" / "merged").module
+    opened = MoELens.from_pretrained(tmp_path / "model", delta=tmp_path / "two").module
+    assert all(torch.equal(a, b) for a, b in zip(merged.parameters(), opened.parameters(), strict=True))
