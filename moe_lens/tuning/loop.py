@@ -3,23 +3,22 @@
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from moe_lens.data import Encoded, collate
+from moe_lens.data import Encoded
 from moe_lens.errors import MoELensError
 from moe_lens.tuning.checkpoint import Checkpoints, Progress
-from moe_lens.tuning.objective import answer_loss, answer_tokens
 from moe_lens.tuning.processes import Processes, put, put_together, restore_training_state, training_state, whole
 from moe_lens.tuning.schedule import Schedule
 from moe_lens.tuning.state import evaluating, training
+from moe_lens.tuning.steps import StepData
 
 BYTES_PER_PARAMETER = 32
 """What a run's checkpoints take at most: newest (value and two of AdamW's) and best, each twice while it is written."""
@@ -71,7 +70,7 @@ def fit(
     processes = Processes.current()
     with training(module, named, gradient_checkpointing=schedule.gradient_checkpointing) as autocast:
         shared = processes.share(module, shard)
-        data = _Data(prompts, schedule, pad_id, processes)
+        data = StepData(prompts, schedule, pad_id, processes)
         progress = _Run(module, shared, dtypes, data, dev, checkpoints, autocast).to_the_end(label)
         if shard:
             put_together(module, keep=processes.is_main)
@@ -86,35 +85,6 @@ def log_table(progress: Progress) -> pd.DataFrame:
     return pd.DataFrame(list(progress.rows))
 
 
-class _Data:
-    """What a process trains on, by step."""
-
-    def __init__(self, prompts: Sequence[Encoded], schedule: Schedule, pad_id: int, processes: Processes) -> None:
-        self.prompts, self.schedule, self.pad_id, self.processes = prompts, schedule, pad_id, processes
-        self.steps = schedule.steps(len(prompts))
-
-    def of(self, step: int) -> list[Encoded]:
-        """The examples of a step, of all processes."""
-        return [self.prompts[place] for place in self.schedule.order(len(self.prompts), step)]
-
-    def backward(self, shared: nn.Module, step: int, autocast: AbstractContextManager) -> float:
-        """Adds this step's gradients up and returns this process's share of the loss."""
-        prompts = self.of(step)
-        tokens, count = answer_tokens(prompts), self.processes.count
-        passes = self.schedule.passes(range(len(prompts)), rank=self.processes.rank, processes=count)
-        total = torch.zeros((), dtype=torch.float64)
-        for number, places in enumerate(passes):
-            # A process without examples runs some for nothing: the others wait for its part.
-            batch = collate([prompts[place] for place in places or [0]], self.pad_id)
-            waits = number + 1 < len(passes) and isinstance(shared, DistributedDataParallel)
-            with shared.no_sync() if waits else nullcontext():
-                with autocast:
-                    loss = answer_loss(shared, batch, tokens=tokens) * bool(places)
-                (loss * count).backward()  # processes give the mean of their gradients
-            total += loss.detach().cpu()
-        return total.item()
-
-
 class _Run:
     """One run of `fit`: the optimizer and how far it has come."""
 
@@ -123,7 +93,7 @@ class _Run:
         module: nn.Module,
         shared: nn.Module,
         dtypes: Mapping[str, torch.dtype],
-        data: _Data,
+        data: StepData,
         dev: DevScore | None,
         checkpoints: Checkpoints | None,
         autocast: AbstractContextManager,

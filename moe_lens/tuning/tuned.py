@@ -98,7 +98,6 @@ def tune(
     measured = dev_score(lens, dev, score, max_new_tokens=max_new_tokens, whole_model=not shard) if dev else None
 
     def attempt(tried: Schedule, trained: Trainable) -> Progress:
-        folder = None if out is None else Path(out) / "training" / f"rate-{tried.learning_rate:g}"
         told = run | {"trained": trained.fingerprint} | _told(tried)
         return fit(
             lens.module,
@@ -107,7 +106,7 @@ def tune(
             tried,
             pad_id=lens.tokenizer.pad_token_id,
             dev=measured,
-            checkpoints=None if folder is None else Checkpoints(folder, told, every=checkpoint_seconds),
+            checkpoints=None if out is None else Checkpoints(_folder(out, tried), told, every=checkpoint_seconds),
             shard=lens.architecture.layers if shard else (),
             label=f"{method.name}, rate {tried.learning_rate:g}",
         )
@@ -117,15 +116,32 @@ def tune(
             tqdm.write(f"{method.name}: {trained}")
         schedules = {rate: replace(schedule, learning_rate=rate) for rate in rates}
         courses = _try_all(lens, trained.names, schedules, lambda tried: attempt(tried, trained))
+    return _result(method.name, trained, schedules, courses, f"dev_{score}", len(fitted.dropped))
+
+
+def _folder(out: str | Path, schedule: Schedule) -> Path:
+    """Where the checkpoints of one rate's run are."""
+    return Path(out) / "training" / f"rate-{schedule.learning_rate:g}"
+
+
+def _result(
+    method: str,
+    trained: Trainable,
+    schedules: Mapping[float, Schedule],
+    courses: Mapping[float, Progress],
+    score: str,
+    dropped: int,
+) -> Tuned:
+    """What the courses, by learning rate, came to."""
     scores = {rate: nan if course.best_score is None else course.best_score for rate, course in courses.items()}
-    best = max(rates, key=scores.__getitem__)
+    best = max(scores, key=scores.__getitem__)
     return Tuned(
-        method=method.name,
+        method=method,
         trained=trained,
-        schedule=replace(schedule, learning_rate=best),
+        schedule=schedules[best],
         log=log_table(courses[best]),
-        candidates=pd.DataFrame(scores.items(), columns=["learning_rate", f"dev_{score}"]),
-        dropped=len(fitted.dropped),
+        candidates=pd.DataFrame(scores.items(), columns=["learning_rate", score]),
+        dropped=dropped,
         seconds=sum(course.seconds for course in courses.values()),
     )
 
