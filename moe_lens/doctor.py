@@ -4,26 +4,35 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import pandas as pd
+import torch
 from torch import nn
+from transformers import logging
 from typer import Exit, Option
 
 from moe_lens import console
 from moe_lens.architecture import MoEArchitecture
 from moe_lens.checks import CHECKS, PASSES, PROMPTS, run_checks
 from moe_lens.checks.found import describe, in_words
+from moe_lens.checks.page import MARKS, family_refusals, family_row, models_page, versions
 from moe_lens.checks.reference import bare_logits, padded
+from moe_lens.checks.survey import survey
 from moe_lens.errors import MoELensError
 from moe_lens.lens import MoELens
 from moe_lens.listed_experts import normalize
 from moe_lens.loading import load_skeleton
-from moe_lens.results import provenance
+from moe_lens.results import provenance, write_bytes
 
 
 def main(
-    model: Annotated[str, Option(help="'organism', 'organism:planted', a folder, or a hub id.")],
+    model: Annotated[str | None, Option(help="'organism', 'organism:planted', a folder, or a hub id.")] = None,
+    families: Annotated[
+        bool, Option("--families", help="Instead of a model, tiny ones of all families of the installed transformers.")
+    ] = False,
     checks: Annotated[str | None, Option(help=f"With commas, of {', '.join(CHECKS)}; default all.")] = None,
     prompt: Annotated[
         list[str] | None, Option(help="A text to check on (several times, of different lengths); default some.")
@@ -37,6 +46,7 @@ def main(
         bool, Option("--trust-remote-code", help="Run the Python code that some models bring beside their weights.")
     ] = False,
     as_json: Annotated[bool, Option("--json", help="Print JSON instead of tables.")] = False,
+    markdown: Annotated[Path | None, Option(help="With --families: write the page MODELS.md to this file.")] = None,
 ) -> None:
     """Say what is found in a model, and check that what is recorded and masked is right.
 
@@ -45,42 +55,94 @@ def main(
     \b
         python -m moe_lens.doctor --model organism
         python -m moe_lens.doctor --model FOLDER_OR_HUB_ID --config-only
+        python -m moe_lens.doctor --families
 
     The exit code is 1 if a check fails, 2 if the model cannot be read. A refusal is no failure: it says why something
     cannot be done exactly with this model.
     """
+    if families == (model is not None):
+        raise MoELensError("expected either --model or --families")
+    if markdown and (not families or checks):
+        raise MoELensError("--markdown needs --families, with all checks")
     names = None if checks is None else checks.split(",")
     unknown = sorted(set(names or ()) - set(CHECKS))
     if unknown:
         raise MoELensError(f"--checks must be among {', '.join(CHECKS)}; got {', '.join(unknown)}")
-    prompts = tuple(prompt or PROMPTS)
-    chosen = console.dtype_named(dtype)
-    skeleton = load_skeleton(model, dtype=chosen, trust_remote_code=trust_remote_code)
-    normalize(skeleton)
-    found = describe(skeleton, MoEArchitecture.of(skeleton))
-    if not as_json:
-        console.show(pd.DataFrame(in_words(found), columns=["what", "found"]), title=f"Found in {model}")
-    _say(f"weights: {_gigabytes(skeleton):.1f} GB in {found['dtype']}")
-    if config_only:
-        table = pd.DataFrame({"outcome": []})
+    if families:
+        table = _examine_families(names, as_json, markdown)
     else:
-        lens = MoELens.from_pretrained(
-            model, dtype=chosen, device_map=device, trust_remote_code=trust_remote_code
-        )
-        _say(_forecast(lens, prompts, names))
-        table = run_checks(lens, prompts, names=names, progress=True)
-    if as_json:
-        made_by = provenance(model=model, facts={"prompts": prompts, "dtype": found["dtype"], "device": device})
-        print(json.dumps({"found": found, "checks": plain_rows(table), "made_by": made_by}, indent=2))
-    elif not config_only:
-        console.show(readable(table), title=f"Checks of {model}")
+        load = Loading(model, console.dtype_named(dtype), device, trust_remote_code)
+        table = _examine(load, tuple(prompt or PROMPTS), names, config_only, as_json)
     if (table["outcome"] == "failed").any():
         raise Exit(1)
 
 
-def readable(table: pd.DataFrame) -> pd.DataFrame:
-    """The table of `run_checks` for people: errors as powers of ten, seconds, the detail last."""
-    shown = table[["check", "outcome", "error", "allowed", "seconds", "detail"]].copy()
+@dataclass(frozen=True)
+class Loading:
+    """Which model to load, and how."""
+
+    model: str
+    dtype: torch.dtype | None
+    device: str | None
+    trust_remote_code: bool
+
+
+def _examine(
+    load: Loading, prompts: Sequence[str], names: Sequence[str] | None, config_only: bool, as_json: bool
+) -> pd.DataFrame:
+    """Find and check one model and print the result; the table of `run_checks`, without rows if nothing is checked."""
+    skeleton = load_skeleton(load.model, dtype=load.dtype, trust_remote_code=load.trust_remote_code)
+    normalize(skeleton)
+    found = describe(skeleton, MoEArchitecture.of(skeleton))
+    if not as_json:
+        console.show(pd.DataFrame(in_words(found), columns=["what", "found"]), title=f"Found in {load.model}")
+    _say(f"weights: {_gigabytes(skeleton):.1f} GB in {found['dtype']}")
+    table = pd.DataFrame({"outcome": []})
+    if not config_only:
+        lens = MoELens.from_pretrained(
+            load.model, dtype=load.dtype, device_map=load.device, trust_remote_code=load.trust_remote_code
+        )
+        _say(_forecast(lens, prompts, names))
+        table = run_checks(lens, prompts, names=names, progress=True)
+    if as_json:
+        made_by = provenance(model=load.model, facts={"prompts": prompts, "device": load.device})
+        print(json.dumps({"found": found, "checks": plain_rows(table), "made_by": made_by}, indent=2))
+    elif not config_only:
+        console.show(readable(table), title=f"Checks of {load.model}")
+    return table
+
+
+def _examine_families(names: Sequence[str] | None, as_json: bool, markdown: Path | None) -> pd.DataFrame:
+    """Check a tiny model of every family and print the result; the table of `survey`."""
+    logging.set_verbosity_error()  # transformers says of many families which kernels they lack
+    table, found = survey(names=names, progress=True)
+    by_family = dict(list(table.groupby("family", sort=False)))
+    if markdown:
+        rows = [family_row(family, of_one, found.get(family)) for family, of_one in by_family.items()]
+        refusals = [item for family, of_one in by_family.items() for item in family_refusals(family, of_one)]
+        write_bytes(markdown, models_page(rows, refusals).encode())
+    if as_json:
+        made_by = provenance(model="families")
+        print(json.dumps({"found": found, "checks": plain_rows(table), "made_by": made_by}, indent=2))
+        return table
+    marks = table.assign(mark=table["outcome"].map(MARKS)).pivot(index="family", columns="check", values="mark")
+    marks = marks[list(dict.fromkeys(table["check"]))].reset_index()
+    console.show(marks, title=f"Tiny models of {len(by_family)} families under {versions()}")
+    for family, of_one in by_family.items():
+        for item in family_refusals(family, of_one):
+            print(item)
+    failed = table[table["outcome"] == "failed"]
+    if len(failed):
+        console.show(readable(failed, "family"), title="Failed")
+    worst = table.groupby("check", sort=False)[["error", "seconds"]].agg({"error": "max", "seconds": "sum"})
+    print("largest differences: " + ", ".join(f"{name} {error:.1g}" for name, error in worst["error"].items()))
+    print(f"{len(found)} of {len(by_family)} families are opened; {worst['seconds'].sum():.0f} s of checks")
+    return table
+
+
+def readable(table: pd.DataFrame, *first: str) -> pd.DataFrame:
+    """The table of `run_checks` for people: errors as powers of ten, seconds, the detail last; columns before them."""
+    shown = table[[*first, "check", "outcome", "error", "allowed", "seconds", "detail"]].copy()
     for column in ("error", "allowed"):
         shown[column] = [None if pd.isna(value) else f"{value:.1e}" if value else "0" for value in table[column]]
     shown["seconds"] = [f"{value:.1f}" for value in table["seconds"]]

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from remote_models import KINDS, remote_folder
 from moe_lens import console, doctor
 from moe_lens.checks import CHECKS, PASSES, PROMPTS, run_checks
 from moe_lens.checks.found import describe, numbers
+from moe_lens.checks.survey import survey
 from moe_lens.interventions import Zero
 from moe_lens.lens import MoELens
 
@@ -51,7 +53,9 @@ def test_a_failing_check_is_exit_code_1(run, monkeypatch):
         (["--model", "nowhere"], "cannot load 'nowhere'"),
         (["--model", "organism", "--checks", "zero,foo"], "got foo"),
         (["--model", "organism", "--dtype", "int8"], "dtype must be one of"),
-        (["--checks", "zero"], "--model"),
+        (["--checks", "zero"], "either --model or --families"),
+        (["--model", "organism", "--families"], "either --model or --families"),
+        (["--model", "organism", "--markdown", "page.md"], "--markdown needs --families"),
     ],
 )
 def test_bad_input_is_exit_code_2(run, arguments, said):
@@ -121,3 +125,30 @@ def test_finding_something_needs_no_weights_in_memory(monkeypatch, run):
     monkeypatch.setattr(torch.nn.Module, "load_state_dict", None)
     monkeypatch.setattr("moe_lens.lens.load_model", None)
     assert run("--model", "organism:planted", "--config-only")[0] == 0
+
+
+@pytest.fixture
+def three_families(monkeypatch):
+    monkeypatch.setattr(doctor, "survey", partial(survey, ["doge", "gemma4_text", "mixtral"]))
+
+
+def test_families_are_checked_and_the_page_is_written(run, three_families, tmp_path):
+    code, out, _ = run("--families", "--markdown", tmp_path / "MODELS.md")
+    assert code == 0
+    assert "2 of 3 families are opened" in out
+    assert "- `gemma4_text`, weights rule: gating weights do not follow from the logits alone" in out
+    page = (tmp_path / "MODELS.md").read_text(encoding="utf-8")
+    assert "| `mixtral` | softmax, renormalised | ✓ | ✓ | ✓ | ✓ | ✓ | ✓ | ✓ | ✓ | ✓ |" in page
+    assert "| `gemma4_text` | softmax, renormalised, with a learned scale of each expert | ✓ | – | ✓ |" in page
+    assert "| `doge` | not opened | – | – | – | – | – | – | – | – | – |" in page
+    assert "- `doge`, everything: " in page
+
+
+def test_families_as_json_and_a_failure_among_them(run, three_families, monkeypatch):
+    monkeypatch.setattr(Zero, "__call__", lambda self, layer, routing: routing)
+    code, out, _ = run("--families", "--json", "--checks", "zero")
+    told = json.loads(out)
+    assert code == 1
+    outcomes = {row["family"]: row["outcome"] for row in told["checks"]}
+    assert outcomes == {"doge": "refused", "gemma4_text": "failed", "mixtral": "failed"}
+    assert set(told["found"]) == {"gemma4_text", "mixtral"}

@@ -15,11 +15,11 @@ from typing import Annotated, Any
 
 import pandas as pd
 import torch
-from paper_models import OLMOE
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 from typer import Option
 
 from moe_lens import ExpertSet, MoELens, MoELensError, Zero, console
+from moe_lens.architecture.paper_models import OLMOE
 from moe_lens.loading import load_tokenizer
 from moe_lens.results import provenance, write_table
 

@@ -2,22 +2,34 @@
 
 from dataclasses import dataclass
 
+import torch
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
+
 
 @dataclass(frozen=True)
 class PaperModel:
     """A model of Table 7.
 
-    model_type: of transformers, None where it ships only with code of its own. settings: of its configuration.
+    model_type: of transformers. settings: of its configuration.
     activated, total: billions of parameters, as the table has them. top_k, n_experts: likewise.
+    without_embedding: which of "total" and "activated" the table gives without the embedding.
+    own_code: whether it ships with code of its own, so that `model_type` is another with the same parts.
     """
 
     name: str
-    model_type: str | None
+    model_type: str
     settings: dict
     activated: float
     total: float
     top_k: int
     n_experts: int
+    without_embedding: tuple[str, ...] = ()
+    own_code: bool = False
+
+    def skeleton(self) -> PreTrainedModel:
+        """The model on the meta device, without weights."""
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(CONFIG_MAPPING[self.model_type](**self.settings))
 
 
 OLMOE = PaperModel(
@@ -75,10 +87,11 @@ DEEPSEEK_V2_LITE = PaperModel(
     total=15.7,
     top_k=6,
     n_experts=64,
+    without_embedding=("activated",),
 )
 MINICPM_MOE = PaperModel(
     name="MiniCPM-MoE-8x2B",
-    model_type=None,
+    model_type="mixtral",
     settings={
         "vocab_size": 122753,
         "hidden_size": 2304,
@@ -86,7 +99,7 @@ MINICPM_MOE = PaperModel(
         "num_hidden_layers": 40,
         "num_attention_heads": 36,
         "num_key_value_heads": 36,
-        "num_experts": 8,
+        "num_local_experts": 8,
         "num_experts_per_tok": 2,
         "tie_word_embeddings": True,
     },
@@ -94,6 +107,8 @@ MINICPM_MOE = PaperModel(
     total=13.6,
     top_k=2,
     n_experts=8,
+    without_embedding=("total", "activated"),
+    own_code=True,
 )
 MIXTRAL = PaperModel(
     name="Mixtral-8x7B",
@@ -114,3 +129,6 @@ MIXTRAL = PaperModel(
     top_k=2,
     n_experts=8,
 )
+
+PAPER_MODELS = (OLMOE, DEEPSEEK_V2_LITE, MINICPM_MOE, MIXTRAL)
+"""In the order of the table."""
