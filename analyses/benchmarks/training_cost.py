@@ -23,12 +23,12 @@ from typing import Annotated
 import pandas as pd
 import peft
 import torch
-from paper_models import OLMOE
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 from typer import Option
 
 from moe_lens import ExpertSet, MoELens, MoELensError, console
+from moe_lens.architecture.paper_models import OLMOE
 from moe_lens.data import Batch, Encoded, collate
 from moe_lens.loading import load_tokenizer
 from moe_lens.results import provenance, write_table
