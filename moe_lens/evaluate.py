@@ -54,6 +54,9 @@ def main(
     max_new_tokens: Annotated[int, Option(help="Longest answer, in tokens.")] = 16,
     dtype: Annotated[str | None, Option(help="float32, bfloat16 or float16; default the checkpoint's own.")] = None,
     device: Annotated[str | None, Option(help="As transformers' device_map: cpu, cuda, auto, …")] = None,
+    trust_remote_code: Annotated[
+        bool, Option("--trust-remote-code", help="Run the Python code that some models bring beside their weights.")
+    ] = False,
     seed: Annotated[int, Option(help="Of the bootstrap and the permutation tests.")] = 0,
 ) -> None:
     """Score a model's answers, as it is and with experts masked.
@@ -76,7 +79,13 @@ def main(
     processes = PartialState(timeout=PATIENCE)
     if device is None and processes.num_processes > 1:
         device = str(processes.device)
-    lens = MoELens.from_pretrained(model, delta=delta, dtype=console.dtype_named(dtype), device_map=device)
+    lens = MoELens.from_pretrained(
+        model,
+        delta=delta,
+        dtype=console.dtype_named(dtype),
+        device_map=device,
+        trust_remote_code=trust_remote_code,
+    )
     fitted = reading.fit(loaded, lens.tokenizer, of=data)
     examples = fitted.examples
     facts = {"dtype": dtype, "mode": mode, "max_new_tokens": max_new_tokens, "batch_size": batch_size}

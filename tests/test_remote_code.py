@@ -10,6 +10,7 @@ from conftest import most_used
 from remote_models import KINDS, build, remote_folder
 from safetensors.torch import load_file
 
+from moe_lens import console, evaluate
 from moe_lens.architecture import MoEArchitecture
 from moe_lens.errors import MoELensError
 from moe_lens.interventions import Reroute, Zero
@@ -17,6 +18,7 @@ from moe_lens.lens import MoELens
 from moe_lens.listed_experts import IndexedExperts, normalize, restore
 from moe_lens.loading import load_model
 from moe_lens.remote_code import load_remote
+from moe_lens.results import read_table
 from moe_lens.routing import ScoringRule
 
 pytestmark = pytest.mark.filterwarnings("ignore:The attention mask API")  # as old modeling files use it
@@ -247,3 +249,16 @@ def test_a_command_line_names_the_option(folder, tmp_path):
     run = subprocess.run([sys.executable, *line], capture_output=True, text=True, check=False)
     assert run.returncode == 2
     assert "--trust-remote-code" in run.stderr
+
+
+def test_evaluation_runs_the_code_only_when_asked(folder, tmp_path, monkeypatch, capsys):
+    data = tmp_path / "data.json"
+    data.write_text(json.dumps([{"context": "a cat sat", "question": "who sat?", "answer": "a cat"}]))
+    line = f"evaluate --model {folder} --data {data} --max-new-tokens 2 --out {tmp_path / 'out'}".split()
+    for asked, code in (([], 2), (["--trust-remote-code"], 0)):
+        monkeypatch.setattr(sys, "argv", line + asked)
+        with pytest.raises(SystemExit) as end:
+            console.run(evaluate.main)
+        assert end.value.code == code
+    assert "--trust-remote-code" in capsys.readouterr().err
+    assert len(read_table(tmp_path / "out" / "answers.parquet")) == 1

@@ -31,6 +31,7 @@ def describe(module: nn.Module, architecture: MoEArchitecture) -> dict[str, Any]
         "shared_experts": architecture.n_shared_experts,
         "scoring": {**asdict(architecture.scoring), "in_words": str(architecture.scoring)},
         "scale_after_experts": site.scale_after,
+        "passed_through_after_experts": list(site.passed_through),
         "selection_bias": site.observed.selection_bias,
         "groups": list(architecture.groups) if architecture.groups else None,
         "layers_choosing_by_token": [one.layer for one in architecture.moe if one.observed.chooses_by_token],
@@ -53,6 +54,7 @@ def in_words(found: dict[str, Any]) -> list[tuple[str, str]]:
     groups = found["groups"]
     parameters = f"{_large(found['parameters'])}, of which a token uses {_large(found['activated_parameters'])}"
     within = f"; embedding {_large(found['embedding_parameters'])}, head {_large(found['head_parameters'])}"
+    after = ", ".join([f"x {found['scale_after_experts']:g}", *found["passed_through_after_experts"]])
     attention = f"{found['attention_module']}, in layers {numbers(found['attention_layers'])}"
     return [
         ("model", f"{found['class']} ({found['model_type']}), {found['dtype']}"),
@@ -61,7 +63,7 @@ def in_words(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("MoE layers", numbers(found["moe_layers"])),
         ("experts", f"{found['experts']} routed, {found['top_k']} per token; {found['shared_experts']} shared"),
         ("gating weights", found["scoring"]["in_words"]),
-        ("scale after the experts", f"{found['scale_after_experts']:g}"),
+        ("after the experts", after),
         ("selection bias", found["selection_bias"] or "none"),
         ("groups of experts", f"{groups[0]}, a token may choose from {groups[1]}" if groups else "none"),
         ("chosen by token id", numbers(found["layers_choosing_by_token"])),

@@ -143,6 +143,7 @@ def routing_in_words(found: Mapping[str, Any]) -> str:
     groups, by_token, scale = found["groups"], found["layers_choosing_by_token"], found["scale_after_experts"]
     parts = [found["scoring"]["in_words"]]
     parts += [f"x {scale:g} after the experts"] * (scale != 1)
+    parts += ["more modules after the experts"] * bool(found["passed_through_after_experts"])
     parts += ["selection bias"] * bool(found["selection_bias"])
     parts += ["groups"] * bool(groups)
     parts += ["first layers by token id"] * bool(by_token)
