@@ -35,6 +35,7 @@ def transfer_figure(table: pd.DataFrame) -> go.Figure:
         ygap=2,
         hovertext=cells["text"][columns].to_numpy(),
         hoverinfo="text",
+        showlegend=False,
         colorbar={"title": {"text": "EM gain", "side": "right"}, "thickness": 14, "outlinewidth": 0, "nticks": 5},
     )
     figure = go.Figure(heat)
@@ -44,7 +45,7 @@ def transfer_figure(table: pd.DataFrame) -> go.Figure:
             figure.add_annotation(
                 x=column,
                 y=row,
-                text=f"<b>{gain[i, j]:+.2f}</b>" if sure[i, j] else f"{gain[i, j]:+.2f}",
+                text=f"<b>{gain[i, j]:+z.2f}</b>" if sure[i, j] else f"{gain[i, j]:+z.2f}",
                 showarrow=False,
                 font={"color": "white" if strong else style.INK},
             )
