@@ -43,6 +43,9 @@ EPOCHS = 1
 class Study:
     """One model on some tasks, in a run directory where tuned models and answers are kept for the next script.
 
+    What is kept is used again only where all of its provenance is the same, exact package versions included: after an
+    upgrade everything is computed anew.
+
     tasks: names for `load_examples`, each with train, dev and test splits. limit: examples of every split, None for
     all; test_limit: of the test split if that is fewer. schedule: of every tuning; its seed is that of scripts that
     show one training, and of what is drawn at random. rates: by what learns (`Recipe.kind`), tried with that seed; the
