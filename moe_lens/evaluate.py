@@ -1,22 +1,22 @@
 """Evaluation from the command line: `python -m moe_lens.evaluate --help`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-from accelerate import PartialState
 from typer import Option
 
 from moe_lens import console, options
 from moe_lens.delta import weights_digest
 from moe_lens.errors import MoELensError
 from moe_lens.evaluation import DEFAULT_METRICS
-from moe_lens.interventions import MODES
+from moe_lens.interventions import MODES, Intervention
 from moe_lens.judge import Judge
 from moe_lens.lens import MoELens
-from moe_lens.masking import Choice, choose
+from moe_lens.masking import choose
 from moe_lens.metrics import METRICS, metrics_named
 from moe_lens.organism import planted_experts
-from moe_lens.outputs import PATIENCE
+from moe_lens.parallel import connected
 from moe_lens.results import provenance, write_table
 from moe_lens.scores import SCORES
 
@@ -68,17 +68,14 @@ def main(
 
     Several processes share the work: torchrun --nproc-per-node 2 -m moe_lens.evaluate …
     """
-    if mode not in MODES:
-        raise MoELensError(f"--mode must be one of {', '.join(MODES)}; got {mode!r}")
     names = [metric.name for metric in metrics_named(metrics.split(","))]
-    if (judge is None) != (judge_model is None):
-        raise MoELensError("--judge and --judge-model belong together; give both or neither")
+    asked = _judge(judge, judge_model, out)
+    interventions = _interventions(mask or [], mode, model)
     reading = options.Reading(columns, skip_bad, max_length, too_long)
     loaded = reading.load(data, split=split, limit=limit)
-    sets = [_set(specification, model) for specification in dict.fromkeys(mask or [])]
-    processes = PartialState(timeout=PATIENCE)
+    processes = connected()
     if device is None and processes.num_processes > 1:
-        device = str(processes.device)
+        device = "cpu" if processes.device.type == "cpu" else str(processes.device)
     lens = MoELens.from_pretrained(
         model,
         delta=delta,
@@ -87,17 +84,16 @@ def main(
         trust_remote_code=trust_remote_code,
     )
     fitted = reading.fit(loaded, lens.tokenizer, of=data)
-    examples = fitted.examples
     facts = {"dtype": dtype, "mode": mode, "max_new_tokens": max_new_tokens, "batch_size": batch_size}
     facts |= reading.facts(fitted) | {"weights": weights_digest(lens.module)}
-    made_by = provenance(model=model, delta=delta, data=examples, facts=facts)
+    made_by = provenance(model=model, delta=delta, data=fitted.examples, facts=facts)
     found = lens.evaluate(
-        examples,
-        {choice.intervention: MODES[mode](choice.experts) for choice in sets},
+        fitted.examples,
+        interventions,
         metrics=names,
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
-        judge=None if judge is None else Judge(judge_model, judge, cache=out / "judge"),
+        judge=asked,
         out=out,
         made_by=made_by,
         progress=processes.is_main_process,
@@ -108,16 +104,28 @@ def main(
     made_by |= {"seed": seed, "metrics": names, "judge": judge_model}
     write_table(found.answers, out / "answers.parquet", made_by)
     write_table(found.summary, out / "summary.parquet", made_by)
-    console.show(found.summary, title=f"{len(examples)} examples of {data}")
+    console.show(found.summary, title=f"{len(fitted.examples)} examples of {data}")
     print(f"written to {out}: answers.parquet, summary.parquet")
 
 
-def _set(specification: str, model: str) -> Choice:
-    """The experts that --mask names without a score."""
-    if specification.partition(":")[0] in SCORES:
-        raise MoELensError(f"--mask takes no scores; give {specification!r} to python -m moe_lens.intervene")
-    [choice] = choose(specification, tables={}, planted=lambda: planted_experts(model))
-    return choice
+def _judge(base_url: str | None, name: str | None, out: Path) -> Judge | None:
+    """The judge of --judge and --judge-model."""
+    if (base_url is None) != (name is None):
+        raise MoELensError("--judge and --judge-model belong together; give both or neither")
+    return None if base_url is None else Judge(name, base_url, cache=out / "judge")
+
+
+def _interventions(masks: Sequence[str], mode: str, model: str) -> dict[str, Intervention]:
+    """An intervention for each --mask, which names experts without a score."""
+    if mode not in MODES:
+        raise MoELensError(f"--mode must be one of {', '.join(MODES)}; got {mode!r}")
+    named = {}
+    for mask in masks:
+        if mask.partition(":")[0] in SCORES:
+            raise MoELensError(f"--mask takes no scores; give {mask!r} to python -m moe_lens.intervene")
+        [choice] = choose(mask, tables={}, planted=lambda: planted_experts(model))
+        named[choice.intervention] = MODES[mode](choice.experts)
+    return named
 
 
 if __name__ == "__main__":

@@ -4,18 +4,17 @@ import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from tqdm import tqdm
 
 from moe_lens.data import Example, PromptTemplate
 from moe_lens.interventions import Intervention
 from moe_lens.metrics.table import OPTIONS, PREDICTION
+from moe_lens.parallel import connected
 from moe_lens.results import read_if_made_by, write_table
 
 if TYPE_CHECKING:
@@ -23,8 +22,6 @@ if TYPE_CHECKING:
 
 SHARD_BATCHES = 8
 """Batches in a part: what an interruption can cost, and the share that one process takes at a time."""
-PATIENCE = timedelta(hours=12)
-"""How long a process waits for the others."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +76,7 @@ def outputs(
         for what in reads
         for number, places in enumerate(shards)
     ]
-    state = PartialState(timeout=PATIENCE)
+    state = connected()
     own = units[state.process_index :: state.num_processes]
     found = []
     with tqdm(total=sum(len(unit.places) for unit in own), unit="answer", disable=not run.progress) as bar:
@@ -95,7 +92,7 @@ def outputs(
 
 def from_first_process(make: Callable[[], Any]) -> Any:
     """What `make` gives in the first process, in all of them."""
-    state = PartialState(timeout=PATIENCE)
+    state = connected()
     made = [make() if state.is_main_process else None]
     return broadcast_object_list(made)[0]
 

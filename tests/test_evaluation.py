@@ -250,7 +250,8 @@ def test_two_processes_and_resumed_ones_write_the_bytes_of_one(tmp_path):
     for part in parts[1::2]:
         part.unlink()
     (tmp_path / "run" / "answers.parquet").unlink()
-    command(*RUN, "--out", "run", folder=tmp_path, processes=2)
+    shared = command(*RUN, "--out", "run", folder=tmp_path, processes=2)
+    assert shared.count("written to run") == 1, "each process did all of the work"
     assert {name: (tmp_path / "run" / name).read_bytes() for name in names} == alone
     (tmp_path / "run").rename(tmp_path / "first")
     command(*RUN, "--out", "run", folder=tmp_path, processes=2)

@@ -24,6 +24,7 @@ GROUPS = (
         "positions", "record", "batching", "delta", "interventions", "statistics", "attention", "vocabulary", "plots",
         "views", "console", "options",
     ),
+    ("parallel",),
     ("judge", "outputs", "evaluation"),
     ("listed_experts", "sizes"),
     ("accessors", "applying", "running", "lens"),

@@ -1,18 +1,16 @@
 """The processes that train one model together: each takes its share of every step, on its own device."""
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from accelerate import PartialState
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from moe_lens.errors import MoELensError
+from moe_lens.parallel import connected
 
 
 @dataclass(frozen=True)
@@ -32,12 +30,7 @@ class Processes:
 
         Raises MoELensError if they were left unconnected by another's first call, since each would train on its own.
         """
-        state = PartialState(cpu=not torch.accelerator.is_available())  # else it sees no processes without accelerators
-        if state.num_processes != int(os.environ.get("WORLD_SIZE", 1)):
-            raise MoELensError(
-                f"a launcher started {os.environ['WORLD_SIZE']} processes and accelerate sees {state.num_processes}; "
-                "on the CPU let nothing use accelerate before, or call accelerate.PartialState(cpu=True) first"
-            )
+        state = connected()
         return cls(state.process_index, state.num_processes, state.device)
 
     @property
