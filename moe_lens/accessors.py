@@ -85,9 +85,10 @@ class TraceReader:
     def expert_outputs(self, layer: int, kept: Tensor | None = None) -> Tensor:
         """What each selected expert makes of its token, before its gating weight, [batch, row, k, d_model].
 
-        From a second call of the experts, one expert at a time. kept: positions, int64 [row]; None for all. The sum
-        over k of gating weight times output is the experts' output (times `MoELayer.scale_after`, the block's).
-        Raises MoELensError where experts are not called with selected experts.
+        From a second call of the experts, one expert at a time, where they do not give single outputs themselves. kept:
+        positions, int64 [row]; None for all. The sum over k of gating weight times output is the experts' output,
+        less `MoELayer.added`; the block multiplies it by `MoELayer.scale_after`.
+        Raises MoELensError where an expert has no output before its gating weight.
         """
         site, experts = self.architecture.at(layer), self.experts(layer)
         if site.no_single_outputs:
@@ -98,6 +99,10 @@ class TraceReader:
         indices = self.selected_experts(layer)
         batch, width, k = indices.shape
         rows = torch.arange(width, device=indices.device) if kept is None else kept
+        if site.outputs_module is not None:
+            call = getattr(self.model.get(site.gating_module), site.gating_side)
+            single = site.in_slots(call, self.model.get(site.outputs_module).output)
+            return single.view(batch, width, k, -1)[:, rows]
         tokens = (torch.arange(batch, device=indices.device)[:, None] * width + rows).flatten()
         arguments, named = site.each_selected(experts.inputs, None if kept is None else tokens)
         return experts(*arguments, **named).reshape(batch, len(rows), k, -1)

@@ -86,37 +86,51 @@ class ScoringRule:
             chosen = chosen / chosen.sum(-1, keepdim=True)
         return chosen * self.scale
 
+    def fitted(self, logits: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
+        """The gating weights [..., k] that the rule allows next to `weights` [..., k], float32.
+
+        Those of `weights()`. What the logits do not give (`also`) is taken from `weights`: one factor per token, or one
+        per expert, the mean over its tokens.
+        """
+        if not self.also:
+            return self.weights(logits, indices)
+        bare = replace(self, also="").weights(logits, indices)
+        if self.also == SHARED_IN_SUM:
+            return bare * (weights.float().sum(-1, keepdim=True) / bare.sum(-1, keepdim=True))
+        factors = (weights.float() / bare).flatten()
+        count, total = torch.zeros(2, logits.shape[-1], device=logits.device)
+        count.index_add_(0, indices.flatten(), torch.ones_like(factors))
+        total.index_add_(0, indices.flatten(), factors)
+        return bare * (total / count.clamp(min=1))[indices]
+
     def scores(self, logits: Tensor, indices: Tensor) -> Tensor:
         """Scores of the experts `indices`, before renormalising and scaling, float32 [..., k]."""
         return SCORES[self.score](logits).gather(-1, indices)
 
 
-def recognize_rule(logits: Tensor, indices: Tensor, weights: Tensor, *, margin: float = 0.0) -> ScoringRule | None:
+def recognize_rule(
+    logits: Tensor, indices: Tensor, weights: Tensor, *, margin: float = 0.0, scores_shared: bool = False
+) -> ScoringRule | None:
     """The rule that reproduces a router's `weights` [token, k] from `logits` [token, expert], or None.
 
     The scale is fitted by least squares; a rule is found when every weight agrees to 1e-4 of the largest. Rules in
     which a factor per token or per expert is not known are tried last. margin: of scoring in turn, where a router
-    has one.
+    has one. scores_shared: whether the router makes logits of shared experts, too, which are not among `logits`; only
+    then a factor per token is taken for their share, since of softmax scores, all weights proportional to exp(logit)
+    would be one.
     """
     target = weights.float()
     rules = [ScoringRule(score, renormalizes) for score in SCORES for renormalizes in (False, True)]
-    if margin:
-        rules.append(ScoringRule(IN_TURN, False, margin=margin))
-    for rule in rules:
+    for rule in [*rules, *([ScoringRule(IN_TURN, False, margin=margin)] if margin else [])]:
         unscaled = rule.weights(logits, indices)
         scale = ((target * unscaled).sum() / unscaled.square().sum()).item()
         if _agree(scale * unscaled, target):
             return replace(rule, scale=round(scale, 4))
-    for rule in rules[: 2 * len(SCORES)]:
-        unscaled = rule.weights(logits, indices)
-        # Of softmax scores every weight proportional to exp(logit) would be such a share, whatever made it.
-        shared = rule.renormalizes and rule.score == "sigmoid"
-        if shared and _agree(unscaled, target / target.sum(-1, keepdim=True)):
-            return replace(rule, also=SHARED_IN_SUM)
-        ratio = target / unscaled
-        per_expert = torch.zeros(logits.shape[-1]).scatter(0, indices.flatten(), ratio.flatten())
-        if _agree(per_expert[indices] * unscaled, target):
-            return replace(rule, also=SCALE_PER_EXPERT)
+    for rule in rules:
+        found = [SHARED_IN_SUM] * (scores_shared and rule.renormalizes) + [SCALE_PER_EXPERT]
+        for open_rule in (replace(rule, also=also) for also in found):
+            if _agree(open_rule.fitted(logits, indices, target), target):
+                return open_rule
     return None
 
 

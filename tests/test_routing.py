@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from moe_lens.routing import Routing, ScoringRule, recognize_rule
+from moe_lens.errors import MoELensError
+from moe_lens.routing import SCALE_PER_EXPERT, SHARED_IN_SUM, Routing, ScoringRule, recognize_rule
 
 LOGITS = torch.log(torch.tensor([[[1.0, 2.0, 3.0, 4.0], [4.0, 3.0, 2.0, 1.0]]]))
 INDICES = torch.tensor([[[3, 2], [0, 1]]])
@@ -51,3 +52,29 @@ def test_weights_of_no_rule_are_not_recognised():
     logits = torch.randn(32, 8, generator=torch.Generator().manual_seed(1))
     indices = logits.topk(3).indices
     assert recognize_rule(logits, indices, logits.gather(-1, indices).exp()) is None
+
+
+@pytest.mark.parametrize("score", ["softmax", "sigmoid"])
+def test_a_share_of_shared_experts_is_only_taken_for_one_where_the_router_scores_them(score):
+    logits = torch.randn(32, 9, generator=torch.Generator().manual_seed(1))
+    indices = logits[:, :8].topk(3).indices
+    with_shared = torch.cat([indices, torch.full((32, 1), 8)], -1)
+    weights = 2.0 * ScoringRule(score, renormalizes=True).weights(logits, with_shared)[:, :3]
+    rule = recognize_rule(logits[:, :8], indices, weights, scores_shared=True)
+    assert (rule.score, rule.also) == (score, SHARED_IN_SUM)
+    torch.testing.assert_close(rule.fitted(logits[:, :8], indices, weights), weights)
+    assert not torch.allclose(rule.fitted(logits[:, :8], indices, weights.flip(-1)), weights.flip(-1))
+    assert recognize_rule(logits[:, :8], indices, weights) is None
+    with pytest.raises(MoELensError, match="share of the shared experts enters them too"):
+        rule.weights(logits[:, :8], indices)
+
+
+def test_a_scale_of_each_expert_is_found_and_held_to():
+    logits = torch.randn(64, 8, generator=torch.Generator().manual_seed(1))
+    indices = logits.topk(3).indices
+    scales = torch.arange(1.0, 9.0)
+    weights = ScoringRule("softmax", renormalizes=True).weights(logits, indices) * scales[indices]
+    rule = recognize_rule(logits, indices, weights)
+    assert (rule.score, rule.renormalizes, rule.also) == ("softmax", True, SCALE_PER_EXPERT)
+    torch.testing.assert_close(rule.fitted(logits, indices, weights), weights)
+    assert not torch.allclose(rule.fitted(logits, indices, weights**2), weights**2, rtol=1e-2)

@@ -1,6 +1,5 @@
 """MoELayer: where the modules of one MoE layer are, and how to read and edit what goes through them."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -53,6 +52,20 @@ class MoELayer:
         """Path of the module at whose call the gating is read and edited."""
         return self.experts
 
+    @property
+    def outputs_module(self) -> str | None:
+        """Path of a module that puts out what every selected expert gives, in the router's order; None without."""
+        return None
+
+    @property
+    def added(self) -> str | None:
+        """Path of a parameter [d_model] that the experts' own module adds to the sum of their outputs."""
+        return None
+
+    def in_slots(self, call: Any, outputs: Tensor) -> Tensor:
+        """The `outputs_module`'s output [slot, d_model] as [token, k, d_model]; call: that of `gating_module`."""
+        raise NotImplementedError
+
     def decision(self, output: Any) -> tuple[Tensor, Tensor, Tensor]:
         """A router's output as logits [token, expert], indices [token, k], weights [token, k].
 
@@ -91,18 +104,6 @@ class MoELayer:
         ones[:, 0] = 1
         single = single.expand(-1, self.slots_per_call)
         return _replaced(_replaced(repeated, self.index_argument, single), self.weight_argument, ones)
-
-    def renumbered(self, output: Any, full: Callable[[Tensor, float], Tensor], kept: Tensor) -> Any:
-        """The output of a router that has only the experts `kept` [expert], in the numbers of the whole layer's.
-
-        full: spreads [token, kept expert] over all experts, with a given value for the others.
-        """
-        if self.observed.output_slots is None:
-            return full(output, -torch.inf)
-        logits, _, indices = self.observed.output_slots
-        lowest = 0.0 if self.observed.returns_probabilities else -torch.inf
-        changed = {logits: full(output[logits], lowest), indices: kept.to(output[indices].device)[output[indices]]}
-        return tuple(changed.get(slot, part) for slot, part in enumerate(output))
 
     def output_weights(self, module: nn.Module) -> list[list[Tensor]]:
         """Per routed expert of `module`, the whole model, its last weight and bias, if any; writing to them changes it.
@@ -145,17 +146,12 @@ class ScoredInputs(MoELayer):
     def with_gating(self, call: Any, indices: Tensor, weights: Tensor) -> Any:
         return torch.zeros_like(call[0]).scatter(-1, indices, weights), *call[1:]
 
-    def renumbered(self, output: Any, full: Callable[[Tensor, float], Tensor], kept: Tensor) -> Any:
-        return full(output[0], 0.0), full(output[1], -torch.inf)
-
-
 
 @dataclass(frozen=True)
 class SortedSlots(MoELayer):
     """Experts that get the tokens sorted by expert: the router returns the order, tokens, weights, counts, logits."""
 
     gating_side: ClassVar[str] = "output"
-    no_single_outputs: ClassVar[str] = "experts are not called with selected experts"
 
     @property
     def gating_module(self) -> str:
@@ -179,13 +175,18 @@ class SortedSlots(MoELayer):
             raise MoELensError(f"the experts chosen by {self.router!r} cannot be replaced; change their weights only")
         return (*call[:2], weights.flatten()[call[0]], *call[3:])
 
-    def renumbered(self, output: Any, full: Callable[[Tensor, float], Tensor], kept: Tensor) -> Any:
-        logits = full(output[4], -torch.inf)
-        counts = [0] * logits.shape[-1]
-        for expert, count in zip(kept.tolist(), output[3], strict=True):
-            counts[expert] = count
-        return (*output[:3], counts, logits)
+    @property
+    def outputs_module(self) -> str:
+        return f"{self.experts}.output_linear"
 
+    @property
+    def added(self) -> str:
+        return f"{self.experts}.bias"
+
+    def in_slots(self, call: Any, outputs: Tensor) -> Tensor:
+        ordered = torch.empty_like(outputs)
+        ordered[call[0]] = outputs
+        return ordered.view(-1, self.observed.top_k, outputs.shape[-1])
 
 
 @dataclass(frozen=True)

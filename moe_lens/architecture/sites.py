@@ -79,6 +79,7 @@ def find_sites(model: nn.Module, modules: dict[str, nn.Module]) -> list[Site]:
     found = {path: names for path, module in modules.items() if (names := _gating_arguments(module))}
     sites = [_standard(path, names, modules) for path, names in found.items()]
     sites = sites or [site for path in modules if (site := _unusual(path, modules))]
+    _refuse_product_keys(modules)
     if not sites:
         raise MoELensError(
             f"{type(model).__name__} has no MoE layers: expected experts called with selected experts "
@@ -117,6 +118,16 @@ def _unusual(path: str, modules: dict[str, nn.Module]) -> Site | None:
     return Site(kind, block, path, child(block, ("experts",), modules) or block)
 
 
+def _refuse_product_keys(modules: dict[str, nn.Module]) -> None:
+    """MoELensError for doge's blocks, which split the scores of the whole batch between two sets of keys."""
+    for path, module in modules.items():
+        if type(module).__name__ == "DogeCDMoE":
+            raise MoELensError(
+                f"{path!r} finds its experts by product keys, from scores that it mixes over the tokens of the batch, "
+                "so that a token has no routing of its own to read or to change; choose a model with a router"
+            )
+
+
 def _gating_arguments(module: nn.Module) -> tuple[tuple[int, str], tuple[int, str]] | None:
     """(position, name) of the selected experts and the weights in the module's forward, None without them."""
     # The class's forward: a tracing library may have replaced the instance's by one without these names.
@@ -135,7 +146,9 @@ def _observe(site: Site, modules: dict[str, nn.Module]) -> ObservedRouter:
     draft = _draft(site, output, slots, router, block)
     (probe, decided), (_, other) = _two_calls(draft, router, block)
     logits, indices, _ = decided
-    rule, again = (_rule(*seen, router, site.router) for seen in (decided, other))
+    map_width = probe.map_width(logits.shape[-1])
+    shared = map_width > logits.shape[-1]
+    rule, again = (_rule(*seen, router, site.router, scores_shared=shared) for seen in (decided, other))
     if rule != again:
         raise MoELensError(f"the router at {site.router!r} follows {rule} or {again}; expected one rule")
     return ObservedRouter(
@@ -144,7 +157,7 @@ def _observe(site: Site, modules: dict[str, nn.Module]) -> ObservedRouter:
         scoring=rule,
         output_slots=slots,
         returns_probabilities=draft.observed.returns_probabilities,
-        map_width=probe.map_width(logits.shape[-1]),
+        map_width=map_width,
         selection_bias=_selection_bias(draft, probe, block, logits, indices),
         chooses_by_token=probe.chooses_by_token,
     )
@@ -203,10 +216,14 @@ def _decided(draft: MoELayer, output: Any, block: nn.Module) -> tuple[Tensor, Te
     return output, indices, weights
 
 
-def _rule(logits: Tensor, indices: Tensor, weights: Tensor, router: nn.Module, path: str) -> ScoringRule:
+def _rule(
+    logits: Tensor, indices: Tensor, weights: Tensor, router: nn.Module, path: str, *, scores_shared: bool
+) -> ScoringRule:
     used = _used(weights)
     margin = 2 * (getattr(router, "router_jitter_noise", None) or 0.0)
-    rule = recognize_rule(logits[used], indices[used], weights[used], margin=margin)
+    rule = recognize_rule(
+        logits[used], indices[used], weights[used], margin=margin, scores_shared=scores_shared
+    )
     if rule is None:
         raise MoELensError(
             f"the router at {path!r} turns logits into gating weights by a rule that is not known; known are softmax, "

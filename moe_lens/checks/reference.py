@@ -1,7 +1,6 @@
 """What a check compares with: the bare model under plain torch hooks or changed weights, without any tracing."""
 
-import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -52,6 +51,23 @@ def watching(module: nn.Module, paths: Sequence[str], side: str) -> Iterator[dic
     handles = [getattr(found, register)(keep(path), with_kwargs=True) for path, found in modules.items()]
     try:
         yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def given_streams(module: nn.Module, streams: Mapping[str, Any]) -> Iterator[None]:
+    """Inside the block each module takes the first argument of the call in `streams`, by path, for its own."""
+
+    def hook_on(path: str) -> Callable:
+        (first, *_), _ = streams[path]
+        return lambda _, arguments, named: ((first, *arguments[1:]), named)
+
+    layers = {path: module.get_submodule(path) for path, (arguments, _) in streams.items() if arguments}
+    handles = [layer.register_forward_pre_hook(hook_on(path), with_kwargs=True) for path, layer in layers.items()]
+    try:
+        yield
     finally:
         for handle in handles:
             handle.remove()
@@ -111,77 +127,3 @@ def without_last_weights(lens: MoELens, experts: ExpertSet) -> Iterator[None]:
     finally:
         for weight, old in saved:
             weight.copy_(old)
-
-
-@contextmanager
-def deleted(lens: MoELens, experts: ExpertSet) -> Iterator[None]:
-    """Inside the block each layer's router is one that has no rows for these experts, as if they were deleted.
-
-    Its choice among the others is given back in their old numbers, to the experts as they are.
-    """
-    handles = []
-    for layer in experts.layers:
-        site = lens.architecture.at(layer)
-        n = site.observed.n_experts
-        kept = [expert for expert in range(n) if expert not in experts[layer]]
-        router = lens.module.get_submodule(site.router)
-        smaller = _smaller(router, n, site.observed.map_width, kept)
-        handles.append(router.register_forward_hook(_replacing(site, smaller, kept), with_kwargs=True))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _smaller(router: nn.Module, n: int, width: int, kept: list[int]) -> nn.Module:
-    """A copy of the router with the rows `kept` of all that has one per expert, and the right counts."""
-    router = copy.deepcopy(router)
-    router._forward_hooks, router._forward_pre_hooks = {}, {}
-    router.__dict__.pop("forward", None)  # a tracing library's
-    for child in router.modules():
-        for held in (child._parameters, child._buffers):
-            for name, tensor in held.items():
-                if tensor is not None:
-                    smaller = _rows(tensor, n, width, kept)
-                    held[name] = nn.Parameter(smaller, requires_grad=False) if held is child._parameters else smaller
-        for holder in (child, getattr(child, "config", None)):
-            _lower_counts(holder, n, len(kept))
-    return router
-
-
-def _rows(tensor: Tensor, n: int, width: int, kept: list[int]) -> Tensor:
-    tensor = tensor.detach()
-    for axis, size in enumerate(tensor.shape):
-        if size in (n, width) and (axis == 0 or tensor.shape[0] == 1):
-            places = [*kept, *range(n, size)]
-            return tensor.index_select(axis, torch.tensor(places, device=tensor.device))
-    return tensor
-
-
-def _lower_counts(holder: Any, n: int, left: int) -> None:
-    """Counts of experts among the attributes: n, or some more or less by what is no routed expert, by as many lower."""
-    for name, value in list(vars(holder).items()) if holder is not None else []:
-        if ("expert" in name or "classes" in name) and type(value) is int and n - 1 <= value <= n + 1 and value > 2:
-            setattr(holder, name, value - n + left)
-
-
-def _replacing(site: MoELayer, smaller: nn.Module, kept: list[int]) -> Callable:
-    n = site.observed.n_experts
-
-    def full(values: Tensor, fill: float) -> Tensor:
-        spread = torch.full((*values.shape[:-1], n), fill, dtype=values.dtype, device=values.device)
-        spread[..., kept] = values
-        return spread
-
-    def hook(_: nn.Module, arguments: tuple, named: dict, output: Any) -> Any:
-        arguments = [_of_kept(argument, n, kept) for argument in arguments]
-        named = {name: _of_kept(value, n, kept) for name, value in named.items()}
-        return site.renumbered(smaller(*arguments, **named), full, torch.tensor(kept))
-
-    return hook
-
-
-def _of_kept(argument: Any, n: int, kept: list[int]) -> Any:
-    """An argument with one number per expert, without those deleted; any other as it is."""
-    return argument[kept] if isinstance(argument, Tensor) and argument.shape == (n,) else argument
