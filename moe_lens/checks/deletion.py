@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from moe_lens.architecture import MoELayer
 from moe_lens.experts import ExpertSet
 from moe_lens.lens import MoELens
 
@@ -19,25 +18,32 @@ def deleted(lens: MoELens, experts: ExpertSet) -> Iterator[None]:
     They are taken out when a layer's turn comes and put back after it, so that one layer's weights at most are held
     twice.
     """
-    surgeries = [_Surgery(lens.module, lens.architecture.at(layer), experts[layer]) for layer in experts.layers]
+    surgeries = {layer: _Surgery(lens, layer, experts[layer]) for layer in experts.layers}
     handles = []
-    for surgery in surgeries:
-        handles.append(surgery.block.register_forward_pre_hook(lambda *call, own=surgery: own.cut()))
-        handles.append(surgery.block.register_forward_hook(lambda *call, own=surgery: own.mend()))
+    for layer, surgery in surgeries.items():
+        module = lens.module.get_submodule(lens.architecture.layers[layer])
+        handles.append(module.register_forward_pre_hook(lambda *call, own=surgery: own.cut()))
+        handles.append(module.register_forward_hook(lambda *call, own=surgery: own.mend()))
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
-        for surgery in surgeries:
+        for surgery in surgeries.values():
             surgery.mend()
 
 
 class _Surgery:
     """One layer's experts, to be cut out and put back."""
 
-    def __init__(self, model: nn.Module, site: MoELayer, gone: tuple[int, ...]) -> None:
-        self.block = model.get_submodule(site.router.rpartition(".")[0])
+    def __init__(self, lens: MoELens, layer: int, gone: tuple[int, ...]) -> None:
+        model, site = lens.module, lens.architecture.at(layer)
+        path = site.router.rpartition(".")[0]
+        self._block = model.get_submodule(path)
+        self._around = []  # what holds the block, up to the decoder layer
+        while path != lens.architecture.layers[layer]:
+            path = path.rpartition(".")[0]
+            self._around.append(model.get_submodule(path))
         self._router, self._experts = model.get_submodule(site.router), model.get_submodule(site.experts)
         self._gone = gone
         # Routers may score more than there are experts with weights: a skip, shared or empty experts.
@@ -49,15 +55,15 @@ class _Surgery:
         """Take the experts out of the router, the experts' weights and the block's own tensors and counts."""
         for module in self._router.modules():
             self._cut_tensors(module)
-        if self.block is not self._experts:
-            self._cut_tensors(self.block)
+        if self._block is not self._experts:
+            self._cut_tensors(self._block)
         if isinstance(self._experts, nn.ModuleList):
             left = [expert for i, expert in enumerate(self._experts) if i not in self._gone]
             self._put(vars(self._experts), "_modules", {str(i): expert for i, expert in enumerate(left)})
         else:
             for module in self._experts.modules():
                 self._cut_tensors(module, stacked=True)
-        modules = {self.block, *self._router.modules(), *self._experts.modules()}
+        modules = {self._block, *self._around, *self._router.modules(), *self._experts.modules()}
         configs = {id(module.config): module.config for module in modules if hasattr(module, "config")}
         for holder in [*map(vars, modules), *map(vars, configs.values())]:
             for name in [name for name, value in holder.items() if self._counts_experts(name, value)]:
