@@ -186,7 +186,9 @@ def _title(masked: pd.DataFrame, unmasked: pd.DataFrame) -> str:
     worst = chosen.loc[chosen["em"].idxmin()]
     name = FAMILIES.get(worst["family"], (worst["family"],))[0]
     of = f" of {unmasked['em'].iloc[0]:.2f}" if len(unmasked) else ""
-    return f"Masking {worst['size']:g} {name} experts per layer leaves EM {worst['em']:.2f}{of}"
+    alike = masked[(masked["size"] == worst["size"]) & (masked["family"] == "random mean")]["em"]
+    random = f", random ones {alike.mean():.2f}" if len(alike) else ""
+    return f"Masking {worst['size']:g} {name} experts per layer leaves EM {worst['em']:.2f}{of}{random}"
 
 
 def _summary(masked: pd.DataFrame, unmasked: pd.DataFrame) -> str:
