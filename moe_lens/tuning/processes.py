@@ -78,6 +78,7 @@ def put_together(module: nn.Module, *, keep: bool) -> None:
     All processes have to ask for it, one parameter after another, so that only those who keep it need the memory.
     """
     for part in module.modules():
+        part._state_dict_pre_hooks.clear()  # FSDP2's would put the split parameters back
         for name, parameter in list(part.named_parameters(recurse=False)):
             if isinstance(parameter, DTensor):
                 value = whole(parameter)
