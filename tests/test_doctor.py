@@ -129,17 +129,17 @@ def test_finding_something_needs_no_weights_in_memory(monkeypatch, run):
 
 @pytest.fixture
 def three_families(monkeypatch):
-    monkeypatch.setattr(doctor, "survey", partial(survey, ["doge", "gemma4_text", "mixtral"]))
+    monkeypatch.setattr(doctor, "survey", partial(survey, ["doge", "llama4_text", "mixtral"]))
 
 
 def test_families_are_checked_and_the_page_is_written(run, three_families, tmp_path):
     code, out, _ = run("--families", "--markdown", tmp_path / "MODELS.md")
     assert code == 0
     assert "2 of 3 families are opened" in out
-    assert "- `gemma4_text`, weights rule: gating weights do not follow from the logits alone" in out
+    assert "- `llama4_text`, expert outputs: gating weights scale the experts' inputs" in out
     page = (tmp_path / "MODELS.md").read_text(encoding="utf-8")
     assert "| `mixtral` | softmax, renormalised | ✓ | ✓ | ✓ | ✓ | ✓ | ✓ | ✓ | ✓ | ✓ |" in page
-    assert "| `gemma4_text` | softmax, renormalised, with a learned scale of each expert | ✓ | – | ✓ |" in page
+    assert "| `llama4_text` | sigmoid; shared experts | ✓ | ✓ | ✓ | ✓ | ✓ | ✓ | ✓ | – | ✓ |" in page
     assert "| `doge` | not opened | – | – | – | – | – | – | – | – | – |" in page
     assert "- `doge`, everything: " in page
 
@@ -150,5 +150,5 @@ def test_families_as_json_and_a_failure_among_them(run, three_families, monkeypa
     told = json.loads(out)
     assert code == 1
     outcomes = {row["family"]: row["outcome"] for row in told["checks"]}
-    assert outcomes == {"doge": "refused", "gemma4_text": "failed", "mixtral": "failed"}
-    assert set(told["found"]) == {"gemma4_text", "mixtral"}
+    assert outcomes == {"doge": "refused", "llama4_text": "failed", "mixtral": "failed"}
+    assert set(told["found"]) == {"llama4_text", "mixtral"}
