@@ -30,20 +30,20 @@ def recipes(study: Study) -> list[Recipe]:
     return [*found, FFT]
 
 
-def compared(study: Study, answers: dict[tuple[str, str], list[pd.Series]]) -> pd.DataFrame:
-    """EM of every variant minus CEFT's, per task: difference with an interval over seeds and examples, p, p_holm.
+def compared(study: Study, answers: dict[tuple[str, str], list[pd.Series]], reference: str) -> pd.DataFrame:
+    """EM of every variant minus the reference's, per task: difference, its interval over seeds and examples, p, p_holm.
 
+    answers: the EM column of each seed, by variant and task.
     p: of the paired permutation test over examples, of each the mean over seeds; corrected over the whole table.
     """
     rows = []
     for (variant, task), ems in answers.items():
-        if variant != REFERENCE:
-            difference = np.array(ems) - np.array(answers[REFERENCE, task])  # [seed, example]
+        if variant != reference:
+            difference = np.array(ems) - np.array(answers[reference, task])  # [seed, example]
             interval = seeds_interval(difference, seed=study.schedule.seed)
-            means = [np.mean(part, axis=0) for part in (ems, answers[REFERENCE, task])]
-            p = compare(*means, seed=study.schedule.seed).p
+            p = compare(difference.mean(axis=0), np.zeros(difference.shape[1]), seed=study.schedule.seed).p
             ends = {"difference": interval.mean, "low": interval.low, "high": interval.high}
-            rows.append({"variant": variant, "reference": REFERENCE, "task": task, "seeds": len(ems), **ends, "p": p})
+            rows.append({"variant": variant, "reference": reference, "task": task, "seeds": len(ems), **ends, "p": p})
     table = pd.DataFrame(rows)
     return table.assign(p_holm=holm(table["p"]))
 
@@ -60,7 +60,7 @@ def compute(study: Study) -> pd.DataFrame:
                 rows.append(study.answer_row(recipe.name, task, tuned, seed))
                 answers.setdefault((recipe.name, task), []).append(study.answers(task, tuned)["em"])
     made_by = study.made_by(item="table3", reference=REFERENCE)
-    write_table(compared(study, answers), study.out / "table3" / "comparisons.parquet", made_by)
+    write_table(compared(study, answers, REFERENCE), study.out / "table3" / "comparisons.parquet", made_by)
     return pd.DataFrame(rows)
 
 
