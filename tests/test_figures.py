@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from moe_lens.report import SECTIONS, build_report
+from moe_lens.report import build_report
 from moe_lens.results import read_provenance, read_table
+from moe_lens.sections import SECTIONS
 
 ANALYSES = Path(__file__).parents[1] / "analyses"
 SCRIPTS = sorted([*ANALYSES.glob("figure*.py"), *ANALYSES.glob("table*.py")])

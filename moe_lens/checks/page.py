@@ -42,8 +42,9 @@ CHECKS_HEAD = """
 """
 
 REST = """
-Differences are relative to the largest value. In bfloat16 and float16 the checks that may differ may by 5 %. The
-numbers behind a mark are printed by `python -m moe_lens.doctor --families`.
+Differences are relative to the largest value. In bfloat16 and float16 the checks that may differ may by 5 %,
+and *renormalize* and *reroute* leave out the tenth of the positions that are farthest apart, where rounding lets scores
+tie and sends a token to another expert. `python -m moe_lens.doctor --families` prints the numbers behind a mark.
 
 ## Refused, and why
 
