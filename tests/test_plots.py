@@ -219,6 +219,9 @@ def test_titles_say_what_the_table_shows():
     assert title == "Masking 4 planted experts per layer leaves EM 0.30 of 0.90, random ones 0.65"
     swap = answers_table().query("task == 'swap'")
     assert answers_figure(swap).layout.title.text == "EM is highest for mine (0.50), then base (0.10)"
+    assert answers_figure(swap.assign(em=[0.501, 0.502])).layout.title.text == "EM is 0.50 for all"
+    three = pd.concat([swap, swap.head(1).assign(variant="other", em=0.502)])
+    assert answers_figure(three).layout.title.text == "EM is highest for other and mine (0.50), then base (0.10)"
     assert tuning_figure(tuning_log()).layout.title.text == "The loss goes from 3.00 to 1.00 in training"
 
 

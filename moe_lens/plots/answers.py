@@ -38,7 +38,7 @@ def answers_figure(table: pd.DataFrame) -> go.Figure:
     figure = _bars(table, x="task", y="em")
     figure.update_yaxes(title_text="exact match (EM)")
     variants, tasks = (table[column].nunique() for column in ("variant", "task"))
-    subtitle = f"{variants} model variants on {tasks} tasks; {style.bars(table, ['em'])}"
+    subtitle = f"{variants} model variants on {tasks} {'task' if tasks == 1 else 'tasks'}; {style.bars(table, ['em'])}"
     return style.dress(figure, title=_title(table), subtitle=subtitle, plot_height=300, below=44)
 
 
@@ -62,8 +62,7 @@ def metrics_figure(table: pd.DataFrame) -> go.Figure:
     figure = _bars(table, x="label", y="score")
     figure.update_yaxes(title_text="score")
     first = table[table["label"] == table["label"].iloc[0]].sort_values("score", ascending=False, kind="stable")
-    best = [f"{row.variant} ({row.score:.2f})" for row in first.head(2).itertuples()]
-    title = f"{first['label'].iloc[0].replace('<br>', ' on ')} is highest for {', then '.join(best)}"
+    title = _highest(first["label"].iloc[0].replace("<br>", " on "), first.set_index("variant")["score"])
     subtitle = f"{', '.join(tasks)}: {table['n'].max()} answers; bars: 95 % intervals"
     return style.dress(figure, title=title, subtitle=subtitle, plot_height=300, below=44 + 26 * (len(tasks) > 1))
 
@@ -94,5 +93,14 @@ def _title(table: pd.DataFrame) -> str:
     if wide.empty or wide.shape[1] == 1:
         return f"EM is {table['em'].min():.2f} to {table['em'].max():.2f} over the tasks"
     means = wide.mean().sort_values(ascending=False, kind="stable")
-    what = "EM" if len(wide) == 1 else "Mean EM"
-    return f"{what} is highest for {means.index[0]} ({means.iloc[0]:.2f}), then {means.index[1]} ({means.iloc[1]:.2f})"
+    return _highest("EM" if len(wide) == 1 else "Mean EM", means)
+
+
+def _highest(what: str, scores: pd.Series) -> str:
+    """Which variants have the highest of falling scores and which the next, those together that look alike."""
+    printed = scores.map("{:.2f}".format)
+    values = list(dict.fromkeys(printed))[:2]
+    if len(values) == 1:
+        return f"{what} is {values[0]} for all"
+    parts = [f"{' and '.join(printed.index[printed == value])} ({value})" for value in values]
+    return f"{what} is highest for {', then '.join(parts)}"
