@@ -70,18 +70,25 @@ def write_json(path: str | Path, value: object) -> None:
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
-    """Makes the file hold `content`, whole or (if interrupted) not at all; missing folders are created."""
+    """Makes the file hold `content`, whole or (if interrupted) not at all; missing folders are created.
+
+    Raises MoELensError where it cannot be written, as on a full disk; what the file held before stays.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
     try:
-        with unfinished.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with unfinished.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            unfinished.replace(path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+    except OSError as error:
+        told = f"cannot write {path}: {error.strerror}; make room or choose another place, and try again"
+        raise MoELensError(told) from error
 
 
 def provenance(

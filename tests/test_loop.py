@@ -152,7 +152,7 @@ def test_a_folder_that_cannot_be_written_or_is_too_small_is_told_before_training
     (tmp_path / "file").write_text("")
     lens = fresh(tokenizer)
     before = values(lens)
-    with pytest.raises(MoELensError, match=r"cannot write to .*choose another folder"):
+    with pytest.raises(MoELensError, match=r"cannot write .*choose another place"):
         train(lens, checkpoints=Checkpoints(tmp_path / "file" / "run", {}))
     with pytest.raises(MoELensError, match=r"need up to 1000000000\.0 GB"):
         Checkpoints(tmp_path / "run", {}).make_room(10**18)

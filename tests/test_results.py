@@ -44,6 +44,32 @@ def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path, mon
     assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
 
 
+def test_a_place_that_cannot_be_written_is_named_and_what_is_there_stays(tmp_path):
+    (tmp_path / "file").write_text("kept")
+    with pytest.raises(MoELensError, match=r"cannot write .*file/a.json: .*; make room or choose another place"):
+        write_json(tmp_path / "file" / "a.json", {})
+    (tmp_path / "folder" / "inside").mkdir(parents=True)
+    with pytest.raises(MoELensError, match=r"cannot write .*folder: Is a directory"):
+        write_json(tmp_path / "folder", {})
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "folder", "inside"]
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_a_disk_that_ends_within_a_file_is_an_error_and_leaves_the_old_file(tmp_path):
+    resource = pytest.importorskip("resource")
+    path = tmp_path / "a.json"
+    write_json(path, {"old": True})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(MoELensError, match=r"cannot write .*a.json: File too large"):
+            write_bytes(path, b"x" * 2000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert json.loads(path.read_text()) == {"old": True}
+    assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
+
+
 def test_json_takes_numpy_numbers_and_refuses_what_json_cannot_say(tmp_path):
     path = tmp_path / "summary.json"
     write_json(path, {"n": np.int64(3), "em": np.float32(0.5), "ok": np.bool_(True), "name": "é"})

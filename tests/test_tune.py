@@ -197,7 +197,7 @@ def test_a_model_with_its_own_code_is_trained_and_merged_with_it(command, tokeni
         ("--learning-rate fast", "--learning-rate must be numbers"),
         ("--model nowhere", "nowhere"),
         ("--max-length 3", "all 9 have more than 3 tokens"),
-        ("--out model/config.json/run", "cannot write to"),
+        ("--out model/config.json/run", "cannot write"),
     ],
 )
 def test_bad_options_end_with_a_message_and_exit_code_2(command, tmp_path, capsys, options, message):
