@@ -1,4 +1,4 @@
-"""AttentionMass, TokenAttention and gains: by hand, against eager maps, streaming against whole batches."""
+"""AttentionMass and gains: by hand, against eager maps, streaming against whole batches."""
 
 from dataclasses import replace
 
@@ -10,7 +10,7 @@ from moe_lens.data import Example, encode
 from moe_lens.errors import MoELensError
 from moe_lens.metrics import attention_gain
 from moe_lens.record import Record
-from moe_lens.statistics import AttentionMass, Statistic, TokenAttention
+from moe_lens.statistics import AttentionMass, Statistic
 
 EXAMPLES = [
     Example("long", "The capital of Arland is Belmor, where Belmor dogs sleep.", "What is the capital?", ("Belmor",)),
@@ -132,21 +132,6 @@ def test_a_model_against_itself_has_no_gain(olmoe):
         assert (gains[[name, f"{name}_low", f"{name}_high"]] == 0).all(axis=None)
     per_head = attention_gain(mass.head_table(), mass.head_table(), resamples=50)
     assert len(per_head) == len(gains) * 4
-
-
-def test_token_attention_names_tokens_and_spans_and_adds_up_to_the_masses(olmoe):
-    tokens, mass = TokenAttention(), AttentionMass()
-    olmoe.measure(EXAMPLES, tokens, mass, progress=False)
-    table = tokens.table()
-    assert table.groupby(["id", "layer"])["attention"].sum().to_numpy() == pytest.approx(1, abs=1e-5)
-    for example in EXAMPLES:
-        part = table.query("id == @example.id and layer == 1")
-        assert tuple(part["token_id"]) == encode(example, olmoe.tokenizer).input_ids
-    summed = table[table["span"].isin(["answer", "context"])].groupby(["id", "layer"])["attention"].sum()
-    context = mass.table().query("target == 'context'").set_index(["id", "layer"])["mass"]
-    assert summed.to_dict() == pytest.approx(context.to_dict(), abs=1e-6)
-    answers = table.query("span == 'answer' and layer == 0").groupby("id")["token_id"].apply(list)
-    assert "Belmor" in olmoe.tokenizer.decode(answers["long"])
 
 
 def test_misuse_is_refused(olmoe):

@@ -15,7 +15,6 @@ from moe_lens.statistics import (
     RouterLoad,
     RoutingVectors,
     SelectedExperts,
-    TokenAttention,
     VocabularySpecialisation,
 )
 
@@ -29,7 +28,7 @@ def test_one_pass_feeds_every_statistic(olmoe):
         return (
             AnswerProbability(olmoe.project_on_vocab), AttentionMass(), CoActivation(), ExpertSaliency(), ExpertUsage(),
             ExpertVocabulary(head, top=2), OutputSimilarity(), RouterLoad(), RoutingVectors(), SelectedExperts(),
-            TokenAttention(), VocabularySpecialisation(),
+            VocabularySpecialisation(),
         )  # fmt: skip
 
     lengths = []  # of what goes through the model

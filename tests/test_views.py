@@ -75,6 +75,21 @@ def test_attention_of_tokens_is_the_mean_over_heads_and_sums_to_one(olmoe, recor
     torch.testing.assert_close(torch.tensor(table.query("layer == 2")["attention"].to_list()), last[-n:])
 
 
+@pytest.mark.parametrize("kept", ["all", "answer"])
+def test_attention_of_tokens_is_the_prompts_last_tokens_where_answers_follow_it(olmoe, kept):
+    [alone] = olmoe.records([EXAMPLE], capture=("attention",), progress=False)
+    expected = attention_of_tokens(alone, olmoe.tokenizer)
+    asked = {"capture": ("attention",), "with_answer": True, "positions": kept, "progress": False}
+    [answered] = olmoe.records([EXAMPLE], **asked)
+    table = attention_of_tokens(answered, olmoe.tokenizer)
+    prompt = table[table["position"] <= expected["position"].max()].reset_index(drop=True)
+    pd.testing.assert_frame_equal(prompt, expected, atol=1e-6)
+    assert (table["attention"].sum() - prompt["attention"].sum()) == pytest.approx(0)
+    [elsewhere] = olmoe.records([EXAMPLE], **asked | {"positions": (-1,)})
+    with pytest.raises(MoELensError, match=r"ask for positions=\(0,\)"):
+        attention_of_tokens(elsewhere, olmoe.tokenizer)
+
+
 @pytest.mark.parametrize("text", [HOSTILE, "plain words", "मानक हिन्दी", "a\n\n\tb"])
 def test_token_texts_make_up_the_text(olmoe, text):
     ids = olmoe.tokenizer(text)["input_ids"]

@@ -1,7 +1,7 @@
 """Streaming statistics over records: sums by layer, or a few numbers per example; each yields a tidy table."""
 
 from moe_lens.statistics.answers import AnswerProbability
-from moe_lens.statistics.attention import AttentionMass, TokenAttention, average_heads
+from moe_lens.statistics.attention import AttentionMass, average_heads
 from moe_lens.statistics.base import Statistic
 from moe_lens.statistics.coactivation import CoActivation
 from moe_lens.statistics.load import RouterLoad
@@ -14,6 +14,6 @@ from moe_lens.statistics.weights import weight_similarity
 
 __all__ = [
     "AnswerProbability", "AttentionMass", "CoActivation", "ExpertSaliency", "ExpertUsage", "ExpertVocabulary",
-    "OutputSimilarity", "RouterLoad", "RoutingVectors", "SelectedExperts", "Statistic", "TokenAttention",
+    "OutputSimilarity", "RouterLoad", "RoutingVectors", "SelectedExperts", "Statistic",
     "VocabularySpecialisation", "average_heads", "weight_similarity",
 ]

@@ -1,4 +1,4 @@
-"""AttentionMass and TokenAttention: how much chosen positions attend to the context, the answer, or each token."""
+"""AttentionMass: how much chosen positions attend to the context, the answer, and other parts of a prompt."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, get_args
@@ -77,40 +77,6 @@ class AttentionMass(ExampleRows):
         return pd.concat(parts, ignore_index=True)
 
 
-class TokenAttention(ExampleRows):
-    """Each example's attention from one position to every token of its prompt, per layer: Figures 7 and 14.
-
-    step: what attends, counted from the prompt's last token as in `AttentionMass`. Meant for single cases: the table
-    has a row for each layer and token.
-    """
-
-    captures = frozenset({"attention"})
-    key = ("id", "layer", "position")
-
-    def __init__(self, step: int = 0) -> None:
-        self.step = step
-        check_positions((step,))
-        super().__init__({"step": step})
-
-    def rows(self, record: Record) -> pd.DataFrame:
-        """Columns id, layer, position (of the token in its prompt), token_id, span, attention (the mean over heads).
-
-        span: "answer" in the context, else "context", "question", or "" for the template's other tokens.
-        """
-        spans = _span_names(record)
-        starts = (record.attention_mask == 0).sum(1).tolist()
-        parts = []
-        for layer, attention, there in attention_at(record, (self.step,)):
-            mean = attention[:, :, 0].mean(1).double().cpu().numpy()  # [batch, pos]
-            for row, start in enumerate(starts):
-                if there[row, 0]:
-                    tokens = record.input_ids[row, start:].cpu().numpy()
-                    columns = {"id": record.ids[row], "layer": layer, "position": np.arange(len(tokens))}
-                    columns |= {"token_id": tokens, "span": spans[row, start:], "attention": mean[row, start:]}
-                    parts.append(pd.DataFrame(columns))
-        return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
-
-
 def average_heads(head_table: pd.DataFrame, *, heads: Mapping[int, Sequence[int]] | None = None) -> pd.DataFrame:
     """The mass of `AttentionMass.head_table` averaged over heads (Eq. 9): layer, step, target, id, mass.
 
@@ -160,11 +126,3 @@ def _target_spans(record: Record, target: Target, row: int) -> tuple[slice, ...]
         return (slice(start, start + 1),)
     spans = {"context": record.context_spans, "question": record.question_spans}.get(target)
     return (spans[row],) if spans and spans[row] is not None else ()
-
-
-def _span_names(record: Record) -> np.ndarray:
-    names = np.full(tuple(record.input_ids.shape), "", dtype=object)
-    masks, _ = target_masks(record, ("context", "question", "answer"))
-    for place, name in enumerate(("context", "question", "answer")):
-        names[masks[:, place].numpy()] = name
-    return names

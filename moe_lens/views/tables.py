@@ -43,13 +43,12 @@ def attention_of_tokens(record: "Record", tokenizer: "PreTrainedTokenizerBase", 
     """One row per layer and token: how much the prompt's last token attends to it, of one prompt of a record.
 
     Columns: position, token, part (as in `experts_of_tokens`), layer, attention (mean over heads, Eq. 9).
-    Raises MoELensError for a record without attention or without the last position.
+    Raises MoELensError for a record without attention or without the prompt's last position.
     """
-    width = record.input_ids.shape[1]
-    if not record.attention_rows or width - 1 not in record.kept.tolist():
-        raise MoELensError('the record lacks the attention of the last token; ask for capture=("attention",)')
+    if not record.attention_rows:
+        raise MoELensError('the record holds no attention; ask for it with capture=("attention",)')
     tokens = _tokens(record, tokenizer, row)
-    place = record.kept.tolist().index(width - 1)
+    place = int(record.kept_rows((0,))[0][row, 0])
     return pd.concat(
         [
             tokens.assign(layer=layer, attention=rows[row, :, place].float().mean(0)[-len(tokens) :].tolist())
