@@ -11,7 +11,14 @@ from test_usage import record
 from moe_lens.errors import MoELensError
 from moe_lens.experts import ExpertSet
 from moe_lens.routing import Routing
-from moe_lens.statistics import CoActivation, ExpertUsage, RouterLoad, RoutingVectors, SelectedExperts
+from moe_lens.statistics import (
+    CoActivation,
+    ExpertUsage,
+    RouterLoad,
+    RoutingVectors,
+    SelectedExperts,
+    VocabularySpecialisation,
+)
 
 RECORDS = [record([11, 3, 8], k=3, n_experts=7), record([5, 9], k=3, n_experts=7, seed=4, pads=2)]
 
@@ -106,5 +113,14 @@ def test_sums_of_other_models_or_settings_are_refused(make):
         make().update(RECORDS[0]).update(record([3], k=3, n_experts=5))
     with pytest.raises(MoELensError, match="equal settings"):
         make().merge(make(positions="last"))
-    with pytest.raises(MoELensError, match="has seen no record"):
+    with pytest.raises(MoELensError, match="has seen no token that counts"):
         make().table()
+
+
+@pytest.mark.parametrize(
+    "make", [RouterLoad, CoActivation, VocabularySpecialisation, ExpertUsage, RoutingVectors, SelectedExperts]
+)
+def test_where_no_token_counts_there_is_no_table(make):
+    closed_book = replace(RECORDS[0], context_spans=(None,) * len(RECORDS[0].ids))
+    with pytest.raises(MoELensError, match=r"has seen no|none of 3 samples has any"):
+        make(positions="context").update(closed_book).table()

@@ -62,9 +62,9 @@ class LayerSums(ABC):
         return self
 
     def layer_sums(self) -> dict[int, dict[str, Tensor]]:
-        """The sums so far, layers in rising order; MoELensError if no record was seen."""
-        if not self._sums:
-            raise MoELensError(f"{type(self).__name__} has seen no record; update it, or use lens.measure")
+        """The sums so far, layers in rising order; MoELensError if they are all 0, as where no token counted."""
+        if not any(part.any() for own in self._sums.values() for part in own.values()):
+            raise MoELensError(f"{type(self).__name__} has seen no token that counts ({self.settings})")
         return {layer: self._sums[layer] for layer in sorted(self._sums)}
 
     def _add(self, sums: Mapping[int, Mapping[str, Tensor]]) -> None:

@@ -41,6 +41,7 @@ class CoActivation(LayerSums):
         together: tokens that selected both, N_ij. probability: of `other` given `expert`, N_ij / N_i; NaN for an expert
         that was never selected. Over the others of an expert the probabilities sum to k - 1. probability_low and _high:
         its 95 % interval over texts (`with_interval`), NaN where some group of texts holds all that selected `expert`.
+        Raises MoELensError if no token counted.
         """
         parts = []
         for layer, sums in self.layer_sums().items():

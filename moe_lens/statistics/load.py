@@ -54,6 +54,7 @@ class RouterLoad(LayerSums):
         unused: experts that were never selected. balance_loss: n_experts times the sum over experts of (selections per
         token) times (mean probability), as in the load-balancing loss (Fedus et al. 2022) for k selections; k where
         the load is even. Each of NUMBERS has its 95 % interval over texts (`with_interval`) in _low and _high.
+        Raises MoELensError if no token counted.
         """
         rows = []
         for layer, tensors in self.layer_sums().items():

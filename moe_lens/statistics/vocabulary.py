@@ -66,10 +66,10 @@ class VocabularySpecialisation:
 
         Columns: layer, expert, token_id, tokens (occurrences of the token, N_x), selected (those that selected the
         expert, N_xi), specialisation. Over the experts of a token it sums to k. Mind rare tokens: their shares are few
-        and extreme. Raises MoELensError if no token was seen.
+        and extreme. Raises MoELensError if no token counted.
         """
-        if not self._selected:
-            raise MoELensError("VocabularySpecialisation has seen no record; update it, or use lens.measure")
+        if self._tokens.empty:
+            raise MoELensError(f"VocabularySpecialisation has seen no token that counts ({self.settings})")
         parts = []
         for layer, counts in sorted(self._selected.items()):
             words, experts = (counts.index.get_level_values(level).to_numpy() for level in (0, 1))
