@@ -2,7 +2,7 @@
 
 import numpy as np
 import pandas as pd
-from scipy.spatial.distance import jensenshannon
+from scipy.special import rel_entr
 from scipy.stats import hypergeom
 
 from moe_lens.errors import MoELensError
@@ -14,7 +14,8 @@ from moe_lens.metrics.resampling import bootstrap_interval
 def routing_divergence(base: pd.DataFrame, tuned: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
     """Jensen-Shannon divergence (bits, in [0, 1]) of two models' use of experts per layer.
 
-    base, tuned: what `RoutingVectors.table` of all experts gave for each model on the same examples.
+    base, tuned: what `RoutingVectors.table` of all experts gave for each model on the same examples;
+        MoELensError for an example that uses none of the experts.
 
     Columns: layer, n (examples), divergence (the mean over examples of that between an example's two distributions of
     selections over experts) with its 95 % bootstrap interval divergence_low and _high, and pooled, that between the
@@ -42,9 +43,12 @@ def routing_divergence(base: pd.DataFrame, tuned: pd.DataFrame, *, seed: int = 0
 def jensen_shannon(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Jensen-Shannon divergence in bits over the last axis: [..., expert] and [..., expert] -> [...].
 
-    Rows need not sum to 1; they are divided by their sum.
+    Rows need not sum to 1; they are divided by their sum. Raises MoELensError for a row of zeros.
     """
-    return np.nan_to_num(jensenshannon(first, second, base=2, axis=-1), nan=0.0) ** 2
+    p, q = _shares(first), _shares(second)
+    middle = (p + q) / 2
+    divergence = (rel_entr(p, middle) + rel_entr(q, middle)).sum(-1) / 2 / np.log(2)
+    return divergence.clip(min=0)  # rounding can end just below
 
 
 def expert_overlap(first: ExpertSet, second: ExpertSet, *, n_experts: int) -> pd.DataFrame:
@@ -76,4 +80,11 @@ def expert_overlap(first: ExpertSet, second: ExpertSet, *, n_experts: int) -> pd
 
 
 def _shares(rates: np.ndarray) -> np.ndarray:
-    return rates / rates.sum(-1, keepdims=True)
+    """Rows divided by their sum, [..., expert]."""
+    sums = rates.sum(-1, keepdims=True)
+    if not sums.all():
+        raise MoELensError(
+            f"{np.count_nonzero(sums == 0)} of {sums.size} rows of rates are all 0, which is no distribution over "
+            "experts; take the rates of all experts, RoutingVectors()"
+        )
+    return rates / sums
