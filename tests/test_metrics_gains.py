@@ -8,6 +8,7 @@ from scipy.stats import entropy
 from moe_lens.errors import MoELensError
 from moe_lens.experts import ExpertSet
 from moe_lens.metrics import answer_probability_gain, attention_gain, expert_overlap, routing_divergence
+from moe_lens.metrics.divergence import jensen_shannon
 
 
 def masses(values: dict[tuple[int, str], float]) -> pd.DataFrame:
@@ -51,7 +52,7 @@ def test_intervals_are_those_of_resampled_examples():
 
 def test_resampling_in_chunks_changes_nothing(monkeypatch):
     whole = attention_gain(BASE, TUNED)
-    monkeypatch.setattr("moe_lens.metrics.gains.CHUNK_CELLS", 7)
+    monkeypatch.setattr("moe_lens.metrics.resampling.CHUNK_CELLS", 7)
     pd.testing.assert_frame_equal(attention_gain(BASE, TUNED), whole)
 
 
@@ -99,6 +100,22 @@ def test_divergence_is_that_of_each_examples_use():
     by_entropy = entropy((p + q) / 2, base=2) - (entropy(p, base=2) + entropy(q, base=2)) / 2
     assert row["pooled"] == pytest.approx(by_entropy)
     assert (routing_divergence(first, first)[["divergence", "divergence_high", "pooled"]] == 0).all(axis=None)
+
+
+def test_divergence_of_an_example_that_uses_none_of_the_experts_is_refused():
+    given = rates({"a": [1, 1, 0, 0], "b": [1, 0.5, 0.5, 0]})
+    one_unused = given.assign(rate=given["rate"].where(given["id"] == "a", 0.0))
+    for first, second in ((given, one_unused), (one_unused, one_unused)):
+        with pytest.raises(MoELensError, match="1 of 2 rows of rates are all 0"):
+            routing_divergence(first, second)
+
+
+def test_divergence_of_almost_equal_use_is_not_below_zero():
+    rng = np.random.default_rng(0)
+    uses = rng.random((200, 16))
+    found = jensen_shannon(uses, uses * (1 + 1e-15 * rng.standard_normal((200, 16))))
+    assert (found >= 0).all()
+    assert found.max() < 1e-12
 
 
 def test_overlap_is_counted_against_chance():

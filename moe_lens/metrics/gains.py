@@ -6,9 +6,7 @@ import numpy as np
 import pandas as pd
 
 from moe_lens.errors import MoELensError
-
-CHUNK_CELLS = 1_000_000
-"""Resampled values held at once; bounds memory, does not change results."""
+from moe_lens.metrics.resampling import chunks
 
 
 def attention_gain(base: pd.DataFrame, tuned: pd.DataFrame, *, resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
@@ -84,9 +82,8 @@ def _with_intervals(before: np.ndarray, after: np.ndarray, *, resamples: int, se
     observed = _gains(before[None], after[None])
     rng = np.random.default_rng(seed)
     drawn: dict[str, list[np.ndarray]] = {name: [] for name in observed}
-    step = max(1, CHUNK_CELLS // len(before))
-    for done in range(0, resamples, step):
-        index = rng.integers(0, len(before), size=(min(step, resamples - done), len(before)), dtype=np.int32)
+    for rows in chunks(resamples, len(before)):
+        index = rng.integers(0, len(before), size=(rows, len(before)), dtype=np.int32)
         for name, values in _gains(before[index], after[index]).items():
             drawn[name].append(values)
     row = {}

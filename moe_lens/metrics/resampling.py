@@ -38,7 +38,7 @@ def bootstrap_interval(
     rng = np.random.default_rng(seed)
     means = np.concatenate([
         sample[rng.integers(0, sample.size, size=(rows, sample.size), dtype=np.int32)].mean(axis=1)
-        for rows in _chunks(resamples, sample.size)
+        for rows in chunks(resamples, sample.size)
     ])
     return _interval(sample.mean(), means, level)
 
@@ -60,7 +60,7 @@ def seeds_interval(
     n_seeds, n_samples = table.shape
     chosen = rng.integers(0, n_seeds, size=(resamples, n_seeds))
     means = np.concatenate([
-        (_counts(rng, rows, n_samples) @ table.T / n_samples) for rows in _chunks(resamples, n_samples)
+        (_counts(rng, rows, n_samples) @ table.T / n_samples) for rows in chunks(resamples, n_samples)
     ])  # [resample, seed]
     return _interval(table.mean(), np.take_along_axis(means, chosen, axis=1).mean(axis=1), level)
 
@@ -104,7 +104,7 @@ def permutation_p_values(
     least = np.abs(total) - 1e-9 * np.abs(table).sum(axis=0)  # equal up to rounding counts as reached
     rng = np.random.default_rng(seed)
     reached = np.zeros(tests, dtype=np.int64)
-    for rows in _chunks(permutations, max(samples, tests)):
+    for rows in chunks(permutations, max(samples, tests)):
         bits = rng.integers(0, 256, size=(rows, -(-samples // 8)), dtype=np.uint8)
         kept = np.unpackbits(bits, axis=1, count=samples).astype(np.float64)
         reached += np.count_nonzero(np.abs(2 * (kept @ table) - total) >= least, axis=0)
@@ -133,7 +133,7 @@ def _vector(values: Sequence[float] | np.ndarray) -> np.ndarray:
     return vector
 
 
-def _chunks(rows: int, width: int) -> Iterator[int]:
+def chunks(rows: int, width: int) -> Iterator[int]:
     """Numbers of rows, summing to `rows`, of at most `CHUNK_CELLS` cells each."""
     step = max(1, CHUNK_CELLS // width)
     for done in range(0, rows, step):
