@@ -7,7 +7,6 @@ from typing import Literal
 import pandas as pd
 
 from moe_lens.data import Example
-from moe_lens.errors import MoELensError
 from moe_lens.lens import MoELens
 from moe_lens.statistics import ExpertUsage
 
@@ -69,13 +68,6 @@ SCORES: Mapping[str, Score] = {
     )
 }
 """Every score by its name: `ce` is the paper's context-faithful experts, `oe` its original experts."""
-
-
-def score_named(name: str) -> Score:
-    """The score of that name; MoELensError with all names for another."""
-    if name not in SCORES:
-        raise MoELensError(f"unknown score {name!r}; there are {', '.join(SCORES)}")
-    return SCORES[name]
 
 
 def measure_usage(

@@ -12,7 +12,7 @@ from moe_lens import Example, ExpertSet, MoELens, MoELensError, Zero, load_examp
 from moe_lens.evaluation import ANSWER_COLUMNS, answer_table, summarise
 from moe_lens.masking import Choice, answer_all, choose, masking_rows, random_controls, scores_needed
 from moe_lens.results import read_table
-from moe_lens.scores import SCORES, measure_usage, score_named, score_table
+from moe_lens.scores import SCORES, measure_usage, score_table
 
 EXAMPLES = [
     Example("a", "The capital of Arland is Belmor.", "What is the capital of Arland?", ("Belmor",), "the mat"),
@@ -154,8 +154,6 @@ def test_scores_are_usage_of_tuned_base_or_their_difference(lenses):
     assert tables["ce"].sum() == pytest.approx(3.0)  # frequencies sum to 1 in each layer
     assert not tables["oe"].equals(tables["esft-token"])
     assert len({tuple(table) for table in tables.values()}) == len(SCORES)
-    with pytest.raises(MoELensError, match="ce-gain"):
-        score_named("cegain")
 
 
 def test_tuning_on_a_file_asks_for_dev_examples(monkeypatch, tmp_path):
