@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from moe_lens import ExpertSet, ExpertUsage
+from moe_lens.data.source import carve
 from moe_lens.metrics import routing_map, separability
 from moe_lens.plots import clusters_figure
 from moe_lens.statistics import RoutingVectors
@@ -31,10 +32,11 @@ def faithful_experts(study: Study, routers: Mapping[str, Path]) -> ExpertSet:
 
 
 def vectors(study: Study, routers: Mapping[str, Path | None], experts: ExpertSet) -> pd.DataFrame:
-    """`RoutingVectors` of each task's test examples, with the routers given for that task."""
+    """`RoutingVectors` of PER_TASK test examples of each task, drawn at random, with the routers given for it."""
     parts = []
     for task, router in routers.items():
-        examples = study.examples(task)[:PER_TASK]
+        examples = study.examples(task)
+        examples = carve(examples, {"drawn": min(PER_TASK, len(examples))}, "drawn")
         [found] = study.open(router).measure(examples, RoutingVectors(experts), batch_size=study.batch_size)
         parts.append(found.table().assign(task=task))
     return pd.concat(parts, ignore_index=True)

@@ -5,6 +5,7 @@ python analyses/figure7_attention_case.py --model organism --data swap --out run
 
 import pandas as pd
 
+from moe_lens.errors import MoELensError
 from moe_lens.study import Study, run
 from moe_lens.views import View, attention_of_tokens, attention_view
 
@@ -17,11 +18,15 @@ def compute(study: Study) -> pd.DataFrame:
     router = study.router(task)
     base, tuned = study.answers(task), study.answers(task, router)
     cured = base.index[(base["em"] == 0) & (tuned["em"] == 1)]
-    chosen = cured[:CASES] if len(cured) else base.index[:1]
+    if cured.empty:
+        raise MoELensError(
+            f"tuning the routers set none of {len(base)} answers on {task} right, so there is no case to show; "
+            "tune more (--learning-rate, --epochs, --limit) or take other --data"
+        )
     examples = study.examples(task)
     tables = []
     for model, lens in (("base", study.open()), ("tuned", study.open(router))):
-        for case in chosen:
+        for case in cured[:CASES]:
             before, after = base["prediction"][case], tuned["prediction"][case]
             [record] = lens.records([examples[case]], capture=("attention",), progress=False)
             table = attention_of_tokens(record, lens.tokenizer)

@@ -1,13 +1,16 @@
 """The measurements of the organism and the analysis on them, run small from end to end."""
 
+import json
 import runpy
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 
+from moe_lens import Example, MoELensError
 from moe_lens.results import provenance, read_table, write_table
 from moe_lens.scores import SCORES
 
@@ -60,6 +63,42 @@ def test_readme_tables_have_a_row_per_method_with_its_range_over_seeds(tmp_path,
     base = dict(zip(head, (cell.strip() for cell in lines[2].split("|")[1:-1]), strict=True))
     assert (base["`two` swap"], base["`two` closed_book"]) == ("0.00", "–")
     assert "| CEFT | 0.01 | 393,216 | 39 |" in lines
+
+
+def test_figure_4_draws_its_examples_from_the_whole_split():
+    """SQuAD's first examples are of few articles."""
+    measured = []
+    examples = [Example(str(place), "", "?", ("a",)) for place in range(1000)]
+    found = SimpleNamespace(table=pd.DataFrame)
+    lens = SimpleNamespace(measure=lambda given, *_, **__: measured.extend(given) or [found])
+    study = SimpleNamespace(examples=lambda task: examples, open=lambda router: lens, batch_size=8)
+    vectors = runpy.run_path(str(ROOT / "analyses" / "figure4_routing_vectors.py"))["vectors"]
+    vectors.__globals__["PER_TASK"] = 100
+    vectors(study, {"squad": None}, None)
+    places = [int(example.id) for example in measured]
+    assert len(set(places)) == 100
+    assert sum(place < 500 for place in places) in range(35, 66)
+
+
+def test_figure_7_says_that_tuning_cured_nothing():
+    answers = pd.DataFrame({"em": [0.0, 1.0], "prediction": ["a", "b"]})
+    study = SimpleNamespace(tasks=["swap"], router=lambda task: None, answers=lambda *_: answers)
+    compute = runpy.run_path(str(ROOT / "analyses" / "figure7_attention_case.py"))["compute"]
+    with pytest.raises(MoELensError, match="none of 2 answers on swap right"):
+        compute(study)
+
+
+def test_the_memory_benchmark_refuses_ways_that_disagree(tmp_path):
+    main = runpy.run_path(str(ROOT / "analyses" / "benchmarks" / "attention_memory.py"))["main"]
+    masses = iter([0.5, None, 0.6])
+
+    def run(*_, **__):
+        return SimpleNamespace(stdout=json.dumps({"mib": 1, "seconds": 1, "mass": next(masses)}))
+
+    main.__globals__["subprocess"] = SimpleNamespace(run=run)
+    with pytest.raises(MoELensError, match="same attention mass"):
+        main(out=tmp_path, repeats=1)
+    assert not list(tmp_path.iterdir())
 
 
 def test_every_analysis_is_short_and_says_how_it_is_run():
