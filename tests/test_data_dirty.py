@@ -17,6 +17,7 @@ from small_tokenizers import bpe, slow_bytes, unigram
 from moe_lens.data import Example, encode, fit, read_examples
 from moe_lens.data.finding import SOURCES
 from moe_lens.errors import MoELensError
+from moe_lens.options import SHOWN
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "data.md").read_text(encoding="utf-8")
 GOOD = {"id": "good", "context": "Paul landed.", "question": "Who landed?", "answer": "Paul"}
@@ -160,6 +161,10 @@ def test_each_kind_of_dirty_input_has_the_outcome_that_is_written(case, tmp_path
             read_examples(tmp_path / name)
 
 
+def test_the_page_says_how_many_bad_rows_are_printed():
+    assert f"the first\n{SHOWN} are printed" in PAGE
+
+
 def test_the_page_says_of_each_data_set_what_its_source_does():
     table = rows_below("Data sets")
     assert list(table) == list(SOURCES)
@@ -243,6 +248,13 @@ def test_lines_of_rubbish_are_counted_and_cost_no_other_line(rubbish, tmp_path_f
     assert [example.id for example in loaded.examples] == [str(number) for number in range(len(good))]
     places = [f"{file}, line {2 * number}: " for number in range(1, len(rubbish) + 1)]
     assert [bad[: len(place)] for bad, place in zip(loaded.bad, places, strict=True)] == places
+
+
+def test_every_row_counts_once_and_a_row_without_an_id_is_called_by_its_number(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(lines({"id": "good"}, {"id": "good"}, b"{", without("id")))
+    loaded = read_examples(tmp_path / "a.jsonl", skip_bad=True)
+    assert [example.id for example in loaded.examples] == ["good", "4"]
+    assert (loaded.rows, len(loaded.bad)) == (5, 3)
 
 
 def test_what_a_tokenizer_cannot_encode_exactly_is_named_or_left_out_never_guessed():

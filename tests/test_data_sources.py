@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from moe_lens.data import Example, load_examples
+from moe_lens.data import Example, load_examples, read_examples
 from moe_lens.data.finding import SOURCES
 from moe_lens.data.source import carve
 from moe_lens.data.sources.gigaword import QUESTION
@@ -134,6 +134,34 @@ def test_each_original_format_gives_its_examples(case, tmp_path):
         lines = "\n".join(map(json.dumps, content))
         (tmp_path / "file.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
         assert load_examples(f"{name}:{tmp_path / 'file.jsonl.gz'}") == expected
+
+
+BAD_ONES = [("a", ["Paul"]), ("b", []), ("c", ["Paul"]), ("a", ["Paul"]), ("d", ["Paul"])]  # b has no answer, a repeats
+RECORDS = {
+    "squad": {
+        "paragraphs": [
+            {
+                "context": "Paul landed.",
+                "qas": [{"id": n, "question": "Who?", "answers": [{"text": a} for a in found]} for n, found in BAD_ONES],
+            }
+        ]
+    },
+    "nq": {"context": "Paul landed.", "qas": [{"qid": n, "question": "Who?", "answers": found} for n, found in BAD_ONES]},
+}
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_a_bad_question_of_a_record_costs_no_other_question(name, tmp_path):
+    file = tmp_path / "a.jsonl"
+    file.write_text(json.dumps(RECORDS[name]))
+    loaded = read_examples(f"{name}:{file}", skip_bad=True)
+    assert [example.id for example in loaded.examples] == ["a", "c", "d"]
+    assert loaded.rows == 5
+    [blank, repeated] = loaded.bad
+    assert blank.startswith(f"{file}, line 1: example 'b' needs answers")
+    assert repeated.endswith("these repeat: a")
+    limited = read_examples(f"{name}:{file}", skip_bad=True, limit=2)
+    assert (limited.examples, limited.rows, limited.bad) == (loaded.examples[:2], 3, loaded.bad[:1])
 
 
 @pytest.mark.parametrize("name", SOURCES)

@@ -3,7 +3,6 @@
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 
 from moe_lens.data.example import Example
@@ -87,39 +86,40 @@ def _examples(
     """The examples of records, in their order; ids that repeat are bad rows too."""
     found: dict[str, Example] = {}
     bad: list[str] = []
-    number = 0
-    for place, record in source.records:
-        if limit is not None and len(found) >= limit:
-            break
+    rows = ((place, row) for place, record in source.records for row in _rows(record, columns, source.source))
+    for place, row in rows:
         try:
-            for row in _rows(rename(record, columns), source.source):
-                example = example_of(row, number=number, task=source.task)
-                number += 1
-                if example.id in found:
-                    raise MoELensError(f"the ids of {spec} must be unique; these repeat: {example.id}")
-                found[example.id] = example
+            if isinstance(row, MoELensError):
+                raise row
+            example = example_of(row, number=len(found) + len(bad), task=source.task)
+            if example.id in found:
+                raise MoELensError(f"the ids of {spec} must be unique; these repeat: {example.id}")
+            found[example.id] = example
         except MoELensError as error:
-            number += 1
             bad.append(f"{place}: {error}")
             if not skip_bad:
                 raise MoELensError(bad[0]) from None
+        if len(found) == limit:
+            break
     if not found:
-        none = f"{spec} is empty" if not bad else f"none of the {number} rows of {spec} makes an example: {bad[0]}"
+        none = f"{spec} is empty" if not bad else f"none of the {len(bad)} rows of {spec} makes an example: {bad[0]}"
         raise MoELensError(f"{none}; expected rows with context, question and answer")
-    return Loaded(list(islice(found.values(), limit)), number, tuple(bad))
+    return Loaded(list(found.values()), len(found) + len(bad), tuple(bad))
 
 
-def _rows(record: object, source: Source | None) -> Iterator[object]:
-    """The rows of a record: itself where it has the plain columns, else what its data set makes of it."""
-    if isinstance(record, MoELensError):
-        raise record
-    if source is None or not isinstance(record, Mapping) or all(isinstance(record.get(f), str) for f in PLAIN):
-        yield record
-        return
+def _rows(record: object, columns: Mapping[str, str], source: Source | None) -> Iterator[object]:
+    """The rows of a record: itself where it has the plain columns, else what its data set makes of it.
+
+    An error stands for a row that could not be read, and for what would come after it in the record.
+    """
     try:
-        yield from source.rows(record)
+        record = rename(record, columns)
+        if source is None or not isinstance(record, Mapping) or all(isinstance(record.get(f), str) for f in PLAIN):
+            yield record
+        else:
+            yield from source.rows(record)
+    except MoELensError as error:
+        yield error
     except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
-        if isinstance(error, MoELensError):
-            raise
         shown = ", ".join(map(str, record)) or "nothing"
-        raise MoELensError(f"not a record of {source.name} ({type(error).__name__}: {error}); it has {shown}") from None
+        yield MoELensError(f"not a record of {source.name} ({type(error).__name__}: {error}); it has {shown}")
