@@ -14,6 +14,7 @@ from typer import Option
 from moe_lens import console
 from moe_lens.architecture import MoEArchitecture
 from moe_lens.data import Example, load_examples
+from moe_lens.data.files import ending
 from moe_lens.delta import FACTS_FILE, read_facts, weights_digest
 from moe_lens.errors import MoELensError
 from moe_lens.evaluation import answer_table, summarise
@@ -24,7 +25,6 @@ from moe_lens.statistics import AttentionMass
 from moe_lens.tuning import Schedule
 from moe_lens.views import View
 
-SINGLE_FILES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".gz")
 DEV_EXAMPLES = 100
 RUN = Path("runs/paper")
 RATES: Mapping[str, tuple[float, ...]] = MappingProxyType(
@@ -67,7 +67,7 @@ class Study:
 
     def __post_init__(self) -> None:
         for task in self.tasks:
-            if task.endswith(SINGLE_FILES) and ":" not in task:
+            if ending(task) is not None and ":" not in task:
                 raise MoELensError(f"{task} has no splits; give a folder that has train, dev and test files")
 
     @property

@@ -46,9 +46,10 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.*") if path.is_file()}
 
 
-def test_a_single_file_has_no_splits_to_tune_and_test_on(tmp_path):
+@pytest.mark.parametrize("name", ["mine.jsonl", "mine.csv.gz", "MINE.JSON"])
+def test_a_single_file_has_no_splits_to_tune_and_test_on(name, tmp_path):
     with pytest.raises(MoELensError, match="no splits"):
-        study(tmp_path, "mine.jsonl")
+        study(tmp_path, name)
 
 
 @pytest.mark.parametrize("wrong", [
