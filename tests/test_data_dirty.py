@@ -79,9 +79,11 @@ CASES: dict[str, tuple[str, bytes, Callable[[Example], bool] | None]] = {
     "an answer that is in the context several times": (
         "a.jsonl", lines({"context": "Bern, Bern, Berner"}), lambda e: spans(e) == ["Bern", "Bern"]
     ),
+    "a blank original answer": ("a.jsonl", lines({"original_answer": " "}), holds(original_answer=None)),
     "options that are fewer than two or lack the answer": ("a.jsonl", lines({"options": ["Rome", "Oslo"]}), None),
     "other columns": ("a.jsonl", lines({"colour": [1]}), holds(context="In Bern.")),
     "no id": ("a.jsonl", lines(without("id")), holds(id="1")),
+    "an empty id": ("a.csv", HEADER + b",In Bern.,Where?,Bern\n", holds(id="1")),
     "an id that repeats": ("a.jsonl", lines({"id": "good"}), None),
     "an id that is neither text nor number": ("a.jsonl", lines({"id": [1]}), None),
     "the same texts under two ids": ("a.jsonl", lines(GOOD | {"id": "dirty"}), holds(context="Paul landed.")),

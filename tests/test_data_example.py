@@ -20,6 +20,11 @@ def test_examples_that_cannot_be_asked_or_scored_are_refused_by_name(question, a
         Example("q7", "", question, answers)
 
 
+def test_a_memory_that_is_blank_is_refused_for_it_would_be_scored():
+    with pytest.raises(MoELensError, match="'q7' has a blank original_answer; leave it None"):
+        Example("q7", "", "Who?", ("a",), " ")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

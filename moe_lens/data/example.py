@@ -16,9 +16,9 @@ class Example:
     task: the name of the task or data set.
     options: of a multiple-choice question, what can be chosen, in the order shown; every answer is one of them.
 
-    Raises MoELensError for a field that is no text or holds half a surrogate pair, a blank question, no answers, an
-    answer or option that is blank or has space around it, or options (at least two different ones) that an answer
-    is not among.
+    Raises MoELensError for a field that is no text or holds half a surrogate pair, a blank question or original
+    answer, no answers, an answer or option that is blank or has space around it, or options (at least two different
+    ones) that an answer is not among.
     """
 
     id: str
@@ -37,6 +37,8 @@ class Example:
             raise MoELensError(
                 f"example {self.id!r} needs answers, none blank or with space around it; got {self.answers!r}"
             )
+        if self.original_answer is not None and not self.original_answer.strip():
+            raise MoELensError(f"example {self.id!r} has a blank original_answer; leave it None where it is unknown")
         if not self.options:
             return
         blank = not all(option and option == option.strip() for option in self.options)

@@ -6,7 +6,7 @@ from moe_lens.data.example import Example
 from moe_lens.errors import MoELensError
 
 FIELDS = ("id", "context", "question", "answer", "original_answer", "options")
-"""The columns of a row; `id`, `original_answer` and `options` may be missing."""
+"""The columns of a row; `id`, `original_answer` and `options` may be missing or, as a CSV must have it, empty."""
 
 
 def parse_columns(text: str) -> dict[str, str]:
@@ -39,7 +39,7 @@ def rename(record: object, columns: Mapping[str, str]) -> object:
 
 
 def example_of(row: object, *, number: int, task: str) -> Example:
-    """The example of one row; its number is its id where it has none.
+    """The example of one row; its number is its id where it has none or an empty one.
 
     Raises MoELensError if a field is missing or of a wrong kind.
     """
@@ -55,17 +55,17 @@ def example_of(row: object, *, number: int, task: str) -> Example:
         raise MoELensError(f"an id must be text or a number; got {row['id']!r:.80}")
     answers = [row["answer"]] if isinstance(row["answer"], str) else row["answer"]
     options = row.get("options") or []
-    original = row.get("original_answer")
-    texts = [row["context"], row["question"], "" if original is None else original]
+    original = "" if row.get("original_answer") is None else row["original_answer"]
+    texts = [row["context"], row["question"], original]
     lists = isinstance(answers, list | tuple) and isinstance(options, list | tuple)
     if not lists or not all(isinstance(text, str) for text in [*texts, *answers, *options]):
         raise MoELensError("context, question and answer must be text (answer and options: or a list of texts)")
     return Example(
-        id=str(number if row.get("id") is None else row["id"]),
+        id=str(number if row.get("id") in (None, "") else row["id"]),
         context=row["context"],
         question=row["question"],
         answers=tuple(answer.strip() for answer in answers),
-        original_answer=original,
+        original_answer=original.strip() or None,
         task=task,
         options=tuple(option.strip() for option in options),
     )
