@@ -79,6 +79,11 @@ CASES: dict[str, tuple[str, bytes, Callable[[Example], bool] | None]] = {
     "an answer that is in the context several times": (
         "a.jsonl", lines({"context": "Bern, Bern, Berner"}), lambda e: spans(e) == ["Bern", "Bern"]
     ),
+    "an answer that is only inside other words": (
+        "a.jsonl",
+        lines({"context": "Berner, 我在北京的家", "answer": ["Bern", "北京"]}),
+        lambda e: spans(e) == ["北京"],
+    ),
     "a blank original answer": ("a.jsonl", lines({"original_answer": " "}), holds(original_answer=None)),
     "options that are fewer than two or lack the answer": ("a.jsonl", lines({"options": ["Rome", "Oslo"]}), None),
     "other columns": ("a.jsonl", lines({"colour": [1]}), holds(context="In Bern.")),
@@ -216,7 +221,7 @@ def test_whatever_the_text_its_spans_decode_to_it_from_any_file(kind, rows, endi
     plain = str if exact else lambda text: text.replace(" ", "")
     rows = [
         {
-            "context": row["before"] + row["answer"] + row["after"],
+            "context": f"{row['before']}({row['answer']}){row['after']}",
             "question": row["question"],
             "answer": [row["answer"], *row["other"]],
         }

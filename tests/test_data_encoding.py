@@ -42,8 +42,12 @@ def spans_as_text(encoded, tokenizer) -> list[str]:
         ("in 1939 there were 9 of 19", ("9",), 1),
         ("New Yorkers left New York's docks", ("New York",), 1),
         ("the café, the naïve café 🜚 end", ("café", "🜚"), 3),
-        ("我在北京的家,北京", ("北京",), 1),
-        ("我在北京的家", ("北京",), 1),
+        ("he was born in 1939", ("9",), 0),
+        ("Norwegians know it; another", ("no",), 0),
+        ("我在北京的家,北京", ("北京",), 2),
+        ("2008年在NBA,北京2008", ("NBA", "2008", "008"), 3),
+        ("東京タワー เมืองกรุงเทพ", ("タワー", "กรุงเทพ"), 2),
+        ("서울에서", ("서울",), 1),
         ("from $3.3 billion to 3.3", ("$3.3 billion", "3.3"), 3),
         ("Ann Lee and Ann", ("Ann", "Ann Lee"), 3),
         ("nothing here", ("Paris",), 0),
@@ -63,7 +67,7 @@ def test_every_occurrence_of_every_answer_has_a_span(tokenizer, context, answers
 @UNTIMED
 @given(before=TEXT, answer=SPEAKING_TEXT, after=TEXT, question=SPEAKING_TEXT)
 def test_spans_hold_their_text_whatever_it_is(tokenizer, before, answer, after, question):
-    context = before + answer + after
+    context = f"{before}({answer}){after}"
     encoded = encode(example(context, answer, question=question), tokenizer)
     ids = encoded.input_ids
     assert context.strip() in text_of(tokenizer, ids[encoded.context])
@@ -190,7 +194,7 @@ def rewritten(kind: str, text: str) -> str:
 @settings(deadline=None, max_examples=40)
 @given(before=TEXT, answer=SPEAKING_TEXT, after=TEXT, question=SPEAKING_TEXT)
 def test_spans_of_sentencepiece_like_and_slow_tokenizers_hold_any_text(kind, before, answer, after, question):
-    tokenizer, context = KINDS[kind], before + answer + after
+    tokenizer, context = KINDS[kind], f"{before}({answer}){after}"
     encoded = encode(example(context, answer, question=question), tokenizer)
     assert context.strip() in text_of(tokenizer, encoded.input_ids[encoded.context])
     assert question in text_of(tokenizer, encoded.input_ids[encoded.question])
@@ -201,8 +205,8 @@ def test_spans_of_sentencepiece_like_and_slow_tokenizers_hold_any_text(kind, bef
 def test_the_bytes_of_unknown_characters_are_told_apart():
     """A unigram tokenizer gives all bytes of a run of unknown characters the same offsets."""
     encoded = encode(example("🜚北 北京", "北"), KINDS["unigram"])
-    assert [span.stop - span.start for span in encoded.answer_spans] == [3]
-    assert spans_as_text(encoded, KINDS["unigram"]) == ["北"]
+    assert [span.stop - span.start for span in encoded.answer_spans] == [3, 3]
+    assert spans_as_text(encoded, KINDS["unigram"]) == ["北", "北"]
 
 
 def test_what_a_tokenizer_drops_has_no_span_and_a_dropped_question_is_refused():
@@ -271,8 +275,8 @@ def test_real_answers_are_found_and_their_spans_are_tight(name, real_data, real_
         with_answer_in_context += bool(encoded.answer_spans)
         assert row.context.strip() in text_of(real_tokenizer, ids[encoded.context])
         assert row.question.strip() in text_of(real_tokenizer, ids[encoded.question])
-        whole_words = re.findall(rf"(?<!\w){re.escape(answer)}(?!\w)", row.context)
-        assert len(encoded.answer_spans) == (len(whole_words) or row.context.count(answer))
+        whole_words = re.findall(rf"(?!\B\w){re.escape(answer)}(?<!\w\B)", row.context)
+        assert len(encoded.answer_spans) == len(whole_words)
         for span in encoded.answer_spans:
             assert answer in text_of(real_tokenizer, ids[span])
             assert answer not in text_of(real_tokenizer, ids[span.start + 1 : span.stop])

@@ -137,16 +137,17 @@ def test_each_original_format_gives_its_examples(case, tmp_path):
 
 
 BAD_ONES = [("a", ["Paul"]), ("b", []), ("c", ["Paul"]), ("a", ["Paul"]), ("d", ["Paul"])]  # b has no answer, a repeats
+WHO = [{"id": name, "qid": name, "question": "Who?", "answers": answers} for name, answers in BAD_ONES]
 RECORDS = {
+    "nq": {"context": "Paul landed.", "qas": WHO},
     "squad": {
         "paragraphs": [
             {
                 "context": "Paul landed.",
-                "qas": [{"id": n, "question": "Who?", "answers": [{"text": a} for a in found]} for n, found in BAD_ONES],
+                "qas": [asked | {"answers": [{"text": answer} for answer in asked["answers"]]} for asked in WHO],
             }
         ]
     },
-    "nq": {"context": "Paul landed.", "qas": [{"qid": n, "question": "Who?", "answers": found} for n, found in BAD_ONES]},
 }
 
 

@@ -15,6 +15,15 @@ from moe_lens.errors import MoELensError
 IGNORED_LABEL = -100
 """The label that torch's and transformers' cross entropy leave out."""
 
+_UNSPACED = (
+    r"\u0e00-\u0eff"  # Thai, Lao
+    r"\u1000-\u109f\u1780-\u17ff"  # Burmese, Khmer
+    r"\u1100-\u11ff\ua960-\ua97f\uac00-\ud7ff"  # Korean, whose particles follow a word without a space
+    r"\u2e80-\u9fff\uf900-\ufaff\uff66-\uffdc\U00020000-\U0003ffff"  # Chinese, Japanese
+)
+SPACED = rf"[^\W{_UNSPACED}]"
+"""A regular expression for a letter or digit of a script that puts spaces between words."""
+
 
 @dataclass(frozen=True)
 class Encoded:
@@ -136,16 +145,14 @@ def collate(encoded: Sequence[Encoded], pad_id: int) -> Batch:
 def occurrences(answers: Sequence[str], context: str) -> list[slice]:
     """Character ranges of all gold answers in a context, in rising order.
 
-    An answer counts where it stands as a whole word ("9" is not in "1939"); one that never does, as in
-    scripts without spaces, counts wherever it stands.
+    An answer counts where it stands as a whole word: "9" is not in "1939". In scripts without spaces between words,
+    and next to them, it counts wherever it stands.
     """
     found = set()
     for answer in answers:
-        anywhere = re.escape(answer)
-        left = r"(?<!\w)" if re.match(r"\w", answer[0]) else ""
-        right = r"(?!\w)" if re.match(r"\w", answer[-1]) else ""
-        matches = list(re.finditer(left + anywhere + right, context))
-        found |= {match.span() for match in matches or re.finditer(anywhere, context)}
+        left = rf"(?<!{SPACED})" if re.match(SPACED, answer[0]) else ""
+        right = rf"(?!{SPACED})" if re.match(SPACED, answer[-1]) else ""
+        found |= {match.span() for match in re.finditer(left + re.escape(answer) + right, context)}
     return [slice(*span) for span in sorted(found)]
 
 
