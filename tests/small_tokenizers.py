@@ -46,6 +46,21 @@ def nfkc() -> PreTrainedTokenizerFast:
     return _finish(core)
 
 
+def merging() -> PreTrainedTokenizerFast:
+    """Byte-level BPE over text that nothing parts before, so that ": " and more are one token."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<eos>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(["Answer: New York, Answer: Bern"], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>")
+
+
 class SlowLetters(PythonBackend):
     """A slow tokenizer with a token per letter of a small alphabet and "?" for all others."""
 

@@ -9,7 +9,7 @@ import torch
 from byte_level_tokenizer import CHAT_TEMPLATE, byte_level_tokenizer, text_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_tokenizers import SlowLetters, bpe, nfkc, slow_bytes, unigram
+from small_tokenizers import SlowLetters, bpe, merging, nfkc, slow_bytes, unigram
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -121,6 +121,29 @@ def test_an_answer_starts_as_the_chat_template_starts_it():
     *words, end = answered.input_ids[answered.prompt_length :]
     assert text_of(spaced, words) == " Paris"
     assert end == spaced.eos_token_id
+
+
+@pytest.mark.parametrize("kind", ["byte-level", "merging", *KINDS])
+def test_an_answers_tokens_are_those_of_running_text_with_one_space_before_it(kind):
+    tokenizer = {"byte-level": PLAIN, "merging": merging(), **KINDS}[kind]
+    asked = example("In New York.", "New York")
+    bare, answered = encode(asked, tokenizer), encode(asked, tokenizer, with_answer=True)
+    assert answered.input_ids[: answered.prompt_length] == bare.input_ids
+    *words, end = answered.input_ids[answered.prompt_length :]
+    pieces = tokenizer.convert_ids_to_tokens(words)
+    assert "".join(pieces).replace("Ġ", " ").replace("▁", " ") == " New York"
+    assert end == tokenizer.eos_token_id
+    running = tuple(tokenizer(f"{bare.text} New York")["input_ids"])
+    joined_or_ended = kind in ("merging", "slow bytes")  # the prompt's last token would be another, or ends the text
+    assert (answered.input_ids[:-1] == running) != joined_or_ended
+
+
+def test_an_answer_right_after_a_chat_templates_newline_has_no_space_before_it():
+    tokenizer = bpe()
+    tokenizer.chat_template = CHAT_TEMPLATE
+    answered = encode(example("In Bern.", "Bern"), tokenizer, with_answer=True)
+    *words, _ = answered.input_ids[answered.prompt_length :]
+    assert "".join(tokenizer.convert_ids_to_tokens(words)) == "Bern"
 
 
 def test_batches_are_left_padded_and_spans_move_along():

@@ -80,9 +80,11 @@ def encode(
     continuation: a text to append instead of the answer, with end-of-sequence; the spans stay those of the answers.
 
     A span holds every token that covers some of its characters: it decodes to its text, and to what else the tokens
-    at its two ends hold, which mostly is the space before it. The answer is tokenised apart from the prompt, so the
-    prompt's tokens are the same with and without it. An answer, or a whole context, of which the tokenizer keeps
-    nothing has no span.
+    at its two ends hold, which mostly is the space before it. An answer, or a whole context, of which the tokenizer
+    keeps nothing has no span.
+
+    The prompt's tokens are the same with and without an answer appended. The answer's are those it has in the running
+    text after the prompt, or, where it would change the prompt's tokens there, those it has apart.
     Raises MoELensError for a slow tokenizer that does not decode its tokens to the same text, for a question of which
     the tokenizer keeps nothing, or (`with_answer`) without end-of-sequence.
     """
@@ -97,7 +99,7 @@ def encode(
     found = [] if prompt.context is None else occurrences(example.answers, prompt.text[prompt.context])
     answers = [shift(answer, prompt.context.start) for answer in found]
     appended = example.answers[0] if with_answer and continuation is None else continuation
-    answer_ids = [] if appended is None else _answer_ids(appended, prompt, tokenizer)
+    answer_ids = [] if appended is None else _answer_ids(appended, prompt, ids, tokenizer)
     return Encoded(
         id=example.id,
         text=prompt.text,
@@ -156,11 +158,16 @@ def occurrences(answers: Sequence[str], context: str) -> list[slice]:
     return [slice(*span) for span in sorted(found)]
 
 
-def _answer_ids(answer: str, prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The tokens of the answer, with what leads up to it, and end-of-sequence."""
+def _answer_ids(
+    answer: str, prompt: Prompt, prompt_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase
+) -> list[int]:
+    """The tokens that follow the prompt's where the answer, with what leads up to it, does; and end-of-sequence."""
     if tokenizer.eos_token_id is None:
         raise MoELensError("answers end with end-of-sequence, which this tokenizer lacks; set its eos_token")
     text = prompt.answer_lead(tokenizer) + answer
+    ids = tokenizer(prompt.text + text, add_special_tokens=prompt.turn is None)["input_ids"]
+    if ids[: len(prompt_ids)] == prompt_ids:
+        return [*ids[len(prompt_ids) :], tokenizer.eos_token_id]
     return [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
 
 
