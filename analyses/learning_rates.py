@@ -21,7 +21,7 @@ COLUMNS = ("variant", "learning_rate", "task", "seed", "trainable", "em", "f1", 
 def compute(study: Study) -> pd.DataFrame:
     """One row per method of Table 3, learning rate, seed and task: the columns of `Study.answer_row`.
 
-    comparisons.parquet is `compared`, of each method at each rate with CEFT at each of its own.
+    comparisons.parquet is `compared`, of each method at each rate with CEFT at each of its own, corrected together.
     """
     rows, answers = [study.answer_row("base", task) for task in study.tasks], {}
     for recipe in recipes(study):
@@ -31,9 +31,9 @@ def compute(study: Study) -> pd.DataFrame:
                 for task in study.tasks:
                     rows.append(study.answer_row(recipe.name, task, tuned, seed))
                     answers.setdefault((f"{recipe.name} {rate:g}", task), []).append(study.answers(task, tuned)["em"])
-    comparisons = [compared(study, answers, f"{REFERENCE} {rate:g}") for rate in RATES["experts"]]
+    comparisons = compared(study, answers, [f"{REFERENCE} {rate:g}" for rate in RATES["experts"]])
     made_by = study.made_by(item="learning_rates", reference=REFERENCE)
-    write_table(pd.concat(comparisons), study.out / "learning_rates" / "comparisons.parquet", made_by)
+    write_table(comparisons, study.out / "learning_rates" / "comparisons.parquet", made_by)
     return pd.DataFrame(rows)
 
 

@@ -16,8 +16,7 @@ from moe_lens.study import Study, run
 
 def compute(study: Study) -> pd.DataFrame:
     """The columns of `table9_summaries.scores`."""
-    options = all(example.options for task in study.tasks for example in study.examples(task))
-    return scores(study, (None, ROUTER, FFT, ceft(study)), ["accuracy" if options else "em"])
+    return scores(study, (None, ROUTER, FFT, ceft(study)), ["accuracy"])
 
 
 if __name__ == "__main__":

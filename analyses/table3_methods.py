@@ -1,9 +1,12 @@
-"""Tables 3 and 4: what router tuning, CEFT, ESFT and full fine-tuning learn of the first task, and what they forget.
+"""Table 3: what router tuning, CEFT, ESFT and full fine-tuning learn of the first task, and what they forget.
 
 CEFT also with experts chosen at random, by `ce-last`, and planted ones; every set has as many as a token takes.
 
 python analyses/table3_methods.py --model organism --data swap,novel,closed_book --seeds 0,1,2 --out runs/paper
 """
+
+from collections.abc import Sequence
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -30,22 +33,26 @@ def recipes(study: Study) -> list[Recipe]:
     return [*found, FFT]
 
 
-def compared(study: Study, answers: dict[tuple[str, str], list[pd.Series]], reference: str) -> pd.DataFrame:
-    """EM of every variant minus the reference's, per task: difference, its interval over seeds and examples, p, p_holm.
+def compared(study: Study, answers: dict[tuple[str, str], list[pd.Series]], references: Sequence[str]) -> pd.DataFrame:
+    """EM of every variant minus each reference's by task: difference, its interval over seeds and examples, p, p_holm.
 
     answers: the EM column of each seed, by variant and task.
-    p: of the paired permutation test over examples, of each the mean over seeds; corrected over the whole table.
+    p: of the paired permutation test over examples, given these trainings; p_holm: corrected over the whole table.
+    differs: whether p_holm is below 0.05 and the interval, which other seeds would move too, leaves out 0.
     """
-    rows = []
-    for (variant, task), ems in answers.items():
-        if variant != reference:
-            difference = np.array(ems) - np.array(answers[reference, task])  # [seed, example]
-            interval = seeds_interval(difference, seed=study.schedule.seed)
-            p = compare(difference.mean(axis=0), np.zeros(difference.shape[1]), seed=study.schedule.seed).p
-            ends = {"difference": interval.mean, "low": interval.low, "high": interval.high}
-            rows.append({"variant": variant, "reference": reference, "task": task, "seeds": len(ems), **ends, "p": p})
+    rows, done = [], set()
+    for reference, (variant, task) in product(references, answers):
+        if variant == reference or (reference, variant, task) in done:
+            continue
+        done.add((variant, reference, task))
+        difference = np.array(answers[variant, task]) - np.array(answers[reference, task])  # [seed, example]
+        interval = seeds_interval(difference, seed=study.schedule.seed)
+        p = compare(difference.mean(axis=0), np.zeros(difference.shape[1]), seed=study.schedule.seed).p
+        names = {"variant": variant, "reference": reference, "task": task, "seeds": len(difference)}
+        rows.append(names | {"difference": interval.mean, "low": interval.low, "high": interval.high, "p": p})
     table = pd.DataFrame(rows)
-    return table.assign(p_holm=holm(table["p"]))
+    table["p_holm"] = holm(table["p"])
+    return table.assign(differs=(table["p_holm"] < 0.05) & ((table["low"] > 0) | (table["high"] < 0)))
 
 
 def compute(study: Study) -> pd.DataFrame:
@@ -60,7 +67,7 @@ def compute(study: Study) -> pd.DataFrame:
                 rows.append(study.answer_row(recipe.name, task, tuned, seed))
                 answers.setdefault((recipe.name, task), []).append(study.answers(task, tuned)["em"])
     made_by = study.made_by(item="table3", reference=REFERENCE)
-    write_table(compared(study, answers, REFERENCE), study.out / "table3" / "comparisons.parquet", made_by)
+    write_table(compared(study, answers, [REFERENCE]), study.out / "table3" / "comparisons.parquet", made_by)
     return pd.DataFrame(rows)
 
 

@@ -26,7 +26,7 @@ def compute(study: Study) -> pd.DataFrame:
         raise MoELensError("table 8 asks a judge: set MOE_LENS_JUDGE (a URL with its /v1) and MOE_LENS_JUDGE_MODEL")
     judge = Judge(NAME, URL, cache=study.out / "table8" / "judge")
     esft = experts("ESFT", f"esft-gate:{study.architecture.top_k}")
-    return scores(study, (FFT, esft, ceft(study)), ["acc_llm", "em", "f1"], judge)
+    return scores(study, (FFT, esft, ceft(study)), ["acc_llm", "em", "f1"], judge=judge)
 
 
 if __name__ == "__main__":

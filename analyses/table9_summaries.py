@@ -25,19 +25,29 @@ def ceft(study: Study) -> Recipe:
 
 
 def scores(
-    study: Study, recipes: Sequence[Recipe | None], metrics: Sequence[str], judge: Judge | None = None
+    study: Study,
+    recipes: Sequence[Recipe | None],
+    metrics: Sequence[str],
+    *,
+    trained_on: str | None = None,
+    judge: Judge | None = None,
 ) -> pd.DataFrame:
-    """One row per task, recipe (None: the base model) trained on that task, and metric.
+    """One row per task, recipe (None: the base model) and metric; `accuracy` becomes `em` for a task without options.
 
+    trained_on: the task of all trainings, which is then not scored; by default each task has its own.
     Columns: variant, task, metric, n, missing, and mean with its 95 % interval over examples in low and high.
     """
     parts = []
     for task in study.tasks:
+        if task == trained_on:
+            continue
+        examples = study.examples(task)
+        options = all(example.options for example in examples)
         for recipe in recipes:
-            tuned: Path | None = None if recipe is None else study.trained(task, recipe)
+            tuned: Path | None = None if recipe is None else study.trained(trained_on or task, recipe)
             found = study.open(tuned).evaluate(
-                study.examples(task),
-                metrics=metrics,
+                examples,
+                metrics=["em" if name == "accuracy" and not options else name for name in metrics],
                 max_new_tokens=study.max_new_tokens,
                 batch_size=study.batch_size,
                 judge=judge,

@@ -1,0 +1,23 @@
+"""Table 4: what the methods of Table 3, trained on the first task, leave of the other tasks: MMLU in the paper.
+
+    python analyses/table4_knowledge.py --model organism --data swap,closed_book --out runs/paper
+
+The score is accuracy over the options where the examples have some, as MMLU's, and else exact match: the organism's
+general knowledge is `closed_book`.
+"""
+
+import pandas as pd
+from table3_methods import recipes
+from table9_summaries import scores
+
+from moe_lens.plots import metrics_figure
+from moe_lens.study import Study, run
+
+
+def compute(study: Study) -> pd.DataFrame:
+    """The columns of `table9_summaries.scores`."""
+    return scores(study, (None, *recipes(study)), ["accuracy"], trained_on=study.tasks[0])
+
+
+if __name__ == "__main__":
+    run(compute, metrics_figure, item="table4", table="metrics", tasks="swap,closed_book", about=__doc__)
