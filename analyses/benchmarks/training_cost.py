@@ -84,7 +84,7 @@ def main(
     device: Annotated[str, Option(help="cpu or cuda.")] = "cpu",
     dtype: Annotated[str, Option(help="float32 or bfloat16.")] = "float32",
     threads: Annotated[int, Option(help="Of the CPU.")] = 1,
-    rounds: Annotated[int, Option(help="Turns, each with processes of its own per case; medians over them are printed.")] = 3,
+    rounds: Annotated[int, Option(help="Turns, each with processes of its own per case; medians are printed.")] = 3,
     steps: Annotated[int, Option(help="Steps per process.")] = 4,
     cases: Annotated[int | None, Option(help="Only the first so many cases.")] = None,
 ) -> None:
@@ -115,8 +115,9 @@ def _in_own_processes(case: Case, setting: Setting) -> dict[str, float]:
 
 def summary(rows: pd.DataFrame) -> pd.DataFrame:
     """Per case the medians over rounds, of shares of full fine-tuning's too: each round's share is of its own round."""
-    whole = rows[(rows["method"] == BASELINE.method)].set_index("round")
-    shares = {f"{name} / fft": rows[name] / rows["round"].map(whole[name]) for name in ("seconds", "cpu_seconds", "peak")}
+    whole = rows[rows["method"] == BASELINE.method].set_index("round")
+    measured = ("seconds", "cpu_seconds", "peak")
+    shares = {f"{name} / fft": rows[name] / rows["round"].map(whole[name]) for name in measured}
     rows = rows.assign(trained_millions=rows["trained"] / 1e6, **shares)
     rows = rows.assign(peak_gb=rows["peak"] / 1e9, beside_weights_gb=rows["beside_weights"] / 1e9)
     shown = ["trained_millions", "seconds", "cpu_seconds", "peak_gb", "beside_weights_gb", *shares]
