@@ -37,8 +37,8 @@ def attention_rows(model: nn.Module, rows: Sequence[int] | Tensor) -> Iterator[N
     try:
         yield
     finally:
-        del ALL_ATTENTION_FUNCTIONS[name]  # the library's own entry shows again
-        if isinstance(outer, _RowsAttention):
+        del ALL_ATTENTION_FUNCTIONS[name]  # the library's own entry, if it has one, shows again
+        if ALL_ATTENTION_FUNCTIONS.get(name) is not outer:  # an outer block's, or the user's
             ALL_ATTENTION_FUNCTIONS[name] = outer
 
 

@@ -99,6 +99,19 @@ def test_the_table_of_attention_functions_is_restored(olmoe):
     assert ALL_ATTENTION_FUNCTIONS["sdpa"] is before
 
 
+def test_an_attention_function_of_the_users_own_is_put_back(olmoe):
+    library = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    own = lambda *call, **named: library(*call, **named)  # noqa: E731
+    ALL_ATTENTION_FUNCTIONS["sdpa"] = own
+    try:
+        with attention_rows(olmoe.module, [-1]):
+            pass
+        assert ALL_ATTENTION_FUNCTIONS["sdpa"] is own
+    finally:
+        del ALL_ATTENTION_FUNCTIONS["sdpa"]
+    assert ALL_ATTENTION_FUNCTIONS["sdpa"] is library
+
+
 def test_no_map_of_all_positions_is_made(olmoe, monkeypatch):
     made = []
     module = __import__(type(olmoe.module).__module__, fromlist=["eager_attention_forward"])
