@@ -7,7 +7,9 @@ import torch
 from conftest import build_model
 
 from moe_lens.checks import CHECKS, run_checks
+from moe_lens.checks.reference import without_last_weights
 from moe_lens.errors import MoELensError
+from moe_lens.experts import ExpertSet
 from moe_lens.interventions import Zero
 from moe_lens.lens import MoELens
 from moe_lens.routing import ScoringRule
@@ -39,6 +41,13 @@ def test_checks_leave_weights_and_attention_as_they_were(olmoe):
     run_checks(olmoe, TEXTS)
     assert all(torch.equal(tensor, before[name]) for name, tensor in olmoe.module.state_dict().items())
     assert olmoe.module.config._attn_implementation == "sdpa"
+
+
+def test_zeroed_weights_are_put_back_also_when_an_expert_is_not_there(olmoe):
+    before = {name: tensor.clone() for name, tensor in olmoe.module.state_dict().items()}
+    with pytest.raises(MoELensError, match="99"), without_last_weights(olmoe, ExpertSet.of({0: [1], 99: [0]})):
+        pass
+    assert all(torch.equal(tensor, before[name]) for name, tensor in olmoe.module.state_dict().items())
 
 
 @pytest.fixture

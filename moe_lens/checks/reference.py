@@ -117,12 +117,12 @@ def rescaled(weights: Tensor, hit: Tensor) -> Tensor:
 def without_last_weights(lens: MoELens, experts: ExpertSet) -> Iterator[None]:
     """Inside the block the last weights and biases of these experts are zero."""
     saved = []
-    for layer in experts.layers:
-        weights = lens.architecture.at(layer).output_weights(lens.module)
-        for weight in [weight for expert in experts[layer] for weight in weights[expert]]:
-            saved.append((weight, weight.clone()))
-            weight.zero_()
     try:
+        for layer in experts.layers:
+            weights = lens.architecture.at(layer).output_weights(lens.module)
+            for weight in [weight for expert in experts[layer] for weight in weights[expert]]:
+                saved.append((weight, weight.clone()))
+                weight.zero_()
         yield
     finally:
         for weight, old in saved:
