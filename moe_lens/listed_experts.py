@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from moe_lens.errors import MoELensError
+from moe_lens.errors import MODEL_CRASHES, MoELensError
 from moe_lens.routing import SCORES, ScoringRule
 
 PROBE_TOKENS = 16
@@ -89,7 +89,6 @@ def normalize(model: nn.Module) -> tuple[str, ...]:
     scales = (1.0, *_scales(model))
     blocks = {path: block for path, block in model.named_modules() if _parts(block) is not None}
     seen: dict[type, _Routing] = {}
-    done: list[nn.Module] = []
     try:
         for path, block in blocks.items():
             own = type(block)
@@ -99,9 +98,8 @@ def normalize(model: nn.Module) -> tuple[str, ...]:
                 if own not in seen:
                     seen[own] = _make_readable(_with_random_weights(block), path, scales)
                 _exchange(block, seen[own])
-            done.append(block)
-    except MoELensError:
-        for block in done:
+    except BaseException:
+        for block in blocks.values():
             restore(block)
         raise
     return tuple(blocks)
@@ -156,7 +154,10 @@ class _Routing:
 
 
 def _make_readable(block: nn.Module, path: str, scales: Sequence[float]) -> _Routing:
-    """Exchange the classes of a block with weights, and prove that it computes what it did; give back how it routes."""
+    """Exchange the classes of a block with weights, and prove that it computes what it did; give back how it routes.
+
+    Raises MoELensError, with the classes exchanged or not, for a block whose output cannot be reproduced.
+    """
     parts = _parts(block)
     for module in (block, getattr(block, parts.router), getattr(block, parts.experts)):
         if "forward" in vars(module):
@@ -164,19 +165,15 @@ def _make_readable(block: nn.Module, path: str, scales: Sequence[float]) -> _Rou
                 f"the forward pass of {path!r} is replaced already, as when a model is spread over several devices; "
                 "load it on one device"
             )
-    with _evaluating(block):
+    with _evaluating(block), _crashes_explained(path):
         tokens = _probe(block, parts)
         with torch.no_grad():
             before = _as_tuple(block(tokens))
             routing = _understand(block, parts, path, tokens, before, scales)
             _exchange(block, routing)
             after = _as_tuple(block(tokens))
-        try:
-            _check_same(before, after, path, _tolerance(block))
-            _check_gradients(block, parts, path, tokens)
-        except MoELensError:
-            restore(block)
-            raise
+        _check_same(before, after, path, _tolerance(block))
+        _check_gradients(block, parts, path, tokens)
     return routing
 
 
@@ -202,7 +199,7 @@ def _understand(
     each = torch.stack([expert(hidden).float() for expert in getattr(block, parts.experts)])  # [expert, token, d_model]
     try:
         decided = getattr(block, parts.router)(tokens)
-    except (TypeError, ValueError, IndexError, RuntimeError) as error:  # raised by the model's own code
+    except MODEL_CRASHES as error:
         raise MoELensError(
             f"the router {parts.router!r} of {path!r} cannot be called with [batch, pos, d_model]: {error}"
         ) from error
@@ -279,8 +276,9 @@ def _check_same(before: tuple[Any, ...], after: tuple[Any, ...], path: str, tole
             "router logits [token, expert] beside it"
         )
     errors = [_error(new.float(), old.float()) for old, new in zip(before, after, strict=True)]
-    if max(errors) > tolerance:
-        raise MoELensError(f"the output of {path!r} is not reproduced: relative error {max(errors):.1e}")
+    far = [error for error in errors if not error <= tolerance]  # NaN too
+    if far:
+        raise MoELensError(f"the output of {path!r} is not reproduced: relative error {max(far):.1e}")
 
 
 def _check_gradients(block: nn.Module, parts: _Parts, path: str, tokens: Tensor) -> None:
@@ -332,6 +330,19 @@ def _with_random_weights(block: nn.Module) -> nn.Module:
 
 def _as_tuple(output: Any) -> tuple[Any, ...]:
     return output if isinstance(output, tuple) else (output,)
+
+
+@contextmanager
+def _crashes_explained(path: str) -> Iterator[None]:
+    """Inside the block, what the code of the model's module at `path` raises becomes a MoELensError."""
+    try:
+        yield
+    except MoELensError:
+        raise
+    except MODEL_CRASHES as crash:
+        raise MoELensError(
+            f"{path!r} cannot be called with hidden states [batch, pos, d_model] alone: {type(crash).__name__}: {crash}"
+        ) from crash
 
 
 @contextmanager

@@ -244,6 +244,51 @@ def test_one_odd_layer_refuses_the_whole_model(folders):
     assert [type(module) for module in model.modules()] == classes
 
 
+class WithIds(torch.nn.Module):
+    """Put before a block's class: a forward pass that needs token ids."""
+
+    def forward(self, hidden_states, input_ids):
+        return super().forward(hidden_states)
+
+
+class WithoutLogits(torch.nn.Module):
+    """Put before a block's class: router logits beside the output, none of them a number."""
+
+    def forward(self, hidden_states):
+        logits = torch.full((hidden_states.shape[:-1].numel(), len(self.experts)), torch.nan)
+        return super().forward(hidden_states), logits
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (WithIds, r"'model.layers.1.mlp' cannot be called .*TypeError.*input_ids"),
+        (WithoutLogits, r"'model.layers.1.mlp' is not reproduced: relative error nan"),
+    ],
+)
+def test_a_block_that_crashes_or_cannot_be_compared_is_refused_and_the_model_left_alone(folders, change, said):
+    model = load_remote(folders["summed"])
+    block = model.model.layers[1].mlp
+    block.__class__ = type("Changed", (change, type(block)), {})
+    classes = [type(module) for module in model.modules()]
+    with pytest.raises(MoELensError, match=said):
+        normalize(model)
+    assert [type(module) for module in model.modules()] == classes
+
+
+def test_an_interrupted_normalization_leaves_the_model_alone(folders, monkeypatch):
+    model = load_remote(folders["summed"])
+    classes = [type(module) for module in model.modules()]
+
+    def interrupted(*call):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("moe_lens.listed_experts._check_gradients", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        normalize(model)
+    assert [type(module) for module in model.modules()] == classes
+
+
 def test_a_command_line_names_the_option(folder, tmp_path):
     line = f"-m moe_lens.intervene --model {folder} --data swap --experts 0:1 --out {tmp_path}".split()
     run = subprocess.run([sys.executable, *line], capture_output=True, text=True, check=False)

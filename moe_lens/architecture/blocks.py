@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from moe_lens.architecture.routers import PROBE_TOKENS
-from moe_lens.errors import MoELensError
+from moe_lens.errors import MODEL_CRASHES, MoELensError
 
 TOLERANCE = 1e-5
 
@@ -51,7 +51,7 @@ def after_experts(
     try:
         with torch.no_grad():
             output = type(block).forward(stand_in, torch.ones(1, tokens, d_model), **_further(block))
-    except (TypeError, IndexError, RuntimeError, ValueError, AttributeError) as error:  # raised by the model's code
+    except MODEL_CRASHES as error:
         raise MoELensError(
             f"{path!r} cannot be called with hidden states [batch, pos, d_model] alone, so what it does to its "
             f"experts' output is not known: {error}"

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from moe_lens.errors import MoELensError
+from moe_lens.errors import MODEL_CRASHES, MoELensError
 from moe_lens.routing import ScoringRule
 
 PROBE_TOKENS = 64
@@ -75,10 +75,10 @@ class RouterProbe:
         """The router's output for `PROBE_TOKENS` tokens; MoELensError if it cannot be called."""
         try:
             return self._call(self._hidden)
-        except (TypeError, IndexError, RuntimeError, ValueError) as flat:  # raised by the model's code
+        except MODEL_CRASHES as flat:
             try:
                 return self._call(self._hidden[None])  # some want [batch, pos, d_model]
-            except (TypeError, IndexError, RuntimeError, ValueError):
+            except MODEL_CRASHES:
                 raise MoELensError(
                     f"the router at {self._path!r} cannot be called with hidden states [token, d_model] alone: {flat}"
                 ) from flat

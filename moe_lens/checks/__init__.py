@@ -7,7 +7,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from moe_lens.checks.each import CHECKS, PASSES, Check, Finding
-from moe_lens.errors import MoELensError
+from moe_lens.errors import MODEL_CRASHES, MoELensError
 from moe_lens.lens import MoELens, OutOfOrderError
 
 __all__ = ["CHECKS", "PASSES", "PROMPTS", "Finding", "run_checks"]
@@ -19,18 +19,9 @@ PROMPTS = (
 )
 """Texts to check a model on where there are none of one's own: of different lengths, so that padding is checked."""
 
-#: What a model's own code raises when it is called otherwise than it expects (out of memory is a RuntimeError), and
-#: the tracing library where values come in another order than they are read. One check's crash must not end the rest.
-CRASHES = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    LookupError,
-    OutOfOrderError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
+#: What ends a check but must not end the rest; the last is the tracing library's, where values come in another order
+#: than they are read.
+CRASHES = (*MODEL_CRASHES, OutOfOrderError)
 
 
 def run_checks(
