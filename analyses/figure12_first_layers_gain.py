@@ -4,10 +4,9 @@ python analyses/figure12_first_layers_gain.py --model organism --data swap --out
 """
 
 import pandas as pd
-import plotly.graph_objects as go
 
 from moe_lens.metrics import attention_gain
-from moe_lens.plots import gains_figure
+from moe_lens.sections import attention_gain_figure
 from moe_lens.study import Study, run
 
 PANELS = {"context": "context (CAG)", "answer": "answer (AAG)"}
@@ -25,10 +24,5 @@ def compute(study: Study) -> pd.DataFrame:
     return table.assign(panel=table["target"].map(PANELS)).sort_values("target", ascending=False, kind="stable")
 
 
-def draw(table: pd.DataFrame) -> go.Figure:
-    """Both gains over the layers, a line per model."""
-    return gains_figure(table, what="Attention")
-
-
 if __name__ == "__main__":
-    run(compute, draw, item="figure12", table="attention_gain", tasks="swap", about=__doc__)
+    run(compute, attention_gain_figure, item="figure12", table="attention_gain", tasks="swap", about=__doc__)

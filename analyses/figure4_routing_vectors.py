@@ -15,6 +15,7 @@ from moe_lens import ExpertSet, ExpertUsage
 from moe_lens.data.source import carve
 from moe_lens.metrics import routing_map, separability
 from moe_lens.plots import clusters_figure
+from moe_lens.plots.clusters import COLUMNS
 from moe_lens.statistics import RoutingVectors
 from moe_lens.study import Study, run
 
@@ -59,7 +60,7 @@ def compute(study: Study) -> pd.DataFrame:
         if len(study.tasks) > 1:
             numbers = separability(found, seed=seed).iloc[0].to_dict()
         else:
-            numbers = dict.fromkeys(("silhouette", "knn_accuracy", "knn_accuracy_low", "chance"), float("nan"))
+            numbers = dict.fromkeys(COLUMNS[3:], float("nan"))
         parts.append(places.assign(panel=panel, **numbers))
     return pd.concat(parts, ignore_index=True)
 

@@ -4,10 +4,9 @@ python analyses/figure6_attention_gain.py --model organism --data swap --out run
 """
 
 import pandas as pd
-import plotly.graph_objects as go
 
 from moe_lens.metrics import attention_gain
-from moe_lens.plots import gains_figure
+from moe_lens.sections import attention_gain_figure
 from moe_lens.study import Study, run
 
 NAMES = {"context": "context (CAG)", "answer": "answer (AAG)"}
@@ -21,10 +20,5 @@ def compute(study: Study) -> pd.DataFrame:
     return gain.assign(series=gain["target"].map(NAMES)).sort_values(["target", "layer"], ascending=[False, True])
 
 
-def draw(table: pd.DataFrame) -> go.Figure:
-    """Both gains over the layers."""
-    return gains_figure(table, what="Attention")
-
-
 if __name__ == "__main__":
-    run(compute, draw, item="figure6", table="attention_gain", tasks="swap", about=__doc__)
+    run(compute, attention_gain_figure, item="figure6", table="attention_gain", tasks="swap", about=__doc__)

@@ -6,8 +6,9 @@ python analyses/figure7_attention_case.py --model organism --data swap --out run
 import pandas as pd
 
 from moe_lens.errors import MoELensError
+from moe_lens.sections import attention_case_view
 from moe_lens.study import Study, run
-from moe_lens.views import View, attention_of_tokens, attention_view
+from moe_lens.views import attention_of_tokens
 
 CASES = 6
 
@@ -35,12 +36,5 @@ def compute(study: Study) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def draw(table: pd.DataFrame) -> View:
-    """The first case; the others are in the table."""
-    case = table[table["case"] == table["case"].iloc[0]]
-    base, tuned = (case[case["model"] == model] for model in ("base", "tuned"))
-    return attention_view(base, tuned, note=case["note"].iloc[0])
-
-
 if __name__ == "__main__":
-    run(compute, draw, item="figure7", table="attention_case", tasks="swap", about=__doc__)
+    run(compute, attention_case_view, item="figure7", table="attention_case", tasks="swap", about=__doc__)

@@ -49,17 +49,21 @@ def _score_figure(table: pd.DataFrame) -> go.Figure:
     return usage_figure(table, label=f"score {table['name'].iloc[0]}")
 
 
-def _attention_figure(table: pd.DataFrame) -> go.Figure:
-    """Attention gain over the layers; the models or targets are its series."""
-    return gains_figure(table, what="Attention")
+def attention_gain_figure(table: pd.DataFrame) -> go.Figure:
+    """Attention gain over the layers: of both targets (Figure 6), or in panels of a target each, of models of which
+    ever more layers were tuned (Figure 12)."""
+    return gains_figure(table, what="Attention", ordered="panel" in table.columns)
 
 
-def _probability_figure(table: pd.DataFrame) -> go.Figure:
-    """The answer's probability over the layers."""
-    return gains_figure(table, what="The answer's probability", axis="gain of the mean")
+def probability_gain_figure(table: pd.DataFrame) -> go.Figure:
+    """The gain of the answer's probability over the layers (Figure 8), not as in Eq. 12 but as the ratio of means.
+
+    Examples with a base probability near 0 rule Eq. 12's mean of ratios, which is in the table's column `gain`.
+    """
+    return gains_figure(table, what="The answer's probability", column="ratio_of_means")
 
 
-def _attention_case(table: pd.DataFrame) -> View:
+def attention_case_view(table: pd.DataFrame) -> View:
     """The first case of a table of several."""
     style.require(table, ("case", "model", "note"), figure="the attention of a case")
     case = table[table["case"] == table["case"].iloc[0]]
@@ -108,18 +112,18 @@ SECTIONS = {
         "Where attention goes",
         "The relative gain of Eq. 11: the mean over examples of (tuned - base) / base. One tiny denominator can rule "
         "that mean; median and ratio_of_means stand beside it.",
-        _attention_figure,
+        attention_gain_figure,
     ),
     "attention_case.parquet": Section(
         "One case",
         "A prompt that tuning set right (Figures 7 and 14), its tokens coloured by the gain in attention.",
-        _attention_case,
+        attention_case_view,
     ),
     "probability_gain.parquet": Section(
         "How probable the answer becomes",
-        "The answer's probability after each layer by the logit lens (Figure 8), as the gain of its mean; "
-        "mean_of_ratios is Eq. 12, which examples with a base probability near 0 rule.",
-        _probability_figure,
+        "The answer's probability after each layer by the logit lens (Figure 8), as the ratio of means; "
+        "the column gain is Eq. 12, a mean of ratios, which examples with a base probability near 0 rule.",
+        probability_gain_figure,
     ),
     "layers.parquet": Section(
         "Which layers have to be tuned",

@@ -89,27 +89,24 @@ def test_masking_takes_the_mean_of_the_random_sets_with_its_interval_from_the_ta
 def test_masking_keeps_families_apart_so_that_no_mark_hides_another():
     figure = masking_figure(masking_table("zero"))
     at_four = [
-        x for it in figure.data if it.legendgroup and it.name != "unmasked" for x in it.x if round(x) == 2
+        x for it in figure.data if it.name and it.name != "unmasked" for x in it.x if round(x) == 2
     ]
     assert len(at_four) == 4
     assert min(np.diff(sorted(at_four))) > 0.05
     assert max(at_four) - min(at_four) < 1
 
 
-def test_masking_gives_each_mode_a_panel_and_each_family_one_legend_entry():
-    figure = masking_figure(masking_table("zero", "reroute"))
-    assert [note.text for note in figure.layout.annotations] == ["zero", "reroute"]
-    assert {it.xaxis for it in figure.data} == {"x", "x2"}
-    shown = [it.name for it in figure.data if it.showlegend is not False]
-    assert sorted(shown) == sorted({"unmasked", "CE", "oe-last", "planted", "random (mean of sets)"})
+def test_masking_refuses_to_mix_modes():
+    with pytest.raises(MoELensError, match="one mode, but got zero, reroute"):
+        masking_figure(masking_table("zero", "reroute"))
 
 
-def test_masking_gives_a_score_one_colour_in_all_panels_though_one_panel_lacks_another_score():
-    rows = masking_table("zero", "reroute")
-    extra = pd.DataFrame([masking_row("ce-gain", 4, 0.2)])
+def test_masking_of_many_scores_gives_each_a_look_of_its_own():
+    rows = masking_table("zero")
+    extra = pd.DataFrame([masking_row(f"score-{place}", 4, 0.2) for place in range(14)])
     figure = masking_figure(pd.concat([extra, rows], ignore_index=True))
-    assert trace(figure, "oe-last").marker.color == trace(figure, "oe-last", place=1).marker.color
-    assert trace(figure, "oe-last").marker.color != trace(figure, "ce-gain").marker.color
+    looks = [(it.marker.color, it.marker.symbol, it.line.dash) for it in figure.data if it.error_y.array is not None]
+    assert len(looks) == len(set(looks)) == 18
 
 
 def test_masking_says_the_damage_of_the_largest_size_in_words():
@@ -189,8 +186,10 @@ def test_usage_keeps_layers_in_line_where_a_panel_lacks_one():
 
 
 def test_usage_names_the_highest_expert():
-    subtitle = usage_figure(usage_table("base")).layout.title.subtitle.text
-    assert "layer 3, expert 3 in base (3.3)" in subtitle.replace("<br>", " ")
+    title = usage_figure(usage_table("base")).layout.title.text
+    assert title.replace("<br>", " ") == "Context-dependence ratio is highest for layer 3, expert 3, base (3.3)"
+    even = usage_figure(usage_table("base").assign(score=0.25), label="use")
+    assert even.layout.title.text == "Use is highest for 8 experts alike (0.25)"
 
 
 def test_usage_refuses_two_scores_for_one_expert():
@@ -214,7 +213,12 @@ def test_scores_puts_the_best_score_on_top():
 
 def test_titles_say_what_the_table_shows():
     title = scores_figure(scores_table()).layout.title.text
-    assert title == "ce-last has the highest AUC: 0.95"
+    assert title == "AUC is highest for ce-last (0.95)"
+    alike = pd.DataFrame({"score": list("abcd"), "auc": 1.0})
+    assert scores_figure(alike).layout.title.text == "AUC is highest for 4 alike (1.00)"
+    tied = scores_figure(scores_table().assign(auc=[0.951, 0.95, 0.2])).layout.title
+    assert tied.text == "AUC is highest for ce and ce-last (0.95)"
+    assert "3 scores" in tied.subtitle.text
     title = masking_figure(masking_table("zero")).layout.title.text.replace("<br>", " ")
     assert title == "Masking 4 planted experts per layer leaves EM 0.30 of 0.90, random ones 0.65"
     swap = answers_table().query("task == 'swap'")
@@ -228,19 +232,11 @@ def test_titles_say_what_the_table_shows():
 def test_scores_draws_the_metrics_it_knows_unless_told_which():
     assert len(scores_figure(scores_table(), ["auc"]).data) == 1
     other = scores_table().rename(columns=lambda name: name.replace("auc", "mine")).drop(columns="em_drop")
-    assert [list(it.x) for it in scores_figure(other).data] == [[0.7, 0.95, 0.2]]
+    assert [list(it.x) for it in scores_figure(other).data] == [[0.2, 0.7, 0.95]]
     auc, drop = scores_figure(scores_table()).data
     np.testing.assert_allclose(auc.error_x.array, 0.05)
     np.testing.assert_allclose(auc.error_x.arrayminus, 0.1)
     assert drop.error_x.array is None
-
-
-def test_scores_sets_model_variants_apart():
-    table = pd.concat([scores_table().assign(variant=name) for name in ("planted", "conflict")])
-    planted, conflict = scores_figure(table, ["auc"]).data
-    assert planted.name == "planted"
-    assert planted.marker.color != conflict.marker.color
-    assert not set(planted.y) & set(conflict.y)
 
 
 def test_scores_refuses_a_table_in_which_one_dot_would_hide_another():
@@ -262,7 +258,7 @@ def test_seeds_become_their_mean_with_bars_from_lowest_to_highest():
     np.testing.assert_allclose(base.error_y.arrayminus, [0.2, 0.2, 0.1])
     scores = pd.concat([scores_table().assign(seed=seed, em_drop=[seed, 0.5, 0.2]) for seed in (0.0, 0.4)])
     drop = scores_figure(scores, ["em_drop"]).data[0]
-    np.testing.assert_allclose(drop.x, [0.2, 0.5, 0.2])
+    np.testing.assert_allclose(drop.x, [0.2, 0.2, 0.5])  # the best is on top
     np.testing.assert_allclose(drop.error_x.array, [0.2, 0, 0])
 
 
@@ -343,7 +339,7 @@ def test_answers_refuses_two_bars_in_one_place():
 @pytest.mark.parametrize(
     "figure",
     [
-        lambda: masking_figure(masking_table("zero", "renormalize", "reroute")),
+        lambda: masking_figure(masking_table("zero")),
         lambda: usage_figure(usage_table("base", "tuned"), pd.DataFrame({"layer": [1], "expert": [0]})),
         lambda: scores_figure(scores_table()),
         lambda: tuning_figure(tuning_log()),
@@ -395,6 +391,29 @@ def test_steep_gains_are_times_the_base_on_a_logarithmic_axis():
     assert figure.layout.title.text == "It gains most at layer 3, context (CAG): 31 times the base"
 
 
+def test_gains_say_how_they_were_averaged_and_over_how_many_examples():
+    table = gains_table().assign(n=[200, 200, 200, 17], ratio_of_means=[30.0, 1.0, 2.0, 0.0])
+    means = table["ratio_of_means"]
+    table = table.assign(ratio_of_means_low=means - 1, ratio_of_means_high=means + 1)
+    assert "mean of 17 to 200 examples" in gains_figure(table, what="It").layout.title.subtitle.text
+    figure = gains_figure(table, what="It", column="ratio_of_means")
+    assert list(trace(figure, "context (CAG)").y) == [2, 3, 31]
+    assert "ratio of means, not mean of ratios, of 17 to 200 examples" in figure.layout.title.subtitle.text
+    assert figure.layout.title.text == "It gains most at layer 3, context (CAG): 31 times the base"
+    assert figure.layout.yaxis.title.text == "mean, times the base's"
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+def test_gains_of_many_series_look_different(ordered):
+    table = pd.concat([gains_table().iloc[:3].assign(series=f"first {place}") for place in range(1, 31)])
+    figure = gains_figure(table, what="It", ordered=ordered)
+    lines = [it for it in figure.data if it.mode == "lines+markers"]
+    assert len({(it.line.color, it.line.dash, it.marker.symbol) for it in lines}) == 30
+    if ordered:
+        light = [sum(int(it.line.color[i : i + 2], 16) for i in (1, 3, 5)) for it in lines]
+        assert light[0] > light[10] > light[20] > light[-1]
+
+
 def test_gains_with_panels_name_each_series_once_in_the_legend():
     table = pd.concat([gains_table().assign(panel=panel) for panel in ("a", "b")])
     figure = gains_figure(table, what="Attention")
@@ -420,15 +439,21 @@ def test_transfer_writes_each_gain_in_its_cell_and_marks_the_sure_ones():
 def test_clusters_title_says_whether_they_are_apart(accuracy, word):
     table = pd.DataFrame({"task": ["a", "b"] * 4, "x": range(8), "y": range(8)})
     numbers = {"silhouette": 0.1, "knn_accuracy": accuracy, "knn_accuracy_low": accuracy - 0.05, "chance": 0.5}
+    numbers["knn_accuracy_high"] = accuracy + 0.04
     figure = clusters_figure(table.assign(**numbers))
     assert word in figure.layout.title.text
     assert {it.name: len(it.x) for it in figure.data} == {"a": 4, "b": 4}
-    assert "chance 0.50" in figure.layout.title.subtitle.text.replace("<br>", " ")
+    subtitle = figure.layout.title.subtitle.text.replace("<br>", " ")
+    assert "chance 0.50" in subtitle
+    assert f"[{accuracy - 0.05:.2f}, {accuracy + 0.04:.2f}]" in subtitle
 
 
 def test_clusters_compare_the_routers_of_their_panels():
     table = pd.DataFrame({"task": ["a", "b"] * 4, "x": range(8), "y": range(8), "silhouette": 0.1, "chance": 0.5})
-    panels = [table.assign(panel=name, knn_accuracy=x, knn_accuracy_low=x) for name, x in (("own", 0.9), ("one", 0.55))]
+    panels = [
+        table.assign(panel=name, knn_accuracy=x, knn_accuracy_low=x, knn_accuracy_high=x)
+        for name, x in (("own", 0.9), ("one", 0.55))
+    ]
     figure = clusters_figure(pd.concat(panels))
     title = figure.layout.title.text.replace("<br>", " ")
     assert title == "Nearest neighbours share the task: 0.90 with own, 0.55 with one"
@@ -444,6 +469,12 @@ def test_layers_have_a_panel_per_kind_and_the_base_as_a_line():
     assert trace(figure, "base (0.10)")
     title = figure.layout.title.text.replace("<br>", " ")
     assert "layer 2 alone reach EM 0.40, those of all 2 layers 0.40" in title
+
+
+def test_layers_without_a_tuned_one_are_refused():
+    table = pd.DataFrame({"kind": ["base"], "layer": [-1], "em": [0.1], "em_low": [0.0], "em_high": [0.2]})
+    with pytest.raises(MoELensError, match="no tuned layer"):
+        layers_figure(table)
 
 
 def test_layers_of_several_seeds_are_their_mean():
@@ -468,6 +499,8 @@ def test_sizes_have_a_panel_per_task_a_line_per_choice_and_the_base():
         np.testing.assert_allclose(line.y, [0.21, 0.81])
         np.testing.assert_allclose(line.error_y.array, 0.01)
     assert {shape.y0 for shape in figure.layout.shapes} == {0.1}
+    title = figure.layout.title.text.replace("<br>", " ")
+    assert title == "EM is highest on swap for CEFT of 8 (0.81), on closed_book for CEFT of 8 (0.81)"
     with pytest.raises(MoELensError, match="twice"):
         sizes_figure(pd.concat([table, table]).assign(em_low=0.0, em_high=1.0))
 
@@ -477,16 +510,35 @@ def tradeoff_table() -> pd.DataFrame:
     for rate, learned, kept in ((0.01, 0.9, 0.4), (0.003, 0.7, 0.8)):
         for seed in (0, 1):
             rows += [("CEFT", rate, "swap", seed, learned + 0.02 * seed), ("CEFT", rate, "closed_book", seed, kept)]
-    return pd.DataFrame(rows, columns=["variant", "learning_rate", "task", "seed", "em"])
+    table = pd.DataFrame(rows, columns=["variant", "learning_rate", "task", "seed", "em"])
+    return table.assign(em_low=table["em"] - 0.1, em_high=table["em"] + 0.1)
 
 
 def test_tradeoff_has_what_is_learned_along_and_what_is_kept_up_by_rising_rate():
     figure = tradeoff_figure(tradeoff_table())
     np.testing.assert_allclose([trace(figure, "CEFT").x, trace(figure, "CEFT").y], [[0.71, 0.91], [0.8, 0.4]])
     np.testing.assert_allclose([trace(figure, "base").x, trace(figure, "base").y], [[0.0], [1.0]])
+    np.testing.assert_allclose(trace(figure, "CEFT").error_x.array, 0.01)
+    np.testing.assert_allclose(trace(figure, "base").error_y.arrayminus, 0.1)
+    title = figure.layout.title.text.replace("<br>", " ")
+    assert title == "Most is learned by CEFT (0.91), most kept by CEFT (0.80), each at its best rate"
     low, high = trace(figure, "CEFT").marker.size
     assert low < high
     assert "mean of 2 seeds" in figure.layout.title.subtitle.text
+
+
+def test_a_variant_looks_the_same_in_every_figure_and_like_no_other():
+    names = ["base", "router-tuned", "CEFT", "CEFT, ce-last", "ESFT-token", "ESFT-gate", "random experts"]
+    names += ["planted experts", "FFT", *(f"mine {place}" for place in range(12))]
+    table = pd.DataFrame({"variant": names, "task": "swap", "em": 0.5, "em_low": 0.4, "em_high": 0.6})
+    bars = {it.name: it.marker for it in answers_figure(table).data}
+    assert len({(it.color, it.pattern.shape) for it in bars.values()}) == len(names)
+    rates = table[::-1].assign(learning_rate=0.1)
+    figure = tradeoff_figure(pd.concat([rates, rates.assign(task="kept")]))
+    for name in names[:9]:
+        assert trace(figure, name).marker.color == bars[name].color
+        assert trace(figure, name).line.dash == {"": "solid", "/": "dash"}[bars[name].pattern.shape]
+    assert len({(it.marker.color, it.marker.symbol, it.line.dash) for it in figure.data}) == len(names)
 
 
 def test_tradeoff_takes_two_tasks_and_each_point_once():

@@ -88,8 +88,8 @@ def test_every_saved_score_is_drawn_under_its_name(tmp_path):
     for name in ("ce", "oe-last"):
         write_table(table.assign(name=name), tmp_path / f"score-{name}.parquet", PROVENANCE)
     page = build_report(tmp_path, title="x").read_text()
-    assert "Score ce of every expert" in page
-    assert "Score oe-last of every expert" in page
+    assert "Score ce is highest for" in page
+    assert "Score oe-last is highest for" in page
 
 
 def test_an_attention_case_is_shown_as_a_view(tmp_path):

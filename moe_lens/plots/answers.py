@@ -6,19 +6,23 @@ import plotly.graph_objects as go
 from moe_lens.plots import style
 
 COLUMNS = ("variant", "task", "em", "em_low", "em_high")
-#: The model variants that have a colour of their own, so that it is the same in every figure.
+#: The model variants that look the same in every figure; those of one method share a colour.
 VARIANTS = {
-    "base": style.GREY,
-    "router-tuned": style.VERMILLION,
-    "CEFT": style.GREEN,
-    "ESFT": style.SKY,
-    "FFT": style.BLUE,
+    "base": style.Look(style.GREY, "circle"),
+    "router-tuned": style.Look(style.VERMILLION, "square"),
+    "CEFT": style.Look(style.GREEN, "diamond"),
+    "CEFT, ce-last": style.Look(style.GREEN, "diamond", "/"),
+    "ESFT": style.Look(style.SKY, "triangle-up"),
+    "ESFT-token": style.Look(style.SKY, "triangle-up"),
+    "ESFT-gate": style.Look(style.SKY, "triangle-up", "/"),
+    "random experts": style.Look(style.ORANGE, "x"),
+    "planted experts": style.Look(style.PURPLE, "star"),
+    "FFT": style.Look(style.BLUE, "triangle-down"),
 }
 #: How metrics are written.
 METRICS = {
     "em": "EM", "f1": "F1", "bleu": "BLEU", "meteor": "METEOR", "rouge_l": "ROUGE-L", "acc_llm": "judge's accuracy",
 }  # fmt: skip
-SPARE = (style.PURPLE, style.ORANGE, style.YELLOW, style.BLACK)
 
 
 def answers_figure(table: pd.DataFrame) -> go.Figure:
@@ -61,7 +65,7 @@ def metrics_figure(table: pd.DataFrame) -> go.Figure:
     table = table.assign(label=label).rename(columns={"mean": "score", "low": "score_low", "high": "score_high"})
     figure = _bars(table, x="label", y="score")
     figure.update_yaxes(title_text="score")
-    first = table[table["label"] == table["label"].iloc[0]].sort_values("score", ascending=False, kind="stable")
+    first = table[table["label"] == table["label"].iloc[0]]
     title = _highest(first["label"].iloc[0].replace("<br>", " on "), first.set_index("variant")["score"])
     subtitle = f"{', '.join(tasks)}: {table['n'].max()} answers; bars: 95 % intervals"
     return style.dress(figure, title=title, subtitle=subtitle, plot_height=300, below=44 + 26 * (len(tasks) > 1))
@@ -69,16 +73,15 @@ def metrics_figure(table: pd.DataFrame) -> go.Figure:
 
 def _bars(table: pd.DataFrame, *, x: str, y: str) -> go.Figure:
     """Groups of bars along `x`, one per variant, each with the interval of `y`."""
-    spare = iter(SPARE * table["variant"].nunique())
     figure = go.Figure()
-    for variant in dict.fromkeys(table["variant"]):
+    for variant, look in style.looks(table["variant"], VARIANTS).items():
         part = table[table["variant"] == variant]
         figure.add_bar(
             x=part[x],
             y=part[y],
             error_y=style.error_bars(part, y),
             name=variant,
-            marker={"color": VARIANTS[variant] if variant in VARIANTS else next(spare)},
+            marker=look.bar,
             hovertext=style.hover(part),
             hoverinfo="text",
         )
@@ -92,15 +95,12 @@ def _title(table: pd.DataFrame) -> str:
     wide = table.pivot(index="task", columns="variant", values="em").dropna()
     if wide.empty or wide.shape[1] == 1:
         return f"EM is {table['em'].min():.2f} to {table['em'].max():.2f} over the tasks"
-    means = wide.mean().sort_values(ascending=False, kind="stable")
-    return _highest("EM" if len(wide) == 1 else "Mean EM", means)
+    return _highest("EM" if len(wide) == 1 else "Mean EM", wide.mean())
 
 
 def _highest(what: str, scores: pd.Series) -> str:
-    """Which variants have the highest of falling scores and which the next, those together that look alike."""
-    printed = scores.map("{:.2f}".format)
-    values = list(dict.fromkeys(printed))[:2]
-    if len(values) == 1:
-        return f"{what} is {values[0]} for all"
-    parts = [f"{' and '.join(printed.index[printed == value])} ({value})" for value in values]
-    return f"{what} is highest for {', then '.join(parts)}"
+    """Which variants have the highest score and which the next, those together that look alike."""
+    first, *rest = style.ranked(scores)
+    if not rest:
+        return f"{what} is {scores.max():.2f} for all"
+    return f"{what} is highest for {first}, then {rest[0]}"

@@ -6,7 +6,7 @@ from plotly.subplots import make_subplots
 
 from moe_lens.plots import style
 
-COLUMNS = ("task", "x", "y", "silhouette", "knn_accuracy", "knn_accuracy_low", "chance")
+COLUMNS = ("task", "x", "y", "silhouette", "knn_accuracy", "knn_accuracy_low", "knn_accuracy_high", "chance")
 CLEAR = 0.1
 """By how much the lower end of the neighbours' accuracy must exceed chance to be called telling."""
 
@@ -16,8 +16,9 @@ def clusters_figure(table: pd.DataFrame) -> go.Figure:
 
     Args:
         table: one row per example with the columns `task`, `x`, `y`, and the same in every row of a map: `silhouette`,
-            `knn_accuracy`, `knn_accuracy_low` and `chance`, as `metrics.separability` gives them for the vectors before
-            the projection (empty for a single task). With a column `panel` (which routers) the maps stand side by side.
+            `knn_accuracy`, `knn_accuracy_low`, `knn_accuracy_high` and `chance`, as `metrics.separability` gives them
+            for the vectors before the projection (empty for a single task). With a column `panel` (which routers) the
+            maps stand side by side.
 
     Raises:
         MoELensError: a column is missing or the table is empty.
@@ -27,7 +28,7 @@ def clusters_figure(table: pd.DataFrame) -> go.Figure:
     tasks, panels = list(dict.fromkeys(table["task"])), list(dict.fromkeys(table["panel"]))
     figure = make_subplots(1, len(panels), horizontal_spacing=0.02, subplot_titles=panels if any(panels) else None)
     for column, panel in enumerate(panels, start=1):
-        for place, task in enumerate(tasks):
+        for task, look in style.looks(tasks).items():
             part = table[(table["task"] == task) & (table["panel"] == panel)]
             marks = go.Scatter(
                 x=part["x"],
@@ -36,12 +37,7 @@ def clusters_figure(table: pd.DataFrame) -> go.Figure:
                 name=task,
                 legendgroup=task,
                 showlegend=column == 1,
-                marker={
-                    "color": style.CYCLE[place % len(style.CYCLE)],
-                    "symbol": style.SYMBOLS[place % len(style.SYMBOLS)],
-                    "size": 7 if len(panels) == 1 else 5,
-                    "opacity": 0.7,
-                },
+                marker={**look.mark, "size": 7 if len(panels) == 1 else 5, "opacity": 0.7},
                 hovertext=style.hover(part),
                 hoverinfo="text",
             )
@@ -65,10 +61,14 @@ def _words(maps: pd.DataFrame, *, examples: int, tasks: int) -> tuple[str, str]:
     """Title and second line: in which maps [one row each] neighbours share the task, and the numbers behind it."""
     if maps["knn_accuracy"].isna().all():
         return "Where t-SNE puts the examples of one task", f"{examples} examples; axes have no unit"
-    told = [f"silhouette {it.silhouette:.2f}{it.panel and ' with ' + it.panel}" for it in maps.itertuples()]
+    told = [
+        f"{it.panel and it.panel + ': '}[{it.knn_accuracy_low:.2f}, {it.knn_accuracy_high:.2f}], "
+        f"silhouette {it.silhouette:.2f}"
+        for it in maps.itertuples()
+    ]
     subtitle = (
-        f"{examples} examples of {tasks} tasks by t-SNE (axes have no unit); of the vectors before t-SNE: chance "
-        f"{maps['chance'].iloc[0]:.2f}, {', '.join(told)}"
+        f"{examples} examples of {tasks} tasks by t-SNE (axes have no unit); vectors before t-SNE: chance "
+        f"{maps['chance'].iloc[0]:.2f}; 95 % intervals: {'; '.join(told)}"
     )
     if len(maps) > 1:
         shares = ", ".join(f"{it.knn_accuracy:.2f} with {it.panel}" for it in maps.itertuples())

@@ -4,6 +4,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from moe_lens.errors import MoELensError
 from moe_lens.plots import style
 
 KINDS = {"single": "only this layer", "first": "this layer and all below"}
@@ -18,11 +19,13 @@ def layers_figure(table: pd.DataFrame) -> go.Figure:
             a model become their mean, the bars reaching from the lowest to the highest seed.
 
     Raises:
-        MoELensError: a column is missing, the table is empty, or a model stands there twice.
+        MoELensError: a column is missing, no layer was tuned, or a model stands there twice.
     """
     table = style.require(table, ("kind", "layer", "em", "em_low", "em_high"), figure="layers_figure")
     table = style.over_seeds(table, ("kind", "layer"), ["em"], figure="layers_figure")
     kinds = [kind for kind in KINDS if (table["kind"] == kind).any()]
+    if not kinds:
+        raise MoELensError(f"layers_figure got no tuned layer: no row's kind is {' or '.join(map(repr, KINDS))}")
     titles = [KINDS[kind] for kind in kinds]
     figure = make_subplots(1, len(kinds), shared_yaxes=True, subplot_titles=titles, horizontal_spacing=0.05)
     for column, kind in enumerate(kinds, start=1):
@@ -69,7 +72,7 @@ def _layers_title(table: pd.DataFrame) -> str:
         parts.append(f"the routers of layer {best['layer']:g} alone reach EM {best['em']:.2f}")
     if len(first):
         parts.append(f"those of all {len(first)} layers {first.loc[first['layer'].idxmax(), 'em']:.2f}")
-    title = ", ".join(parts) or "no layer's routers were tuned"
+    title = ", ".join(parts)
     return title[0].upper() + title[1:]
 
 
@@ -87,9 +90,8 @@ def correlation_figure(table: pd.DataFrame) -> go.Figure:
     table = style.require(table, columns, figure="correlation_figure")
     targets = list(dict.fromkeys(table["target"]))
     figure = make_subplots(1, len(targets), shared_yaxes=True, horizontal_spacing=0.05)
-    for column, target in enumerate(targets, start=1):
+    for column, (target, look) in enumerate(style.looks(targets).items(), start=1):
         part = table[table["target"] == target]
-        place = column - 1
         marks = go.Scatter(
             x=part["gain"],
             y=part["em"],
@@ -98,7 +100,7 @@ def correlation_figure(table: pd.DataFrame) -> go.Figure:
             textposition="top center",
             textfont={"size": 13},
             cliponaxis=False,
-            marker={"size": 12, "color": style.CYCLE[place], "symbol": style.SYMBOLS[place]},
+            marker={**look.mark, "size": 12},
             hovertext=style.hover(part),
             hoverinfo="text",
             showlegend=False,

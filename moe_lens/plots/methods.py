@@ -6,7 +6,7 @@ from plotly.subplots import make_subplots
 
 from moe_lens.errors import MoELensError
 from moe_lens.plots import style
-from moe_lens.plots.answers import SPARE, VARIANTS
+from moe_lens.plots.answers import VARIANTS
 
 
 def parameters_figure(table: pd.DataFrame) -> go.Figure:
@@ -20,17 +20,16 @@ def parameters_figure(table: pd.DataFrame) -> go.Figure:
     """
     table = style.require(table, ("model", "method", "trainable", "total"), figure="parameters_figure")
     style.require_once(table, ("model", "method"), figure="parameters_figure")
-    methods, models = list(dict.fromkeys(table["method"])), list(dict.fromkeys(table["model"]))
-    spare = iter(SPARE * len(methods))
+    models = list(dict.fromkeys(table["model"]))
     figure = go.Figure()
-    for method in methods:
+    for method, look in style.looks(table["method"], VARIANTS).items():
         part = table[table["method"] == method]
         figure.add_bar(
             y=part["model"],
             x=part["trainable"],
             orientation="h",
             name=method,
-            marker={"color": VARIANTS[method] if method in VARIANTS else next(spare)},
+            marker=look.bar,
             text=[f"{size(n)} ({n / total:.1%})" for n, total in zip(part["trainable"], part["total"], strict=True)],
             textposition="outside",
             textfont={"size": 14},
@@ -67,10 +66,9 @@ def sizes_figure(table: pd.DataFrame) -> go.Figure:
     table = style.require(table, (*keys, "em", "em_low", "em_high"), figure="sizes_figure")
     table = style.over_seeds(table, keys, ["em"], figure="sizes_figure")
     tuned, tasks = table[table["variant"] != "base"], list(dict.fromkeys(table["task"]))
-    sizes, spare = sorted(set(tuned["size"])), list(SPARE)
+    sizes = sorted(set(tuned["size"]))
     figure = make_subplots(1, len(tasks), shared_yaxes=True, subplot_titles=tasks, horizontal_spacing=0.05)
-    for place, variant in enumerate(dict.fromkeys(tuned["variant"])):
-        colour = VARIANTS[variant] if variant in VARIANTS else spare[place % len(spare)]
+    for variant, look in style.looks(tuned["variant"], VARIANTS).items():
         for column, task in enumerate(tasks, start=1):
             part = tuned[(tuned["variant"] == variant) & (tuned["task"] == task)].sort_values("size")
             line = go.Scatter(
@@ -80,8 +78,8 @@ def sizes_figure(table: pd.DataFrame) -> go.Figure:
                 mode="lines+markers",
                 name=variant,
                 showlegend=column == 1,
-                marker={"size": 10, "color": colour, "symbol": style.SYMBOLS[place]},
-                line={"color": colour, "width": 2},
+                marker={**look.mark, "size": 10},
+                line=look.line,
                 hovertext=style.hover(part),
                 hoverinfo="text",
             )
@@ -95,8 +93,13 @@ def sizes_figure(table: pd.DataFrame) -> go.Figure:
     figure.update_xaxes(type="category", categoryorder="array", categoryarray=names, title_text="experts per layer")
     figure.update_yaxes(range=[0, 1.02], dtick=0.2)
     figure.update_yaxes(title_text="exact match (EM)", col=1)
-    title, subtitle = "Exact match by the number of experts that learn", style.bars(table, ["em"])
-    return style.dress(figure, title=title, subtitle=subtitle, plot_height=300, headings=True)
+    named = tuned.assign(name=tuned["variant"] + " of " + tuned["size"].astype(str))
+    best = [
+        f"on {task} for {style.ranked(part.set_index('name')['em'])[0]}"
+        for task, part in named.groupby("task", sort=False)
+    ]
+    title = f"EM is highest {', '.join(best)}"
+    return style.dress(figure, title=title, subtitle=style.bars(table, ["em"]), plot_height=300, headings=True)
 
 
 def tradeoff_figure(table: pd.DataFrame) -> go.Figure:
@@ -104,43 +107,56 @@ def tradeoff_figure(table: pd.DataFrame) -> go.Figure:
 
     Args:
         table: one row per variant, learning rate and task with the columns `variant`, `learning_rate`, `task` (two: the
-            one learned, then the one that may be forgotten) and `em`; of the variant "base", where `learning_rate` is
-            missing, one row per task. With a column `seed`, several rows become their mean.
+            one learned, then the one that may be forgotten), `em`, `em_low`, `em_high`; of the variant "base", where
+            `learning_rate` is missing, one row per task. With a column `seed`, several rows become their mean, the
+            bars reaching from the lowest to the highest seed.
 
     Raises:
         MoELensError: a column is missing, the table is empty, there are not two tasks, or a point stands there twice.
     """
     keys = ("variant", "learning_rate", "task")
-    table = style.require(table, (*keys, "em"), figure="tradeoff_figure")
-    style.require_once(table, (*keys, *(["seed"] if "seed" in table else [])), figure="tradeoff_figure")
+    table = style.require(table, (*keys, "em", "em_low", "em_high"), figure="tradeoff_figure")
+    table = style.over_seeds(table, keys, ["em"], figure="tradeoff_figure")
     tasks = list(dict.fromkeys(table["task"]))
     if len(tasks) != 2:
         raise MoELensError(f"tradeoff_figure takes two tasks, the learned one first; this table has {tasks}")
-    means = table.groupby(list(keys), sort=False, dropna=False)["em"].mean().unstack("task").reset_index()
-    spare, figure = list(SPARE), go.Figure()
-    for place, (variant, part) in enumerate(means.groupby("variant", sort=False)):
-        part = part.sort_values("learning_rate")
-        colour = VARIANTS[variant] if variant in VARIANTS else spare[place % len(spare)]
+    learned, kept = (table[table["task"] == task].sort_values("learning_rate") for task in tasks)
+    points = learned.merge(kept, on=["variant", "learning_rate"], suffixes=("_learned", "_kept"))
+    figure = go.Figure()
+    for variant, look in style.looks(table["variant"], VARIANTS).items():
+        part = points[points["variant"] == variant]
+        learned, kept = (_of_task(part, side) for side in ("learned", "kept"))
         figure.add_scatter(
-            x=part[tasks[0]],
-            y=part[tasks[1]],
+            x=learned["em"],
+            y=kept["em"],
+            error_x=style.error_bars(learned, "em"),
+            error_y=style.error_bars(kept, "em"),
             mode="lines+markers",
             name=variant,
             cliponaxis=False,
-            marker={
-                "size": [9 + 5 * step for step in range(len(part))],
-                "color": colour,
-                "symbol": style.SYMBOLS[place % len(style.SYMBOLS)],
-            },
-            line={"color": colour, "width": 2},
+            marker={**look.mark, "size": [9 + 5 * step for step in range(len(part))], "opacity": 1},
+            line=look.line,
             hovertext=style.hover(part),
             hoverinfo="text",
         )
     figure.update_xaxes(title_text=f"EM on {tasks[0]}: learned", range=[0, 1.02], dtick=0.2)
     figure.update_yaxes(title_text=f"EM on {tasks[1]}: kept", range=[0, 1.02], dtick=0.2)
-    seeds = table["seed"].nunique() if "seed" in table else 1
-    subtitle = f"a mark per learning rate, larger for higher ones; mean of {seeds} {'seed' if seeds == 1 else 'seeds'}"
-    return style.dress(figure, title="What is learned, and what is kept", subtitle=subtitle, plot_height=360)
+    subtitle = f"a mark per learning rate, larger for higher ones; {style.bars(table, ['em'])}"
+    return style.dress(figure, title=_tradeoff_title(points), subtitle=subtitle, plot_height=360)
+
+
+def _of_task(points: pd.DataFrame, side: str) -> pd.DataFrame:
+    """em, em_low and em_high of one of the two tasks."""
+    return pd.DataFrame({name: points[f"{name}_{side}"] for name in ("em", "em_low", "em_high")})
+
+
+def _tradeoff_title(points: pd.DataFrame) -> str:
+    """Which tuned variants learn most and which keep most, each at its best rate."""
+    best = points[points["variant"] != "base"].groupby("variant", sort=False)[["em_learned", "em_kept"]].max()
+    if best.empty:
+        return "What the base model knows of both tasks"
+    most_learned, most_kept = (style.ranked(best[name])[0] for name in best)
+    return f"Most is learned by {most_learned}, most kept by {most_kept}, each at its best rate"
 
 
 def size(count: float) -> str:

@@ -23,14 +23,13 @@ def scores_figure(table: pd.DataFrame, metrics: Sequence[str] | None = None) -> 
 
     Args:
         table: one row per score with the columns `score` (its name) and, for every metric m, `m`, `m_low` and
-            `m_high`; an optional column `variant` (which model it was measured on) sets apart rows of one
-            score by colour. With a column `seed`, several rows of a score become their mean, the bars
-            reaching from the lowest to the highest seed.
+            `m_high`. With a column `seed`, several rows of a score become their mean, the bars reaching from the
+            lowest to the highest seed.
         metrics: the columns to draw, in this order; those without `_low` and `_high` get no bars. Left out,
             it is those of METRICS that the table has or, if it has none, every column that has both.
 
     Raises:
-        MoELensError: a column is missing, no metric is left, or a score stands there twice in a variant.
+        MoELensError: a column is missing, no metric is left, or a score stands there twice.
     """
     known = [metric for metric in METRICS if metric in table.columns]
     metrics = list(metrics or known or _with_intervals(table))
@@ -40,23 +39,16 @@ def scores_figure(table: pd.DataFrame, metrics: Sequence[str] | None = None) -> 
             f"this table has {', '.join(map(str, table.columns))}"
         )
     table = style.require(table, ("score", *metrics), figure="scores_figure")
-    table = table if "variant" in table.columns else table.assign(variant="")
-    table = style.over_seeds(table, ("variant", "score"), metrics, figure="scores_figure")
-    order = table.groupby("score", sort=False)[metrics[0]].mean().sort_values(kind="stable").index
+    table = style.over_seeds(table, ("score",), metrics, figure="scores_figure")
+    table = table.sort_values(metrics[0], kind="stable", ignore_index=True)
     figure = make_subplots(1, len(metrics), shared_yaxes=True, horizontal_spacing=0.045)
-    variants = list(dict.fromkeys(table["variant"]))
     for column, metric in enumerate(metrics, start=1):
-        for place, variant in enumerate(variants):
-            part = table[table["variant"] == variant]
-            offset = 0.22 * ((len(variants) - 1) / 2 - place)
-            y = part["score"].map(order.get_loc) + offset
-            _draw_dots(figure, part, y, column, metric=metric, place=place)
+        _draw_dots(figure, table, metric, column)
         _draw_axis(figure, metric, column)
-    figure.update_yaxes(tickvals=list(range(len(order))), ticktext=list(order), ticks="", showline=False)
-    figure.update_yaxes(range=[-0.6, len(order) - 0.4])
-    height = len(order) * max(36, 22 * len(variants))
+    figure.update_yaxes(tickvals=list(range(len(table))), ticktext=list(table["score"]), ticks="", showline=False)
+    figure.update_yaxes(range=[-0.6, len(table) - 0.4])
     title, subtitle = _words(table, metrics)
-    return style.dress(figure, title=title, subtitle=subtitle, plot_height=height, below=96)
+    return style.dress(figure, title=title, subtitle=subtitle, plot_height=36 * len(table), below=96)
 
 
 def _with_intervals(table: pd.DataFrame) -> list[str]:
@@ -64,22 +56,16 @@ def _with_intervals(table: pd.DataFrame) -> list[str]:
     return [m for m in table.columns if {f"{m}_low", f"{m}_high"} <= set(table.columns)]
 
 
-def _draw_dots(
-    figure: go.Figure, part: pd.DataFrame, y: pd.Series, column: int, *, metric: str, place: int
-) -> None:
-    """One variant's dots of one metric, with bars where the table has the interval."""
-    bars = style.error_bars(part, metric) if metric in _with_intervals(part) else None
-    name = part["variant"].iloc[0]
+def _draw_dots(figure: go.Figure, table: pd.DataFrame, metric: str, column: int) -> None:
+    """The dots of one metric, a row each, with bars where the table has the interval."""
     trace = go.Scatter(
-        x=part[metric],
-        y=y,
-        error_x=bars,
+        x=table[metric],
+        y=table.index,
+        error_x=style.error_bars(table, metric) if metric in _with_intervals(table) else None,
         mode="markers",
-        marker={"color": style.CYCLE[place], "symbol": style.SYMBOLS[place], "size": 10},
-        name=name,
-        legendgroup=name,
-        showlegend=bool(name) and column == 1,
-        hovertext=style.hover(part.drop(columns=[] if name else ["variant"])),
+        marker={"color": style.BLUE, "size": 10},
+        showlegend=False,
+        hovertext=style.hover(table),
         hoverinfo="text",
     )
     figure.add_trace(trace, row=1, col=column)
@@ -102,8 +88,6 @@ def _draw_axis(figure: go.Figure, metric: str, column: int) -> None:
 def _words(table: pd.DataFrame, metrics: Sequence[str]) -> tuple[str, str]:
     """Title and second line: the best score by the first metric, and how to read the figure."""
     metric = metrics[0]
-    best = table.loc[table[metric].idxmax()]
-    where = f" on {best['variant']}" if best["variant"] else ""
     label = METRICS.get(metric, (metric.replace("_", " "),))[0].replace("<br>", " ")
-    title = f"{best['score']} has the highest {label}{where}: {best[metric]:.2f}"
+    title = f"{label} is highest for {style.ranked(table.set_index('score')[metric])[0]}"
     return title, f"{len(table)} scores of experts; dashed: what chance gives; {style.bars(table, metrics)}"

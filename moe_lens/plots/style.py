@@ -1,10 +1,14 @@
 """The house style of all figures: template, colours, and the few helpers every drawing function needs."""
 
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+from plotly.colors import sample_colorscale, unlabel_rgb
 
 from moe_lens.errors import MoELensError
 
@@ -15,8 +19,11 @@ BLUE, VERMILLION, PURPLE = "#0072B2", "#D55E00", "#CC79A7"
 
 #: Colours for whatever has none of its own, in this order.
 CYCLE = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK, GREY)
-#: Marker shapes in the same order, so that a figure survives a black-and-white printer.
-SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star", "triangle-down", "cross")
+#: Marker shapes, so that a figure survives a black-and-white printer. Seven, so that with eight colours no pair of
+#: colour and shape comes again before the fifty-seventh.
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star", "triangle-down")
+#: What sets things of one colour apart: a bar's pattern, with the dash of a line.
+PATTERNS = {"": "solid", "/": "dash", "x": "dot", ".": "dashdot"}
 #: From nothing to much; and from below zero through zero to above.
 SEQUENTIAL = ((0.0, "#FFFFFF"), (0.5, SKY), (1.0, "#004B75"))
 DIVERGING = ((0.0, VERMILLION), (0.5, "#FFFFFF"), (1.0, BLUE))
@@ -34,6 +41,61 @@ CONFIG = {
     "modeBarButtonsToRemove": ["lasso2d", "select2d", "autoScale2d", "zoomIn2d", "zoomOut2d"],
     "toImageButtonOptions": {"format": "svg"},
 }
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a figure draws one of the things that it tells apart. pattern: one of PATTERNS; "" is plain."""
+
+    colour: str
+    symbol: str
+    pattern: str = ""
+
+    @property
+    def mark(self) -> dict[str, object]:
+        """Of a scatter trace's marker."""
+        return {"color": self.colour, "symbol": self.symbol + ("-open" if self.pattern else "")}
+
+    @property
+    def line(self) -> dict[str, object]:
+        """Of a scatter trace's line."""
+        return {"color": self.colour, "width": 2, "dash": PATTERNS[self.pattern]}
+
+    @property
+    def bar(self) -> dict[str, object]:
+        """Of a bar trace's marker."""
+        return {"color": self.colour, "pattern": {"shape": self.pattern, "size": 7, "solidity": 0.4}}
+
+
+#: Every colour plain, then every colour in each pattern.
+LOOKS = tuple(
+    Look(colour, SYMBOLS[place % len(SYMBOLS)], pattern)
+    for place, (pattern, colour) in enumerate((pattern, colour) for pattern in PATTERNS for colour in CYCLE)
+)
+
+
+def looks(names: Iterable[str], known: Mapping[str, Look] = MappingProxyType({})) -> dict[str, Look]:
+    """The look of each name, in order: its known one, which is the same in every figure, or one that no known name has.
+
+    Raises MoELensError for more names than there are looks.
+    """
+    taken = {(look.colour, look.pattern) for look in known.values()}
+    spare = [look for look in LOOKS if (look.colour, look.pattern) not in taken]
+    new = [name for name in dict.fromkeys(names) if name not in known]
+    if len(new) > len(spare):
+        raise MoELensError(f"a figure has looks for {len(spare)} names, not {len(new)}: {', '.join(new)}; draw fewer")
+    found = dict(zip(new, spare, strict=False))
+    return {name: known.get(name) or found[name] for name in dict.fromkeys(names)}
+
+
+def ordered_looks(names: Sequence[str]) -> dict[str, Look]:
+    """Looks of things that follow one another, from light to dark."""
+    colours = sample_colorscale("Viridis", np.linspace(0.9, 0.0, len(names)).tolist())
+    colours = ["#{:02x}{:02x}{:02x}".format(*map(round, unlabel_rgb(colour))) for colour in colours]
+    return {
+        name: Look(colour, SYMBOLS[place % len(SYMBOLS)])
+        for place, (name, colour) in enumerate(zip(names, colours, strict=True))
+    }
 
 
 def _template() -> go.layout.Template:
@@ -149,7 +211,7 @@ def over_seeds(
     if not table.duplicated(list(keys)).any():
         return table
     rows = []
-    for _, part in table.groupby(list(keys), sort=False):
+    for _, part in table.groupby(list(keys), sort=False, dropna=False):
         row = part.iloc[0].drop("seed").to_dict() | {"seeds": len(part)}
         if len(part) > 1:
             row |= {metric: part[metric].mean() for metric in metrics}
@@ -165,6 +227,24 @@ def bars(table: pd.DataFrame, metrics: Sequence[str]) -> str:
         return "bars: 95 % intervals" if any(f"{metric}_low" in table for metric in metrics) else "one run"
     one = ", else 95 % intervals" if table["seeds"].min() == 1 else ""
     return f"mean of {table['seeds'].max()} seeds, bars: lowest to highest{one}"
+
+
+def ranked(scores: pd.Series) -> list[str]:
+    """Who has the highest score, who the next, and so on: "CEFT and FFT (0.93)"; more than three are counted.
+
+    scores: by name; missing ones are left out.
+    """
+    printed = scores.dropna().sort_values(ascending=False, kind="stable").map("{:.2f}".format)
+    return [
+        f"{' and '.join(same.index) if len(same) <= 3 else f'{len(same)} alike'} ({value})"
+        for value, same in printed.groupby(printed, sort=False)
+    ]
+
+
+def counts(numbers: pd.Series) -> str:
+    """How many, as a number or from the fewest to the most."""
+    low, high = numbers.min(), numbers.max()
+    return f"{low:g}" if low == high else f"{low:g} to {high:g}"
 
 
 def hover(table: pd.DataFrame) -> list[str]:

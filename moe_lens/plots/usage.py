@@ -56,7 +56,8 @@ def usage_figure(
             style.require(marks, ("layer", "expert"), figure="usage_figure's marks")
             _draw_outlines(figure, marks, row, layers=layers, name=marks_label)
     _draw_axes(figure, layers, int(table["expert"].max()), rows=len(panels))
-    title, subtitle = f"{label[:1].upper()}{label[1:]} of every expert", _summary(table)
+    title = f"{label[:1].upper()}{label[1:]} is highest for {_highest(table)}"
+    subtitle = f"{table['layer'].nunique()} layers, {table['expert'].nunique()} experts each"
     return style.dress(figure, title=title, subtitle=subtitle, plot_height=inner, headings=any(panels))
 
 
@@ -117,11 +118,12 @@ def _draw_axes(figure: go.Figure, layers: list[int], last_expert: int, *, rows: 
     figure.update_yaxes(showgrid=False, showline=False)
 
 
-def _summary(table: pd.DataFrame) -> str:
-    """Where the score is highest, as the figure's second line."""
-    best = table.loc[table["score"].idxmax()]
-    where = f" in {best['panel']}" if best["panel"] else ""
-    return (
-        f"{table['layer'].nunique()} layers, {table['expert'].nunique()} experts each; highest: "
-        f"layer {best['layer']}, expert {best['expert']}{where} ({style.number(float(best['score']))})"
-    )
+def _highest(table: pd.DataFrame) -> str:
+    """Which expert has the highest score, or how many that look alike."""
+    printed = table["score"].astype(float).map(style.number)
+    value = printed[table["score"].idxmax()]
+    best = table[printed == value]
+    if len(best) > 1:
+        return f"{len(best)} experts alike ({value})"
+    only = best.iloc[0]
+    return f"layer {only['layer']}, expert {only['expert']}{only['panel'] and ', ' + only['panel']} ({value})"
