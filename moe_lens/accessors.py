@@ -1,6 +1,6 @@
 """Reading a running model's routing, attention and residual stream, layer by layer, inside a trace."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,7 +129,7 @@ class TraceReader:
 
     def attention(self, layer: int) -> Tensor:
         """Attention of the chosen queries, [batch, head, row, pos]; MoELensError where it is not computed."""
-        path = self.architecture.attentions[layer]
+        path = self._path(self.architecture.attentions, layer)
         if path is None:
             raise MoELensError(f"layer {layer} has no attention")
         output = self.model.get(path).output
@@ -178,6 +178,9 @@ class TraceReader:
         return self.by_position(tokens)
 
     def _layer(self, layer: int) -> Any:
+        return self.model.get(self._path(self.architecture.layers, layer))
+
+    def _path(self, paths: Sequence[str | None], layer: int) -> str | None:
         if not 0 <= layer < self.architecture.n_layers:
             raise MoELensError(f"the model has layers 0 to {self.architecture.n_layers - 1}; got {layer}")
-        return self.model.get(self.architecture.layers[layer])
+        return paths[layer]

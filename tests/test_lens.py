@@ -302,6 +302,9 @@ def test_accessors_refuse_what_would_mislead(olmoe):
             olmoe.gating_weights[0].save()
         with tracer.invoke(TEXTS[1]):
             olmoe.gating_weights[1].save()
+    for layer in (-1, olmoe.architecture.n_layers):
+        with pytest.raises(MoELensError, match=rf"layers 0 to \d+; got {layer}"):
+            olmoe.attention_rows[layer]
     assert isinstance(olmoe.routers, ByLayer)
 
 
@@ -335,3 +338,9 @@ def test_loading_refuses_what_is_not_there(tmp_path, tokenizer):
         MoELens.from_pretrained("organism:wild")
     with pytest.raises(MoELensError, match="pass tokenizer="):
         MoELens.from_pretrained(build_model("olmoe", len(tokenizer)))
+
+
+@pytest.mark.parametrize("device_map", ["cuda:99", "cdua", 99, {"": "xpu:99"}, torch.device("cuda", 99)])
+def test_a_device_that_is_not_there_is_refused_before_loading(device_map):
+    with pytest.raises(MoELensError, match=r"there is no device '.*' here; there is cpu"):
+        MoELens.from_pretrained("organism", device_map=device_map)
