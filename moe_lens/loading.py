@@ -17,6 +17,9 @@ from moe_lens.remote_code import load_remote, prepare_remote
 
 ORGANISM_VARIANTS = {"organism": "conflict", "organism:conflict": "conflict", "organism:planted": "planted"}
 
+PLACED_BY_TRANSFORMERS = ("auto", "balanced", "balanced_low_0", "sequential", "disk")
+"""What a device_map may say instead of a device."""
+
 
 def resolve(name: str | Path) -> str:
     """The folder of a packaged model ("organism", "organism:planted"), any other name as it is."""
@@ -29,15 +32,19 @@ def resolve(name: str | Path) -> str:
 def load_model(
     name: str | Path, *, dtype: torch.dtype | None, device_map: Any, trust_remote_code: bool = False
 ) -> nn.Module:
-    """The causal language model of a name, folder or hub id, in evaluation mode; MoELensError for none.
+    """The causal language model of a name, folder or hub id, in evaluation mode.
 
     dtype: None for the checkpoint's own. device_map: as in transformers; None for the CPU.
     trust_remote_code: run the Python code that lies beside the weights, where there is some.
+
+    Raises MoELensError if there is no such model or no such device, or if a package that the model's code needs is
+    missing.
     """
     chosen = {
         key: value for key, value in (("dtype", dtype), ("device_map", device_map)) if value is not None
     }
     folder = resolve(name)
+    _check_devices(device_map)
     with _bad_input_explained(name):
         if trust_remote_code:
             return load_remote(folder, **chosen)
@@ -46,6 +53,22 @@ def load_model(
             warnings.warn(f"{name} is quantised ({method}); it is loaded in full precision, and larger", stacklevel=2)
             config.quantization_config["dequantize"] = True
         return AutoModelForCausalLM.from_pretrained(folder, config=config, trust_remote_code=False, **chosen)
+
+
+def _check_devices(device_map: Any) -> None:
+    """MoELensError for a device in `device_map` that is not there."""
+    kind = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    count = 0 if kind is None else torch.accelerator.device_count()
+    there = ["cpu", *(f"{kind.type}:{i}" for i in range(count))]
+    for asked in device_map.values() if isinstance(device_map, dict) else [device_map]:
+        if asked is None or asked in PLACED_BY_TRANSFORMERS:
+            continue
+        try:
+            device = torch.device(asked)
+        except RuntimeError:
+            device = None
+        if device is None or f"{device.type}:{device.index or 0}" not in [*there, "cpu:0", "meta:0"]:
+            raise MoELensError(f"there is no device {str(asked)!r} here; there is {', '.join(there)}")
 
 
 def load_skeleton(
@@ -68,9 +91,11 @@ def _bad_input_explained(name: str | Path) -> Iterator[None]:
     """Inside the block, what transformers says of a name that it cannot load becomes a MoELensError."""
     try:
         yield
+    except MoELensError:
+        raise
+    except ImportError as error:
+        raise MoELensError(f"{str(name)!r} needs a package that is not installed: {error}") from error
     except (OSError, ValueError) as error:
-        if isinstance(error, MoELensError):
-            raise
         if "trust_remote_code" in str(error):
             raise MoELensError(
                 f"{str(name)!r} brings Python code of its own, which is not run unless you ask for it; read the code, "
@@ -86,5 +111,5 @@ def load_tokenizer(name: str | Path, *, trust_remote_code: bool = False) -> PreT
     """The tokenizer of a name, folder or hub id; MoELensError if there is none."""
     try:
         return AutoTokenizer.from_pretrained(resolve(name), trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         raise MoELensError(f"no tokenizer at {str(name)!r}: {error}; pass tokenizer=") from error

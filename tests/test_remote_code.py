@@ -244,6 +244,14 @@ def test_one_odd_layer_refuses_the_whole_model(folders):
     assert [type(module) for module in model.modules()] == classes
 
 
+def test_a_package_that_the_code_needs_is_named(tmp_path, tokenizer):
+    folder = remote_folder(tmp_path / "needing", tokenizer, KINDS["summed"])
+    file = folder / "modeling_listed.py"
+    file.write_text("import package_of_nowhere\n" + file.read_text(encoding="utf-8"), encoding="utf-8")
+    with pytest.raises(MoELensError, match=r"needs a package that is not installed: .*package_of_nowhere"):
+        load_model(folder, dtype=None, device_map=None, trust_remote_code=True)
+
+
 class WithIds(torch.nn.Module):
     """Put before a block's class: a forward pass that needs token ids."""
 
