@@ -16,7 +16,7 @@ from typer import Exit, Option
 
 from moe_lens import console
 from moe_lens.architecture import MoEArchitecture
-from moe_lens.checks import CHECKS, PASSES, PROMPTS, run_checks
+from moe_lens.checks import CHECKS, CRASHES, PASSES, PROMPTS, run_checks
 from moe_lens.checks.found import describe, in_words
 from moe_lens.checks.page import MARKS, family_refusals, family_row, models_page, versions
 from moe_lens.checks.reference import bare_logits, padded
@@ -35,7 +35,7 @@ def main(
     ] = False,
     checks: Annotated[str | None, Option(help=f"With commas, of {', '.join(CHECKS)}; default all.")] = None,
     prompt: Annotated[
-        list[str] | None, Option(help="A text to check on (several times, of different lengths); default some.")
+        list[str] | None, Option(help="A text to check on. May be given several times; by default some short texts.")
     ] = None,
     config_only: Annotated[
         bool, Option("--config-only", help="Only say what is found, from the configuration, without weights.")
@@ -64,6 +64,13 @@ def main(
         raise MoELensError("expected either --model or --families")
     if markdown and (not families or checks):
         raise MoELensError("--markdown needs --families, with all checks")
+    of_a_model = {
+        "--prompt": prompt, "--config-only": config_only, "--dtype": dtype, "--device": device,
+        "--trust-remote-code": trust_remote_code,
+    }  # fmt: skip
+    given = [option for option, value in of_a_model.items() if value]
+    if families and given:
+        raise MoELensError(f"{', '.join(given)} needs --model; --families has its own models and texts")
     names = None if checks is None else checks.split(",")
     unknown = sorted(set(names or ()) - set(CHECKS))
     if unknown:
@@ -162,13 +169,16 @@ def _plain(value: Any) -> Any:
 
 
 def _forecast(lens: MoELens, prompts: Sequence[str], names: Sequence[str] | None) -> str:
-    """What the checks will take, from one forward pass of the model as it is."""
-    bare_logits(lens, prompts)  # the first pass of a process does more than a pass
-    started = time.perf_counter()
-    bare_logits(lens, prompts)
-    one = time.perf_counter() - started
-    passes = sum(count for name, count in PASSES.items() if names is None or name in names)
+    """What the checks will take, from one forward pass of the model as it is; MoELensError as from `padded`."""
     tokens = padded(lens, prompts)["input_ids"].numel()
+    try:
+        bare_logits(lens, prompts)  # the first pass of a process does more than a pass
+        started = time.perf_counter()
+        bare_logits(lens, prompts)
+        one = time.perf_counter() - started
+    except CRASHES as crash:
+        return f"the model's own forward pass ends in {type(crash).__name__}: {crash}"
+    passes = sum(count for name, count in PASSES.items() if names is None or name in names)
     return (
         f"one forward pass of {len(prompts)} texts ({tokens} tokens with pads) takes {one:.2g} s; "
         f"the checks take up to {passes} of them: about {passes * one:.0f} s"

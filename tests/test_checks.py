@@ -114,6 +114,8 @@ def test_unknown_checks_are_named(fresh):
         run_checks(fresh, TEXTS, names=["nothing"])
     with pytest.raises(MoELensError, match="no prompts"):
         run_checks(fresh, [])
+    with pytest.raises(MoELensError, match="text 1 has no tokens"):
+        run_checks(fresh, ["a", ""])
 
 
 def test_a_check_that_crashes_has_failed_and_the_others_go_on(fresh, monkeypatch):

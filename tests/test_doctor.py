@@ -47,6 +47,17 @@ def test_a_failing_check_is_exit_code_1(run, monkeypatch):
     assert (out.count("failed"), out.count("passed")) == (1, 1)
 
 
+def test_a_model_whose_code_crashes_has_its_checks_failed(run, monkeypatch):
+    def crash(module, *call, **named):
+        raise TypeError("not today")
+
+    monkeypatch.setattr("transformers.models.olmoe.modeling_olmoe.OlmoeModel.forward", crash)
+    code, out, err = run("--model", "organism", "--checks", "zero")
+    assert code == 1
+    assert "failed" in out
+    assert "the model's own forward pass ends in TypeError: not today" in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -56,6 +67,11 @@ def test_a_failing_check_is_exit_code_1(run, monkeypatch):
         (["--checks", "zero"], "either --model or --families"),
         (["--model", "organism", "--families"], "either --model or --families"),
         (["--model", "organism", "--markdown", "page.md"], "--markdown needs --families"),
+        (["--model", "organism", "--prompt", ""], "text 0 has no tokens"),
+        (["--model", "organism", "--device", "cuda:99"], "there is no device 'cuda:99' here"),
+        (["--families", "--config-only"], "--config-only needs --model"),
+        (["--families", "--prompt", "a", "--dtype", "float32", "--device", "cpu"], "--prompt, --dtype, --device needs"),
+        (["--families", "--trust-remote-code"], "--trust-remote-code needs --model"),
     ],
 )
 def test_bad_input_is_exit_code_2(run, arguments, said):

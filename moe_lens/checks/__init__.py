@@ -7,10 +7,11 @@ import pandas as pd
 from tqdm import tqdm
 
 from moe_lens.checks.each import CHECKS, PASSES, Check, Finding
+from moe_lens.checks.reference import padded
 from moe_lens.errors import MODEL_CRASHES, MoELensError
 from moe_lens.lens import MoELens, OutOfOrderError
 
-__all__ = ["CHECKS", "PASSES", "PROMPTS", "Finding", "run_checks"]
+__all__ = ["CHECKS", "CRASHES", "PASSES", "PROMPTS", "Finding", "run_checks"]
 
 PROMPTS = (
     "The capital of France is",
@@ -32,11 +33,12 @@ def run_checks(
     names: of `CHECKS`; None for all. One row per check: check, outcome ("passed", "failed", or "refused" where the
     lens says that it cannot), error (the largest difference by the largest value; NaN without), allowed, seconds,
     detail (for a refusal its reason; for a check that an exception ended, which is "failed", its type and text).
-    Raises MoELensError for an unknown name or for no prompts.
+    Raises MoELensError for an unknown name, for no prompts or for one without tokens.
     """
     unknown = sorted(set(names or ()) - set(CHECKS))
     if unknown or not prompts:
         raise MoELensError(f"expected some prompts and checks among {', '.join(CHECKS)}; got {unknown or 'no prompts'}")
+    padded(lens, prompts)  # MoELensError for one without tokens
     rows = []
     chosen = {name: check for name, check in CHECKS.items() if names is None or name in names}
     for name, check in tqdm(chosen.items(), desc="checking", unit="check", disable=not progress):

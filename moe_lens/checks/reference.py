@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from moe_lens.architecture import MoELayer
+from moe_lens.errors import MoELensError
 from moe_lens.experts import ExpertSet
 from moe_lens.lens import MoELens
 
@@ -16,8 +17,14 @@ Edit = Callable[[Tensor, Tensor], Tensor]
 
 
 def padded(lens: MoELens, texts: Sequence[str]) -> dict[str, Tensor]:
-    """What the bare model takes for these texts: left-padded ids and mask, positions from each first token."""
+    """What the bare model takes for these texts: left-padded ids and mask, positions from each first token.
+
+    Raises MoELensError for a text without tokens.
+    """
     rows = [lens.tokenizer(text)["input_ids"] for text in texts]
+    empty = [i for i, row in enumerate(rows) if not row]
+    if empty:
+        raise MoELensError(f"text {empty[0]} has no tokens; expected texts of one token or more")
     width = max(map(len, rows))
     pad = lens.tokenizer.pad_token_id or 0
     device = lens.module.device
