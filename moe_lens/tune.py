@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +18,7 @@ from moe_lens.organism import planted_experts
 from moe_lens.results import write_json
 from moe_lens.tuning import Checkpoints, Method, Schedule, TuneAll, TuneExperts, TuneLowRank, TuneRouters, save_merged
 from moe_lens.tuning.choosing import check_experts, choose_experts, score_of
+from moe_lens.tuning.low_rank import check_low_rank
 from moe_lens.tuning.processes import Processes
 from moe_lens.tuning.stage import Stage
 
@@ -73,15 +75,16 @@ def main(
     router_rate: Annotated[
         str | None, Option(help="The same for the routers that are tuned first; default as --learning-rate.")
     ] = None,
-    epochs: Annotated[int, Option(help="Passes over the training data.")] = 3,
-    batch_size: Annotated[int, Option(help="Examples per step, over all processes.")] = 8,
+    epochs: Annotated[int, Option(min=1, help="Passes over the training data.")] = 3,
+    batch_size: Annotated[int, Option(min=1, help="Examples per step, over all processes.")] = 8,
     micro_batch: Annotated[
-        int | None, Option(help="Examples per forward pass, to save memory; default a process's share of the step.")
+        int | None,
+        Option(min=1, help="Examples per forward pass, to save memory; default a process's share of the step."),
     ] = None,
     gradient_checkpointing: Annotated[
         bool, Option("--gradient-checkpointing", help="Less memory for a third more time.")
     ] = False,
-    weight_decay: Annotated[float, Option(help="AdamW's.")] = 0.0,
+    weight_decay: Annotated[float, Option(min=0, help="AdamW's.")] = 0.0,
     columns: options.Columns = None,
     skip_bad: options.SkipBad = False,
     max_length: options.MaxLength = 300,
@@ -92,14 +95,16 @@ def main(
     split: Annotated[str, Option(help="Training split of a task or data set.")] = "train",
     dev: Annotated[str | None, Option(help="Dev data: a file or data set; default the dev split of --data.")] = None,
     dev_split: Annotated[str, Option(help="Its split.")] = "dev",
-    limit: Annotated[int | None, Option(help="Train on the first so many examples only.")] = None,
+    limit: Annotated[int | None, Option(min=1, help="Train on the first so many examples only.")] = None,
     score: Annotated[
         str, Option(help="What is measured on the dev data, the best state kept: em, f1 or log_likelihood.")
     ] = "em",
-    evaluate_every: Annotated[int | None, Option(help="Steps between measurements; default one per epoch.")] = None,
-    patience: Annotated[int | None, Option(help="Stop after so many measurements without a new best.")] = None,
-    max_new_tokens: Annotated[int, Option(help="Longest answer on the dev data, in tokens.")] = 16,
-    checkpoint_seconds: Annotated[float, Option(help="Time between checkpoints.")] = 300.0,
+    evaluate_every: Annotated[
+        int | None, Option(min=1, help="Steps between measurements; default one per epoch.")
+    ] = None,
+    patience: Annotated[int | None, Option(min=1, help="Stop after so many measurements without a new best.")] = None,
+    max_new_tokens: Annotated[int, Option(min=1, help="Longest answer on the dev data, in tokens.")] = 16,
+    checkpoint_seconds: Annotated[float, Option(min=0, help="Time between checkpoints.")] = 300.0,
     merge: Annotated[
         bool, Option("--merge", help="Also write the whole tuned model to OUT/merged, as a plain checkpoint.")
     ] = False,
@@ -113,7 +118,9 @@ def main(
     trust_remote_code: Annotated[
         bool, Option("--trust-remote-code", help="Run the Python code that some models bring beside their weights.")
     ] = False,
-    seed: Annotated[int, Option(help="Of the order of the examples, of random experts and of LoRA's start.")] = 0,
+    seed: Annotated[
+        int, Option(min=0, help="Of the order of the examples, of random experts and of LoRA's start.")
+    ] = 0,
 ) -> None:
     """Train a model and keep what changed as a small delta checkpoint.
 
@@ -139,13 +146,13 @@ def main(
     \b
         torchrun --nproc-per-node 4 -m moe_lens.tune …      (or accelerate launch; with --shard for larger models)
     """
-    asked = _Asked(method, experts, layers, router_delta, lora_rank, lora_alpha, seed)
+    asked = _Asked(method, experts, layers, router_delta, router_rate, lora_rank, lora_alpha, seed)
     if dev is None and ending(data) is not None:
         raise MoELensError(f"{data} has no dev split to choose and test on; give other examples with --dev")
     reading = options.Reading(columns, skip_bad, max_length, too_long)
     loaded, held_out = reading.load(data, split=split, limit=limit), reading.load(dev or data, split=dev_split)
-    rates = console.numbers(learning_rate, float, what="--learning-rate")
-    router_rates = console.numbers(router_rate or learning_rate, float, what="--router-rate")
+    rates = _rates(learning_rate, what="--learning-rate")
+    router_rates = rates if router_rate is None else _rates(router_rate, what="--router-rate")
     schedule = Schedule(
         learning_rate=rates[0],
         epochs=epochs,
@@ -178,6 +185,14 @@ def main(
     print(f"written to {out}: {', '.join(sorted(file.name for file in out.iterdir()))}")
 
 
+def _rates(text: str, *, what: str) -> list[float]:
+    """The learning rates of an option; MoELensError unless each is a finite number above 0."""
+    rates = console.numbers(text, float, what=what)
+    if not all(0 < rate < inf for rate in rates):
+        raise MoELensError(f"{what} must be finite and above 0; got {text!r}")
+    return rates
+
+
 @dataclass(frozen=True)
 class _Asked:
     """What is to be trained, as the options say it; MoELensError for those that do not go together."""
@@ -186,6 +201,7 @@ class _Asked:
     experts: str | None
     layers: str | None
     router_delta: Path | None
+    router_rate: str | None
     lora_rank: int | None
     lora_alpha: float | None
     seed: int
@@ -193,14 +209,35 @@ class _Asked:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise MoELensError(f"--method must be one of {', '.join(METHODS)}; got {self.method!r}")
-        if (self.experts or self.router_delta) and self.method not in ("ceft", "esft"):
-            raise MoELensError(f"--experts and --router-delta are for ceft and esft; --method is {self.method}")
+        if self.method not in ("ceft", "esft"):
+            if any(given is not None for given in (self.experts, self.router_delta, self.router_rate)):
+                raise MoELensError(
+                    f"--experts, --router-delta and --router-rate are for ceft and esft; --method is {self.method}"
+                )
+        elif self.router_delta is not None or self.router_rate is not None:
+            self._check_routers()
         if self.layers is not None and self.method == "fft":
             raise MoELensError("--layers is for router, ceft and esft; fft trains everything")
         if self.lora_rank is not None and self.method == "fft":
             raise MoELensError("--lora-rank is for router, ceft and esft, which say what it is put on; --method is fft")
         if self.lora_alpha is not None and self.lora_rank is None:
             raise MoELensError("--lora-alpha scales the product of --lora-rank; give that too")
+        if self.lora_rank is not None:
+            check_low_rank(self.lora_rank, self.lora_alpha)
+
+    def _check_routers(self) -> None:
+        """Options for tuned routers need experts that are chosen with such, and one of them leaves the other no use."""
+        named = self.experts or ("ce" if self.method == "ceft" else ESFT_DEFAULT)
+        score = score_of(named)
+        if score is None or not score.needs_tuned:
+            raise MoELensError(
+                f"{named} needs no tuned routers; leave --router-delta and --router-rate out, or name experts by a "
+                "score of the tuned model, such as --experts ce:4"
+            )
+        if self.router_delta is not None and self.router_rate is not None:
+            raise MoELensError(
+                f"{self.router_delta} has the routers tuned; leave --router-rate out, or --router-delta to tune them"
+            )
 
     def of(self, stage: Stage, out: Path, router_rates: Sequence[float]) -> Method:
         """The method, once its experts are chosen; routers are tuned for that, at these rates, where a score asks."""

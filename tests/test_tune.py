@@ -182,7 +182,11 @@ def test_a_model_with_its_own_code_is_trained_and_merged_with_it(command, tokeni
         ("--method fft --layers 0", "--layers is for"),
         ("--method fft --lora-rank 2", "--lora-rank is for"),
         ("--lora-alpha 2", "give that too"),
-        ("--lora-rank 0", "rank = 0"),
+        ("--lora-alpha 0 --lora-rank 2", "rank and alpha must be above 0; got rank = 2, alpha = 0.0"),
+        ("--router-rate 1e-2", "--router-rate are for ceft and esft; --method is router"),
+        ("--method esft --router-rate 1e-2", "esft-token:p=0.2 needs no tuned routers"),
+        ("--method ceft --experts random:2 --router-delta routers", "random:2 needs no tuned routers"),
+        ("--method ceft --router-rate nan", "--router-rate must be finite and above 0"),
         ("--method ceft --experts 0:9", "n_experts = 8"),
         ("--method ceft --experts random:9", "random:N takes N of the 8"),
         ("--method esft --experts esft-token:p=x", "such as esft-token:p=0.2"),
@@ -207,6 +211,27 @@ def test_bad_options_end_with_a_message_and_exit_code_2(command, tmp_path, capsy
     assert ended.value.code == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out" / "router").exists()  # before routers are tuned
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--lora-rank 0", "rank = 0"),
+        ("--lora-rank -1", "rank = -1"),
+        ("--method ceft --router-rate 1e-2 --router-delta routers", "leave --router-rate out"),
+        ("--learning-rate 1e-3,0", "--learning-rate must be finite and above 0; got '1e-3,0'"),
+        ("--learning-rate=-1", "--learning-rate must be finite and above 0"),
+        ("--learning-rate nan", "--learning-rate must be finite and above 0"),
+        ("--learning-rate inf", "--learning-rate must be finite and above 0"),
+    ],
+)
+def test_numbers_and_options_that_make_no_sense_are_refused_before_the_model_is_loaded(
+    command, tmp_path, capsys, options, message
+):
+    with pytest.raises(SystemExit) as ended:
+        command(f"--model nowhere --out {tmp_path / 'out'} {options}")
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("data", ["train.json", "train.parquet", "dev.csv"])

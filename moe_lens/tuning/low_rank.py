@@ -7,6 +7,7 @@ and merging leaves in the model exactly the values that training ran with.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from math import inf
 
 import torch
 from torch import Tensor, nn
@@ -33,8 +34,7 @@ class TuneLowRank:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.rank < 1 or (self.alpha is not None and self.alpha <= 0):
-            raise MoELensError(f"rank and alpha must be above 0; got rank = {self.rank}, alpha = {self.alpha}")
+        check_low_rank(self.rank, self.alpha)
 
     @property
     def name(self) -> str:
@@ -57,6 +57,12 @@ class TuneLowRank:
             with _adapted(module, matrices, self.rank, self.scale, self.seed) as names:
                 count = sum(module.get_parameter(name).numel() for name in names)
                 yield replace(whole, names=tuple(names), count=count)
+
+
+def check_low_rank(rank: int, alpha: float | None) -> None:
+    """MoELensError unless both, where they are given, are finite and above 0."""
+    if rank < 1 or (alpha is not None and not 0 < alpha < inf):
+        raise MoELensError(f"rank and alpha must be above 0; got rank = {rank}, alpha = {alpha}")
 
 
 class _Sum(nn.Module):
