@@ -45,19 +45,19 @@ def main(
     ] = None,
     judge_model: Annotated[str | None, Option(help="The judge's name on that server.")] = None,
     split: Annotated[str, Option(help="Which split of a task or data set is answered.")] = "test",
-    limit: Annotated[int | None, Option(help="Answer the first so many examples only.")] = None,
+    limit: Annotated[int | None, Option(min=1, help="Answer the first so many examples only.")] = None,
     columns: options.Columns = None,
     skip_bad: options.SkipBad = False,
     max_length: options.MaxLength = None,
     too_long: options.HowTooLong = "drop",
-    batch_size: Annotated[int, Option(help="Examples per batch; halved where memory is too small.")] = 32,
-    max_new_tokens: Annotated[int, Option(help="Longest answer, in tokens.")] = 16,
+    batch_size: Annotated[int, Option(min=1, help="Examples per batch; halved where memory is too small.")] = 32,
+    max_new_tokens: Annotated[int, Option(min=1, help="Longest answer, in tokens.")] = 16,
     dtype: Annotated[str | None, Option(help="float32, bfloat16 or float16; default the checkpoint's own.")] = None,
     device: Annotated[str | None, Option(help="As transformers' device_map: cpu, cuda, auto, …")] = None,
     trust_remote_code: Annotated[
         bool, Option("--trust-remote-code", help="Run the Python code that some models bring beside their weights.")
     ] = False,
-    seed: Annotated[int, Option(help="Of the bootstrap and the permutation tests.")] = 0,
+    seed: Annotated[int, Option(min=0, help="Of the bootstrap and the permutation tests.")] = 0,
 ) -> None:
     """Score a model's answers, as it is and with experts masked.
 

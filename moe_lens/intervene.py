@@ -70,21 +70,21 @@ def main(
     score_split: Annotated[
         str, Option(help="Which split of --data the scores are counted on (a file has no splits: all of it).")
     ] = "train",
-    score_limit: Annotated[int | None, Option(help="Count scores on the first so many examples only.")] = None,
+    score_limit: Annotated[int | None, Option(min=1, help="Count scores on the first so many examples only.")] = None,
     layers: Annotated[str | None, Option(help="Mask in these layers only, such as 0,2,3; default all.")] = None,
     columns: options.Columns = None,
     skip_bad: options.SkipBad = False,
     max_length: options.MaxLength = None,
     too_long: options.HowTooLong = "drop",
-    limit: Annotated[int | None, Option(help="Answer the first so many examples only.")] = None,
-    batch_size: Annotated[int, Option(help="Examples per batch.")] = 32,
-    max_new_tokens: Annotated[int, Option(help="Longest answer, in tokens.")] = 16,
+    limit: Annotated[int | None, Option(min=1, help="Answer the first so many examples only.")] = None,
+    batch_size: Annotated[int, Option(min=1, help="Examples per batch.")] = 32,
+    max_new_tokens: Annotated[int, Option(min=1, help="Longest answer, in tokens.")] = 16,
     dtype: Annotated[str | None, Option(help="float32, bfloat16 or float16; default the checkpoint's own.")] = None,
     device: Annotated[str | None, Option(help="As transformers' device_map: cpu, cuda, auto, …")] = None,
     trust_remote_code: Annotated[
         bool, Option("--trust-remote-code", help="Run the Python code that some models bring beside their weights.")
     ] = False,
-    seed: Annotated[int, Option(help="Of the random sets, the bootstrap and the permutation test.")] = 0,
+    seed: Annotated[int, Option(min=0, help="Of the random sets, the bootstrap and the permutation test.")] = 0,
 ) -> None:
     """Mask experts and see what the model still answers.
 

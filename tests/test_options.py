@@ -87,6 +87,34 @@ def test_values_that_make_no_sense_are_refused_before_reading(reading, says):
         Reading(**reading)
 
 
+SIZES = ("--batch-size", "--limit", "--max-new-tokens")
+BELOW = {
+    evaluate: SIZES,
+    intervene: (*SIZES, "--score-limit"),
+    tune: (*SIZES, "--epochs", "--micro-batch", "--patience", "--evaluate-every"),
+}
+LEAST = [
+    *((command, option, 1) for command, given in BELOW.items() for option in given),
+    *((command, "--seed", 0) for command in BELOW),
+    (tune, "--weight-decay", 0),
+    (tune, "--checkpoint-seconds", 0),
+]
+
+
+@pytest.mark.parametrize(("command", "option", "least"), LEAST, ids=lambda value: getattr(value, "__name__", value))
+def test_numbers_below_the_least_that_makes_sense_end_with_exit_code_2(
+    command, option, least, tmp_path, capsys, monkeypatch
+):
+    needed = {evaluate: "", intervene: "--experts 0:1", tune: ""}[command]
+    line = f"command --model nowhere --data swap --out {tmp_path / 'out'} {needed} {option} {least - 1}"
+    monkeypatch.setattr(sys, "argv", line.split())
+    with pytest.raises(SystemExit) as stopped:
+        console.run(command.main)
+    assert stopped.value.code == 2
+    assert f"'{option}'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [

@@ -1,5 +1,6 @@
 """The training loop, router tuning, and its command line."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,16 @@ from training_cases import EXAMPLES, SCHEDULE, fresh, prompts
 
 from moe_lens import MoELens, MoELensError
 from moe_lens.data import collate
-from moe_lens.tuning import Schedule, fit, log_table, router_parameters, tune_router
+from moe_lens.tuning import (
+    Checkpoints,
+    Schedule,
+    TuneRouters,
+    fit,
+    log_table,
+    router_parameters,
+    tune,
+    tune_router,
+)
 from moe_lens.tuning.objective import answer_loss
 
 
@@ -30,6 +40,43 @@ def test_every_epoch_visits_every_example_once_in_an_order_of_its_own():
     assert epochs[0] != epochs[1]
     assert schedule.order(10, 4) == replace(schedule).order(10, 4)
     assert schedule.order(10, 4) != replace(schedule, seed=1).order(10, 4)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        *(({name: 0}, f"{name} must be at least 1; got 0") for name in ("epochs", "batch_size", "micro_batch")),
+        *(({name: 0}, f"{name} must be at least 1; got 0") for name in ("evaluate_every", "patience")),
+        *(
+            ({name: value}, f"{name} must be finite and above 0; got {value}")
+            for name in ("learning_rate", "max_gradient_norm")
+            for value in (0, -1.0, math.nan, math.inf)
+        ),
+        *(({"weight_decay": value}, f"at least 0; got {value}") for value in (-1, math.nan, math.inf)),
+        ({"seed": -1}, "seed must be at least 0; got -1"),
+        ({"warmup": 1.5}, "from 0 to 1; got 1.5"),
+    ],
+    ids=str,
+)
+def test_a_schedule_refuses_numbers_that_make_no_sense(wrong, says):
+    with pytest.raises(MoELensError, match=says):
+        Schedule(**wrong)
+
+
+@pytest.mark.parametrize("seconds", [-1.0, math.nan])
+def test_checkpoints_refuse_a_time_below_0(tmp_path, seconds):
+    with pytest.raises(MoELensError, match=f"at least 0; got {seconds}"):
+        Checkpoints(tmp_path, {}, every=seconds)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [({"learning_rates": [1e-3, 0.0]}, "learning_rate must be finite"), ({"max_new_tokens": 0}, "at least 1; got 0")],
+)
+def test_tune_refuses_numbers_that_make_no_sense_before_it_trains(olmoe, tmp_path, wrong, says):
+    with pytest.raises(MoELensError, match=says):
+        tune(olmoe, EXAMPLES, EXAMPLES[:2], TuneRouters(), SCHEDULE, out=tmp_path / "out", **wrong)
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_loss_is_that_of_the_answers_alone(lens):

@@ -42,9 +42,12 @@ class Checkpoints:
     run: JSON values that tell this run from any other, such as its schedule and a hash of its data.
     every: seconds of training between two checkpoints (one follows each measurement on the dev data besides); 0 for
         one after each step.
+    Raises MoELensError for less than 0 seconds.
     """
 
     def __init__(self, folder: str | Path, run: Mapping[str, Any], *, every: float = 300.0) -> None:
+        if not every >= 0:
+            raise MoELensError(f"the seconds between checkpoints must be at least 0; got {every}")
         self.folder, self.every = Path(folder), every
         self.run = json.loads(json.dumps(dict(run)))  # as it will be read
 

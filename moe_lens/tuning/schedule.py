@@ -39,10 +39,17 @@ class Schedule:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("learning_rate", "epochs", "batch_size", "micro_batch", "evaluate_every", "patience"):
+        for name in ("learning_rate", "max_gradient_norm"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise MoELensError(f"{name} must be finite and above 0; got {getattr(self, name)}")
+        for name in ("epochs", "batch_size", "micro_batch", "evaluate_every", "patience"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise MoELensError(f"{name} must be above 0; got {value}")
+            if value is not None and value < 1:
+                raise MoELensError(f"{name} must be at least 1; got {value}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise MoELensError(f"weight_decay must be finite and at least 0; got {self.weight_decay}")
+        if self.seed < 0:
+            raise MoELensError(f"seed must be at least 0; got {self.seed}")
         if not 0 <= self.warmup <= 1:
             raise MoELensError(f"warmup is a share of the steps, from 0 to 1; got {self.warmup}")
 

@@ -84,7 +84,8 @@ def tune(
     """
     schedule = schedule or Schedule()
     rates = sorted(set(learning_rates or [schedule.learning_rate]))
-    _check(rates, dev, score, shard=shard)
+    schedules = {rate: replace(schedule, learning_rate=rate) for rate in rates}
+    _check(rates, dev, score, max_new_tokens, shard=shard)
     fitted = fit_length(train, lens.tokenizer, max_length=max_length, with_answer=True)
     kept = [encode(example, lens.tokenizer, with_answer=True) for example in fitted.examples]
     processes = Processes.current()
@@ -114,7 +115,6 @@ def tune(
     with method.attached(lens) as trained:
         if processes.is_main:
             tqdm.write(f"{method.name}: {trained}")
-        schedules = {rate: replace(schedule, learning_rate=rate) for rate in rates}
         courses = _try_all(lens, trained.names, schedules, lambda tried: attempt(tried, trained))
     return _result(method.name, trained, schedules, courses, f"dev_{score}", len(fitted.dropped))
 
@@ -193,9 +193,11 @@ def dev_score(
     return DevScore(f"dev_{score}", log_likelihood if score == "log_likelihood" else answers)
 
 
-def _check(rates: Sequence[float], dev: Sequence[Example], score: str, *, shard: bool) -> None:
+def _check(rates: Sequence[float], dev: Sequence[Example], score: str, max_new_tokens: int, *, shard: bool) -> None:
     if score not in get_args(Score):
         raise MoELensError(f"score must be one of {', '.join(get_args(Score))}; got {score!r}")
+    if max_new_tokens < 1:
+        raise MoELensError(f"max_new_tokens must be at least 1; got {max_new_tokens}")
     if len(rates) > 1 and not dev:
         raise MoELensError(f"{len(rates)} learning rates were given and no dev data to choose by; give dev examples")
     if shard and len(rates) > 1:
