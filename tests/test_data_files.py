@@ -6,6 +6,7 @@ import os
 from importlib.resources import files
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from moe_lens.data import Example, load_examples
@@ -38,13 +39,25 @@ def test_a_line_separator_inside_a_text_does_not_break_a_line(tmp_path):
     assert load_examples(tmp_path / "a.jsonl")[0].context == row["context"]
 
 
+PLAIN = [{"context": "Paul landed.", "question": "Who?", "answer": "Paul"}] * 2
+
+
+def test_a_folder_has_a_file_per_split_dev_too(tmp_path):
+    table = pd.DataFrame(PLAIN)
+    table.to_json(tmp_path / "train.jsonl", orient="records", lines=True)
+    table.to_json(tmp_path / "dev.json", orient="records")
+    table.to_csv(tmp_path / "test.csv.gz", index=False)
+    for split in ("train", "dev", "test"):
+        assert [e.id for e in load_examples(tmp_path, split=split)] == ["0", "1"]
+        assert load_examples(tmp_path, split=split, limit=1)[0].answers == ("Paul",)
+
+
 def test_a_data_set_that_datasets_can_read_is_loaded_by_split(tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     folder = tmp_path / "mine"
     folder.mkdir()
-    rows = [{"context": "Paul landed.", "question": "Who?", "answer": "Paul"}] * 2
-    for split, part in (("train", rows[:1]), ("test", rows)):
-        (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, part)))
+    for split, part in (("train", PLAIN[:1]), ("test", PLAIN)):
+        (folder / f"{split}-00000-of-00001.jsonl").write_text("\n".join(map(json.dumps, part)))
     assert [e.id for e in load_examples(str(folder), split="test")] == ["0", "1"]
     assert len(load_examples(str(folder), split="train")) == 1
     assert load_examples(str(folder), limit=1)[0].answers == ("Paul",)

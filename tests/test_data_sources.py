@@ -200,6 +200,20 @@ def test_gigawords_two_files_are_read_line_by_line(tmp_path):
         load_examples(f"gigaword:{tmp_path}/train.article.txt")
 
 
+@pytest.mark.parametrize(("name", "file", "sizes"), [
+    ("gigaword", "train.jsonl", {"pool": {"train": 3, "dev": 2, "test": 1}}),  # called like a split, yet cut
+    ("squad", "train/SQuAD.jsonl.gz", {"train": {"dev": 2, "test": 1}}),
+])  # fmt: skip
+def test_parts_are_cut_out_of_a_published_file_whatever_it_is_called(name, file, sizes, tmp_path, monkeypatch):
+    rows = [{"context": "c", "question": f"q{number}?", "answer": "a"} for number in range(6)]
+    source = replace(SOURCES[name], carved=sizes, read=lambda path: (("a row", row) for row in rows))
+    monkeypatch.setitem(SOURCES, name, source)
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).touch()
+    parts = {split: load_examples(f"{name}:{tmp_path}", split=split) for split in ("train", "dev", "test")}
+    assert {split: len(part) for split, part in parts.items()} == {"train": 3, "dev": 2, "test": 1}
+
+
 def test_a_folder_has_splits_and_the_papers_sizes(tmp_path):
     records = [CONFLICT | {"question": f"q{number}?"} for number in range(6000)]
     (tmp_path / "ConFiQA-MC.json").write_text(json.dumps(records))

@@ -59,6 +59,8 @@ def find(spec: str, split: str, *, streaming: bool) -> Found:
     if Path(spec).is_file() or (ending(spec) is not None and not path):
         return Found(read_rows(spec), Path(spec).name.removesuffix(".gz").removesuffix(ending(spec) or ""))
     if Path(spec).is_dir():
+        if (file := _first_file(spec, *_own_names(split))) is not None:  # `datasets` calls dev.json "validation"
+            return Found(read_rows(Path(spec, file)), Path(spec).name)
         records = _datasets(spec, split, f"the folder {spec} is no data set with a split {split!r}")
         return Found(records, Path(spec).name)
     if path or spec[0] in "./~":
@@ -82,13 +84,21 @@ def _local(source: Source, path: str, split: str) -> Found:
         raise MoELensError(f"there is no file or folder {path!r}, from which to read {source.name}")
     home = source.home(split)
     published = source.files.get(home, ())
-    own = [f"{split}{end}{zipped}" for end in ENDINGS for zipped in ("", ".gz")]
-    for file in [*own, *published]:
-        if Path(path, file).is_file():
-            parts = source.carved.get(home) if file in published else None
-            return Found(source.read(Path(path, file)), source.name, source, parts)
+    if (file := _first_file(path, *_own_names(split), *published)) is not None:
+        parts = source.carved.get(home) if file in published else None
+        return Found(source.read(Path(path, file)), source.name, source, parts)
     names = ", ".join([*published, *(f"{split}{end}" for end in ENDINGS)])
     raise MoELensError(f"{path} has no file for the split {split!r} of {source.name}; expected one of {names}")
+
+
+def _own_names(split: str) -> list[str]:
+    """What the file of a split is called in a folder of the user's own."""
+    return [f"{split}{end}{zipped}" for end in ENDINGS for zipped in ("", ".gz")]
+
+
+def _first_file(folder: str, *names: str) -> str | None:
+    """The first of these names of files that the folder has, None without one."""
+    return next((name for name in names if Path(folder, name).is_file()), None)
 
 
 def _published(source: Source, split: str, revision: str, *, streaming: bool) -> Found:

@@ -44,6 +44,7 @@ def load_examples(
                        or from a folder that has the file of each split, by its original name or as SPLIT.json, …
         PATH           a .json, .jsonl, .csv, .tsv or .parquet file of rows (the text ones also gzipped)
         NAME@REVISION  a data set at another revision of the hub
+        FOLDER         with a file of rows for each split, SPLIT.json, SPLIT.csv, …
         ID, ID@REVISION, ID/CONFIG@REVISION, FOLDER: whatever `datasets` can load
     split: of a task, data set or folder; a file has none and is taken whole.
     columns: the names that a row's fields have, such as {"question": "query", "answer": "gold.text"}.
