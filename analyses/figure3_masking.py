@@ -37,7 +37,7 @@ def compute(study: Study) -> pd.DataFrame:
         choices,
         MODE,
         study.out / "figure3",
-        study.made_by(test, delta=router),
+        study.made_by(delta=router),
         max_new_tokens=study.max_new_tokens,
         batch_size=study.batch_size,
     )

@@ -110,12 +110,20 @@ def provenance(
     return {
         "model": portable(model),
         "delta": trained,
-        "data": None if data is None else {"examples": len(data), "sha256": _sha256_of_examples(data)},
+        "data": None if data is None else data_digest(data),
         "seed": seed,
         **(facts or {}),
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
         "command": [Path(sys.argv[0]).stem, *map(portable, sys.argv[1:])],
     }
+
+
+def data_digest(examples: "Sequence[Example]") -> dict:
+    """What tells examples from others: how many there are, and a hash over all that is in them."""
+    digest = hashlib.sha256()
+    for example in examples:
+        digest.update(_json(asdict(example)).encode() + b"\n")
+    return {"examples": len(examples), "sha256": digest.hexdigest()}
 
 
 def _json(value: object, indent: int | None = None) -> str:
@@ -140,13 +148,6 @@ def portable(argument: str) -> str:
     """A command-line argument with an absolute path, also after "=", cut down to the path's last part."""
     option, equals, value = argument.rpartition("=")
     return f"{option}{equals}{Path(value).name if Path(value).is_absolute() else value}"
-
-
-def _sha256_of_examples(examples: "Sequence[Example]") -> str:
-    digest = hashlib.sha256()
-    for example in examples:
-        digest.update(_json(asdict(example)).encode() + b"\n")
-    return digest.hexdigest()
 
 
 def _sha256_of_files(path: Path) -> str:

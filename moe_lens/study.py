@@ -20,7 +20,15 @@ from moe_lens.errors import MoELensError
 from moe_lens.evaluation import answer_table, summarise
 from moe_lens.lens import MoELens
 from moe_lens.recipes import ROUTER, Recipe, read_cost, router_of, train
-from moe_lens.results import provenance, read_if_made_by, read_provenance, read_table, write_bytes, write_table
+from moe_lens.results import (
+    data_digest,
+    provenance,
+    read_if_made_by,
+    read_provenance,
+    read_table,
+    write_bytes,
+    write_table,
+)
 from moe_lens.statistics import AttentionMass
 from moe_lens.tuning import Schedule
 from moe_lens.views import View
@@ -82,9 +90,21 @@ class Study:
         )
 
     def examples(self, task: str, split: str = "test") -> list[Example]:
-        """A task's first examples, as many as the limits let in."""
-        found = load_examples(task, split=split, limit=self.limit)
-        return found[: self.test_limit] if split == "test" else found
+        """A task's first examples, as many as the limits let in; of dev no more than `DEV_EXAMPLES`."""
+        return self._read(task, split)[0]
+
+    def _read(self, task: str, split: str) -> tuple[list[Example], dict]:
+        """The examples with their `data_digest`, read once."""
+        if (task, split) not in self._data:
+            at_most = {"dev": DEV_EXAMPLES, "test": self.test_limit}.get(split)
+            found = load_examples(task, split=split, limit=self.limit)[:at_most]
+            self._data[task, split] = found, data_digest(found)
+        return self._data[task, split]
+
+    @cached_property
+    def _data(self) -> dict[tuple[str, str], tuple[list[Example], dict]]:
+        """What was read so far, by task and split."""
+        return {}
 
     @cached_property
     def weights(self) -> str:
@@ -96,12 +116,24 @@ class Study:
         """The model's."""
         return self.open().architecture
 
-    def made_by(self, examples: Sequence[Example] | None = None, *, delta: Path | None = None, **facts: object) -> dict:
-        """Provenance of a table of this study."""
+    def made_by(self, *, delta: Path | None = None, **facts: object) -> dict:
+        """Provenance of a table of this study, with all examples that were read so far."""
         facts |= {"tasks": list(self.tasks), "limit": self.limit, "test_limit": self.test_limit}
         facts |= {"seeds": list(self.seeds), "rates": {kind: list(rates) for kind, rates in self.rates.items()}}
         facts |= {"rate_chosen": f"best exact match on dev with seed {self.schedule.seed}, used with every seed"}
-        return provenance(model=self.model, delta=delta, data=examples, facts=facts | self._settings())
+        facts["data"] = {}
+        for (task, split), (_, digest) in self._data.items():
+            facts["data"].setdefault(task, {})[split] = digest
+        return provenance(model=self.model, delta=delta, facts=facts | self._settings())
+
+    def has(self, path: Path, **facts: object) -> bool:
+        """Whether a table with these facts is there, and all the examples that it was made from are the same now."""
+        if not path.exists():
+            return False
+        for task, splits in (read_provenance(path)["data"] or {}).items():
+            for split in splits if task in self.tasks else ():
+                self._read(task, split)
+        return read_if_made_by(path, self.made_by(**facts)) is not None
 
     def _settings(self) -> dict:
         facts = {"weights": self.weights, "dtype": self.dtype, "max_new_tokens": self.max_new_tokens}
@@ -110,7 +142,7 @@ class Study:
     def _measured_by(self, task: str, tuned: Path | None) -> dict:
         """Provenance of what a model does on a task's test examples, whatever the study."""
         facts = {"task": task, "weights": self.weights, "dtype": self.dtype, "max_new_tokens": self.max_new_tokens}
-        return provenance(model=self.model, delta=tuned, data=self.examples(task), facts=facts)
+        return provenance(model=self.model, delta=tuned, facts=facts | {"data": self._read(task, "test")[1]})
 
     def router(self, task: str, layers: Sequence[int] | None = None) -> Path:
         """The folder of routers tuned on a task (of some layers only) with the first seed; see `trained`."""
@@ -140,7 +172,7 @@ class Study:
                 recipe,
                 self.open(),
                 self.examples(task, "train"),
-                self._dev(task),
+                self.examples(task, "dev"),
                 folder,
                 model=self.model,
                 router=router,
@@ -154,12 +186,9 @@ class Study:
     def _trained_by(self, task: str, rates: Sequence[float], router: Path | None, seed: int) -> dict:
         """Provenance of a training. router: of the routers by which the experts are chosen."""
         chosen_by = None if router is None else provenance(model=self.model, delta=router)["delta"]
-        dev = provenance(model=self.model, data=self._dev(task))["data"]
-        facts = {"task": task, "rates": list(rates), "routers": chosen_by, "dev": dev} | self._settings()
-        return provenance(model=self.model, data=self.examples(task, "train"), seed=seed, facts=facts)
-
-    def _dev(self, task: str) -> list[Example]:
-        return self.examples(task, "dev")[:DEV_EXAMPLES]
+        train, dev = (self._read(task, split)[1] for split in ("train", "dev"))
+        facts = {"task": task, "rates": list(rates), "routers": chosen_by, "data": train, "dev": dev}
+        return provenance(model=self.model, seed=seed, facts=facts | self._settings())
 
     def answers(self, task: str, tuned: Path | None = None) -> pd.DataFrame:
         """`answer_table` of a task's test examples, by the base model or a tuned one; kept in the run."""
@@ -275,9 +304,9 @@ def run(
                 dtype,
                 device,
             )
-            made_by = study.made_by(item=item, **facts)
-            if read_if_made_by(path, made_by) is None:
-                write_table(compute(study), path, made_by)
+            if not study.has(path, item=item, **facts):
+                found = compute(study)
+                write_table(found, path, study.made_by(item=item, **facts))
         found = read_table(path)
         if columns:
             console.show(found, columns, title=f"{item}, rates chosen: {read_provenance(path)['rate_chosen']}")

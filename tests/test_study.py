@@ -1,6 +1,8 @@
 """The scripts of the paper's figures share tuned routers and answers in one run, resume, and draw without a model."""
 
+import json
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +21,7 @@ from moe_lens.errors import MoELensError
 from moe_lens.evaluation import answer_table
 from moe_lens.organism import planted_experts
 from moe_lens.recipes import FFT, ROUTER, Recipe, experts, read_cost, router_of
-from moe_lens.results import read_provenance, read_table
+from moe_lens.results import read_provenance, read_table, write_table
 from moe_lens.study import RATES, Study
 from moe_lens.tuning import Schedule, TuneRouters, tune
 
@@ -50,6 +52,34 @@ def files(folder: Path) -> dict[str, bytes]:
 def test_a_single_file_has_no_splits_to_tune_and_test_on(name, tmp_path):
     with pytest.raises(MoELensError, match="no splits"):
         study(tmp_path, name)
+
+
+def test_a_table_is_kept_while_all_examples_that_it_was_made_from_are_the_same(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+
+    def write(split: str, answer: str) -> None:
+        row = {"context": f"It is {answer}.", "question": "Which?", "answer": answer}
+        (tmp_path / "mine" / f"{split}.jsonl").write_text(json.dumps(row) + "\n")
+
+    (tmp_path / "mine").mkdir()
+    for split in ("train", "dev", "test"):
+        write(split, "red")
+    table, task = tmp_path / "table.parquet", str(tmp_path / "mine")
+    first = study(tmp_path, task, "swap")
+    assert not first.has(table, item="table")
+    for split in ("dev", "test"):
+        assert [example.answers for example in first.examples(task, split)] == [("red",)]
+    write_table(pd.DataFrame({"em": [1.0]}), table, first.made_by(item="table"))
+    write("train", "blue")  # which the table has nothing of
+    assert study(tmp_path, task, "swap").has(table, item="table")
+    assert not study(tmp_path, task, "swap").has(table, item="other")
+    for split in ("dev", "test"):
+        write(split, "blue")
+        assert not study(tmp_path, task, "swap").has(table, item="table")
+        write(split, "red")
+        assert study(tmp_path, task, "swap").has(table, item="table")
+    shutil.rmtree(tmp_path / "mine")
+    assert not study(tmp_path, "swap").has(table, item="table")  # another task's data are not asked for
 
 
 @pytest.mark.parametrize("wrong", [
