@@ -1,5 +1,6 @@
 """What the scripts of the paper's figures share: their options, and tuned models and answers kept in one run."""
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -155,7 +156,7 @@ class Study:
         the one that was best for all layers. seed: one of the study's, by default the first.
         """
         seed = self.schedule.seed if seed is None else seed
-        folder = self.out / "trained" / f"{Path(task).name}-{recipe.folder}-{seed}"
+        folder = self.out / "trained" / f"{_name(task)}-{recipe.folder}-{seed}"
         router = self.trained(task, ROUTER, seed) if recipe.needs_router else None
         rates = self.rates[recipe.kind]
         if recipe.rate is not None:
@@ -192,7 +193,7 @@ class Study:
 
     def answers(self, task: str, tuned: Path | None = None) -> pd.DataFrame:
         """`answer_table` of a task's test examples, by the base model or a tuned one; kept in the run."""
-        part = self.out / "answers" / f"{Path(task).name}-by-{'base' if tuned is None else tuned.name}.parquet"
+        part = self.out / "answers" / f"{_name(task)}-by-{'base' if tuned is None else tuned.name}.parquet"
         made_by = self._measured_by(task, tuned)
         kept = read_if_made_by(part, made_by)
         if kept is None:
@@ -204,7 +205,7 @@ class Study:
     def attention_mass(self, task: str, router: Path | None = None) -> pd.DataFrame:
         """`AttentionMass` of a task's test examples, in the base model or with tuned routers; kept in the run."""
         examples = self.examples(task)
-        part = self.out / "attention" / f"{Path(task).name}-{'base' if router is None else router.name}.parquet"
+        part = self.out / "attention" / f"{_name(task)}-{'base' if router is None else router.name}.parquet"
         made_by = self._measured_by(task, router)
         kept = read_if_made_by(part, made_by)
         if kept is None:
@@ -227,6 +228,12 @@ class Study:
         row = {"variant": variant, "task": task, "seed": self.schedule.seed if seed is None else seed}
         cost = {} if tuned is None else asdict(read_cost(tuned))
         return row | summarise(self.answers(task, tuned)) | cost
+
+
+def _name(task: str) -> str:
+    """What a task's files are called: its last part, with a hash of the whole where that is not all of it."""
+    last = Path(task).name
+    return last if last == task else f"{last}-{hashlib.sha256(task.encode()).hexdigest()[:8]}"
 
 
 def _made_by(folder: Path, made_by: dict) -> bool:

@@ -82,6 +82,23 @@ def test_a_table_is_kept_while_all_examples_that_it_was_made_from_are_the_same(t
     assert not study(tmp_path, "swap").has(table, item="table")  # another task's data are not asked for
 
 
+def test_tasks_with_the_same_last_name_have_folders_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setattr("moe_lens.study.train", lambda *_, **__: None)
+    tasks = ["swap", "squad:a/swap", *(str(tmp_path / folder / "swap") for folder in "ab")]
+    row = {"context": "It is red.", "question": "Which?", "answer": "red"}
+    for folder in "ab":
+        (tmp_path / folder / "swap").mkdir(parents=True)
+        for split in ("train", "dev", "test"):
+            (tmp_path / folder / "swap" / f"{split}.json").write_text(json.dumps([row]))
+    monkeypatch.chdir(tmp_path)
+    here = study(tmp_path / "run", *tasks)
+    assert len({here.router(task) for task in tasks}) == len(tasks)
+    assert here.router("swap").name == "swap-router-0"
+    for task in tasks[-2:]:
+        here.answers(task)
+    assert len(list((tmp_path / "run" / "answers").iterdir())) == 2
+
+
 @pytest.mark.parametrize("wrong", [
     {"kind": "routers"}, {"kind": "experts"}, {"kind": "all", "experts": "ce:4"}, {"kind": "all", "layers": (0,)},
 ])  # fmt: skip
