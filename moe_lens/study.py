@@ -216,7 +216,7 @@ class Study:
 
     def first_layers(self, task: str) -> dict[str, Path]:
         """Routers tuned in the first layer, the first two, … and all: "first 1" and so on, to their folders."""
-        layers = self.open().architecture.moe_layers
+        layers = self.architecture.moe_layers
         some = {f"first {n}": self.router(task, layers[:n]) for n in range(1, len(layers))}
         return some | {f"all {len(layers)}": self.router(task)}
 
