@@ -221,16 +221,21 @@ class MoELens:
     ) -> View:
         """Which experts each token of a prompt takes, as an interactive page: in a notebook, or `.save(path)`.
 
-        Beside this model, another one (`against`) or the model under interventions (`under`), or both at once.
+        Beside this model, another one (`against`) or the model under interventions (`under`), or both at once. Inside a
+        `lens.intervene` block its interventions are in force on both sides; a panel is headed by all that are.
         """
-        name = "this model" if against else "without intervention" if under else "gating weights"
-        panels = {name: self._experts_of_tokens(prompt, template)}
+        this, other = ("this model", "the other model") if against else ("", "")
+        plain = "without intervention" if under else "gating weights"
+        panels = {self._heading(this) or plain: self._experts_of_tokens(prompt, template)}
         if against or under:
-            other = against or self
-            names = [*(["the other model"] if against else []), *(f"under {type(it).__name__}" for it in under)]
-            with other.intervene(*under):
-                panels[", ".join(names)] = other._experts_of_tokens(prompt, template)
+            beside = against or self
+            with beside.intervene(*under):
+                panels[beside._heading(other)] = beside._experts_of_tokens(prompt, template)
         return routing_view(panels)
+
+    def _heading(self, model: str) -> str:
+        """Of a panel: the model's name, where there are two, and every intervention in force."""
+        return ", ".join([*([model] if model else []), *(f"under {type(it).__name__}" for it in self.interventions)])
 
     def _experts_of_tokens(self, prompt: Example | str, template: PromptTemplate) -> DataFrame:
         [record] = self.records([prompt], template=template, progress=False)

@@ -8,7 +8,7 @@ import torch
 from conftest import build_model
 from training_cases import EXAMPLES, SCHEDULE, fresh, prompts
 
-from moe_lens import MoELens, MoELensError
+from moe_lens import ExpertSet, MoELens, MoELensError, Zero
 from moe_lens.data import collate
 from moe_lens.tuning import (
     Checkpoints,
@@ -158,6 +158,11 @@ def test_what_cannot_be_trained_is_refused(tokenizer):
     top1 = fresh(tokenizer, "mixtral", num_experts_per_tok=1)
     with pytest.raises(MoELensError, match="top_k = 1"):
         router_parameters(top1)
+
+
+def test_tuning_inside_an_intervention_is_refused(olmoe):
+    with olmoe.intervene(Zero(ExpertSet.of({0: [1]}))), pytest.raises(MoELensError, match="call it outside"):
+        tune_router(olmoe, EXAMPLES, EXAMPLES[:2], SCHEDULE, max_new_tokens=2)
 
 
 def test_a_rate_that_fails_leaves_the_routers_as_they_were(tokenizer, monkeypatch):

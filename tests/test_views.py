@@ -12,7 +12,7 @@ import torch
 from moe_lens.data import Example
 from moe_lens.errors import MoELensError
 from moe_lens.experts import ExpertSet
-from moe_lens.interventions import Zero
+from moe_lens.interventions import Renormalize, Zero
 from moe_lens.views import attention_of_tokens, attention_view, experts_of_tokens, routing_view, token_texts
 
 EXAMPLE = Example(
@@ -114,6 +114,21 @@ def test_view_compares_two_models(lenses):
     data = data_of(lenses["olmoe"].show("Arland", against=lenses["mixtral"]).html)
     assert [panel["name"] for panel in data["panels"]] == ["this model", "the other model"]
     assert data["panels"][0]["layers"] != data["panels"][1]["layers"]
+
+
+def test_each_panel_is_headed_by_every_intervention_in_force(olmoe, lenses):
+    [record] = olmoe.records([EXAMPLE], progress=False)
+    outer, inner = record.routing[1].indices[0, -1, :2].tolist()
+    with olmoe.intervene(Zero(ExpertSet.of({1: [outer]}))):
+        data = data_of(olmoe.show(EXAMPLE, under=[Renormalize(ExpertSet.of({1: [inner]}))]).html)
+        alone = data_of(olmoe.show(EXAMPLE).html)
+        models = data_of(olmoe.show("Arland", against=lenses["mixtral"], under=[Zero(ExpertSet.of({0: [0]}))]).html)
+    assert [panel["name"] for panel in data["panels"]] == ["under Zero", "under Zero, under Renormalize"]
+    before, after = (dict(panel["layers"][1][-1]) for panel in data["panels"])
+    assert before[outer] == after[outer] == after[inner] == 0
+    assert before[inner] > 0
+    assert [panel["name"] for panel in alone["panels"]] == ["under Zero"]
+    assert [panel["name"] for panel in models["panels"]] == ["this model, under Zero", "the other model, under Zero"]
 
 
 def test_panels_of_different_prompts_are_refused(olmoe):

@@ -80,12 +80,13 @@ def tune(
         the CPU, to be saved, and empty in the others; no process can run it.
 
     Started by `torchrun` or `accelerate launch`, the processes share every step and the dev data.
-    Raises MoELensError if nothing is left to train on, and what `fit` raises; then the lens is as it was.
+    Raises MoELensError inside a `lens.intervene` block, if nothing is left to train on, and what `fit` raises; then the
+    lens is as it was.
     """
     schedule = schedule or Schedule()
     rates = sorted(set(learning_rates or [schedule.learning_rate]))
     schedules = {rate: replace(schedule, learning_rate=rate) for rate in rates}
-    _check(rates, dev, score, max_new_tokens, shard=shard)
+    _check(lens, rates, dev, score, max_new_tokens, shard=shard)
     fitted = fit_length(train, lens.tokenizer, max_length=max_length, with_answer=True)
     kept = [encode(example, lens.tokenizer, with_answer=True) for example in fitted.examples]
     processes = Processes.current()
@@ -193,7 +194,14 @@ def dev_score(
     return DevScore(f"dev_{score}", log_likelihood if score == "log_likelihood" else answers)
 
 
-def _check(rates: Sequence[float], dev: Sequence[Example], score: str, max_new_tokens: int, *, shard: bool) -> None:
+def _check(
+    lens: MoELens, rates: Sequence[float], dev: Sequence[Example], score: str, max_new_tokens: int, *, shard: bool
+) -> None:
+    if lens.interventions:
+        raise MoELensError(
+            "training runs the model without interventions and would measure it under them; call it outside "
+            "`with lens.intervene(...)`"
+        )
     if score not in get_args(Score):
         raise MoELensError(f"score must be one of {', '.join(get_args(Score))}; got {score!r}")
     if max_new_tokens < 1:
