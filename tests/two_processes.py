@@ -1,20 +1,31 @@
 """Run by torchrun on two processes: training with a copy of the model in each (DDP), and split over them (FSDP2).
 
 Each way is run through, and run again with an interruption after which a new model goes on from the checkpoints. The
-values of every course are left in the folder given, for the test to compare with those of one process.
+values of every course are left in the folder given, for the test to compare with those of one process. Last, a split
+model fails.
 """
 
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from accelerate import PartialState
 from safetensors.torch import save_file
 from training_cases import EXAMPLES, UNEVEN, fresh, prompts
 from transformers import AutoTokenizer
 
-from moe_lens import ExpertSet
-from moe_lens.tuning import Checkpoints, DevScore, TuneExperts, fit, save_trained, tune
+from moe_lens import ExpertSet, MoELensError
+from moe_lens.tuning import (
+    Checkpoints,
+    DevScore,
+    TuneExperts,
+    TuneLowRank,
+    TuneRouters,
+    fit,
+    save_trained,
+    tune,
+)
 
 
 def course(out: Path, *, shard: bool, interrupted_after: int | None) -> None:
@@ -63,9 +74,21 @@ def tuned_experts(out: Path, *, shard: bool) -> None:
     PartialState().wait_for_everyone()
 
 
+def failed(out: Path) -> None:
+    """A split model that leaves the numbers ends with the message that says so, and holds no memory."""
+    for method in (TuneExperts(ExpertSet.of({0: [1, 2, 5], 1: [4]})), TuneLowRank(TuneRouters())):
+        lens = fresh(AutoTokenizer.from_pretrained(out), num_hidden_layers=2)
+        with torch.no_grad():
+            lens.module.model.norm.weight[0] = torch.nan
+        with pytest.raises(MoELensError, match="the loss became nan at step 1 of 6"):
+            tune(lens, EXAMPLES, EXAMPLES[:5], method, UNEVEN, max_new_tokens=2, shard=True)
+        assert {tensor.device.type for tensor in lens.module.parameters()} == {"meta"}
+
+
 if __name__ == "__main__":
     for name, shard in (("ddp", False), ("fsdp", True)):
         course(Path(sys.argv[1]) / name, shard=shard, interrupted_after=None)
         course(Path(sys.argv[1]) / f"{name}-resumed", shard=shard, interrupted_after=2)
         tuned_experts(Path(sys.argv[1]) / f"{name}-experts", shard=shard)
+    failed(Path(sys.argv[1]))
     PartialState().destroy_process_group()

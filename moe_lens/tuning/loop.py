@@ -15,7 +15,7 @@ from tqdm import tqdm
 from moe_lens.data import Encoded
 from moe_lens.errors import MoELensError
 from moe_lens.tuning.checkpoint import Checkpoints, Progress
-from moe_lens.tuning.processes import Processes, put, put_together, restore_training_state, training_state, whole
+from moe_lens.tuning.processes import Processes, empty, put, put_together, restore_training_state, training_state, whole
 from moe_lens.tuning.schedule import Schedule
 from moe_lens.tuning.state import evaluating, training
 from moe_lens.tuning.steps import StepData
@@ -55,7 +55,7 @@ def fit(
         it in its last.
     checkpoints: where to keep the run; if it was begun there, it goes on, on the CPU to the same bytes.
     shard: paths of the layers to split over the processes (FSDP2). Afterwards the module is whole in the first process,
-        on the CPU, to be saved, and empty in the others.
+        on the CPU, to be saved, and empty in the others; after an exception it is empty in all.
 
     Afterwards `module` is in evaluation mode, nothing in it requires a gradient, and all has its old dtype.
     Raises MoELensError for no prompts, unknown parameters, a loss or gradient that is not finite, and checkpoints that
@@ -71,9 +71,15 @@ def fit(
     with training(module, named, gradient_checkpointing=schedule.gradient_checkpointing) as autocast:
         shared = processes.share(module, shard)
         data = StepData(prompts, schedule, pad_id, processes)
-        progress = _Run(module, shared, dtypes, data, dev, checkpoints, autocast).to_the_end(label)
-        if shard:
-            put_together(module, keep=processes.is_main)
+        run = _Run(module, shared, dtypes, data, dev, checkpoints, autocast)
+        if not processes.splits(shard):
+            return run.to_the_end(label)
+        try:
+            progress = run.to_the_end(label)
+        except BaseException:
+            empty(module)  # the others may never come to put it together
+            raise
+        put_together(module, keep=processes.is_main)
     return progress
 
 

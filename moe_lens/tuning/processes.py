@@ -38,6 +38,10 @@ class Processes:
         """Whether this process writes and prints for all."""
         return self.rank == 0
 
+    def splits(self, blocks: Sequence[str]) -> bool:
+        """Whether `share` splits a model, which takes blocks and more than one process."""
+        return self.count > 1 and bool(blocks)
+
     def share(self, module: nn.Module, blocks: Sequence[str]) -> nn.Module:
         """What to call instead of `module`, so that gradients are averaged over the processes.
 
@@ -82,11 +86,21 @@ def put_together(module: nn.Module, *, keep: bool) -> None:
         for name, parameter in list(part.named_parameters(recurse=False)):
             if isinstance(parameter, DTensor):
                 value = whole(parameter)
-                value = value if keep else torch.empty_like(value, device="meta")
-                part.register_parameter(name, nn.Parameter(value, requires_grad=False))
-        if not keep:
-            for name, buffer in list(part.named_buffers(recurse=False)):
-                part._buffers[name] = torch.empty_like(buffer, device="meta")
+                if keep:
+                    part.register_parameter(name, nn.Parameter(value, requires_grad=False))
+    if not keep:
+        empty(module)
+
+
+def empty(module: nn.Module) -> None:
+    """Leaves of a split module only shapes; unlike `put_together`, no other process has to be there."""
+    for part in module.modules():
+        part._state_dict_pre_hooks.clear()
+        for name, parameter in list(part.named_parameters(recurse=False)):
+            value = torch.empty(parameter.shape, dtype=parameter.dtype, device="meta")
+            part.register_parameter(name, nn.Parameter(value, requires_grad=False))
+        for name, buffer in list(part.named_buffers(recurse=False)):
+            part._buffers[name] = torch.empty_like(buffer, device="meta")
 
 
 def put(target: Tensor, value: Tensor) -> None:

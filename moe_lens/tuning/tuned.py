@@ -77,11 +77,11 @@ def tune(
         the mean log-probability (nats) of the answers' tokens, which costs least. Without dev data the last stays.
     max_length: longer training examples (prompt and answer, in tokens) are left out and counted.
     shard: split the model over the processes instead of a copy in each. Afterwards it is whole in the first process, on
-        the CPU, to be saved, and empty in the others; no process can run it.
+        the CPU, to be saved, and empty in the others; no process can run it. After an exception it is empty in all.
 
     Started by `torchrun` or `accelerate launch`, the processes share every step and the dev data.
-    Raises MoELensError inside a `lens.intervene` block, if nothing is left to train on, and what `fit` raises; then the
-    lens is as it was.
+    Raises MoELensError inside a `lens.intervene` block, if nothing is left to train on, and what `fit` raises; then a
+    lens that was not split is as it was.
     """
     schedule = schedule or Schedule()
     rates = sorted(set(learning_rates or [schedule.learning_rate]))
@@ -97,6 +97,7 @@ def tune(
         "data": _hash(kept),
         "dev": [_hash([encode(example, lens.tokenizer, with_answer=True) for example in dev]), score, max_new_tokens],
     }
+    blocks = lens.architecture.layers if shard else ()
     measured = dev_score(lens, dev, score, max_new_tokens=max_new_tokens, whole_model=not shard) if dev else None
 
     def attempt(tried: Schedule, trained: Trainable) -> Progress:
@@ -109,14 +110,17 @@ def tune(
             pad_id=lens.tokenizer.pad_token_id,
             dev=measured,
             checkpoints=None if out is None else Checkpoints(_folder(out, tried), told, every=checkpoint_seconds),
-            shard=lens.architecture.layers if shard else (),
+            shard=blocks,
             label=f"{method.name}, rate {tried.learning_rate:g}",
         )
 
     with method.attached(lens) as trained:
         if processes.is_main:
             tqdm.write(f"{method.name}: {trained}")
-        courses = _try_all(lens, trained.names, schedules, lambda tried: attempt(tried, trained))
+        if processes.splits(blocks):  # nothing to go back to: what is split is no model any more if training fails
+            courses = {rate: attempt(tried, trained) for rate, tried in schedules.items()}
+        else:
+            courses = _try_all(lens, trained.names, schedules, lambda tried: attempt(tried, trained))
     return _result(method.name, trained, schedules, courses, f"dev_{score}", len(fitted.dropped))
 
 
