@@ -5,9 +5,10 @@ python analyses/figure12_first_layers_gain.py --model organism --data swap --out
 
 import pandas as pd
 
+from moe_lens.figure_script import run
 from moe_lens.metrics import attention_gain
 from moe_lens.sections import attention_gain_figure
-from moe_lens.study import Study, run
+from moe_lens.study import Study
 
 PANELS = {"context": "context (CAG)", "answer": "answer (AAG)"}
 

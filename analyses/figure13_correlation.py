@@ -6,9 +6,10 @@ python analyses/figure13_correlation.py --model organism --data swap --out runs/
 import pandas as pd
 from scipy.stats import pearsonr
 
+from moe_lens.figure_script import run
 from moe_lens.metrics import attention_gain
 from moe_lens.plots import correlation_figure
-from moe_lens.study import Study, run
+from moe_lens.study import Study
 
 
 def compute(study: Study) -> pd.DataFrame:

@@ -5,9 +5,10 @@ python analyses/figure5_transfer.py --model organism --data swap,novel,consisten
 
 import pandas as pd
 
+from moe_lens.figure_script import run
 from moe_lens.metrics import bootstrap_interval
 from moe_lens.plots import transfer_figure
-from moe_lens.study import Study, run
+from moe_lens.study import Study
 
 
 def compute(study: Study) -> pd.DataFrame:

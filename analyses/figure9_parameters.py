@@ -7,9 +7,10 @@ python analyses/figure9_parameters.py --model organism --data swap --out runs/pa
 
 import pandas as pd
 
+from moe_lens.figure_script import run
 from moe_lens.plots import parameters_figure
 from moe_lens.recipes import FFT, ROUTER, experts
-from moe_lens.study import Study, run
+from moe_lens.study import Study
 
 
 def compute(study: Study) -> pd.DataFrame:

@@ -9,9 +9,10 @@ knows its closed-book answers before any training, so here the table can only sh
 import pandas as pd
 from table9_summaries import ceft, scores
 
+from moe_lens.figure_script import run
 from moe_lens.plots import metrics_figure
 from moe_lens.recipes import FFT, ROUTER
-from moe_lens.study import Study, run
+from moe_lens.study import Study
 
 
 def compute(study: Study) -> pd.DataFrame:

@@ -10,8 +10,9 @@ import pandas as pd
 from table3_methods import recipes
 from table9_summaries import scores
 
+from moe_lens.figure_script import run
 from moe_lens.plots import metrics_figure
-from moe_lens.study import Study, run
+from moe_lens.study import Study
 
 
 def compute(study: Study) -> pd.DataFrame:

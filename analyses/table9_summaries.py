@@ -10,11 +10,12 @@ from pathlib import Path
 import pandas as pd
 
 from moe_lens.errors import MoELensError
+from moe_lens.figure_script import run
 from moe_lens.judge import Judge
 from moe_lens.metrics.wordnet import wordnet
 from moe_lens.plots import metrics_figure
 from moe_lens.recipes import FFT, ROUTER, Recipe, experts
-from moe_lens.study import Study, run
+from moe_lens.study import Study
 
 METRICS = ("bleu", "meteor", "rouge_l")
 

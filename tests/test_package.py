@@ -29,7 +29,7 @@ GROUPS = (
     ("listed_experts", "sizes"),
     ("accessors", "applying", "running", "lens"),
     ("scores", "masking", "ablation", "checks", "decoding", "tuning"),
-    ("sections", "report", "recipes", "study"),
+    ("sections", "report", "recipes", "study", "figure_script"),
     ("demo", "evaluate", "intervene", "tune", "measure", "doctor", "organism.pretrain", "organism.measure"),
 )
 #: The ground floor, whose modules use none of each other but these.

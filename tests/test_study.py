@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
 import pytest
 
 from moe_lens import ExpertSet, ExpertUsage, MoELens
@@ -19,10 +20,11 @@ from moe_lens.data import load_examples
 from moe_lens.delta import read_facts
 from moe_lens.errors import MoELensError
 from moe_lens.evaluation import answer_table
+from moe_lens.figure_script import RATES, run
 from moe_lens.organism import planted_experts
 from moe_lens.recipes import FFT, ROUTER, Recipe, experts, read_cost, router_of
 from moe_lens.results import read_provenance, read_table, write_table
-from moe_lens.study import RATES, Study
+from moe_lens.study import Study
 from moe_lens.tuning import Schedule, TuneRouters, tune
 
 ANALYSES = Path(__file__).parents[1] / "analyses"
@@ -80,6 +82,23 @@ def test_a_table_is_kept_while_all_examples_that_it_was_made_from_are_the_same(t
         assert study(tmp_path, task, "swap").has(table, item="table")
     shutil.rmtree(tmp_path / "mine")
     assert not study(tmp_path, "swap").has(table, item="table")  # another task's data are not asked for
+
+
+def test_a_script_computes_again_when_a_file_of_its_task_was_edited(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["script", "--data", "mine", "--out", "run"])
+    Path("mine").mkdir()
+    computed = []
+
+    def compute(here: Study) -> pd.DataFrame:
+        computed.append([example.answers for example in here.examples("mine")])
+        return pd.DataFrame({"n": [1]})
+
+    for answer in ("red", "red", "blue"):
+        Path("mine/test.csv").write_text(f"context,question,answer\nIt is {answer}.,Which?,{answer}\n")
+        with pytest.raises(SystemExit, match="0"):
+            run(compute, lambda _: go.Figure(), item="figure0", table="ones", tasks="swap", about="A figure.")
+    assert computed == [[("red",)], [("blue",)]]
 
 
 def test_tasks_with_the_same_last_name_have_folders_of_their_own(tmp_path, monkeypatch):
