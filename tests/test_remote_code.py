@@ -291,7 +291,7 @@ def test_an_interrupted_normalization_leaves_the_model_alone(folders, monkeypatc
     def interrupted(*call):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("moe_lens.listed_experts._check_gradients", interrupted)
+    monkeypatch.setattr("moe_lens.listed_experts.normalizing.check_gradients", interrupted)
     with pytest.raises(KeyboardInterrupt):
         normalize(model)
     assert [type(module) for module in model.modules()] == classes

@@ -1,0 +1,137 @@
+"""The classes that make a block of listed experts readable, and how they are put on it and taken off again."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from moe_lens.routing import SCORES, ScoringRule
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The names of a block's children; `shared` may be None."""
+
+    router: str
+    experts: str
+    shared: str | None
+
+
+def parts_of(block: nn.Module) -> Parts | None:
+    """What a block of listed experts consists of, None for any other module.
+
+    A list of modules, a weight [expert, d_model] beside it, and at most one more module with weights: what is shared.
+    """
+    children = dict(block.named_children())
+    lists = [name for name, child in children.items() if type(child) is nn.ModuleList and len(child) > 1]
+    if len(lists) != 1:
+        return None
+    weights = {name: getattr(child, "weight", None) for name, child in children.items()}
+    routers = [
+        name
+        for name, weight in weights.items()
+        if isinstance(weight, Tensor) and weight.ndim == 2 and len(weight) == len(children[lists[0]])
+    ]
+    rest = [name for name in children if name not in lists + routers]
+    others = [name for name in rest if next(children[name].parameters(), None) is not None]
+    return Parts(routers[0], lists[0], *(others or [None])) if len(routers) == 1 and len(others) <= 1 else None
+
+
+class ScoringRouter(nn.Module):
+    """A gate [token, d_model] -> logits [token, expert] that also makes the choice, by `rule`."""
+
+    rule: ScoringRule
+    top_k: int
+
+    def forward(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        logits = super().forward(hidden_states)
+        indices = SCORES[self.rule.score](logits).topk(self.top_k, dim=-1).indices
+        return logits, self.rule.weights(logits, indices).to(hidden_states.dtype), indices
+
+
+class ChoosingRouter(nn.Module):
+    """A gate that makes the choice by its own code, and keeps its logits to itself; `scale` is the block's."""
+
+    scale: float
+
+    def forward(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        indices, weights = choice_in(super().forward(hidden_states[None]))
+        logits = nn.functional.linear(hidden_states.float(), self.weight.float())
+        return logits, weights * self.scale, indices
+
+
+class IndexedExperts(nn.ModuleList):
+    """A list of experts, called as the fused experts of transformers are; a token's outputs are added up."""
+
+    def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+        total = torch.zeros_like(hidden_states, dtype=top_k_weights.dtype)
+        for expert in top_k_index.unique().tolist():
+            token, slot = torch.where(top_k_index == expert)
+            output = self[expert](hidden_states[token]) * top_k_weights[token, slot, None]
+            total = total.index_add(0, token, output.to(total.dtype))
+        return total.to(hidden_states.dtype)
+
+
+class RoutedBlock(nn.Module):
+    """An MoE block that is nothing but router, routed experts and shared experts."""
+
+    parts: Parts
+    returns_logits: bool
+
+    def forward(self, hidden_states: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        tokens = hidden_states.reshape(-1, hidden_states.shape[-1])
+        logits, weights, indices = getattr(self, self.parts.router)(tokens)
+        output = getattr(self, self.parts.experts)(tokens, indices, weights)
+        if self.parts.shared is not None:
+            output = output + getattr(self, self.parts.shared)(tokens)
+        output = output.view(hidden_states.shape)
+        return (output, logits) if self.returns_logits else output
+
+
+READABLE = (ScoringRouter, ChoosingRouter, IndexedExperts, RoutedBlock)
+
+
+@dataclass(frozen=True)
+class BlockRouting:
+    """How a block routes: the class that its router gets, and the facts that class needs."""
+
+    parts: Parts
+    returns_logits: bool
+    router: type
+    facts: dict[str, Any]
+
+
+def exchange(block: nn.Module, routing: BlockRouting) -> None:
+    """Give the block, its router and its experts the classes of this module, on top of their own."""
+    parts = routing.parts
+    _put(getattr(block, parts.router), routing.router, routing.facts)
+    getattr(block, parts.experts).__class__ = IndexedExperts
+    _put(block, RoutedBlock, {"parts": parts, "returns_logits": routing.returns_logits})
+
+
+def _put(module: nn.Module, readable: type, facts: dict[str, Any]) -> None:
+    own = type(module)
+    module.__class__ = type(own.__name__, (readable, own), {"__module__": own.__module__, **facts})
+
+
+def restore(model: nn.Module) -> None:
+    """Undo `normalize`: each module gets its own class, and with it its own forward pass, back."""
+    for module in model.modules():
+        if type(module) is IndexedExperts:
+            module.__class__ = nn.ModuleList
+        elif isinstance(module, READABLE):
+            module.__class__ = type(module).__bases__[1]
+
+
+def choice_in(decided: Any) -> tuple[Tensor, Tensor] | None:
+    """Selected experts and gating weights [token, k] in what a router returned, None without them."""
+    tensors = [part for part in as_tuple(decided) if isinstance(part, Tensor) and part.ndim == 2]
+    indices = [part for part in tensors if not part.is_floating_point()]
+    weights = [part for part in tensors if part.is_floating_point() and indices and part.shape == indices[0].shape]
+    return (indices[0], weights[0]) if len(indices) == 1 and len(weights) == 1 else None
+
+
+def as_tuple(output: Any) -> tuple[Any, ...]:
+    """What a module returned, one value too, as a tuple."""
+    return output if isinstance(output, tuple) else (output,)
