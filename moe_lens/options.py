@@ -33,7 +33,7 @@ SkipBad = Annotated[
     bool, Option("--skip-bad", help="Leave out rows that make no example, and say which, instead of stopping.")
 ]
 MaxLength = Annotated[
-    int | None, Option(help="The longest prompt in tokens; what is done with longer ones says --too-long.")
+    int | None, Option(help="The longest prompt, in tokens; --too-long says what is done with longer ones.")
 ]
 HowTooLong = Annotated[
     str,

@@ -16,6 +16,7 @@ from moe_lens.experts import ExpertSet
 from moe_lens.lens import MoELens
 from moe_lens.organism import planted_experts
 from moe_lens.results import write_json
+from moe_lens.scores import SCORES
 from moe_lens.tuning import Checkpoints, Method, Schedule, TuneAll, TuneExperts, TuneLowRank, TuneRouters, save_merged
 from moe_lens.tuning.choosing import check_experts, choose_experts, score_of
 from moe_lens.tuning.low_rank import check_low_rank
@@ -27,28 +28,30 @@ ESFT_DEFAULT = "esft-token:p=0.2"
 
 
 def main(
-    model: Annotated[str, Option(help="'organism', 'organism:planted', a folder, or a hub id.")],
+    model: Annotated[str, Option(help="What to train: 'organism', 'organism:planted', a folder, or a hub id.")],
     data: options.Data,
     out: Annotated[
         Path,
         Option(
-            help="Folder for the delta, the log and the figure. The same command with the same folder goes on where an "
-            "interrupted one stopped."
+            help="Folder for the delta (what training changed), the log and the figure. The same command with the same "
+            "folder goes on where an interrupted one stopped."
         ),
     ],
     method: Annotated[
         str,
         Option(
-            help="router: the routers only (Router Lens, Eq. 6-7). ceft: the context-faithful experts only "
-            "(Algorithm 1). esft: the experts that the base model uses most. fft: everything."
+            help="What learns. router: the routers only (Router Lens, Eq. 6-7). ceft: the context-faithful experts "
+            "only (Algorithm 1). esft: the experts that the base model uses most. fft: everything."
         ),
     ] = "router",
     experts: Annotated[
         str | None,
         Option(
-            help="ceft, esft: which experts. ce:8 (the 8 highest per layer by a score of moe_lens.intervene), "
-            "esft-gate:p=0.2 (the highest until their scores sum to 0.2), random:8, planted, FILE.json, or literally "
-            "'3:5,7;4:0'. Default: ceft ce:K with K the experts per token; esft esft-token:p=0.2."
+            help="ceft, esft: which experts learn. ce:8 (the 8 of each layer with the highest score), esft-gate:p=0.2 "
+            "(the highest until their scores sum to 0.2), random:8, planted, FILE.json, or literally '3:5,7;4:0' "
+            f"(layer:experts). Scores: {', '.join(SCORES)}; ce is how often the router-tuned model selects an expert, "
+            "oe how often the base model does. Default: for ceft ce:K, K the experts per token; for esft "
+            f"{ESFT_DEFAULT}."
         ),
     ] = None,
     router_delta: Annotated[
@@ -58,22 +61,23 @@ def main(
     lora_rank: Annotated[
         int | None,
         Option(
-            help="router, ceft, esft: LoRA of this rank on the weights that the method trains, which then are frozen. "
-            "Routers that are tuned first are tuned whole."
+            help="router, ceft, esft: LoRA. The method's weights stay frozen; the product of two thin matrices of this "
+            "rank is added to each, and these are trained. Routers that are tuned first are tuned whole."
         ),
     ] = None,
     lora_alpha: Annotated[
-        float | None, Option(help="What LoRA's product is scaled by, times its rank; default twice the rank.")
+        float | None, Option(help="LoRA's product is scaled by this over its rank; default twice the rank.")
     ] = None,
     learning_rate: Annotated[
         str,
         Option(
-            help="One, or several with commas: the best on the dev data is kept. "
+            help="Step size of the optimizer. Of several with commas, each is tried and the best on the dev data kept. "
             "The paper's is 5e-4; small models need more."
         ),
     ] = "5e-4",
     router_rate: Annotated[
-        str | None, Option(help="The same for the routers that are tuned first; default as --learning-rate.")
+        str | None,
+        Option(help="ceft, esft: the rate, or several, of the routers that are tuned first; default --learning-rate."),
     ] = None,
     epochs: Annotated[int, Option(min=1, help="Passes over the training data.")] = 3,
     batch_size: Annotated[int, Option(min=1, help="Examples per step, over all processes.")] = 8,
@@ -82,9 +86,12 @@ def main(
         Option(min=1, help="Examples per forward pass, to save memory; default a process's share of the step."),
     ] = None,
     gradient_checkpointing: Annotated[
-        bool, Option("--gradient-checkpointing", help="Less memory for a third more time.")
+        bool,
+        Option("--gradient-checkpointing", help="Run layers again in the backward pass: less memory, more time."),
     ] = False,
-    weight_decay: Annotated[float, Option(min=0, help="AdamW's.")] = 0.0,
+    weight_decay: Annotated[
+        float, Option(min=0, help="That of AdamW; it also shrinks weights which the loss would leave as they are.")
+    ] = 0.0,
     columns: options.Columns = None,
     skip_bad: options.SkipBad = False,
     max_length: options.MaxLength = 300,
@@ -92,19 +99,27 @@ def main(
     layers: Annotated[
         str | None, Option(help="Train routers or experts of these layers only, such as 0,2; default all.")
     ] = None,
-    split: Annotated[str, Option(help="Training split of a task or data set.")] = "train",
-    dev: Annotated[str | None, Option(help="Dev data: a file or data set; default the dev split of --data.")] = None,
-    dev_split: Annotated[str, Option(help="Its split.")] = "dev",
+    split: Annotated[str, Option(help="Which split of --data is trained on; a file has no splits.")] = "train",
+    dev: Annotated[
+        str | None, Option(help="Data to choose the best state and rate on, given as --data is; default --data.")
+    ] = None,
+    dev_split: Annotated[str, Option(help="Which split of --dev, or else of --data, that is.")] = "dev",
     limit: Annotated[int | None, Option(min=1, help="Train on the first so many examples only.")] = None,
     score: Annotated[
-        str, Option(help="What is measured on the dev data, the best state kept: em, f1 or log_likelihood.")
+        str,
+        Option(
+            help="What is measured on the dev data, the best state kept: em (answers that match exactly), f1 (words "
+            "they share with the right one) or log_likelihood (of the right one; the quickest)."
+        ),
     ] = "em",
     evaluate_every: Annotated[
-        int | None, Option(min=1, help="Steps between measurements; default one per epoch.")
+        int | None, Option(min=1, help="Steps between measurements on the dev data; default one per epoch.")
     ] = None,
-    patience: Annotated[int | None, Option(min=1, help="Stop after so many measurements without a new best.")] = None,
+    patience: Annotated[
+        int | None, Option(min=1, help="Stop after so many measurements without a new best; default never.")
+    ] = None,
     max_new_tokens: Annotated[int, Option(min=1, help="Longest answer on the dev data, in tokens.")] = 16,
-    checkpoint_seconds: Annotated[float, Option(min=0, help="Time between checkpoints.")] = 300.0,
+    checkpoint_seconds: Annotated[float, Option(min=0, help="Seconds between checkpoints.")] = 300.0,
     merge: Annotated[
         bool, Option("--merge", help="Also write the whole tuned model to OUT/merged, as a plain checkpoint.")
     ] = False,
@@ -119,7 +134,7 @@ def main(
         bool, Option("--trust-remote-code", help="Run the Python code that some models bring beside their weights.")
     ] = False,
     seed: Annotated[
-        int, Option(min=0, help="Of the order of the examples, of random experts and of LoRA's start.")
+        int, Option(min=0, help="Seed of the order of the examples, of random experts and of LoRA's start.")
     ] = 0,
 ) -> None:
     """Train a model and keep what changed as a small delta checkpoint.

@@ -1,4 +1,4 @@
-"""Experts taken out of a model for good measure: without router rows, biases and weights of theirs, counts lowered."""
+"""Experts cut out of a model, to compare masking with: no router rows, biases or weights of theirs, counts lowered."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

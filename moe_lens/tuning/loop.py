@@ -58,8 +58,8 @@ def fit(
         on the CPU, to be saved, and empty in the others; after an exception it is empty in all.
 
     Afterwards `module` is in evaluation mode, nothing in it requires a gradient, and all has its old dtype.
-    Raises MoELensError for no prompts, unknown parameters, a loss or gradient that is not finite, and checkpoints that
-    are another run's or cannot be written.
+    Raises MoELensError for no prompts, no or unknown parameters, a loss or gradient that is not finite, and checkpoints
+    that are another run's or cannot be written.
     """
     if not prompts:
         raise MoELensError("there is nothing to train on: expected one or more examples")
@@ -243,7 +243,9 @@ class _Run:
 
 def _parameters(module: nn.Module, names: Sequence[str] | Mapping[str, torch.dtype]) -> dict[str, nn.Parameter]:
     known = dict(module.named_parameters())
+    if not names:
+        raise MoELensError("there is nothing to train: expected the names of one or more parameters")
     missing = [name for name in names if name not in known]
-    if missing or not names:
-        raise MoELensError(f"expected names of the model's parameters; it has no {missing or 'empty name'}")
+    if missing:
+        raise MoELensError(f"the model has no parameters {', '.join(missing)}; see its named_parameters()")
     return {name: known[name] for name in names}

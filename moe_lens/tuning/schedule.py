@@ -24,6 +24,8 @@ class Schedule:
         states is what training returns.
     patience: training stops after so many measurements without a new best; None for never.
     gradient_checkpointing: layers keep their inputs only and run again backward: less memory, a third more time.
+
+    Raises MoELensError for numbers that make no sense, such as a batch of 0 or a rate that is not finite.
     """
 
     learning_rate: float = 5e-4

@@ -17,8 +17,12 @@ def training(
 ) -> Iterator[AbstractContextManager]:
     """Gradients for `trained` alone, in float32 since small updates vanish in half precision; all undone after.
 
+    trained: parameters of `module`, by name. gradient_checkpointing: its layers keep their inputs only and run again
+        backward.
+
     Gives the context in which to run the model: autocast for a half-precision model. Sums are made in a fixed order,
     so the same seed gives the same bytes also with several threads, and torch's random numbers stay the caller's.
+    Afterwards the module is in evaluation mode, nothing in it requires a gradient, and `trained` has its old dtypes.
     Raises MoELensError for a model in float16, one that cannot checkpoint its layers, and parameters on a disk.
     """
     _check(module, trained, gradient_checkpointing=gradient_checkpointing)
@@ -51,9 +55,11 @@ def training(
 def evaluating(
     module: nn.Module, dtypes: Mapping[str, torch.dtype], autocast: AbstractContextManager
 ) -> Iterator[None]:
-    """Inside the block the model is as it will be left: in evaluation mode, trained parameters in their old dtypes.
+    """Inside a block of `training`: the model is as it will be left, in evaluation mode and without gradients.
 
-    A model that is split over processes keeps float32 there and runs under `autocast`.
+    dtypes: the old ones of the trained parameters, by name, which these have inside; after the block they have their
+        float32 values again, not rounded. A model that is split over processes keeps float32 and runs under `autocast`,
+        which `training` gave.
     """
     parameters = dict(module.named_parameters())
     precise = {name: parameters[name].data for name in dtypes}
