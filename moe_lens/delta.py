@@ -18,6 +18,8 @@ from moe_lens.results import write_bytes, write_json
 TENSORS_FILE = "delta.safetensors"
 FACTS_FILE = "delta.json"
 NO_ROWS: Mapping[str, Sequence[int]] = MappingProxyType({})
+SAMPLED = 4096
+"""Of each parameter's values, about how many a `weights_digest` reads."""
 
 
 def fingerprint(module: nn.Module, names: Collection[str], rows: Mapping[str, Sequence[int]] = NO_ROWS) -> str:
@@ -33,12 +35,12 @@ def fingerprint(module: nn.Module, names: Collection[str], rows: Mapping[str, Se
     return digest.hexdigest()
 
 
-def weights_digest(module: nn.Module, *, values: int = 4096) -> str:
-    """sha256 over up to `values` evenly spaced values of each parameter: tells models apart without reading all."""
+def weights_digest(module: nn.Module) -> str:
+    """sha256 over some evenly spaced values of each parameter: tells models apart without reading all."""
     digest = hashlib.sha256()
     for name, parameter in sorted(module.named_parameters()):
         flat = parameter.detach().flatten()
-        sample = flat[:: max(1, len(flat) // values)].cpu().contiguous()
+        sample = flat[:: max(1, len(flat) // SAMPLED)].cpu().contiguous()
         digest.update(f"{name} {parameter.dtype} {list(parameter.shape)}\n".encode())
         digest.update(sample.view(torch.uint8).numpy().data)
     return digest.hexdigest()

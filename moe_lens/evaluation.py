@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 UNMASKED = "none"
 DEFAULT_METRICS = ("em", "f1", "memory")
-ANSWER_COLUMNS = ("id", "prediction", *DEFAULT_METRICS)
 
 
 @dataclass(frozen=True)

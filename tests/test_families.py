@@ -42,9 +42,12 @@ def collected():
     gc.collect()
 
 
-def assert_as_expected(family: str, **options) -> None:
+def assert_as_expected(family: str, *, dtype: torch.dtype = torch.float32, implementation: str | None = None) -> None:
     """Each check of a tiny model passes, or is refused for the reason that is stated above."""
-    lens = MoELens.from_pretrained(tiny_model(family, **options), tiny_tokenizer())
+    model = tiny_model(family, dtype=dtype)
+    if implementation is not None:
+        model.set_experts_implementation(implementation)
+    lens = MoELens.from_pretrained(model, tiny_tokenizer())
     table = run_checks(lens, TEXTS)
     expected = {name: REFUSED.get(family, {}).get(name) for name in CHECKS}
     wrong = [
@@ -94,7 +97,7 @@ def test_a_model_that_cannot_be_read_is_refused_for_its_reason(family):
 @pytest.mark.parametrize("implementation", ["eager", "batched_mm"])
 @pytest.mark.parametrize("family", VARIED)
 def test_checks_of_varied_families_under_each_experts_implementation(family, implementation):
-    assert_as_expected(family, experts_implementation=implementation)
+    assert_as_expected(family, implementation=implementation)
 
 
 @pytest.mark.parametrize("family", VARIED)
@@ -106,7 +109,7 @@ def test_checks_of_varied_families_in_bfloat16(family):
 @pytest.mark.parametrize("implementation", ["eager", "batched_mm"])
 @pytest.mark.parametrize("family", [family for family in OPENED if family not in VARIED])
 def test_each_check_under_each_experts_implementation(family, implementation):
-    assert_as_expected(family, experts_implementation=implementation)
+    assert_as_expected(family, implementation=implementation)
 
 
 @pytest.mark.slow

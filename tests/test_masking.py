@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from moe_lens import Example, ExpertSet, MoELens, MoELensError, Zero, load_examples, tune
-from moe_lens.evaluation import ANSWER_COLUMNS, answer_table, summarise
+from moe_lens.evaluation import answer_table, summarise
 from moe_lens.masking import Choice, answer_all, choose, masking_rows, random_controls, scores_needed
 from moe_lens.results import read_table
 from moe_lens.scores import SCORES, measure_usage, score_table
@@ -69,7 +69,7 @@ def test_controls_match_the_sizes_of_every_layer_and_are_the_same_for_the_same_s
 
 def answers_of(em: dict[str, list[float]]) -> pd.DataFrame:
     rows = [(name, str(i), "", value, value, value) for name, values in em.items() for i, value in enumerate(values)]
-    return pd.DataFrame(rows, columns=["intervention", *ANSWER_COLUMNS])
+    return pd.DataFrame(rows, columns=["intervention", "id", "prediction", "em", "f1", "memory"])
 
 
 def test_rows_say_how_much_was_lost_and_how_random_sets_compare():

@@ -42,21 +42,18 @@ def tiny_model(
     vocab_size: int = VOCABULARY,
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
-    experts_implementation: str | None = None,
     changes: Mapping[str, Any] = NO_CHANGES,
 ) -> nn.Module:
     """A model of `family` with a few layers and random weights, large enough that every mechanism shows in the logits.
 
     vocab_size: by default that of `tiny_tokenizer`.
-    experts_implementation: of transformers, "eager", "grouped_mm" or "batched_mm"; None for the default.
     changes: other settings of the language model's configuration than the tiny ones, such as `num_hidden_layers`.
     Raises MoELensError for a family that is not one of `FAMILIES`.
     """
     config = tiny_config(family, vocab_size=vocab_size, changes=changes)
     auto = AutoModelForCausalLM if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING else AutoModelForImageTextToText
-    implementation = {"experts_implementation": experts_implementation} if experts_implementation else {}
     torch.manual_seed(seed)
-    model = auto.from_config(config, dtype=dtype, **implementation).eval()
+    model = auto.from_config(config, dtype=dtype).eval()
     _randomize(model, torch.Generator().manual_seed(seed))
     return model
 

@@ -26,7 +26,7 @@ class Metric:
 
     reads: what `score` takes beside the example: its "prediction" (a text), the log-probabilities of its "options"
         (nats, in their order), or the "judge"'s verdict (None for none).
-    source: where it is defined. extra: the extra of this package that it needs, if any.
+    source: where it is defined.
     prepare: loads what `score` needs, so that what is missing (MoELensError) is known before a model has run.
     """
 
@@ -35,7 +35,6 @@ class Metric:
     source: str
     reads: str
     score: Callable[[Any, "Example"], float]
-    extra: str | None = None
     prepare: Callable[[], object] = lambda: None
 
 
@@ -74,15 +73,15 @@ _ALL = (
     ),
     Metric(
         "bleu", "sentence BLEU-4, all gold answers as references", "sacrebleu (Post 2018)", PREDICTION,
-        _of_answers(bleu), "text", partial(optional, "sacrebleu", extra="text"),
+        _of_answers(bleu), partial(optional, "sacrebleu", extra="text"),
     ),
     Metric(
         "meteor", "highest METEOR with a gold answer; needs WordNet", "nltk (Banerjee and Lavie 2005)", PREDICTION,
-        _of_answers(meteor), "text", wordnet,
+        _of_answers(meteor), wordnet,
     ),
     Metric(
         "rouge_l", "highest F of the longest common subsequence with a gold answer", "rouge-score (Lin 2004)",
-        PREDICTION, _of_answers(rouge_l), "text", partial(optional, "rouge_score.rouge_scorer", extra="text"),
+        PREDICTION, _of_answers(rouge_l), partial(optional, "rouge_score.rouge_scorer", extra="text"),
     ),
     Metric(
         "accuracy", "the most probable option is right: log-probabilities of its tokens, summed, not normalised",
@@ -94,7 +93,7 @@ _ALL = (
     ),
     Metric(
         "acc_llm", "a judge finds the answer right; unjudged ones are left out and counted", "Appendix D, Table 8",
-        JUDGE, _verdict, "judge", partial(optional, "openai", extra="judge"),
+        JUDGE, _verdict, partial(optional, "openai", extra="judge"),
     ),
 )  # fmt: skip
 

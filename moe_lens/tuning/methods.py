@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from torch import nn
 
@@ -56,7 +56,7 @@ class TuneRouters:
     """Router tuning (Eq. 6-7). layers: whose routers learn; None for all (Appendix E: one, or the first few)."""
 
     layers: tuple[int, ...] | None = None
-    name: str = "router"
+    name: ClassVar[str] = "router"
 
     def facts(self) -> dict[str, object]:
         return {"method": self.name, "layers": None if self.layers is None else list(self.layers)}
@@ -96,7 +96,7 @@ class TuneExperts:
 class TuneAll:
     """Full fine-tuning: every parameter learns."""
 
-    name: str = "fft"
+    name: ClassVar[str] = "fft"
 
     def facts(self) -> dict[str, object]:
         return {"method": self.name}

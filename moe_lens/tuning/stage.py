@@ -19,8 +19,7 @@ from moe_lens.tuning.choosing import expert_scores, restored, with_delta
 from moe_lens.tuning.methods import Method, TuneRouters, router_parameters, save_trained
 from moe_lens.tuning.processes import Processes
 from moe_lens.tuning.schedule import Schedule
-from moe_lens.tuning.tuned import Score as DevScore
-from moe_lens.tuning.tuned import Tuned, tune
+from moe_lens.tuning.tuned import DevMetric, Tuned, tune
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class Stage:
     dev: Sequence[Example]
     schedule: Schedule
     facts: Mapping[str, Any]
-    score: DevScore
+    score: DevMetric
     max_length: int
     max_new_tokens: int
     checkpoint_seconds: float

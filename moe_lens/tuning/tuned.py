@@ -26,7 +26,7 @@ from moe_lens.tuning.schedule import Schedule
 MAX_LENGTH = 300
 """The paper's longest training example, in tokens."""
 
-Score = Literal["em", "f1", "log_likelihood"]
+DevMetric = Literal["em", "f1", "log_likelihood"]
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def tune(
     *,
     learning_rates: Sequence[float] = (),
     out: str | Path | None = None,
-    score: Score = "em",
+    score: DevMetric = "em",
     max_length: int | None = MAX_LENGTH,
     max_new_tokens: int = 16,
     checkpoint_seconds: float = 300.0,
@@ -174,7 +174,7 @@ def _try_all(
 
 
 def dev_score(
-    lens: MoELens, dev: Sequence[Example], score: Score, *, max_new_tokens: int, whole_model: bool
+    lens: MoELens, dev: Sequence[Example], score: DevMetric, *, max_new_tokens: int, whole_model: bool
 ) -> DevScore:
     """How well the lens does on `dev`, which the processes share if each has the whole model."""
     processes = Processes.current()
@@ -206,8 +206,8 @@ def _check(
             "training runs the model without interventions and would measure it under them; call it outside "
             "`with lens.intervene(...)`"
         )
-    if score not in get_args(Score):
-        raise MoELensError(f"score must be one of {', '.join(get_args(Score))}; got {score!r}")
+    if score not in get_args(DevMetric):
+        raise MoELensError(f"score must be one of {', '.join(get_args(DevMetric))}; got {score!r}")
     if max_new_tokens < 1:
         raise MoELensError(f"max_new_tokens must be at least 1; got {max_new_tokens}")
     if len(rates) > 1 and not dev:
