@@ -2,6 +2,7 @@
 
 import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
 import pytest
 
 from moe_lens.errors import MoELensError
@@ -21,6 +22,21 @@ from moe_lens.plots import (
     tuning_figure,
     usage_figure,
 )
+from moe_lens.plots.style import dress
+
+
+@pytest.mark.parametrize("title", [1, 2, 3, 4])
+@pytest.mark.parametrize("subtitle", [1, 2, 3])
+def test_titles_of_any_length_begin_at_one_height_and_end_above_the_axes(title, subtitle):
+    """Sizes as plotly draws them: lines 1.3 em apart; a text of one line 0.7 em lower than one of several."""
+    wide, narrow = ("x" * 60 + " ") * title, ("x" * 80 + " ") * subtitle  # a word per line
+    layout = dress(go.Figure(), title=wide, subtitle=narrow, plot_height=100).layout
+    assert [text.count("<br>") + 1 for text in (layout.title.text, layout.title.subtitle.text)] == [title, subtitle]
+    first = layout.title.pad.t + 0.7 * 22 * (title == 1)  # a baseline
+    assert first == pytest.approx(14 + 0.7 * 22, abs=1)
+    below = first + 1.3 * 22 * (title - 1) + 0.3 * 22  # 0.3 em: what hangs below a baseline
+    last = below + 1.6 * 15 + 0.7 * 15 * (subtitle == 1) + 1.3 * 15 * (subtitle - 1)
+    assert layout.margin.t - 30 < last + 0.3 * 15 < layout.margin.t - 5
 
 
 def masking_row(family: str, size: int, em: float, *, mode: str = "zero", name: str | None = None) -> dict:

@@ -155,14 +155,14 @@ def dress(
     names = [trace.name or "" for trace in figure.data if trace.showlegend is not False]
     legend_rows = -(-sum(60 + 9 * len(name) for name in names) // (WIDTH - 40))
     titles, lines = textwrap.wrap(title, 62), textwrap.wrap(subtitle, 92)
-    top = 26 + 36 * len(titles) + 20 * len(lines) + 30 * headings
+    top = 33 + 29 * len(titles) + 20 * len(lines) + 30 * headings
     bottom = below + 30 * legend_rows
     figure.update_layout(
         template=TEMPLATE,
         title={
             "text": "<br>".join(titles),
             "subtitle": {"text": "<br>".join(lines)},
-            "pad": {"l": 14, "t": 14 + 27 * (len(titles) - 1)},  # plotly lets all lines but the last grow upwards
+            "pad": {"l": 14, "t": 14 + 15 * (len(titles) > 1)},  # plotly sets several lines 0.7 em too high
         },
         width=WIDTH,
         height=top + plot_height + bottom,
