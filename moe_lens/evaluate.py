@@ -13,12 +13,12 @@ from moe_lens.evaluation import DEFAULT_METRICS
 from moe_lens.interventions import MODES, Intervention
 from moe_lens.judge import Judge
 from moe_lens.lens import MoELens
-from moe_lens.masking import choose
+from moe_lens.masking import named
 from moe_lens.metrics import METRICS, metrics_named
 from moe_lens.organism import planted_experts
 from moe_lens.parallel import connected
 from moe_lens.results import provenance, write_table
-from moe_lens.scores import SCORES
+from moe_lens.specifications import choose, score_of
 
 
 def main(
@@ -119,13 +119,12 @@ def _interventions(masks: Sequence[str], mode: str, model: str) -> dict[str, Int
     """An intervention for each --mask, which names experts without a score."""
     if mode not in MODES:
         raise MoELensError(f"--mode must be one of {', '.join(MODES)}; got {mode!r}")
-    named = {}
+    choices = []
     for mask in masks:
-        if mask.partition(":")[0] in SCORES:
+        if score_of(mask) is not None:
             raise MoELensError(f"--mask takes no scores; give {mask!r} to python -m moe_lens.intervene")
-        [choice] = choose(mask, tables={}, planted=lambda: planted_experts(model))
-        named[choice.intervention] = MODES[mode](choice.experts)
-    return named
+        choices += choose(mask, tables={}, planted=lambda: planted_experts(model))
+    return named(choices, mode)
 
 
 if __name__ == "__main__":

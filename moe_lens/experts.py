@@ -4,6 +4,7 @@ import json
 import operator
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -95,7 +96,7 @@ class ExpertSet:
         wrong = [layer for layer in layers if not (layer.isascii() and layer.isdigit())]
         if wrong:
             raise MoELensError(f"the keys must be layer numbers; got {wrong}")
-        return cls.of({int(layer): ids for layer, ids in layers.items()})
+        return cls.of(_without_repeats([(int(layer), ids) for layer, ids in layers.items()]))  # "3" and "03" repeat
 
     def to_json(self) -> str:
         """A JSON object of expert ids per layer."""
@@ -197,7 +198,7 @@ def _index(number: int, what: str) -> int:
     return value
 
 
-def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
+def _without_repeats(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
     names = [name for name, _ in pairs]
     if len(set(names)) != len(names):
         raise MoELensError(f"each layer may be named once; got {names}")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
@@ -12,24 +13,13 @@ from moe_lens import console, options
 from moe_lens.data import Example
 from moe_lens.delta import weights_digest
 from moe_lens.errors import MoELensError
-from moe_lens.experts import ExpertSet
 from moe_lens.interventions import MODES
 from moe_lens.lens import MoELens
-from moe_lens.masking import (
-    Choice,
-    answer_all,
-    check_choices,
-    check_specification,
-    choose,
-    masking_rows,
-    random_controls,
-    scores_needed,
-    show_rows,
-    write_run,
-)
+from moe_lens.masking import answer_all, check_choices, masking_rows, random_controls, show_rows, write_run
 from moe_lens.organism import planted_experts
 from moe_lens.results import portable, provenance, read_if_made_by, write_table
 from moe_lens.scores import Score, measure_usage, score_table
+from moe_lens.specifications import Choice, check_specification, choose, score_of, scores_needed
 
 
 def main(
@@ -103,6 +93,7 @@ def main(
     loaded = reading.load(data, split=split, limit=limit)
     specifications = [*experts, *(compare or [])]
     n_controls = _control_count(control)
+    within = None if layers is None else console.numbers(layers, int, what="--layers")
     for specification in specifications:
         check_specification(specification)
     needed = scores_needed(specifications)
@@ -120,6 +111,19 @@ def main(
         trust_remote_code=trust_remote_code,
     )
     lens = load(model, delta=delta)
+    for layer in within or ():
+        lens.architecture.at(layer)
+    for specification in specifications:
+        check_specification(specification, n_experts=lens.architecture.n_experts)
+
+    def named_by(specifications: Sequence[str], tables: dict[str, pd.DataFrame]) -> list[Choice]:
+        planted = partial(planted_experts, model)
+        found = [choose(text, tables=tables, planted=planted, layers=within) for text in specifications]
+        choices = list(dict.fromkeys(chain.from_iterable(found)))
+        check_choices(choices, mode, lens.architecture)
+        return choices
+
+    named_by([text for text in specifications if score_of(text) is None], {})  # before scores are counted
     fitted = reading.fit(loaded, lens.tokenizer, of=f"{data}, {split}")
     scored = reading.fit(to_score, lens.tokenizer, of=f"{data}, {score_split}").examples if needed else ()
     weights = weights_digest(lens.module)
@@ -129,13 +133,7 @@ def main(
     facts |= reading.facts(fitted) | {"weights": weights}
     made_by = provenance(model=model, delta=delta, data=fitted.examples, seed=seed, facts=facts)
 
-    chosen = [
-        Choice(found.intervention, found.family, _within(found.experts, layers))
-        for specification in specifications
-        for found in choose(specification, tables=tables, planted=lambda: planted_experts(model))
-    ]
-    choices = list(dict.fromkeys(chosen))
-    check_choices(choices, mode, lens.architecture)
+    choices = named_by(specifications, tables)
     choices += random_controls(choices, n_controls, n_experts=lens.architecture.n_experts, seed=seed)
     answers = answer_all(
         lens, fitted.examples, choices, mode, out, made_by, max_new_tokens=max_new_tokens, batch_size=batch_size
@@ -174,16 +172,6 @@ def _control_count(control: str) -> int:
     if name != "random" or not count.isdigit() or int(count) < 1:
         raise MoELensError(f"--control must be random:N with N of at least 1, or none; got {control!r}")
     return int(count)
-
-
-def _within(experts: ExpertSet, layers: str | None) -> ExpertSet:
-    """The members in the layers of --layers; MoELensError if none is left."""
-    if layers is None:
-        return experts
-    kept = experts.restrict(console.numbers(layers, int, what="--layers"))
-    if not kept:
-        raise MoELensError(f"none of the experts {experts} is in the layers {layers}")
-    return kept
 
 
 if __name__ == "__main__":

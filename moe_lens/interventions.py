@@ -143,7 +143,7 @@ class Rows(Intervention):
         )
 
     def take(self, rows: Sequence[int]) -> "Rows":
-        if max(rows) >= len(self.interventions):
+        if max(rows, default=-1) >= len(self.interventions):
             raise MoELensError(
                 f"Rows has {len(self.interventions)} interventions but the data has more examples; "
                 "expected one per example"

@@ -1,10 +1,8 @@
-"""A causal masking run: sets of experts chosen by specification, answers under each mask, and what they show."""
+"""A causal masking run: answers under each mask of chosen experts, random controls, and what they show."""
 
 import math
-import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +14,11 @@ from moe_lens.data import Example
 from moe_lens.errors import MoELensError
 from moe_lens.evaluation import UNMASKED, evaluate, q_values, summarise
 from moe_lens.experts import ExpertSet
-from moe_lens.interventions import MODES, check_interventions
+from moe_lens.interventions import MODES, Intervention, check_interventions
 from moe_lens.lens import MoELens
 from moe_lens.plots import masking_figure
 from moe_lens.results import write_json, write_table
-from moe_lens.scores import SCORES, Score
+from moe_lens.specifications import Choice
 
 MEAN = "random mean"
 SHOWN = (
@@ -28,63 +26,18 @@ SHOWN = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Choice:
-    """One set of experts to mask: its name in the tables, the family it belongs to, and its members."""
+def named(choices: Iterable[Choice], mode: str) -> dict[str, Intervention]:
+    """The intervention of every choice by its name; a choice that is there twice counts once.
 
-    intervention: str
-    family: str
-    experts: ExpertSet
-
-    @property
-    def size(self) -> float:
-        """Members per layer, on average over the layers that have any; 0 for the empty set."""
-        layers = len(self.experts.layers)
-        return len(self.experts) / layers if layers else 0
-
-
-def scores_needed(specifications: Iterable[str]) -> list[Score]:
-    """The scores that a list of specifications ranks experts by."""
-    names = (specification.partition(":")[0] for specification in specifications)
-    return [SCORES[name] for name in dict.fromkeys(names) if name in SCORES]
-
-
-def choose(specification: str, *, tables: Mapping[str, pd.DataFrame], planted: Callable[[], ExpertSet]) -> list[Choice]:
-    """The sets that a specification names.
-
-    specification: `SCORE:N` or `SCORE:N,M` for the N (and the M) highest of each layer by a score of
-        `moe_lens.scores.SCORES`; `planted`; a `.json` file of {layer: [experts]}; or literally `3:5,7;4:0`.
-    tables: score name -> columns layer, expert, score. planted: gives the organism's planted experts.
-
-    Raises MoELensError for anything else.
+    mode: one of `moe_lens.interventions.MODES`. Raises MoELensError where one name stands for different experts.
     """
-    check_specification(specification)
-    name, _, sizes = specification.partition(":")
-    if name in SCORES:
-        return [Choice(f"{name}:{size}", name, ExpertSet.top(tables[name], int(size))) for size in sizes.split(",")]
-    if specification == "planted":
-        return [Choice("planted", "planted", planted())]
-    if specification.endswith(".json"):
-        try:
-            text = Path(specification).read_text(encoding="utf-8")
-        except OSError as error:
-            raise MoELensError(f"cannot read experts from {specification}: {error.strerror}") from None
-        return [Choice(Path(specification).stem, Path(specification).stem, ExpertSet.from_json(text))]
-    return [Choice(specification, "chosen", ExpertSet.parse(specification))]
-
-
-def check_specification(specification: str) -> None:
-    """MoELensError unless `choose` can make sense of it; needs no model."""
-    name, _, sizes = specification.partition(":")
-    if name in SCORES and not re.fullmatch(r"\d+(,\d+)*", sizes):
+    different = list(dict.fromkeys(choices))
+    repeated = [name for name, count in Counter(choice.intervention for choice in different).items() if count > 1]
+    if repeated:
         raise MoELensError(
-            f"expected {name}:N or {name}:N,M with whole numbers, such as {name}:4; got {specification!r}"
+            f"different experts need different names; these repeat: {', '.join(repeated)}; rename a file"
         )
-    if not (name in SCORES or name.isdigit() or specification == "planted" or specification.endswith(".json")):
-        raise MoELensError(
-            f"cannot read the experts {specification!r}; expected a score and size such as ce:4 (scores: "
-            f"{', '.join(SCORES)}), planted, a .json file, or layer:expert,expert;… such as 3:5,7;4:0"
-        )
+    return {choice.intervention: MODES[mode](choice.experts) for choice in different}
 
 
 def random_controls(choices: Sequence[Choice], count: int, *, n_experts: int, seed: int) -> list[Choice]:
@@ -146,15 +99,10 @@ def answer_all(
 
     Every choice is checked before the first is answered; MoELensError for experts the model lacks or cannot spare.
     """
-    repeated = [name for name, count in Counter(choice.intervention for choice in choices).items() if count > 1]
-    if repeated:
-        raise MoELensError(
-            f"different experts need different names; these repeat: {', '.join(repeated)}; rename a file"
-        )
     return evaluate(
         lens,
         examples,
-        {choice.intervention: MODES[mode](choice.experts) for choice in choices},
+        named(choices, mode),
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
         out=out,

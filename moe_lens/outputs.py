@@ -112,7 +112,10 @@ def _outputs(
     if kept is not None:
         return [value if value is None or unit.reads == PREDICTION else tuple(value) for value in kept["output"]]
     asked = [examples[place] for place in unit.places]
-    with lens.intervene(*(intervention.take(unit.places) for intervention in interventions)):
+    rows = unit.places  # of `Rows`: an example has one for each text that the lens is given for it
+    if unit.reads == OPTIONS:
+        rows = tuple(place for place in unit.places for _ in examples[place].options)
+    with lens.intervene(*(intervention.take(rows) for intervention in interventions)):
         found = _READERS[unit.reads](lens, asked, run)
     if part is not None:
         write_table(pd.DataFrame({"id": [example.id for example in asked], "output": found}), part, made_by)

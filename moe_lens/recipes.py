@@ -13,8 +13,9 @@ from moe_lens.lens import MoELens
 from moe_lens.organism import planted_experts
 from moe_lens.results import write_json, write_table
 from moe_lens.scores import Score
+from moe_lens.specifications import choose_experts, score_of
 from moe_lens.tuning import Method, Schedule, TuneAll, TuneExperts, TuneRouters, save_trained, tune
-from moe_lens.tuning.choosing import choose_experts, expert_scores, score_of, with_delta
+from moe_lens.tuning.choosing import expert_scores, with_delta
 
 KINDS = ("router", "experts", "all")
 COST_FILE = "cost.json"
@@ -84,7 +85,7 @@ class Recipe:
             self.experts,
             table=scores,
             planted=partial(planted_experts, model),
-            layers=lens.architecture.moe_layers,
+            moe_layers=lens.architecture.moe_layers,
             n_experts=lens.architecture.n_experts,
             seed=seed,
         )

@@ -17,8 +17,8 @@ from moe_lens.lens import MoELens
 from moe_lens.organism import planted_experts
 from moe_lens.results import write_json
 from moe_lens.scores import SCORES
+from moe_lens.specifications import check_experts, choose_experts, score_of
 from moe_lens.tuning import Checkpoints, Method, Schedule, TuneAll, TuneExperts, TuneLowRank, TuneRouters, save_merged
-from moe_lens.tuning.choosing import check_experts, choose_experts, score_of
 from moe_lens.tuning.low_rank import check_low_rank
 from moe_lens.tuning.processes import Processes
 from moe_lens.tuning.stage import Stage
@@ -271,14 +271,17 @@ class _Asked:
         architecture = stage.lens.architecture
         named = self.experts or (f"ce:{architecture.top_k}" if self.method == "ceft" else ESFT_DEFAULT)
         check_experts(named, n_experts=architecture.n_experts)
+        for layer in layers or ():
+            architecture.at(layer)
         score = score_of(named)
         return choose_experts(
             named,
             table=None if score is None else stage.scores(score, out, router_rates, self.router_delta),
             planted=lambda: planted_experts(stage.model),
-            layers=architecture.moe_layers if layers is None else layers,
+            moe_layers=architecture.moe_layers,
             n_experts=architecture.n_experts,
             seed=self.seed,
+            layers=layers,
         )
 
 

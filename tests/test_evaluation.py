@@ -18,6 +18,7 @@ from moe_lens.evaluation import answer_table, summary_table
 from moe_lens.interventions import Renormalize, Rows
 from moe_lens.judge import Judge, Verdict
 from moe_lens.metrics.wordnet import wordnet
+from moe_lens.outputs import Run, outputs
 from moe_lens.results import read_provenance, read_table
 
 HALF = Zero(ExpertSet.of({layer: range(4) for layer in range(3)}))
@@ -47,6 +48,20 @@ def test_rows_meet_their_own_examples_though_these_are_sorted(olmoe):
     said = {name: list(part["prediction"]) for name, part in found.groupby("intervention")}
     assert said["rows"] == [said["half" if place % 2 else "none"][place] for place in range(len(examples))]
     assert said["none"] != said["half"]
+
+
+@pytest.mark.parametrize("examples", [[EXAMPLES[0], *CHOICES, EXAMPLES[1], CHOICES[0]], EXAMPLES])
+def test_rows_meet_every_option_of_their_own_examples_of_which_some_have_none(olmoe, examples):
+    rows = Rows(tuple(HALF if place % 2 else None for place in range(len(examples))))
+    run = Run(FIGURE_10, max_new_tokens=1, batch_size=2, out=None, provenance={}, progress=False)
+    found = outputs(olmoe, examples, {"none": (), "half": (HALF,), "rows": (rows,)}, ["options"], run)
+    for place, values in enumerate(found["rows", "options"]):
+        own, other = (found[name, "options"][place] for name in (("half", "none") if place % 2 else ("none", "half")))
+        if not examples[place].options:
+            assert values is None
+        else:
+            assert values == pytest.approx(own, abs=1e-4)
+            assert values != pytest.approx(other, abs=1e-4)
 
 
 def test_the_summary_compares_with_none_pair_by_pair():
@@ -273,12 +288,16 @@ def test_two_processes_and_resumed_ones_write_the_bytes_of_one(tmp_path):
         ("--metrics acc_llm", "judge"),
         ("--judge http://127.0.0.1:9/v1", "belong together"),
         ("--mask 9:1", "layer 9"),
+        ("--mask mine.json --mask other/mine.json", "these repeat: mine"),
     ],
 )
 def test_bad_input_ends_with_one_message(wrong, says, tmp_path, monkeypatch, capsys):
     from moe_lens import console, evaluate
 
     monkeypatch.chdir(tmp_path)
+    Path("other").mkdir()
+    for expert, file in enumerate(("mine.json", "other/mine.json")):
+        Path(file).write_text(f'{{"1": [{expert}]}}')
     arguments = f"--model organism --data swap --limit 2 --out out {wrong}".split()
     monkeypatch.setattr(sys, "argv", ["evaluate", *arguments])
     with pytest.raises(SystemExit) as stopped:

@@ -7,51 +7,20 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from test_specifications import chosen
 
 from moe_lens import Example, ExpertSet, MoELens, MoELensError, Zero, load_examples, tune
 from moe_lens.evaluation import answer_table, summarise
-from moe_lens.masking import Choice, answer_all, choose, masking_rows, random_controls, scores_needed
+from moe_lens.masking import answer_all, masking_rows, named, random_controls
 from moe_lens.results import read_table
 from moe_lens.scores import SCORES, measure_usage, score_table
+from moe_lens.specifications import Choice
 
 EXAMPLES = [
     Example("a", "The capital of Arland is Belmor.", "What is the capital of Arland?", ("Belmor",), "the mat"),
     Example("b", "The cat sat on the mat.", "Where did the cat sit?", ("on the mat", "the mat")),
     Example("c", "The dog slept in the sun.", "Who slept?", ("The dog",), "The cat"),
 ]
-TABLE = pd.DataFrame(
-    [(layer, expert, expert * (1 - 2 * layer)) for layer in (0, 1) for expert in range(8)],
-    columns=["layer", "expert", "score"],
-)
-
-
-def refuse_planted() -> ExpertSet:
-    raise MoELensError("nothing is planted")
-
-
-def chosen(specification: str) -> list[Choice]:
-    return choose(specification, tables={"ce": TABLE}, planted=refuse_planted)
-
-
-def test_specifications_name_sets_of_experts(tmp_path):
-    assert [(c.intervention, str(c.experts)) for c in chosen("ce:1,2")] == [
-        ("ce:1", "0:7;1:0"),
-        ("ce:2", "0:6,7;1:0,1"),
-    ]
-    assert [(c.family, str(c.experts), c.size) for c in chosen("1:5,3;0:2")] == [("chosen", "0:2;1:3,5", 1.5)]
-    file = tmp_path / "mine.json"
-    file.write_text('{"1": [4]}')
-    assert [(c.intervention, str(c.experts)) for c in chosen(str(file))] == [("mine", "1:4")]
-    planted = choose("planted", tables={}, planted=lambda: ExpertSet.of({0: [1]}))
-    assert [(c.family, str(c.experts)) for c in planted] == [("planted", "0:1")]
-    assert [score.name for score in scores_needed(["ce:4", "planted", "oe:1", "ce:2", "0:1"])] == ["ce", "oe"]
-
-
-@pytest.mark.parametrize("specification", ["ce", "ce:", "ce:x", "ce:9", "best:4", "nowhere.json", "planted", "3:x"])
-def test_what_names_no_experts_is_refused(specification):
-    with pytest.raises(MoELensError):
-        chosen(specification)
-
 
 def test_controls_match_the_sizes_of_every_layer_and_are_the_same_for_the_same_seed():
     choices = [*chosen("ce:2"), *chosen("0:1,2;1:5"), *chosen("ce:2")]
@@ -105,6 +74,7 @@ def test_two_sets_of_one_name_are_refused(olmoe, tmp_path):
     choices = [Choice("mine", "mine", ExpertSet.of({0: [expert]})) for expert in (1, 2)]
     with pytest.raises(MoELensError, match="these repeat: mine"):
         answer_all(olmoe, EXAMPLES, choices, "zero", tmp_path, {}, max_new_tokens=2, batch_size=2)
+    assert named([choices[0], choices[0]], "zero") == {"mine": Zero(choices[0].experts)}
 
 
 def test_memory_is_counted_where_it_is_known():
@@ -235,7 +205,12 @@ def test_the_command_lines_tune_mask_and_go_on_where_they_stopped(tmp_path):
         ("--data swap --experts 0:1 --mode delete", "--mode"),
         ("--data swap --experts 0:1 --control 5", "--control"),
         ("--data swap --experts planted", "nothing is planted"),
-        ("--data swap --experts 0:1 --layers 2", "none of the experts"),
+        ("--data swap --experts 0:1 --layers 2", "none of the experts of '0:1' is in the layers 2"),
+        ("--data swap --experts 0:1 --layers 7", "layer 7 has no routed experts"),
+        ("--data swap --experts 0:1 --layers a", "--layers must be numbers"),
+        ("--data swap --experts ce:17", "ce:17"),
+        ("--data swap --experts ce:0", "N from 1"),
+        ("--data swap --experts ce:1 --experts 9:1", "layer 9"),
         ("--data swap --experts 0:1 --delta nowhere", "nowhere"),
         ("--data swap --experts 0:1 --model dense", "MoE"),
     ],

@@ -28,7 +28,7 @@ GROUPS = (
     ("judge", "outputs", "evaluation"),
     ("listed_experts", "sizes"),
     ("accessors", "applying", "running", "lens"),
-    ("scores", "masking", "ablation", "checks", "decoding", "tuning"),
+    ("scores", "specifications", "masking", "ablation", "checks", "decoding", "tuning"),
     ("sections", "report", "recipes", "study", "figure_script"),
     ("demo", "evaluate", "intervene", "tune", "measure", "doctor", "organism.pretrain", "organism.measure"),
 )

@@ -1,6 +1,5 @@
-"""Which experts to train: by a score of the base or of the router-tuned model (Algorithm 1), given, or at random."""
+"""The scores by which experts to train are chosen, of the base or of the router-tuned model (Algorithm 1)."""
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -12,64 +11,8 @@ from safetensors import SafetensorError, safe_open
 from moe_lens.data import Example
 from moe_lens.delta import TENSORS_FILE, apply_delta
 from moe_lens.errors import MoELensError
-from moe_lens.experts import ExpertSet
 from moe_lens.lens import MoELens
-from moe_lens.masking import check_specification, choose
-from moe_lens.scores import SCORES, Score, measure_usage, score_table
-
-
-def choose_experts(
-    specification: str,
-    *,
-    table: pd.DataFrame | None,
-    planted: Callable[[], ExpertSet],
-    layers: Sequence[int],
-    n_experts: int,
-    seed: int,
-) -> ExpertSet:
-    """The experts that a specification names, of these layers.
-
-    specification: `SCORE:N` for the N highest of each layer by a score of `moe_lens.scores.SCORES`; `SCORE:p=0.2` for
-        the highest until their scores sum to 0.2 (ESFT); `random:N` for N of each layer drawn with `seed`; `planted`;
-        a `.json` file of {layer: [experts]}; or literally `3:5,7;4:0`.
-    table: layer, expert, score of the score it names, if it names one; `expert_scores` gives it.
-
-    Raises MoELensError for anything else, and if nothing is left in these layers.
-    """
-    check_experts(specification, n_experts=n_experts)
-    name, _, size = specification.partition(":")
-    if name == "random":
-        filled = ExpertSet.of({layer: range(int(size)) for layer in layers})
-        return ExpertSet.random_like(filled, seed, n_experts=n_experts)
-    if name in SCORES and size.startswith("p="):
-        experts = ExpertSet.cumulative(table, float(size.removeprefix("p=")))
-    else:
-        found = choose(specification, tables={} if table is None else {name: table}, planted=planted)
-        experts = found[0].experts
-    experts = experts.restrict(layers)
-    if not experts:
-        raise MoELensError(f"no expert of {specification!r} is in the layers {list(layers)}")
-    return experts
-
-
-def check_experts(specification: str, *, n_experts: int) -> None:
-    """MoELensError unless `choose_experts` can read it; before scores are counted, for which routers may be tuned."""
-    name, _, size = specification.partition(":")
-    if name == "random":
-        if not size.isdigit() or not 0 < int(size) <= n_experts:
-            raise MoELensError(f"random:N takes N of the {n_experts} experts of each layer; got {specification!r}")
-    elif name in SCORES and size.startswith("p="):
-        if not re.fullmatch(r"0?\.\d+|1(\.0*)?", size.removeprefix("p=")):
-            raise MoELensError(f"expected a share of the summed score, such as {name}:p=0.2; got {specification!r}")
-    elif name in SCORES and "," in size:
-        raise MoELensError(f"experts are trained as one set; {specification!r} names {size.count(',') + 1}")
-    else:
-        check_specification(specification)
-
-
-def score_of(specification: str) -> Score | None:
-    """The score that a specification ranks experts by, None for one that needs none."""
-    return SCORES.get(specification.partition(":")[0])
+from moe_lens.scores import Score, measure_usage, score_table
 
 
 def expert_scores(
