@@ -199,7 +199,7 @@ def test_a_model_with_its_own_code_is_trained_and_merged_with_it(command, tokeni
         ("--method ceft --experts ce:2 --layers 7", "layer 7 has no routed experts"),
         ("--method ceft --router-delta nowhere", "expected a delta checkpoint"),
         ("--layers 7", "layer 7 has no routed experts"),
-        ("--layers a", "--layers must be numbers"),
+        ("--model nowhere --layers a", "--layers must be numbers"),
         ("--learning-rate fast", "--learning-rate must be numbers"),
         ("--model nowhere", "nowhere"),
         ("--max-length 3", "all 9 have more than 3 tokens"),
