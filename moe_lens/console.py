@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
+from inspect import cleandoc
 from pathlib import Path
 
 import pandas as pd
@@ -21,11 +22,18 @@ from moe_lens.results import write_bytes
 
 def run(main: Callable[..., None]) -> None:
     """Runs a command line; bad input ends with its message and exit code 2, without a traceback."""
+    main.__doc__ = flowing(main.__doc__ or "")
     try:
         typer.run(main)
     except MoELensError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def flowing(text: str) -> str:
+    """A docstring whose paragraphs are one line each, which any terminal can wrap; those after \\b stay as they are."""
+    paragraphs = cleandoc(text).split("\n\n")
+    return "\n\n".join(part if part.startswith("\b") else part.replace("\n", " ") for part in paragraphs)
 
 
 def say(*lines: str) -> None:

@@ -155,3 +155,18 @@ def test_a_file_is_evaluated_as_the_options_say(file, capsys, monkeypatch):
     assert len(read_table("out/answers.parquet")) == 2
     facts = read_provenance("out/answers.parquet")
     assert (facts["max_length"], facts["too_long"], facts["truncated"]) == (60, "truncate", 1)
+
+
+def test_help_flows_in_any_terminal_but_for_its_commands():
+    text = """First line.
+
+    A sentence that is cut
+    by the file's width.
+
+    \b
+        python -m one \\
+            --option
+    """
+    assert console.flowing(text) == (
+        "First line.\n\nA sentence that is cut by the file's width.\n\n\b\n    python -m one \\\n        --option"
+    )
