@@ -30,6 +30,8 @@ DIVERGING = ((0.0, VERMILLION), (0.5, "#FFFFFF"), (1.0, BLUE))
 
 # Printed across one column of a two-column page (7.7 cm), labels come out at 6.4 pt; across both, at 13 pt.
 WIDTH = 680  # pixels
+#: Of a line within WIDTH, also in the wide DejaVu Sans that a browser falls back to on a bare Linux machine.
+TITLE_LETTERS, SUBTITLE_LETTERS = 54, 82
 FONT_SIZE = 20
 INK, FAINT = "#222222", "#E3E3E3"
 
@@ -154,7 +156,7 @@ def dress(
     """
     names = [trace.name or "" for trace in figure.data if trace.showlegend is not False]
     legend_rows = -(-sum(60 + 9 * len(name) for name in names) // (WIDTH - 40))
-    titles, lines = textwrap.wrap(title, 62), textwrap.wrap(subtitle, 92)
+    titles, lines = textwrap.wrap(title, TITLE_LETTERS), textwrap.wrap(subtitle, SUBTITLE_LETTERS)
     top = 33 + 29 * len(titles) + 20 * len(lines) + 30 * headings
     bottom = below + 30 * legend_rows
     figure.update_layout(
