@@ -1,6 +1,6 @@
 """Causal masking runs from the command line: `python -m moe_lens.intervene --help`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -115,15 +115,8 @@ def main(
         lens.architecture.at(layer)
     for specification in specifications:
         check_specification(specification, n_experts=lens.architecture.n_experts)
-
-    def named_by(specifications: Sequence[str], tables: dict[str, pd.DataFrame]) -> list[Choice]:
-        planted = partial(planted_experts, model)
-        found = [choose(text, tables=tables, planted=planted, layers=within) for text in specifications]
-        choices = list(dict.fromkeys(chain.from_iterable(found)))
-        check_choices(choices, mode, lens.architecture)
-        return choices
-
-    named_by([text for text in specifications if score_of(text) is None], {})  # before scores are counted
+    unscored = [text for text in specifications if score_of(text) is None]
+    check_choices(_choose_all(unscored, {}, model, within), mode, lens.architecture)  # before scores are counted
     fitted = reading.fit(loaded, lens.tokenizer, of=f"{data}, {split}")
     scored = reading.fit(to_score, lens.tokenizer, of=f"{data}, {score_split}").examples if needed else ()
     weights = weights_digest(lens.module)
@@ -132,8 +125,7 @@ def main(
     tables = _score_tables(lens, lambda: load(base or model), needed, scored, out, made_by)
     facts |= reading.facts(fitted) | {"weights": weights}
     made_by = provenance(model=model, delta=delta, data=fitted.examples, seed=seed, facts=facts)
-
-    choices = named_by(specifications, tables)
+    choices = _choose_all(specifications, tables, model, within)
     choices += random_controls(choices, n_controls, n_experts=lens.architecture.n_experts, seed=seed)
     answers = answer_all(
         lens, fitted.examples, choices, mode, out, made_by, max_new_tokens=max_new_tokens, batch_size=batch_size
@@ -163,6 +155,15 @@ def _score_tables(
         tables[score.name] = score_table(score, base=base, tuned=tuned).assign(name=score.name)
         write_table(tables[score.name], files[score], made_by)
     return tables
+
+
+def _choose_all(
+    specifications: Sequence[str], tables: Mapping[str, pd.DataFrame], model: str, layers: Sequence[int] | None
+) -> list[Choice]:
+    """The sets that the specifications name, each once."""
+    planted = partial(planted_experts, model)
+    found = [choose(text, tables=tables, planted=planted, layers=layers) for text in specifications]
+    return list(dict.fromkeys(chain.from_iterable(found)))
 
 
 def _control_count(control: str) -> int:

@@ -80,8 +80,8 @@ def _control_names(choices: Iterable[Choice]) -> dict[Shape, str]:
 
 def check_choices(choices: Iterable[Choice], mode: str, architecture: MoEArchitecture) -> None:
     """MoELensError, naming layer and experts, unless every choice can be masked in a model of this architecture."""
-    for choice in choices:
-        check_interventions((MODES[mode](choice.experts),), architecture)
+    for intervention in named(choices, mode).values():
+        check_interventions((intervention,), architecture)
 
 
 def answer_all(

@@ -211,6 +211,7 @@ def test_the_command_lines_tune_mask_and_go_on_where_they_stopped(tmp_path):
         ("--data swap --experts ce:17", "ce:17"),
         ("--data swap --experts ce:0", "N from 1"),
         ("--data swap --experts ce:1 --experts 9:1", "layer 9"),
+        ("--data swap --experts ce:1 --experts mine.json --experts other/mine.json", "these repeat: mine"),
         ("--data swap --experts 0:1 --delta nowhere", "nowhere"),
         ("--data swap --experts 0:1 --model dense", "MoE"),
     ],
@@ -224,6 +225,9 @@ def test_bad_input_ends_with_one_message(wrong, says, tmp_path, monkeypatch, cap
     row = '{"context": "c", "question": "q", "answer": "c"}'
     Path("broken.jsonl").write_text(f"{row}\n{{oops\n")
     Path("empty.json").write_text("[]")
+    Path("other").mkdir()
+    Path("mine.json").write_text('{"1": [0]}')
+    Path("other/mine.json").write_text('{"1": [1]}')
     Path("unanswered.json").write_text('[{"context": "c", "question": "q"}]')
     if "dense" in wrong:
         small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}

@@ -10,16 +10,7 @@ from training_cases import EXAMPLES, SCHEDULE, fresh, prompts
 
 from moe_lens import ExpertSet, MoELens, MoELensError, Zero
 from moe_lens.data import collate
-from moe_lens.tuning import (
-    Checkpoints,
-    Schedule,
-    TuneRouters,
-    fit,
-    log_table,
-    router_parameters,
-    tune,
-    tune_router,
-)
+from moe_lens.tuning import Checkpoints, Schedule, TuneRouters, fit, log_table, router_parameters, tune, tune_router
 from moe_lens.tuning.objective import answer_loss
 
 

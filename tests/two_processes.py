@@ -16,16 +16,7 @@ from training_cases import EXAMPLES, UNEVEN, fresh, prompts
 from transformers import AutoTokenizer
 
 from moe_lens import ExpertSet, MoELensError
-from moe_lens.tuning import (
-    Checkpoints,
-    DevScore,
-    TuneExperts,
-    TuneLowRank,
-    TuneRouters,
-    fit,
-    save_trained,
-    tune,
-)
+from moe_lens.tuning import Checkpoints, DevScore, TuneExperts, TuneLowRank, TuneRouters, fit, save_trained, tune
 
 
 def course(out: Path, *, shard: bool, interrupted_after: int | None) -> None:
