@@ -11,6 +11,7 @@ from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, _grouped_linear
 
 from moe_lens.architecture import MoEArchitecture
@@ -129,7 +130,7 @@ def _forward(self: nn.Module, hidden_states: Tensor, selected: Tensor, weights: 
 
     Rows, one per token and selected expert, are sorted by slot: the chosen experts' come first.
     """
-    tokens, k = selected.shape
+    k = selected.shape[1]
     ids = getattr(self, "trained_ids", None)
     chosen = 0 if ids is None else len(ids)
     key = selected.reshape(-1) if ids is None else self.trained_slot[selected.reshape(-1)]
@@ -145,11 +146,45 @@ def _forward(self: nn.Module, hidden_states: Tensor, selected: Tensor, weights: 
         # index_select: its backward is deterministic and fast. One per part, so that frozen rows are not kept.
         inputs = hidden_states.index_select(0, order[rows] // k)
         outputs.append(_expert_rows(self, inputs, sizes.cumsum(0, dtype=torch.int32), key[rows] - first, tensors))
-    gate = weights.reshape(-1).index_select(0, order)
-    back = torch.empty_like(order)
-    back[order] = torch.arange(len(order), device=order.device)
-    summed = (torch.cat(outputs) * gate[:, None]).index_select(0, back).view(tokens, k, -1).sum(1)
-    return summed.to(hidden_states.dtype)
+    return _WeightedSum.apply(weights, order, *outputs).to(hidden_states.dtype)
+
+
+class _WeightedSum(torch.autograd.Function):
+    """What each token gets [token, d_model]: its rows' outputs times its weights, summed in a fixed order.
+
+    weights: [token, k]. order: which of all places (token * k + place) each row serves. outputs: the rows
+    [row, d_model], in one part or several. Its own backward, since autograd's holds each row several times over.
+    """
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, weights: Tensor, order: Tensor, *outputs: Tensor) -> Tensor:
+        ctx.sizes, ctx.dtype = [len(part) for part in outputs], outputs[0].dtype
+        placed = outputs[0].new_empty(len(order), outputs[0].shape[-1])
+        for part, places in zip(outputs, order.split(ctx.sizes), strict=True):
+            placed.index_copy_(0, places, part)
+        placed = placed.view(*weights.shape, -1)
+        ctx.save_for_backward(weights, order, placed if ctx.needs_input_grad[0] else None)
+        return _batched_product(weights[:, None], placed)[:, 0]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        weights, order, placed = ctx.saved_tensors
+        of_weights = None if placed is None else _batched_product(placed, grad[:, :, None])[..., 0].to(weights.dtype)
+        of_outputs = [
+            grad.index_select(0, places // weights.shape[1]).mul_(weights.reshape(-1, 1)[places]).to(ctx.dtype)
+            if needed
+            else None
+            for places, needed in zip(order.split(ctx.sizes), ctx.needs_input_grad[2:], strict=True)
+        ]
+        return of_weights, None, *of_outputs
+
+
+def _batched_product(left: Tensor, right: Tensor) -> Tensor:
+    """[batch, n, m] of [batch, n, p] and [batch, p, m], in the more precise of their dtypes, also under autocast."""
+    dtype = torch.promote_types(left.dtype, right.dtype)
+    with torch.autocast(left.device.type, enabled=False):
+        return torch.bmm(left.to(dtype), right.to(dtype))
 
 
 def _expert_rows(

@@ -29,10 +29,8 @@ def training(
     dtypes = {name: parameter.dtype for name, parameter in trained.items()}
     half = torch.bfloat16 in {parameter.dtype for parameter in module.parameters()}
     device = next(iter(trained.values())).device.type
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     cuda = sorted({p.device.index for p in module.parameters() if p.device.type == "cuda"})
     try:
-        torch.use_deterministic_algorithms(True, warn_only=True)
         module.train()
         module.requires_grad_(False)
         for parameter in trained.values():
@@ -40,15 +38,29 @@ def training(
             parameter.requires_grad_(True)
         if gradient_checkpointing:
             module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        with torch.random.fork_rng(devices=cuda):
+        with _sums_in_fixed_order(), torch.random.fork_rng(devices=cuda):
             yield torch.autocast(device, dtype=torch.bfloat16) if half else nullcontext()
     finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
         if gradient_checkpointing:
             module.gradient_checkpointing_disable()
         module.eval()
         module.requires_grad_(False)
         _as_stored(module, dtypes)
+
+
+@contextmanager
+def _sums_in_fixed_order() -> Iterator[None]:
+    """Inside the block torch takes deterministic kernels where it has them, and warns where it has none."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    filled = torch.utils.deterministic.fill_uninitialized_memory
+    try:
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        # Or torch writes NaN into every new tensor first, which changes no result and takes a tenth of a step.
+        torch.utils.deterministic.fill_uninitialized_memory = False
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.utils.deterministic.fill_uninitialized_memory = filled
 
 
 @contextmanager
