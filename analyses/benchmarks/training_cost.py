@@ -4,8 +4,9 @@
     python analyses/benchmarks/training_cost.py --size olmoe --device cuda --out RUN/training_cost_cuda
 
 Every case has two processes of its own in every round, one for time and one for memory, and the rounds follow each
-other, so that what else the machine does falls on all alike. Weights, tokens and chosen experts are random: k of E
-experts are sent k/E of the tokens.
+other, so that what else the machine does falls on all alike. A case's time is that of its fastest step in any round,
+since whatever disturbs a step makes it longer; its memory is the median. Weights, tokens and chosen experts are random:
+k of E experts are sent k/E of the tokens.
 """
 
 import os
@@ -84,8 +85,8 @@ def main(
     device: Annotated[str, Option(help="cpu or cuda.")] = "cpu",
     dtype: Annotated[str, Option(help="float32 or bfloat16.")] = "float32",
     threads: Annotated[int, Option(help="Of the CPU.")] = 1,
-    rounds: Annotated[int, Option(help="Turns, each with processes of its own per case; medians are printed.")] = 3,
-    steps: Annotated[int, Option(help="Steps per process.")] = 4,
+    rounds: Annotated[int, Option(help="Turns, each with processes of its own per case.")] = 3,
+    steps: Annotated[int, Option(help="Steps per process.")] = 6,
     cases: Annotated[int | None, Option(help="Only the first so many cases.")] = None,
 ) -> None:
     """Measure the cases in turns and print them beside full fine-tuning."""
@@ -114,14 +115,15 @@ def _in_own_processes(case: Case, setting: Setting) -> dict[str, float]:
 
 
 def summary(rows: pd.DataFrame) -> pd.DataFrame:
-    """Per case the medians over rounds, of shares of full fine-tuning's too: each round's share is of its own round."""
-    whole = rows[rows["method"] == BASELINE.method].set_index("round")
-    measured = ("seconds", "cpu_seconds", "peak")
-    shares = {f"{name} / fft": rows[name] / rows["round"].map(whole[name]) for name in measured}
-    rows = rows.assign(trained_millions=rows["trained"] / 1e6, **shares)
-    rows = rows.assign(peak_gb=rows["peak"] / 1e9, beside_weights_gb=rows["beside_weights"] / 1e9)
-    shown = ["trained_millions", "seconds", "cpu_seconds", "peak_gb", "beside_weights_gb", *shares]
-    return rows.groupby(["method", "n_experts", "chosen"], sort=False)[shown].median().reset_index()
+    """Per case the least time and the median memory over rounds, and each as a share of full fine-tuning's."""
+    cases = rows.groupby(["method", "n_experts", "chosen"], sort=False)
+    times, memory = cases[["seconds", "cpu_seconds"]].min(), cases[["peak", "beside_weights"]].median()
+    baseline = (BASELINE.method, BASELINE.n_experts, BASELINE.chosen)
+    table = (cases[["trained"]].first() / 1e6).rename(columns={"trained": "trained_millions"})
+    table = table.join(times).join((memory / 1e9).rename(columns="{}_gb".format))
+    for name in ("seconds", "cpu_seconds", "peak_gb"):
+        table[f"{name} / fft"] = table[name] / table.loc[baseline, name]
+    return table.reset_index()
 
 
 def measure(case: Case, setting: Setting) -> dict[str, float]:
