@@ -17,6 +17,7 @@ from moe_lens.tuning import Checkpoints, Schedule, save_merged
 from moe_lens.tuning.asked import ESFT_DEFAULT, Asked
 from moe_lens.tuning.processes import Processes
 from moe_lens.tuning.stage import Stage
+from moe_lens.tuning.tuned import check_rates
 
 
 def main(
@@ -158,8 +159,9 @@ def main(
     if dev is None and ending(data) is not None:
         raise MoELensError(f"{data} has no dev split to choose and test on; give other examples with --dev")
     reading = options.Reading(columns, skip_bad, max_length, too_long)
-    loaded, held_out = reading.load(data, split=split, limit=limit), reading.load(dev or data, split=dev_split)
     rates = _rates(learning_rate, what="--learning-rate")
+    check_rates(rates, shard=shard)
+    loaded, held_out = reading.load(data, split=split, limit=limit), reading.load(dev or data, split=dev_split)
     router_rates = rates if router_rate is None else _rates(router_rate, what="--router-rate")
     schedule = Schedule(
         learning_rate=rates[0],

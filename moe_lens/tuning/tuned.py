@@ -212,6 +212,11 @@ def _check(
         raise MoELensError(f"max_new_tokens must be at least 1; got {max_new_tokens}")
     if len(rates) > 1 and not dev:
         raise MoELensError(f"{len(rates)} learning rates were given and no dev data to choose by; give dev examples")
+    check_rates(rates, shard=shard)
+
+
+def check_rates(rates: Sequence[float], *, shard: bool) -> None:
+    """MoELensError for several rates where the model is split over processes."""
     if shard and len(rates) > 1:
         raise MoELensError(f"a model split over processes is trained once; give one learning rate, not {len(rates)}")
 
