@@ -12,6 +12,7 @@ from moe_lens import ExpertSet, MoELens, MoELensError, Zero
 from moe_lens.data import collate
 from moe_lens.tuning import Checkpoints, Schedule, TuneRouters, fit, log_table, router_parameters, tune, tune_router
 from moe_lens.tuning.objective import answer_loss
+from moe_lens.tuning.state import training
 
 
 def test_the_rate_warms_up_and_falls_to_nothing():
@@ -90,6 +91,30 @@ def test_only_the_named_parameters_change_and_the_model_is_left_as_it_was_found(
     assert not lens.module.training
     assert not any(parameter.requires_grad or parameter.grad is not None for parameter in lens.module.parameters())
     assert list(log["step"]) == list(range(1, 7))
+
+
+@pytest.mark.parametrize("before", [(False, False, True), (True, False, False), (True, True, True)])
+def test_training_takes_sums_in_a_fixed_order_and_leaves_torch_as_it_was(tokenizer, before):
+    def now() -> tuple[bool, bool, bool]:
+        warns = torch.is_deterministic_algorithms_warn_only_enabled()
+        return torch.are_deterministic_algorithms_enabled(), warns, torch.utils.deterministic.fill_uninitialized_memory
+
+    def put(deterministic: bool, warns: bool, filled: bool) -> None:
+        torch.use_deterministic_algorithms(deterministic, warn_only=warns)
+        torch.utils.deterministic.fill_uninitialized_memory = filled
+
+    module = fresh(tokenizer).module
+    trained = {"lm_head.weight": module.get_parameter("lm_head.weight")}
+    default = now()
+    put(*before)
+    try:
+        with pytest.raises(KeyboardInterrupt), training(module, trained):
+            inside = now()
+            raise KeyboardInterrupt
+        assert inside == (True, True, False)
+        assert now() == before
+    finally:
+        put(*default)
 
 
 def test_the_same_seed_gives_the_same_bytes_also_with_two_threads(tokenizer):

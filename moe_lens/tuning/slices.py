@@ -38,8 +38,8 @@ def fused_fields(experts: nn.Module) -> list[str]:
 def grouped_experts(module: nn.Module, architecture: MoEArchitecture) -> Iterator[None]:
     """Inside the block every fused experts module computes by `_forward`; the model's own way is restored after.
 
-    Also without slices this serves training: its backward gives the same bytes with any number of threads, and
-    is not slow on the CPU, as that of other implementations is.
+    Also without slices this serves training: its backward gives the same bytes every time, with several threads too,
+    and is not slow on the CPU, as that of other implementations is.
     """
     experts = [module.get_submodule(site.experts) for site in architecture.moe]
     if not any(map(is_fused, experts)):
@@ -146,33 +146,31 @@ def _forward(self: nn.Module, hidden_states: Tensor, selected: Tensor, weights: 
         # index_select: its backward is deterministic and fast. One per part, so that frozen rows are not kept.
         inputs = hidden_states.index_select(0, order[rows] // k)
         outputs.append(_expert_rows(self, inputs, sizes.cumsum(0, dtype=torch.int32), key[rows] - first, tensors))
-    return _WeightedSum.apply(weights, order, *outputs).to(hidden_states.dtype)
+    return _WeightedSum.apply(weights, order, *outputs)[:, 0].to(hidden_states.dtype)
 
 
 class _WeightedSum(torch.autograd.Function):
-    """What each token gets [token, d_model]: its rows' outputs times its weights, summed in a fixed order.
+    """What each token gets [token, 1, d_model]: its rows' outputs times its weights, summed in a fixed order.
 
     weights: [token, k]. order: which of all places (token * k + place) each row serves. outputs: the rows
-    [row, d_model], in one part or several. Its own backward, since autograd's holds each row several times over.
+    [row, d_model], in one part or several. Autograd's own backward would pass over all rows three times as often.
     """
 
     @staticmethod
     def forward(ctx: FunctionCtx, weights: Tensor, order: Tensor, *outputs: Tensor) -> Tensor:
-        ctx.sizes, ctx.dtype = [len(part) for part in outputs], outputs[0].dtype
-        placed = outputs[0].new_empty(len(order), outputs[0].shape[-1])
-        for part, places in zip(outputs, order.split(ctx.sizes), strict=True):
-            placed.index_copy_(0, places, part)
-        placed = placed.view(*weights.shape, -1)
+        ctx.sizes = [len(part) for part in outputs]
+        rows = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
+        placed = rows.index_select(0, order.argsort()).view(*weights.shape, -1)
         ctx.save_for_backward(weights, order, placed if ctx.needs_input_grad[0] else None)
-        return _batched_product(weights[:, None], placed)[:, 0]
+        return _batched_product(weights[:, None], placed)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
         weights, order, placed = ctx.saved_tensors
-        of_weights = None if placed is None else _batched_product(placed, grad[:, :, None])[..., 0].to(weights.dtype)
+        of_weights = None if placed is None else _batched_product(placed, grad.mT)[..., 0]
         of_outputs = [
-            grad.index_select(0, places // weights.shape[1]).mul_(weights.reshape(-1, 1)[places]).to(ctx.dtype)
+            grad[:, 0].index_select(0, places // weights.shape[1]).mul_(weights.reshape(-1, 1)[places])
             if needed
             else None
             for places, needed in zip(order.split(ctx.sizes), ctx.needs_input_grad[2:], strict=True)

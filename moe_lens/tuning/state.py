@@ -38,7 +38,7 @@ def training(
             parameter.requires_grad_(True)
         if gradient_checkpointing:
             module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        with _sums_in_fixed_order(), torch.random.fork_rng(devices=cuda):
+        with _sums_in_fixed_order(device), torch.random.fork_rng(devices=cuda):
             yield torch.autocast(device, dtype=torch.bfloat16) if half else nullcontext()
     finally:
         if gradient_checkpointing:
@@ -49,14 +49,17 @@ def training(
 
 
 @contextmanager
-def _sums_in_fixed_order() -> Iterator[None]:
-    """Inside the block torch takes deterministic kernels where it has them, and warns where it has none."""
+def _sums_in_fixed_order(device: str) -> Iterator[None]:
+    """Inside the block torch takes deterministic kernels where it has them, and warns where it has none.
+
+    device: the type of the model's.
+    """
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     filled = torch.utils.deterministic.fill_uninitialized_memory
     try:
         torch.use_deterministic_algorithms(True, warn_only=True)
-        # Or torch writes NaN into every new tensor first, which changes no result and takes a tenth of a step.
-        torch.utils.deterministic.fill_uninitialized_memory = False
+        if device == "cpu":  # or torch fills every new tensor with NaN first, up to a fifth of a step there
+            torch.utils.deterministic.fill_uninitialized_memory = False
         yield
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
