@@ -1,5 +1,6 @@
 """The measurements of the organism and the analysis on them, run small from end to end."""
 
+import importlib
 import json
 import runpy
 import subprocess
@@ -99,6 +100,25 @@ def test_the_memory_benchmark_refuses_ways_that_disagree(tmp_path):
     with pytest.raises(MoELensError, match="same attention mass"):
         main(out=tmp_path, repeats=1)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_cost_benchmark_compares_fastest_steps_and_median_memory_with_full_fine_tuning(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "analyses" / "benchmarks")  # its dataclasses look their module up
+    summary = importlib.import_module("training_cost").summary
+    measured = [("fft", 64, 4.0, 8e9), ("fft", 64, 5.0, 9e9), ("fft", 64, 9.0, 6e9)]
+    measured += [("ceft", 64, 3.0, 4e9), ("ceft", 64, 2.0, 4e9), ("ceft", 64, 2.5, 7e9), ("ceft", 128, 6.0, 2e9)]
+    rows = [
+        {"method": method, "n_experts": n_experts, "chosen": 8, "trained": 5e5, "seconds": seconds}
+        | {"cpu_seconds": seconds / 2, "peak": peak, "beside_weights": peak / 2}
+        for method, n_experts, seconds, peak in measured
+    ]
+    table = summary(pd.DataFrame(rows)).set_index(["method", "n_experts"])
+    assert list(table.index) == [("fft", 64), ("ceft", 64), ("ceft", 128)]
+    assert table["seconds / fft"].tolist() == [1, 0.5, 1.5]
+    assert table["cpu_seconds"].tolist() == [2, 1, 3]
+    assert table["peak_gb / fft"].tolist() == [1, 0.5, 0.25]
+    assert table["beside_weights_gb"].tolist() == [4, 2, 1]
+    assert set(table["trained_millions"]) == {0.5}
 
 
 def test_every_analysis_is_short_and_says_how_it_is_run():
