@@ -60,7 +60,7 @@ def numbers(text: str, kind: Callable[[str], float], *, what: str) -> list[float
 
 
 def show(table: pd.DataFrame, columns: Sequence[str] | None = None, *, title: str) -> None:
-    """Prints a table: numbers with three decimals, missing values as a dash."""
+    """Prints a table: numbers with three decimals, very small and very large ones readably; missing ones as a dash."""
     shown = Table(title=title, title_justify="left", title_style="bold")
     names = list(table.columns if columns is None else columns)
     for name in names:
@@ -93,4 +93,8 @@ def save_figure(figure: go.Figure, path: Path) -> list[Path]:
 def _cell(value: object) -> str:
     if value is None or (isinstance(value, float) and pd.isna(value)):
         return "–"
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    if abs(value) >= 1e4:
+        return f"{value:,.0f}"
+    return f"{value:.2g}" if 0 < abs(value) < 1e-3 else f"{value:.3f}"
