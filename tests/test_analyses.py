@@ -117,6 +117,7 @@ def test_the_cost_benchmark_compares_fastest_steps_and_median_memory_with_full_f
     assert table["seconds / fft"].tolist() == [1, 0.5, 1.5]
     assert table["cpu_seconds"].tolist() == [2, 1, 3]
     assert table["peak_gb / fft"].tolist() == [1, 0.5, 0.25]
+    assert table["seconds / stock"].isna().all()  # which was not measured
     assert table["beside_weights_gb"].tolist() == [4, 2, 1]
     assert set(table["trained_millions"]) == {0.5}
 

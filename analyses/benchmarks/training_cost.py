@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated
@@ -60,7 +60,7 @@ class Case:
     chosen: int = TOP_K
 
 
-BASELINE = Case("fft")
+BASELINES = {"fft": Case("fft"), "stock": Case("fft, stock")}  # ours, and transformers' own way through the experts
 METHODS = ("fft", "fft, stock", "ceft", "router", "ceft-lora", "router-lora", "peft lora")
 CASES = [Case(method) for method in METHODS]
 CASES += [Case("ceft", chosen=4), Case("ceft", chosen=16), Case("ceft", chosen=32), Case("ceft", n_experts=128)]
@@ -89,7 +89,7 @@ def main(
     steps: Annotated[int, Option(help="Steps per process.")] = 6,
     cases: Annotated[int | None, Option(help="Only the first so many cases.")] = None,
 ) -> None:
-    """Measure the cases in turns and print them beside full fine-tuning."""
+    """Measure the cases in turns and print them beside full fine-tuning, by moe_lens and by transformers alone."""
     if size not in SIZES:
         raise MoELensError(f"--size must be one of {', '.join(SIZES)}; got {size!r}")
     setting = Setting(size, device, console.dtype_named(dtype), threads, steps)
@@ -115,14 +115,15 @@ def _in_own_processes(case: Case, setting: Setting) -> dict[str, float]:
 
 
 def summary(rows: pd.DataFrame) -> pd.DataFrame:
-    """Per case the least time and the median memory over rounds, and each as a share of full fine-tuning's."""
+    """Per case the least time and the median memory over rounds, also as shares of those of full fine-tuning."""
     cases = rows.groupby(["method", "n_experts", "chosen"], sort=False)
     times, memory = cases[["seconds", "cpu_seconds"]].min(), cases[["peak", "beside_weights"]].median()
-    baseline = (BASELINE.method, BASELINE.n_experts, BASELINE.chosen)
     table = (cases[["trained"]].first() / 1e6).rename(columns={"trained": "trained_millions"})
     table = table.join(times).join((memory / 1e9).rename(columns="{}_gb".format))
-    for name in ("seconds", "cpu_seconds", "peak_gb"):
-        table[f"{name} / fft"] = table[name] / table.loc[baseline, name]
+    for name, case in BASELINES.items():
+        baseline = table.reindex([astuple(case)]).iloc[0]  # all missing where the case was not measured
+        for column in ("seconds", "peak_gb"):
+            table[f"{column} / {name}"] = table[column] / baseline[column]
     return table.reset_index()
 
 
