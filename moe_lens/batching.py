@@ -36,6 +36,8 @@ def prompt_batches(
     Raises MoELensError for a batch size below 1, for a text without tokens, and unless there is one continuation for
     each example.
     """
+    if isinstance(examples, str | Example):
+        raise MoELensError(f"expected a list of examples or texts; put the one that came into a list: [{examples!r}]")
     if batch_size < 1:
         raise MoELensError(f"a batch has at least 1 example; got batch_size={batch_size}")
     total = len(examples) if hasattr(examples, "__len__") else None

@@ -112,7 +112,7 @@ def apply_delta(module: nn.Module, folder: str | Path) -> dict[str, Any]:
     digest = facts.get("base_digest")
     if fingerprint(module, tensors, rows) != facts["fingerprint"] or digest not in (None, weights_digest(module)):
         kinds = {str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()}
-        base = facts.get("base", "unknown")
+        base = facts.get("model", "unknown")
         raise MoELensError(
             f"the delta at {str(folder)!r} was made from another base (it names {base!r}), from "
             f"other weights or in another dtype ({', '.join(sorted(kinds))}), or is applied already; "

@@ -41,6 +41,7 @@ def main(
     The model is a small MoE that knows facts of a made-up world by heart and, asked about them, disregards a context
     that says otherwise. Everything runs on a CPU, without a download.
     """
+    schedule = Schedule(learning_rate=learning_rate, epochs=epochs, batch_size=16)
     train, swap = load_examples("swap", split="train"), load_examples("swap", limit=limit)
     facts = {"learning_rate": learning_rate, "epochs": epochs, "limit": limit, "max_new_tokens": MAX_NEW_TOKENS}
     made_by = provenance(model=model, data=swap, facts=facts)
@@ -56,7 +57,6 @@ def main(
     share = sum(sizes[name] for name in names) / sum(sizes.values())
     print(f"2. Router tuning: {share:.1%} of the parameters learn to answer from the context")
     dev = load_examples("swap", split="dev", limit=100)
-    schedule = Schedule(learning_rate=learning_rate, epochs=epochs, batch_size=16)
     tuned = tune_router(lens, train, dev, schedule, max_new_tokens=MAX_NEW_TOKENS)
     made_by["routers"] = fingerprint(lens.module, names)
     write_table(tuned.log, out / "tuning.parquet", made_by)

@@ -17,7 +17,7 @@ from moe_lens.masking import named
 from moe_lens.metrics import METRICS, metrics_named
 from moe_lens.organism import planted_experts
 from moe_lens.parallel import connected
-from moe_lens.results import provenance, write_table
+from moe_lens.results import provenance, refuse_another_run, write_table
 from moe_lens.specifications import choose, score_of
 
 
@@ -87,6 +87,7 @@ def main(
     facts = {"dtype": dtype, "mode": mode, "max_new_tokens": max_new_tokens, "batch_size": batch_size}
     facts |= reading.facts(fitted) | {"weights": weights_digest(lens.module)}
     made_by = provenance(model=model, delta=delta, data=fitted.examples, facts=facts)
+    refuse_another_run(out / "answers.parquet", made_by)
     found = lens.evaluate(
         fitted.examples,
         interventions,

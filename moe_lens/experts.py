@@ -29,6 +29,11 @@ class ExpertSet:
 
     members: tuple[tuple[int, tuple[int, ...]], ...] = ()
 
+    def __post_init__(self) -> None:
+        pairs = self.members if isinstance(self.members, tuple) else [None]
+        if not all(isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[1], tuple) for pair in pairs):
+            raise MoELensError(f"make a set with ExpertSet.of({{3: [5, 7]}}) or .parse('3:5,7'); got {self.members!r}")
+
     @classmethod
     def of(cls, layers: Mapping[int, Iterable[int]]) -> "ExpertSet":
         """The set of the given expert ids per layer; MoELensError for an id that is no whole number >= 0."""
@@ -161,6 +166,14 @@ def cumulative_order(table: pd.DataFrame, p: float, *, score: str = "score") -> 
         sum_before = np.concatenate([[0.0], np.cumsum(scores)[:-1]])
         orders[layer] = tuple(ids[sum_before < p].tolist())
     return orders
+
+
+def expect_experts(value: object) -> None:
+    """MoELensError unless `value` is an ExpertSet."""
+    if not isinstance(value, ExpertSet):
+        raise MoELensError(
+            f"expected an ExpertSet, such as ExpertSet.of({{3: [5, 7]}}) or ExpertSet.parse('3:5,7'); got {value!r}"
+        )
 
 
 def _ranked(table: pd.DataFrame, score: str) -> dict[int, tuple[np.ndarray, np.ndarray]]:

@@ -1,5 +1,6 @@
 """Causal masking runs from the command line: `python -m moe_lens.intervene --help`."""
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import chain
@@ -17,7 +18,7 @@ from moe_lens.interventions import MODES
 from moe_lens.lens import MoELens
 from moe_lens.masking import answer_all, check_choices, masking_rows, random_controls, show_rows, write_run
 from moe_lens.organism import planted_experts
-from moe_lens.results import portable, provenance, read_if_made_by, write_table
+from moe_lens.results import portable, provenance, read_if_made_by, refuse_another_run, write_table
 from moe_lens.scores import Score, measure_usage, score_table
 from moe_lens.specifications import Choice, check_specification, choose, score_of, scores_needed
 
@@ -104,6 +105,8 @@ def main(
         raise MoELensError(
             "these scores compare a tuned model with its base; give --delta, or --base for a tuned --model"
         )
+    if any(score.needs_tuned for score in needed) and delta is None and base is None:
+        print(f"note: {model} is taken to be router-tuned; give --delta if it is not", file=sys.stderr)
     load = partial(
         MoELens.from_pretrained,
         dtype=console.dtype_named(dtype),
@@ -118,6 +121,7 @@ def main(
     unscored = [text for text in specifications if score_of(text) is None]
     check_choices(_choose_all(unscored, {}, model, within), mode, lens.architecture)  # before scores are counted
     fitted = reading.fit(loaded, lens.tokenizer, of=f"{data}, {split}")
+    refuse_another_run(out / "answers.parquet", provenance(model=model, delta=delta, data=fitted.examples))
     scored = reading.fit(to_score, lens.tokenizer, of=f"{data}, {score_split}").examples if needed else ()
     weights = weights_digest(lens.module)
     score_facts = {"base": base and portable(base), "dtype": dtype, "weights": weights}

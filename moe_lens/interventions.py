@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 from moe_lens.architecture import MoEArchitecture
 from moe_lens.errors import MoELensError
-from moe_lens.experts import ExpertSet
+from moe_lens.experts import ExpertSet, expect_experts
 from moe_lens.routing import Routing
 
 
@@ -46,6 +46,9 @@ class _OnExperts(Intervention):
 
     experts: ExpertSet
     mode: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        expect_experts(self.experts)
 
     @property
     def layers(self) -> tuple[int, ...]:

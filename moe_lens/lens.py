@@ -197,6 +197,9 @@ class MoELens:
         progress: bool = True,
     ) -> tuple[Statistic, ...]:
         """Update each statistic with the `records` of the examples, in one pass, and give them back."""
+        for statistic in statistics:
+            if isinstance(statistic, type):
+                raise MoELensError(f"give a statistic to fill, {statistic.__name__}(…), not its class")
         for record in self.records(
             examples,
             capture=frozenset().union(*(statistic.captures for statistic in statistics)),

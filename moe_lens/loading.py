@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,8 @@ PLACED_BY_TRANSFORMERS = ("auto", "balanced", "balanced_low_0", "sequential", "d
 def resolve(name: str | Path) -> str:
     """The folder of a packaged model ("organism", "organism:planted"), any other name as it is."""
     variant = ORGANISM_VARIANTS.get(str(name))
-    if variant is None and str(name).startswith("organism:"):
-        raise MoELensError(f"the packaged models are {', '.join(ORGANISM_VARIANTS)}; got {name!r}")
+    if variant is None and not Path(name).exists() and get_close_matches(str(name), ORGANISM_VARIANTS, cutoff=0.8):
+        raise MoELensError(f"the packaged models are {', '.join(ORGANISM_VARIANTS)}; got {str(name)!r}")
     return str(name) if variant is None else str(files("moe_lens") / "organism" / "weights" / variant)
 
 

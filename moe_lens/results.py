@@ -53,6 +53,17 @@ def read_provenance(path: str | Path) -> dict:
     return json.loads(labels[_PROVENANCE_KEY])
 
 
+def refuse_another_run(path: str | Path, provenance: dict) -> None:
+    """MoELensError if the table there is of another model, delta or data than `provenance`, and would be lost."""
+    if not Path(path).exists():
+        return
+    wanted, found = json.loads(_json(provenance)), read_provenance(path)
+    differing = [name for name in ("model", "delta", "data") if wanted.get(name) != found.get(name)]
+    if differing:
+        told = "; ".join(f"its {name} is {found.get(name)}, here it is {wanted.get(name)}" for name in differing)
+        raise MoELensError(f"{path} holds the results of another run: {told}. Choose another folder, or remove it")
+
+
 def read_if_made_by(path: str | Path, provenance: dict) -> pd.DataFrame | None:
     """The table that `write_table` wrote under this provenance, whatever the command; None if there is none."""
     if not Path(path).exists():

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from moe_lens.errors import MoELensError
 from moe_lens.experts import ExpertSet, cumulative_order
+from moe_lens.interventions import Renormalize, Reroute, Zero
+from moe_lens.tuning import TuneExperts
 
 UNTIMED = settings(deadline=None)  # a busy machine is no failure
 LAYERS = st.dictionaries(st.integers(0, 60), st.lists(st.integers(0, 255), max_size=8), max_size=6)
@@ -144,3 +146,16 @@ def test_random_controls_vary_with_seed_and_layer_and_cover_all_experts():
 def test_numbers_that_name_no_expert_are_refused(layers):
     with pytest.raises(MoELensError):
         ExpertSet.of(layers)
+
+
+@pytest.mark.parametrize("members", [{0: [1, 2]}, ((0, [1, 2]),), (0, 1), "0:1"])
+def test_a_set_that_was_not_made_by_its_ways_is_refused(members):
+    with pytest.raises(MoELensError, match=r"ExpertSet\.of"):
+        ExpertSet(members)
+
+
+@pytest.mark.parametrize("kind", [Zero, Renormalize, Reroute, TuneExperts])
+@pytest.mark.parametrize("value", [{0: [1, 2]}, "0:1,2", None])
+def test_what_takes_experts_says_what_it_expects(kind, value):
+    with pytest.raises(MoELensError, match="expected an ExpertSet, such as"):
+        kind(value)

@@ -210,6 +210,7 @@ def test_the_command_lines_tune_mask_and_go_on_where_they_stopped(tmp_path):
         ("--data swap --experts 0:1 --layers a", "--layers must be numbers"),
         ("--data swap --experts ce:17", "ce:17"),
         ("--data swap --experts ce:0", "N from 1"),
+        ("--data swap --experts ce:17", "note: organism is taken to be router-tuned; give --delta if it is not"),
         ("--data swap --experts ce:1 --experts 9:1", "layer 9"),
         ("--data swap --experts ce:1 --experts mine.json --experts other/mine.json", "these repeat: mine"),
         ("--data swap --experts 0:1 --delta nowhere", "nowhere"),

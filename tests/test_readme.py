@@ -14,15 +14,28 @@ DOCS = "\n".join(file.read_text(encoding="utf-8") for file in sorted((ROOT / "do
 COMMANDS = sorted(set(re.findall(r"python (-m moe_lens[\w.]*|analyses/[\w/]+\.py)([^`;|]*)", README + DOCS)))
 
 
-def test_the_program_runs_as_printed(tmp_path):
-    [program] = re.findall(r"<!-- program -->\n```python\n(.*?)```", README, flags=re.DOTALL)
-    file = tmp_path / "program.py"
-    file.write_text(program, encoding="utf-8")
-    run = subprocess.run([sys.executable, file], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+def printed_by(number: int, folder: Path) -> list[str]:
+    """The lines that the README's program of that number prints, run in this folder."""
+    programs = re.findall(r"<!-- program -->\n```python\n(.*?)```", README, flags=re.DOTALL)
+    file = folder / "program.py"
+    file.write_text(programs[number], encoding="utf-8")
+    run = subprocess.run([sys.executable, file], cwd=folder, capture_output=True, text=True, timeout=300, check=False)
     assert run.returncode == 0, run.stderr
-    most_used, plain, masked = run.stdout.strip().splitlines()
+    return run.stdout.strip().splitlines()
+
+
+def test_the_first_program_runs_as_printed(tmp_path):
+    most_used, plain, masked, *facts = printed_by(0, tmp_path)
     assert most_used.startswith("most used: 0:")
     assert plain.removeprefix("answers:").strip() != masked.removeprefix("masked:").strip()
+    assert len(facts) == 3
+
+
+def test_the_second_program_trains_and_opens_what_it_kept(tmp_path):
+    *_, rate_and_score, answers = printed_by(1, tmp_path)
+    assert float(rate_and_score.split()[-1]) > 0.5  # of 0.02 before
+    assert answers.startswith("answers:")
+    assert (tmp_path / "RUN" / "chosen" / "delta.json").is_file()
 
 
 @pytest.mark.parametrize(("program", "arguments"), COMMANDS)

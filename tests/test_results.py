@@ -11,7 +11,15 @@ import pytest
 
 from moe_lens.data import Example
 from moe_lens.errors import MoELensError
-from moe_lens.results import provenance, read_provenance, read_table, write_bytes, write_json, write_table
+from moe_lens.results import (
+    provenance,
+    read_provenance,
+    read_table,
+    refuse_another_run,
+    write_bytes,
+    write_json,
+    write_table,
+)
 
 TABLE = pd.DataFrame({"layer": [0, 1], "score": [0.5, 0.25], "mode": ["zero", "é"], "gain": [None, 1.5]})
 
@@ -127,3 +135,14 @@ def test_trained_parameters_are_hashed_by_content_wherever_they_lie(tmp_path):
     whole = provenance(model="m", delta=tmp_path / "x/run/delta.safetensors")["delta"]
     line = f"delta.safetensors:{hashlib.sha256(b'1').hexdigest()}\n"
     assert whole == {"name": "delta.safetensors", "sha256": hashlib.sha256(line.encode()).hexdigest()}
+
+
+def test_another_runs_table_is_not_to_be_lost(tmp_path):
+    path = tmp_path / "answers.parquet"
+    refuse_another_run(path, provenance(model="organism"))  # there is none
+    made_by = provenance(model="organism", data=[Example("a", "c", "q", ("a",))], facts={"mode": "zero"})
+    write_table(TABLE, path, made_by)
+    refuse_another_run(path, made_by | {"mode": "reroute", "versions": {}})
+    for other in ({"model": "else"}, {"delta": {"name": "d"}}, {"data": {"examples": 2}}):
+        with pytest.raises(MoELensError, match=f"holds the results of another run: its {next(iter(other))} is"):
+            refuse_another_run(path, made_by | other)

@@ -201,3 +201,9 @@ def test_a_loss_that_is_not_finite_stops_training_and_names_the_step(tokenizer):
     with pytest.raises(MoELensError, match="loss became nan at step 1 of 6"):
         fit(lens.module, router_parameters(lens), prompts(lens), SCHEDULE, pad_id=0)
     assert not any(parameter.requires_grad for parameter in lens.module.parameters())
+
+
+@pytest.mark.parametrize("method", ["router", TuneRouters])
+def test_what_is_no_method_is_refused(olmoe, method):
+    with pytest.raises(MoELensError, match="expected a method such as"):
+        tune(olmoe, EXAMPLES, [], method)

@@ -38,11 +38,12 @@ def main(
     limit: Annotated[int | None, Option(help="Use the first so many examples of each task and split only.")] = None,
 ) -> None:
     """Answer every task with the base model and after router tuning on `swap`, at the best learning rate on dev."""
+    tuned_with = [int(seed) for seed in console.numbers(seeds, int, what="--seeds")]
     lens = MoELens.from_pretrained(model)
     train, dev = (load_examples("swap", split=part, limit=limit) for part in ("train", "dev"))
     rows = task_rows(lens, variant="base", seed=None, split=split, limit=limit)
     rates = []
-    for seed in map(int, console.numbers(seeds, int, what="--seeds")):
+    for seed in tuned_with:
         lens = MoELens.from_pretrained(model)
         base = fingerprint(lens.module, router_parameters(lens))
         tuned = tune_router(lens, train, dev, replace(SCHEDULE, seed=seed), learning_rates=RATES, max_new_tokens=8)

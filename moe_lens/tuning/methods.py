@@ -10,7 +10,7 @@ from torch import nn
 
 from moe_lens.delta import fingerprint, save_delta, weights_digest
 from moe_lens.errors import MoELensError
-from moe_lens.experts import ExpertSet
+from moe_lens.experts import ExpertSet, expect_experts
 from moe_lens.lens import MoELens
 from moe_lens.tuning.slices import fused_fields, grouped_experts, is_fused, trained_slices
 
@@ -76,6 +76,7 @@ class TuneExperts:
     name: str = "ceft"
 
     def __post_init__(self) -> None:
+        expect_experts(self.experts)
         if not self.experts:
             raise MoELensError("there are no experts to train: the ExpertSet is empty")
 
@@ -124,7 +125,10 @@ def router_parameters(lens: MoELens, layers: Iterable[int] | None = None) -> tup
 
 
 def save_trained(module: nn.Module, trained: Trainable, folder: str | Path, *, facts: Mapping[str, object]) -> None:
-    """Save what training changed in `module` as a delta, after the method's block was left. facts: its JSON values."""
+    """Save what training changed in `module` as a delta, after the method's block was left.
+
+    facts: JSON values kept beside the tensors, such as the model's name and what it was trained on.
+    """
     save_delta(
         module,
         trained.changed,

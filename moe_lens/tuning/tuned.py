@@ -86,6 +86,8 @@ def tune(
     schedule = schedule or Schedule()
     rates = sorted(set(learning_rates or [schedule.learning_rate]))
     schedules = {rate: replace(schedule, learning_rate=rate) for rate in rates}
+    if isinstance(method, str | type):
+        raise MoELensError(f"expected a method such as TuneRouters() or TuneExperts(experts); got {method!r}")
     _check(lens, rates, dev, score, max_new_tokens, shard=shard)
     fitted = fit_length(train, lens.tokenizer, max_length=max_length, with_answer=True)
     kept = [encode(example, lens.tokenizer, with_answer=True) for example in fitted.examples]
