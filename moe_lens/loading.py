@@ -25,7 +25,8 @@ PLACED_BY_TRANSFORMERS = ("auto", "balanced", "balanced_low_0", "sequential", "d
 def resolve(name: str | Path) -> str:
     """The folder of a packaged model ("organism", "organism:planted"), any other name as it is."""
     variant = ORGANISM_VARIANTS.get(str(name))
-    if variant is None and not Path(name).exists() and get_close_matches(str(name), ORGANISM_VARIANTS, cutoff=0.8):
+    meant = str(name).startswith("organism:") or get_close_matches(str(name), ORGANISM_VARIANTS, cutoff=0.8)
+    if variant is None and meant and not Path(name).exists():
         raise MoELensError(f"the packaged models are {', '.join(ORGANISM_VARIANTS)}; got {str(name)!r}")
     return str(name) if variant is None else str(files("moe_lens") / "organism" / "weights" / variant)
 

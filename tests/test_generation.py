@@ -204,7 +204,7 @@ def test_one_text_and_a_statistics_class_are_refused(olmoe):
         olmoe.measure(["the cat"], ExpertUsage, progress=False)
 
 
-@pytest.mark.parametrize("name", ["organsm", "organism:plantd", "organism:"])
+@pytest.mark.parametrize("name", ["organsm", "organism:plantd", "organism:wild"])
 def test_a_misspelt_packaged_model_is_not_looked_for_on_the_hub(name):
     with pytest.raises(MoELensError, match=f"the packaged models are organism, .*; got '{name}'"):
         MoELens.from_pretrained(name)
