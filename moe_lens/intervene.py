@@ -121,14 +121,14 @@ def main(
     unscored = [text for text in specifications if score_of(text) is None]
     check_choices(_choose_all(unscored, {}, model, within), mode, lens.architecture)  # before scores are counted
     fitted = reading.fit(loaded, lens.tokenizer, of=f"{data}, {split}")
-    refuse_another_run(out / "answers.parquet", provenance(model=model, delta=delta, data=fitted.examples))
-    scored = reading.fit(to_score, lens.tokenizer, of=f"{data}, {score_split}").examples if needed else ()
     weights = weights_digest(lens.module)
-    score_facts = {"base": base and portable(base), "dtype": dtype, "weights": weights}
-    made_by = provenance(model=model, delta=delta, data=scored, facts=score_facts)
-    tables = _score_tables(lens, lambda: load(base or model), needed, scored, out, made_by)
     facts |= reading.facts(fitted) | {"weights": weights}
     made_by = provenance(model=model, delta=delta, data=fitted.examples, seed=seed, facts=facts)
+    refuse_another_run(out / "answers.parquet", made_by)
+    scored = reading.fit(to_score, lens.tokenizer, of=f"{data}, {score_split}").examples if needed else ()
+    score_facts = {"base": base and portable(base), "dtype": dtype, "weights": weights}
+    scored_by = provenance(model=model, delta=delta, data=scored, facts=score_facts)
+    tables = _score_tables(lens, lambda: load(base or model), needed, scored, out, scored_by)
     choices = _choose_all(specifications, tables, model, within)
     choices += random_controls(choices, n_controls, n_experts=lens.architecture.n_experts, seed=seed)
     answers = answer_all(

@@ -10,11 +10,8 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
 from transformers import PreTrainedTokenizerFast
 
-from moe_lens.data import Example
-from moe_lens.errors import MoELensError
 from moe_lens.interventions import Renormalize, Reroute, Rows, Zero
 from moe_lens.lens import MoELens
-from moe_lens.statistics import ExpertUsage
 
 TEXTS = [
     "the cat sat on the mat",
@@ -193,18 +190,3 @@ def test_rows_that_end_early_show_no_padding():
     cut = lens.generate(texts, max_new_tokens=NEW_TOKENS, progress=False)
     assert cut == bare_generation(lens, texts)
     assert len(cut[0]) < max(map(len, cut))
-
-
-def test_one_text_and_a_statistics_class_are_refused(olmoe):
-    with pytest.raises(MoELensError, match=r"put the one that came into a list: \['the cat'\]"):
-        olmoe.generate("the cat", progress=False)
-    with pytest.raises(MoELensError, match="expected a list of examples or texts"):
-        olmoe.measure(Example("a", "c", "q", ("a",)), ExpertUsage(), progress=False)
-    with pytest.raises(MoELensError, match=r"give a statistic to fill, ExpertUsage\(…\), not its class"):
-        olmoe.measure(["the cat"], ExpertUsage, progress=False)
-
-
-@pytest.mark.parametrize("name", ["organsm", "organism:plantd", "organism:wild"])
-def test_a_misspelt_packaged_model_is_not_looked_for_on_the_hub(name):
-    with pytest.raises(MoELensError, match=f"the packaged models are organism, .*; got '{name}'"):
-        MoELens.from_pretrained(name)

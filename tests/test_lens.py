@@ -344,3 +344,18 @@ def test_loading_refuses_what_is_not_there(tmp_path, tokenizer):
 def test_a_device_that_is_not_there_is_refused_before_loading(device_map):
     with pytest.raises(MoELensError, match=r"there is no device '.*' here; there is cpu"):
         MoELens.from_pretrained("organism", device_map=device_map)
+
+
+def test_one_text_and_a_statistics_class_are_refused(olmoe):
+    with pytest.raises(MoELensError, match=r"put the one that came into a list: \['the cat'\]"):
+        olmoe.generate("the cat", progress=False)
+    with pytest.raises(MoELensError, match="expected a list of examples or texts"):
+        olmoe.measure(Example("a", "c", "q", ("a",)), ExpertUsage(), progress=False)
+    with pytest.raises(MoELensError, match=r"give a statistic to fill, ExpertUsage\(…\), not its class"):
+        olmoe.measure(["the cat"], ExpertUsage, progress=False)
+
+
+@pytest.mark.parametrize("name", ["organsm", "organism:plantd", "organism:wild"])
+def test_a_misspelt_packaged_model_is_not_looked_for_on_the_hub(name):
+    with pytest.raises(MoELensError, match=f"the packaged models are organism, .*; got '{name}'"):
+        MoELens.from_pretrained(name)

@@ -153,7 +153,7 @@ class _WeightedSum(torch.autograd.Function):
     """What each token gets [token, 1, d_model]: its rows' outputs times its weights, summed in a fixed order.
 
     weights: [token, k]. order: which of all places (token * k + place) each row serves. outputs: the rows
-    [row, d_model], in one part or several. Autograd's own backward would pass over all rows three times as often.
+    [row, d_model], in one part or several. Autograd's own backward would pass over all rows more often.
     """
 
     @staticmethod

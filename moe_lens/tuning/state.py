@@ -58,7 +58,7 @@ def _sums_in_fixed_order(device: str) -> Iterator[None]:
     filled = torch.utils.deterministic.fill_uninitialized_memory
     try:
         torch.use_deterministic_algorithms(True, warn_only=True)
-        if device == "cpu":  # or torch fills every new tensor with NaN first, up to a fifth of a step there
+        if device == "cpu":  # or torch fills every new tensor with NaN first, which takes long there
             torch.utils.deterministic.fill_uninitialized_memory = False
         yield
     finally:
