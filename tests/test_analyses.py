@@ -34,6 +34,15 @@ def test_scores_are_compared_with_both_truths(tmp_path):
     tasks = read_table(tmp_path / "tuned" / "tasks.parquet")
     assert set(tasks["task"]) == {"swap", "novel", "consistent", "hops", "closed_book", "summary"}
     assert len(tasks) == 6 * 3  # the base model once, two seeds of tuning
+    assert tasks["seed"].isna().sum() == 6
+
+    whole = (tmp_path / "tuned" / "tasks.parquet").read_bytes()
+    first = (tmp_path / "tuned" / "router-0" / "tasks.parquet").stat().st_mtime_ns
+    (tmp_path / "tuned" / "tasks.parquet").unlink()
+    (tmp_path / "tuned" / "router-1" / "tasks.parquet").unlink()  # as if stopped in the second seed
+    run(*measure.split(), folder=tmp_path)
+    assert (tmp_path / "tuned" / "tasks.parquet").read_bytes() == whole
+    assert (tmp_path / "tuned" / "router-0" / "tasks.parquet").stat().st_mtime_ns == first
 
     script = str(ROOT / "analyses" / "which_score.py")
     run(script, *"--routers tuned --out scores --limit 12 --n-random 2".split(), folder=tmp_path)
@@ -64,6 +73,11 @@ def test_readme_tables_have_a_row_per_method_with_its_range_over_seeds(tmp_path,
     base = dict(zip(head, (cell.strip() for cell in lines[2].split("|")[1:-1]), strict=True))
     assert (base["`two` swap"], base["`two` closed_book"]) == ("0.00", "–")
     assert "| CEFT | 0.01 | 393,216 | 39 |" in lines
+
+
+def test_readme_tables_say_when_no_table_is_given():
+    with pytest.raises(MoELensError, match="--methods"):
+        runpy.run_path(str(ROOT / "analyses" / "readme_tables.py"))["main"]()
 
 
 def test_figure_4_draws_its_examples_from_the_whole_split():
@@ -102,24 +116,24 @@ def test_the_memory_benchmark_refuses_ways_that_disagree(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_cost_benchmark_compares_fastest_steps_and_median_memory_with_full_fine_tuning(monkeypatch):
+def test_the_cost_benchmark_compares_steps_of_the_same_turn_and_memory_with_full_fine_tuning(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "analyses" / "benchmarks")  # its dataclasses look their module up
     summary = importlib.import_module("training_cost").summary
-    measured = [("fft", 64, 4.0, 8e9), ("fft", 64, 5.0, 9e9), ("fft", 64, 9.0, 6e9)]
-    measured += [("ceft", 64, 3.0, 4e9), ("ceft", 64, 2.0, 4e9), ("ceft", 64, 2.5, 7e9), ("ceft", 128, 6.0, 2e9)]
+    turns = [("fft", 64, 4.0, 4.0, 8e9), ("fft", 64, 9.0, 9.0, 8e9)]
+    turns += [("ceft", 64, 3.0, 4.0, 4e9), ("ceft", 64, 2.0, 8.0, 4e9), ("ceft", 64, 2.5, 5.0, 4e9)]
+    turns += [("ceft", 128, 6.0, 4.0, 2e9)]
     rows = [
-        {"method": method, "n_experts": n_experts, "chosen": 8, "trained": 5e5, "seconds": seconds}
-        | {"cpu_seconds": seconds / 2, "peak": peak, "beside_weights": peak / 2}
-        for method, n_experts, seconds, peak in measured
+        {"method": method, "n_experts": n_experts, "chosen": 8, "trained": 5e5, "peak": peak, "beside_weights": 1e9}
+        | {"seconds": seconds, "fft seconds": beside}
+        for method, n_experts, seconds, beside, peak in turns
     ]
     table = summary(pd.DataFrame(rows)).set_index(["method", "n_experts"])
     assert list(table.index) == [("fft", 64), ("ceft", 64), ("ceft", 128)]
+    assert table["seconds"].tolist() == [4, 2, 6]
     assert table["seconds / fft"].tolist() == [1, 0.5, 1.5]
-    assert table["cpu_seconds"].tolist() == [2, 1, 3]
-    assert table["peak_gb / fft"].tolist() == [1, 0.5, 0.25]
-    assert table["seconds / stock"].isna().all()  # which was not measured
-    assert table["beside_weights_gb"].tolist() == [4, 2, 1]
-    assert set(table["trained_millions"]) == {0.5}
+    assert table["peak / fft"].tolist() == [1, 0.5, 0.25]
+    assert table["trained_millions"].tolist() == [0.5] * 3
+    assert "seconds / stock" not in table  # which took no steps
 
 
 def test_every_analysis_is_short_and_says_how_it_is_run():

@@ -1,23 +1,24 @@
 """What a training step costs by each method, in time and memory, beside full fine-tuning and PEFT's LoRA.
 
     python analyses/benchmarks/training_cost.py --out RUN/training_cost
-    python analyses/benchmarks/training_cost.py --size olmoe --device cuda --out RUN/training_cost_cuda
+    python analyses/benchmarks/training_cost.py --size big --methods fft,ceft,router --baselines fft --out RUN/big
+    python analyses/benchmarks/training_cost.py --size olmoe --device cuda --baselines fft --out RUN/cuda
 
-Every case has two processes of its own in every round, one for time and one for memory, and the rounds follow each
-other, so that what else the machine does falls on all alike. A case's time is that of its fastest step in any round,
-since whatever disturbs a step makes it longer; its memory is the median. Weights, tokens and chosen experts are random:
-k of E experts are sent k/E of the tokens.
+Time: each case and the baselines, full fine-tuning by moe_lens (fft) and as transformers itself runs it (stock), take
+steps in turn, each in a process of its own. A case's share is the median, over its steps, of the step's time by that of
+the baseline's step in the same turn, so that what else the machine does falls on both alike. Memory: the peak of a
+process that is alone. Weights, tokens and chosen experts are random: k of E experts are sent k/E of the tokens.
 """
 
 import os
 import resource
 import sys
 import time
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, astuple, dataclass
 from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Annotated
 
@@ -25,6 +26,7 @@ import pandas as pd
 import peft
 import torch
 from torch import nn
+from tqdm.auto import tqdm
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 from typer import Option
 
@@ -42,7 +44,7 @@ SMALL = MID | {"hidden_size": 64, "intermediate_size": 32, "num_hidden_layers": 
 BIG = MID | {"hidden_size": 1024, "intermediate_size": 512}
 HEADS = {"num_attention_heads": 8, "num_key_value_heads": 8, "eos_token_id": 1}
 SIZES = {"small": SMALL | HEADS, "mid": MID | HEADS, "big": BIG | HEADS, "olmoe": {}}
-TOP_K, RANK = 8, 8
+TOP_K, RANK, WARM_UP = 8, 8, 2
 #: How glibc's allocator is told to behave: to keep what is freed, so that no step waits for the system; or to give it
 #: back at once, so that the process is as large as what is alive.
 MALLOC = {
@@ -60,10 +62,9 @@ class Case:
     chosen: int = TOP_K
 
 
-BASELINES = {"fft": Case("fft"), "stock": Case("fft, stock")}  # ours, and transformers' own way through the experts
-METHODS = ("fft", "fft, stock", "ceft", "router", "ceft-lora", "router-lora", "peft lora")
-CASES = [Case(method) for method in METHODS]
-CASES += [Case("ceft", chosen=4), Case("ceft", chosen=16), Case("ceft", chosen=32), Case("ceft", n_experts=128)]
+BASELINES = "fft,stock"
+METHODS = f"{BASELINES},ceft,router,ceft-lora,router-lora,peft-lora"
+CASES = [*map(Case, METHODS.split(",")), *(Case("ceft", chosen=k) for k in (4, 16, 32)), Case("ceft", n_experts=128)]
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,6 @@ class Setting:
     device: str
     dtype: torch.dtype
     threads: int
-    steps: int
     batch_size: int = 4
     tokens: int = 256
 
@@ -84,51 +84,89 @@ def main(
     size: Annotated[str, Option(help=f"Of the model: {', '.join(SIZES)}.")] = "mid",
     device: Annotated[str, Option(help="cpu or cuda.")] = "cpu",
     dtype: Annotated[str, Option(help="float32 or bfloat16.")] = "float32",
-    threads: Annotated[int, Option(help="Of the CPU.")] = 1,
-    rounds: Annotated[int, Option(help="Turns, each with processes of its own per case.")] = 3,
-    steps: Annotated[int, Option(help="Steps per process.")] = 6,
-    cases: Annotated[int | None, Option(help="Only the first so many cases.")] = None,
+    threads: Annotated[int, Option(help="Of the CPU, per process.")] = 1,
+    steps: Annotated[int, Option(min=1, help=f"Timed steps per case, after {WARM_UP} that are not.")] = 10,
+    methods: Annotated[str, Option(help="Those to measure; ceft also with other counts of experts.")] = METHODS,
+    baselines: Annotated[str, Option(help="Those that each method steps beside.")] = BASELINES,
 ) -> None:
-    """Measure the cases in turns and print them beside full fine-tuning, by moe_lens and by transformers alone."""
+    """Measure methods in turns with full fine-tuning and print them beside it."""
     if size not in SIZES:
         raise MoELensError(f"--size must be one of {', '.join(SIZES)}; got {size!r}")
-    setting = Setting(size, device, console.dtype_named(dtype), threads, steps)
+    setting = Setting(size, device, console.dtype_named(dtype), threads)
+    cases = [case for case in CASES if case.method in _known(methods, METHODS, "--methods")]
+    beside = _known(baselines, BASELINES, "--baselines")
     rows = []
-    for number in range(rounds):
-        for case in CASES[:cases]:
-            rows.append(asdict(case) | {"round": number} | _in_own_processes(case, setting))
-            print(rows[-1], flush=True)
+    for case in tqdm(cases, unit="case"):
+        memory = _memory(case, setting)
+        rows += [asdict(case) | memory | turn for turn in _turns(case, beside, setting, steps)]
     told = asdict(setting) | {"dtype": dtype, "top_k": TOP_K, "rank": RANK, "peft": peft.__version__}
     write_table(pd.DataFrame(rows), out / "training_cost.parquet", provenance(model=size, seed=0, facts=told))
     console.show(summary(pd.DataFrame(rows)), title=f"A training step, {told}")
 
 
-def _in_own_processes(case: Case, setting: Setting) -> dict[str, float]:
-    """What a process for time and one for memory measure."""
-    found = {}
-    for what, behaviour in MALLOC.items():
-        os.environ.update(behaviour)
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-            measured = process.submit(measure, case, setting).result()
-        found |= {name: value for name, value in measured.items() if ("seconds" in name) == (what == "time")}
-    return found
-
-
 def summary(rows: pd.DataFrame) -> pd.DataFrame:
-    """Per case the least time and the median memory over rounds, also as shares of those of full fine-tuning."""
-    cases = rows.groupby(["method", "n_experts", "chosen"], sort=False)
-    times, memory = cases[["seconds", "cpu_seconds"]].min(), cases[["peak", "beside_weights"]].median()
+    """Per case its fastest step, its memory, and shares of full fine-tuning: of time, the median of its turns'."""
+    beside = [name for name in BASELINES.split(",") if f"{name} seconds" in rows]
+    shares = {f"seconds / {name}": rows["seconds"] / rows[f"{name} seconds"] for name in beside}
+    cases = rows.assign(**shares).groupby(["method", "n_experts", "chosen"], sort=False)
     table = (cases[["trained"]].first() / 1e6).rename(columns={"trained": "trained_millions"})
-    table = table.join(times).join((memory / 1e9).rename(columns="{}_gb".format))
-    for name, case in BASELINES.items():
-        baseline = table.reindex([astuple(case)]).iloc[0]  # all missing where the case was not measured
-        for column in ("seconds", "peak_gb"):
-            table[f"{column} / {name}"] = table[column] / baseline[column]
-    return table.reset_index()
+    table = table.join(cases["seconds"].min()).join(cases[list(shares)].median())
+    table = table.join((cases[["peak", "beside_weights"]].first() / 1e9).rename(columns="{}_gb".format))
+    full = table["peak_gb"].reindex([astuple(Case("fft"))]).iloc[0]  # missing where it was not measured
+    return table.assign(**{"peak / fft": table["peak_gb"] / full}).reset_index()
 
 
-def measure(case: Case, setting: Setting) -> dict[str, float]:
-    """In a fresh process: seconds of the fastest step, the peak of memory (bytes), and the trained parameters."""
+def _known(names: str, known: str, option: str) -> list[str]:
+    """The names in a list with commas, all of which are in the known ones' list."""
+    given = names.split(",")
+    if unknown := set(given).difference(known.split(",")):
+        raise MoELensError(f"{option} takes {known}; got {','.join(sorted(unknown))}")
+    return given
+
+
+def _memory(case: Case, setting: Setting) -> dict[str, int]:
+    """What is trained (parameters), the peak of memory, and what of it is not weights (bytes)."""
+    with _process(case, setting, "memory") as step:
+        found = [step() for _ in range(WARM_UP + 1)][-1]
+    return {name: found[name] for name in ("trained", "peak", "beside_weights")}
+
+
+def _turns(case: Case, baselines: Sequence[str], setting: Setting, steps: int) -> list[dict[str, float]]:
+    """The seconds of each timed step, and of the steps that the baselines take in the same turn."""
+    turns = []
+    with ExitStack() as stack:
+        baseline_steps = {name: stack.enter_context(_process(Case(name), setting, "time")) for name in baselines}
+        own = baseline_steps.get(case.method) or stack.enter_context(_process(case, setting, "time"))
+        for turn in range(WARM_UP + steps):
+            seconds = {step: step()["seconds"] for step in dict.fromkeys([*baseline_steps.values(), own])}
+            beside = {f"{name} seconds": seconds[step] for name, step in baseline_steps.items()}
+            turns.append({"turn": turn, "seconds": seconds[own]} | beside)
+    return turns[WARM_UP:]
+
+
+@contextmanager
+def _process(case: Case, setting: Setting, what: str) -> Iterator[Callable[[], dict[str, float]]]:
+    """What has a fresh process take a step and tells what it measured; its allocator serves time or memory."""
+    os.environ.update(MALLOC[what])
+    context = get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=_serve, args=(case, setting, there), daemon=True)
+    process.start()
+    there.close()  # so that `recv` raises EOFError once the process has died
+
+    def step() -> dict[str, float]:
+        here.send("step")
+        return here.recv()
+
+    try:
+        yield step
+    finally:
+        process.kill()
+        process.join()
+
+
+def _serve(case: Case, setting: Setting, asked: Connection) -> None:
+    """In a fresh process: take a step whenever asked, and tell what it took; see `_memory` for the words."""
     torch.set_num_threads(setting.threads)
     torch.manual_seed(0)
     before = _peak(setting.device)
@@ -138,13 +176,12 @@ def measure(case: Case, setting: Setting) -> dict[str, float]:
     lens = MoELens.from_pretrained(module, load_tokenizer("organism"))
     weights = sum(parameter.nbytes for parameter in module.parameters())
     batch = _batch(module.config.vocab_size, setting)
-    clock, work = [], []
     with _attached(case, lens) as (called, trained):
         count = sum(parameter.numel() for parameter in trained.values())
         with training(called, trained) as autocast:
             optimizer = torch.optim.AdamW(trained.values(), lr=5e-4, weight_decay=0.0, fused=True)
-            for _ in range(setting.steps):
-                started, worked = time.perf_counter(), time.process_time()
+            while asked.recv():
+                started = time.perf_counter()
                 optimizer.zero_grad()
                 with autocast:
                     loss = answer_loss(called, batch)
@@ -153,11 +190,8 @@ def measure(case: Case, setting: Setting) -> dict[str, float]:
                 optimizer.step()
                 if setting.device == "cuda":
                     torch.cuda.synchronize()
-                clock.append(time.perf_counter() - started)
-                work.append(time.process_time() - worked)
-            peak = _peak(setting.device) - before
-    times = {"seconds": min(clock), "cpu_seconds": min(work)}
-    return times | {"peak": peak, "beside_weights": peak - weights, "trained": count}
+                seconds, peak = time.perf_counter() - started, _peak(setting.device) - before
+                asked.send({"seconds": seconds, "trained": count, "peak": peak, "beside_weights": peak - weights})
 
 
 @contextmanager
@@ -166,9 +200,9 @@ def _attached(case: Case, lens: MoELens) -> Iterator[tuple[nn.Module, dict[str, 
     module, layers = lens.module, lens.architecture.moe_layers
     some = ExpertSet.of({layer: range(case.chosen) for layer in layers})
     experts = TuneExperts(ExpertSet.random_like(some, 0, n_experts=case.n_experts))
-    if case.method == "fft, stock":
+    if case.method == "stock":
         yield module, dict(module.named_parameters())
-    elif case.method == "peft lora":
+    elif case.method == "peft-lora":
         fused = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
         wrapped = peft.get_peft_model(module, peft.LoraConfig(r=RANK, target_modules=[], target_parameters=fused))
         yield wrapped, {name: value for name, value in wrapped.named_parameters() if value.requires_grad}
