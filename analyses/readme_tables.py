@@ -12,7 +12,7 @@ from typing import Annotated
 import pandas as pd
 from typer import Option
 
-from moe_lens import console
+from moe_lens import MoELensError, console
 from moe_lens.results import read_provenance, read_table
 
 SCORES = {"auc": "AUC", "precision": "precision at 4", "spearman": "rank correlation", "em": "EM left"}
@@ -52,6 +52,8 @@ def main(
     layers: Annotated[list[Path], Option(help="layers.parquet of figure11_layers.py, one per model.")] = (),
 ) -> None:
     """Print the tables: means over seeds, in brackets the lowest and the highest."""
+    if not (tasks or scores or methods or sizes or layers):
+        raise MoELensError("there is nothing to print; give the saved tables by --tasks, --scores, --methods, ...")
     kinds = (tasks, ["task"], ["variant"]), (methods, ["variant"], ["task"])
     for paths, keys, columns in (*kinds, (sizes, ["variant", "size"], ["task"]), (layers, ["kind", "layer"], ["task"])):
         if paths:

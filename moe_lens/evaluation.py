@@ -229,7 +229,7 @@ def _check(
     if of_options and not any(example.options for example in examples):
         raise MoELensError(f"{', '.join(of_options)} needs multiple-choice examples; none of these has options")
     if judge is None and any(metric.reads == JUDGE for metric in metrics):
-        raise MoELensError("acc_llm asks a judge; give one: judge=Judge(model=…, base_url=…)")
+        raise MoELensError("acc_llm asks a judge; give one: --judge and --judge-model, or judge=Judge(…) in Python")
     for metric in metrics:
         metric.prepare()
 
