@@ -5,8 +5,9 @@ import json
 import runpy
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -16,6 +17,12 @@ from moe_lens.results import provenance, read_table, write_table
 from moe_lens.scores import SCORES
 
 ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def training_cost(monkeypatch) -> ModuleType:
+    monkeypatch.syspath_prepend(ROOT / "analyses" / "benchmarks")
+    return importlib.import_module("training_cost")
 
 
 def run(*arguments: str, folder: Path) -> str:
@@ -36,13 +43,22 @@ def test_scores_are_compared_with_both_truths(tmp_path):
     assert len(tasks) == 6 * 3  # the base model once, two seeds of tuning
     assert tasks["seed"].isna().sum() == 6
 
-    whole = (tmp_path / "tuned" / "tasks.parquet").read_bytes()
-    first = (tmp_path / "tuned" / "router-0" / "tasks.parquet").stat().st_mtime_ns
+    def times() -> dict[str, int]:
+        return {part: (tmp_path / "tuned" / part / "measured.parquet").stat().st_mtime_ns for part in parts}
+
+    parts = ("base", "router-0", "router-1")
+    whole, before = (tmp_path / "tuned" / "tasks.parquet").read_bytes(), times()
     (tmp_path / "tuned" / "tasks.parquet").unlink()
-    (tmp_path / "tuned" / "router-1" / "tasks.parquet").unlink()  # as if stopped in the second seed
+    (tmp_path / "tuned" / "router-1" / "measured.parquet").unlink()  # as if stopped in the second seed
     run(*measure.split(), folder=tmp_path)
     assert (tmp_path / "tuned" / "tasks.parquet").read_bytes() == whole
-    assert (tmp_path / "tuned" / "router-0" / "tasks.parquet").stat().st_mtime_ns == first
+    assert [part for part in parts if times()[part] != before[part]] == ["router-1"]
+    other = measure.replace("--seeds 0,1 --limit 16", "--seeds 0 --limit 8")
+    run(*other.split(), folder=tmp_path)
+    assert times()["base"] != before["base"]
+    assert times()["router-0"] != before["router-0"]
+    run(*measure.split(), folder=tmp_path)
+    assert (tmp_path / "tuned" / "tasks.parquet").read_bytes() == whole
 
     script = str(ROOT / "analyses" / "which_score.py")
     run(script, *"--routers tuned --out scores --limit 12 --n-random 2".split(), folder=tmp_path)
@@ -116,24 +132,56 @@ def test_the_memory_benchmark_refuses_ways_that_disagree(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_cost_benchmark_compares_steps_of_the_same_turn_and_memory_with_full_fine_tuning(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "analyses" / "benchmarks")  # its dataclasses look their module up
-    summary = importlib.import_module("training_cost").summary
+def test_the_cost_benchmark_compares_steps_of_the_same_turn_and_memory_with_full_fine_tuning(training_cost):
     turns = [("fft", 64, 4.0, 4.0, 8e9), ("fft", 64, 9.0, 9.0, 8e9)]
-    turns += [("ceft", 64, 3.0, 4.0, 4e9), ("ceft", 64, 2.0, 8.0, 4e9), ("ceft", 64, 2.5, 5.0, 4e9)]
+    turns += [("ceft", 64, 3.0, 4.0, 4e9), ("ceft", 64, 2.0, 8.0, 4e9), ("ceft", 64, 6.0, 10.0, 4e9)]
     turns += [("ceft", 128, 6.0, 4.0, 2e9)]
     rows = [
         {"method": method, "n_experts": n_experts, "chosen": 8, "trained": 5e5, "peak": peak, "beside_weights": 1e9}
-        | {"seconds": seconds, "fft seconds": beside}
-        for method, n_experts, seconds, beside, peak in turns
+        | {"seconds": seconds, "fft seconds": compared}
+        for method, n_experts, seconds, compared, peak in turns
     ]
-    table = summary(pd.DataFrame(rows)).set_index(["method", "n_experts"])
+    table = training_cost.summary(pd.DataFrame(rows)).set_index(["method", "n_experts"])
     assert list(table.index) == [("fft", 64), ("ceft", 64), ("ceft", 128)]
     assert table["seconds"].tolist() == [4, 2, 6]
-    assert table["seconds / fft"].tolist() == [1, 0.5, 1.5]
+    assert table["seconds / fft"].tolist() == ["1.00 (1.00 to 1.00)", "0.60 (0.42 to 0.68)", "1.50 (1.50 to 1.50)"]
     assert table["peak / fft"].tolist() == [1, 0.5, 0.25]
+    assert table["beside_weights_gb"].tolist() == [1, 1, 1]
     assert table["trained_millions"].tolist() == [0.5] * 3
     assert "seconds / stock" not in table  # which took no steps
+
+
+def test_the_cost_benchmark_has_each_case_and_its_baselines_step_in_turns(training_cost, monkeypatch):
+    steps = []
+
+    @contextmanager
+    def process(case, setting, purpose):
+        def step():
+            steps.append(case.method)
+            return {"seconds": 100 * len(steps) + len(case.method)}
+
+        yield step
+
+    monkeypatch.setattr(training_cost, "_process", process)
+    ceft, setting = training_cost.Case("ceft"), None
+    turns = training_cost._turns(ceft, ["stock"], setting, 2)
+    assert steps == ["stock", "ceft", "ceft", "stock"] * 2  # of which the first two turns warm up
+    assert [{**turn} for turn in turns] == [
+        {"turn": 0, "stock seconds": 505, "seconds": 604},
+        {"turn": 1, "stock seconds": 805, "seconds": 704},
+    ]
+    steps.clear()
+    stock = training_cost._turns(training_cost.Case("stock"), ["stock"], setting, 1)
+    assert stock == [{"turn": 0, "stock seconds": 305, "seconds": 305}]
+
+
+def test_the_cost_benchmark_says_which_process_died_and_what_to_name(training_cost, tmp_path):
+    setting = training_cost.Setting("small", "cpu", None, threads=0)  # which torch refuses
+    says = pytest.raises(MoELensError, match=r"method='ceft'.* ended with code 1; if memory ran out")
+    with training_cost._process(training_cost.Case("ceft"), setting, "time") as step, says:
+        step()
+    with pytest.raises(MoELensError, match=r"--methods takes fft,stock,.*; got tune"):
+        training_cost.main(out=tmp_path, methods="fft,tune")
 
 
 def test_every_analysis_is_short_and_says_how_it_is_run():

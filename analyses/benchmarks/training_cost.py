@@ -2,12 +2,13 @@
 
     python analyses/benchmarks/training_cost.py --out RUN/training_cost
     python analyses/benchmarks/training_cost.py --size big --methods fft,ceft,router --baselines fft --out RUN/big
-    python analyses/benchmarks/training_cost.py --size olmoe --device cuda --baselines fft --out RUN/cuda
+    python analyses/benchmarks/training_cost.py --size olmoe --device cuda --baselines "" --out RUN/olmoe
 
 Time: each case and the baselines, full fine-tuning by moe_lens (fft) and as transformers itself runs it (stock), take
-steps in turn, each in a process of its own. A case's share is the median, over its steps, of the step's time by that of
-the baseline's step in the same turn, so that what else the machine does falls on both alike. Memory: the peak of a
-process that is alone. Weights, tokens and chosen experts are random: k of E experts are sent k/E of the tokens.
+steps in turn, each in a process of its own. A case's share is the median, over its turns, of its step's time by that of
+the baseline's step in the same turn (in brackets the quartiles), so that what else the machine does falls on both
+alike. Memory: the peak of a process that is alone. Weights, tokens and chosen experts are random: k of E experts are
+sent k/E of the tokens. A baseline stays in memory beside every case: 3 GB for mid, 11 GB for big, 115 GB for olmoe.
 """
 
 import os
@@ -62,9 +63,9 @@ class Case:
     chosen: int = TOP_K
 
 
-BASELINES = "fft,stock"
-METHODS = f"{BASELINES},ceft,router,ceft-lora,router-lora,peft-lora"
-CASES = [*map(Case, METHODS.split(",")), *(Case("ceft", chosen=k) for k in (4, 16, 32)), Case("ceft", n_experts=128)]
+BASELINES = ("fft", "stock")
+METHODS = (*BASELINES, "ceft", "router", "ceft-lora", "router-lora", "peft-lora")
+CASES = [*map(Case, METHODS), *(Case("ceft", chosen=k) for k in (4, 16, 32)), Case("ceft", n_experts=128)]
 
 
 @dataclass(frozen=True)
@@ -85,42 +86,49 @@ def main(
     device: Annotated[str, Option(help="cpu or cuda.")] = "cpu",
     dtype: Annotated[str, Option(help="float32 or bfloat16.")] = "float32",
     threads: Annotated[int, Option(help="Of the CPU, per process.")] = 1,
-    steps: Annotated[int, Option(min=1, help=f"Timed steps per case, after {WARM_UP} that are not.")] = 10,
-    methods: Annotated[str, Option(help="Those to measure; ceft also with other counts of experts.")] = METHODS,
-    baselines: Annotated[str, Option(help="Those that each method steps beside.")] = BASELINES,
+    turns: Annotated[int, Option(min=1, help=f"Timed steps per case, after {WARM_UP} that are not.")] = 10,
+    methods: Annotated[str, Option(help="Those to measure; ceft with more or fewer experts too.")] = ",".join(METHODS),
+    baselines: Annotated[str, Option(help="Those that each case steps beside.")] = ",".join(BASELINES),
 ) -> None:
     """Measure methods in turns with full fine-tuning and print them beside it."""
     if size not in SIZES:
         raise MoELensError(f"--size must be one of {', '.join(SIZES)}; got {size!r}")
     setting = Setting(size, device, console.dtype_named(dtype), threads)
-    cases = [case for case in CASES if case.method in _known(methods, METHODS, "--methods")]
-    beside = _known(baselines, BASELINES, "--baselines")
+    measured = _known(methods, METHODS, "--methods")
+    compared = _known(baselines, BASELINES, "--baselines")
+    told = asdict(setting) | {"dtype": dtype, "turns": turns, "warm_up": WARM_UP, "top_k": TOP_K, "rank": RANK}
+    made_by = provenance(model=size, seed=0, facts=told | {"peft": peft.__version__})
     rows = []
-    for case in tqdm(cases, unit="case"):
+    for case in tqdm([case for case in CASES if case.method in measured], unit="case"):
         memory = _memory(case, setting)
-        rows += [asdict(case) | memory | turn for turn in _turns(case, beside, setting, steps)]
-    told = asdict(setting) | {"dtype": dtype, "top_k": TOP_K, "rank": RANK, "peft": peft.__version__}
-    write_table(pd.DataFrame(rows), out / "training_cost.parquet", provenance(model=size, seed=0, facts=told))
+        rows += [asdict(case) | memory | seconds for seconds in _turns(case, compared, setting, turns)]
+        write_table(pd.DataFrame(rows), out / "training_cost.parquet", made_by)
     console.show(summary(pd.DataFrame(rows)), title=f"A training step, {told}")
 
 
 def summary(rows: pd.DataFrame) -> pd.DataFrame:
-    """Per case its fastest step, its memory, and shares of full fine-tuning: of time, the median of its turns'."""
-    beside = [name for name in BASELINES.split(",") if f"{name} seconds" in rows]
-    shares = {f"seconds / {name}": rows["seconds"] / rows[f"{name} seconds"] for name in beside}
+    """Per case its fastest step, its memory, and shares of full fine-tuning: of time, median (quartiles) of turns."""
+    compared = [name for name in BASELINES if f"{name} seconds" in rows]
+    shares = {f"seconds / {name}": rows["seconds"] / rows[f"{name} seconds"] for name in compared}
     cases = rows.assign(**shares).groupby(["method", "n_experts", "chosen"], sort=False)
     table = (cases[["trained"]].first() / 1e6).rename(columns={"trained": "trained_millions"})
-    table = table.join(cases["seconds"].min()).join(cases[list(shares)].median())
+    table = table.join(cases["seconds"].min()).join(cases[list(shares)].agg(_quartiles))
     table = table.join((cases[["peak", "beside_weights"]].first() / 1e9).rename(columns="{}_gb".format))
     full = table["peak_gb"].reindex([astuple(Case("fft"))]).iloc[0]  # missing where it was not measured
     return table.assign(**{"peak / fft": table["peak_gb"] / full}).reset_index()
 
 
-def _known(names: str, known: str, option: str) -> list[str]:
-    """The names in a list with commas, all of which are in the known ones' list."""
-    given = names.split(",")
-    if unknown := set(given).difference(known.split(",")):
-        raise MoELensError(f"{option} takes {known}; got {','.join(sorted(unknown))}")
+def _quartiles(values: pd.Series) -> str:
+    """The median, and in brackets the lower and the upper quartile."""
+    low, median, high = values.quantile([0.25, 0.5, 0.75])
+    return f"{median:.2f} ({low:.2f} to {high:.2f})"
+
+
+def _known(names: str, known: Sequence[str], option: str) -> list[str]:
+    """The names in a list with commas, none for an empty text; MoELensError for one that is not known."""
+    given = names.split(",") if names else []
+    if unknown := set(given).difference(known):
+        raise MoELensError(f"{option} takes {','.join(known)}; got {','.join(sorted(unknown))}")
     return given
 
 
@@ -131,42 +139,58 @@ def _memory(case: Case, setting: Setting) -> dict[str, int]:
     return {name: found[name] for name in ("trained", "peak", "beside_weights")}
 
 
-def _turns(case: Case, baselines: Sequence[str], setting: Setting, steps: int) -> list[dict[str, float]]:
-    """The seconds of each timed step, and of the steps that the baselines take in the same turn."""
-    turns = []
+def _turns(case: Case, baselines: Sequence[str], setting: Setting, turns: int) -> list[dict[str, float]]:
+    """Per turn the seconds of the case's step and of each baseline's; every other turn is in reversed order."""
+    named = {f"{name} seconds": Case(name) for name in baselines} | {"seconds": case}
+    found = []
     with ExitStack() as stack:
-        baseline_steps = {name: stack.enter_context(_process(Case(name), setting, "time")) for name in baselines}
-        own = baseline_steps.get(case.method) or stack.enter_context(_process(case, setting, "time"))
-        for turn in range(WARM_UP + steps):
-            seconds = {step: step()["seconds"] for step in dict.fromkeys([*baseline_steps.values(), own])}
-            beside = {f"{name} seconds": seconds[step] for name, step in baseline_steps.items()}
-            turns.append({"turn": turn, "seconds": seconds[own]} | beside)
-    return turns[WARM_UP:]
+        steps = {one: stack.enter_context(_process(one, setting, "time")) for one in dict.fromkeys(named.values())}
+        for turn in range(-WARM_UP, turns):
+            order = list(steps)[:: -1 if turn % 2 else 1]
+            seconds = {one: steps[one]()["seconds"] for one in order}
+            if turn >= 0:
+                found.append({"turn": turn} | {name: seconds[one] for name, one in named.items()})
+    return found
 
 
 @contextmanager
-def _process(case: Case, setting: Setting, what: str) -> Iterator[Callable[[], dict[str, float]]]:
-    """What has a fresh process take a step and tells what it measured; its allocator serves time or memory."""
-    os.environ.update(MALLOC[what])
+def _process(case: Case, setting: Setting, purpose: str) -> Iterator[Callable[[], dict[str, float]]]:
+    """What has a fresh process take a training step, and gives what `_serve` tells of it.
+
+    purpose: "time" or "memory", which its allocator then serves. Raises MoELensError from a step in which it dies.
+    """
     context = get_context("spawn")
     here, there = context.Pipe()
     process = context.Process(target=_serve, args=(case, setting, there), daemon=True)
+    os.environ.update(MALLOC[purpose])  # which a spawned process inherits
     process.start()
-    there.close()  # so that `recv` raises EOFError once the process has died
+    there.close()  # or else nobody would tell that the process has died
 
     def step() -> dict[str, float]:
-        here.send("step")
-        return here.recv()
+        try:
+            here.send("step")
+            return here.recv()
+        except (EOFError, OSError):
+            process.join()
+            raise MoELensError(
+                f"the process of {case} ended with code {process.exitcode}; if memory ran out, take a smaller --size, "
+                "fewer --baselines or fewer --methods"
+            ) from None
 
     try:
         yield step
     finally:
         process.kill()
         process.join()
+        here.close()
 
 
-def _serve(case: Case, setting: Setting, asked: Connection) -> None:
-    """In a fresh process: take a step whenever asked, and tell what it took; see `_memory` for the words."""
+def _serve(case: Case, setting: Setting, pipe: Connection) -> None:
+    """In a fresh process, until it is killed: take a step when asked, and tell its seconds and the memory so far.
+
+    peak: bytes that the model and its training took at most. beside_weights: what of them is not the model's weights.
+    trained: how many parameters are.
+    """
     torch.set_num_threads(setting.threads)
     torch.manual_seed(0)
     before = _peak(setting.device)
@@ -176,22 +200,21 @@ def _serve(case: Case, setting: Setting, asked: Connection) -> None:
     lens = MoELens.from_pretrained(module, load_tokenizer("organism"))
     weights = sum(parameter.nbytes for parameter in module.parameters())
     batch = _batch(module.config.vocab_size, setting)
-    with _attached(case, lens) as (called, trained):
+    with _attached(case, lens) as (called, trained), training(called, trained) as autocast:
         count = sum(parameter.numel() for parameter in trained.values())
-        with training(called, trained) as autocast:
-            optimizer = torch.optim.AdamW(trained.values(), lr=5e-4, weight_decay=0.0, fused=True)
-            while asked.recv():
-                started = time.perf_counter()
-                optimizer.zero_grad()
-                with autocast:
-                    loss = answer_loss(called, batch)
-                loss.backward()
-                nn.utils.clip_grad_norm_(trained.values(), 1.0)
-                optimizer.step()
-                if setting.device == "cuda":
-                    torch.cuda.synchronize()
-                seconds, peak = time.perf_counter() - started, _peak(setting.device) - before
-                asked.send({"seconds": seconds, "trained": count, "peak": peak, "beside_weights": peak - weights})
+        optimizer = torch.optim.AdamW(trained.values(), lr=5e-4, weight_decay=0.0, fused=True)
+        while pipe.recv() == "step":
+            started = time.perf_counter()
+            optimizer.zero_grad()
+            with autocast:
+                loss = answer_loss(called, batch)
+            loss.backward()
+            nn.utils.clip_grad_norm_(trained.values(), 1.0)
+            optimizer.step()
+            if setting.device == "cuda":
+                torch.cuda.synchronize()
+            seconds, peak = time.perf_counter() - started, _peak(setting.device) - before
+            pipe.send({"seconds": seconds, "peak": peak, "beside_weights": peak - weights, "trained": count})
 
 
 @contextmanager
