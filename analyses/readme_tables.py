@@ -53,7 +53,7 @@ def main(
 ) -> None:
     """Print the tables: means over seeds, in brackets the lowest and the highest."""
     if not (tasks or scores or methods or sizes or layers):
-        raise MoELensError("there is nothing to print; give the saved tables by --tasks, --scores, --methods, ...")
+        raise MoELensError("give the saved tables to print by --tasks, --scores, --methods, --sizes or --layers")
     kinds = (tasks, ["task"], ["variant"]), (methods, ["variant"], ["task"])
     for paths, keys, columns in (*kinds, (sizes, ["variant", "size"], ["task"]), (layers, ["kind", "layer"], ["task"])):
         if paths:

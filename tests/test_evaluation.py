@@ -124,7 +124,7 @@ def test_unjudged_answers_are_left_out_and_counted(olmoe, monkeypatch):
     [
         ({"examples": []}, "nothing to evaluate"),
         ({"metrics": ["accuracy"]}, "none of these has options"),
-        ({"metrics": ["acc_llm"]}, "give one: judge="),
+        ({"metrics": ["acc_llm"]}, "judge=Judge"),
         ({"metrics": ["best"]}, "metrics must be of em"),
         ({"interventions": {"none": HALF}}, "another name"),
         ({"interventions": {"x": Zero(ExpertSet.of({0: [99]}))}}, "experts 0 to 7"),
@@ -288,7 +288,7 @@ def test_two_processes_and_resumed_ones_write_the_bytes_of_one(tmp_path):
         ("--metrics em,best", "metrics must be of em"),
         ("--mask ce:4", "moe_lens.intervene"),
         ("--mode delete", "--mode"),
-        ("--metrics acc_llm", "judge"),
+        ("--metrics acc_llm", "--judge-model"),
         ("--judge http://127.0.0.1:9/v1", "belong together"),
         ("--mask 9:1", "layer 9"),
         ("--mask mine.json --mask other/mine.json", "these repeat: mine"),

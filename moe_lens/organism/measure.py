@@ -1,5 +1,6 @@
 """What the organism shows, measured: `python -m moe_lens.organism.measure --help`."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -14,25 +15,28 @@ from moe_lens.delta import fingerprint, save_delta, weights_digest
 from moe_lens.evaluation import answer_table, summarise
 from moe_lens.lens import MoELens
 from moe_lens.organism.questions import TASKS
-from moe_lens.results import provenance, read_if_made_by, read_table, write_table
+from moe_lens.results import data_digest, provenance, read_if_made_by, read_table, write_table
 from moe_lens.tuning import Schedule, router_parameters, tune_router
 
 RATES = (5e-3, 2e-2)
 SCHEDULE = Schedule(epochs=4, batch_size=16)
 
 
-def task_table(lens: MoELens, *, variant: str, seed: int | None, split: str, limit: int | None) -> pd.DataFrame:
-    """One row per task: variant, seed of the router tuning, task and what `summarise` gives."""
+def task_table(lens: MoELens, *, seed: int | None, split: str, limit: int | None) -> pd.DataFrame:
+    """One row per task: variant, seed of the router tuning (None for the base model), task, what `summarise` gives."""
+    variant = "base" if seed is None else "router-tuned"
     rows = []
-    for task in tqdm(TASKS, desc=variant if seed is None else f"{variant}, seed {seed}", unit="task"):
+    for task in tqdm(TASKS, desc=variant, unit="task"):
         examples = load_examples(task, split=split, limit=limit)
         answers = answer_table(lens, examples, max_new_tokens=32 if task == "summary" else 8, progress=False)
         rows.append({"variant": variant, "seed": seed, "task": task, **summarise(answers)})
-    return pd.DataFrame(rows).astype({"seed": float})  # missing for the base model
+    return pd.DataFrame(rows).astype({"seed": float})
 
 
-def tune(lens: MoELens, train: list[Example], dev: list[Example], seed: int, folder: Path, model: str) -> None:
-    """Tune the routers of `lens`; the folder gets them as a delta, and learning_rates.parquet."""
+def tune_and_save(
+    lens: MoELens, train: Sequence[Example], dev: Sequence[Example], *, seed: int, folder: Path, model: str
+) -> None:
+    """Tune the routers of `lens`; the folder gets them as a delta, and each rate's result as dev.parquet."""
     base = fingerprint(lens.module, router_parameters(lens))
     tuned = tune_router(lens, train, dev, replace(SCHEDULE, seed=seed), learning_rates=RATES, max_new_tokens=8)
     facts = {
@@ -43,7 +47,7 @@ def tune(lens: MoELens, train: list[Example], dev: list[Example], seed: int, fol
     }
     made_by = provenance(model=model, data=train, seed=seed, facts=facts)
     save_delta(lens.module, tuned.parameters, folder, facts=made_by, fingerprint=base)
-    write_table(tuned.candidates.assign(seed=seed), folder / "learning_rates.parquet", made_by)
+    write_table(tuned.candidates.assign(seed=seed), folder / "dev.parquet", made_by)
 
 
 def main(
@@ -58,25 +62,26 @@ def main(
     The same command goes on where it was stopped: what each seed gave is kept in its folder.
     """
     tuned_with = [int(seed) for seed in console.numbers(seeds, int, what="--seeds")]
+    folders = {None: out / "base"} | {seed: out / f"router-{seed}" for seed in tuned_with}
     lens = MoELens.from_pretrained(model)
     train, dev = (load_examples("swap", split=part, limit=limit) for part in ("train", "dev"))
     answered = [example for task in TASKS for example in load_examples(task, split=split, limit=limit)]
-    facts = {"weights": weights_digest(lens.module), "split": split, "rates": list(RATES), "tuned_on": len(train)}
-    tables, rates = [], []
+    facts = {"weights": weights_digest(lens.module), "split": split, "rates": list(RATES), "schedule": repr(SCHEDULE)}
+    facts |= {"tuned_on": data_digest(train), "dev": data_digest(dev)}
+    tables = []
     for seed in (None, *tuned_with):
-        folder = out / ("base" if seed is None else f"router-{seed}")
+        file = folders[seed] / "measured.parquet"
         made_by = provenance(model=model, data=answered, seed=seed, facts=facts)
-        table = read_if_made_by(folder / "tasks.parquet", made_by)
+        table = read_if_made_by(file, made_by)
         if table is None:
+            file.unlink(missing_ok=True)  # or else it could come to stand beside the routers of another run
+            lens = MoELens.from_pretrained(model)
             if seed is not None:
-                lens = MoELens.from_pretrained(model)
-                tune(lens, train, dev, seed, folder, model)
-            variant = "base" if seed is None else "router-tuned"
-            table = task_table(lens, variant=variant, seed=seed, split=split, limit=limit)
-            write_table(table, folder / "tasks.parquet", made_by)
+                tune_and_save(lens, train, dev, seed=seed, folder=folders[seed], model=model)
+            table = task_table(lens, seed=seed, split=split, limit=limit)
+            write_table(table, file, made_by)
         tables.append(table)
-        if seed is not None:
-            rates.append(read_table(folder / "learning_rates.parquet"))
+    rates = [read_table(folders[seed] / "dev.parquet") for seed in tuned_with]
     table = pd.concat(tables)
     made_by = provenance(model=model, data=answered, facts=facts | {"seeds": seeds})
     write_table(table, out / "tasks.parquet", made_by)
