@@ -1,8 +1,8 @@
-"""The README's tables of the organism, as Markdown, from the tables that its measurements saved; each option is one.
+"""The tables of docs/organism.md and docs/cost.md, as Markdown, from what was measured; each option is one.
 
 python analyses/readme_tables.py --tasks RUN/conflict/tasks.parquet --tasks RUN/planted/tasks.parquet \
     --scores RUN/which_score/scores.parquet --methods RUN/table3/tasks.parquet \
-    --sizes RUN/table5/sizes.parquet --layers RUN/figure11/layers.parquet
+    --sizes RUN/table5/sizes.parquet --layers RUN/figure11/layers.parquet --costs RUN/training_cost/summary.parquet
 """
 
 from collections.abc import Sequence
@@ -50,10 +50,11 @@ def main(
     methods: Annotated[list[Path], Option(help="tasks.parquet of table3_methods.py, one per model.")] = (),
     sizes: Annotated[list[Path], Option(help="sizes.parquet of table5_expert_count.py, one per model.")] = (),
     layers: Annotated[list[Path], Option(help="layers.parquet of figure11_layers.py, one per model.")] = (),
+    costs: Annotated[list[Path], Option(help="summary.parquet of benchmarks/training_cost.py.")] = (),
 ) -> None:
     """Print the tables: means over seeds, in brackets the lowest and the highest."""
-    if not (tasks or scores or methods or sizes or layers):
-        raise MoELensError("give the saved tables to print by --tasks, --scores, --methods, --sizes or --layers")
+    if not (tasks or scores or methods or sizes or layers or costs):
+        raise MoELensError("give saved tables to print by --tasks, --scores, --methods, --sizes, --layers or --costs")
     kinds = (tasks, ["task"], ["variant"]), (methods, ["variant"], ["task"])
     for paths, keys, columns in (*kinds, (sizes, ["variant", "size"], ["task"]), (layers, ["kind", "layer"], ["task"])):
         if paths:
@@ -72,6 +73,10 @@ def main(
             forms = {"learning_rate": "g", "trainable": ",.0f", "seconds": ".0f"}
             rows.append([name, *(over_seeds(part[column], form) for column, form in forms.items())])
         print(f"{read_provenance(path)['model']}\n\n{markdown(rows)}\n")
+    for path in costs:
+        table = read_table(path)
+        rows = [[f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in row] for row in table.to_numpy()]
+        print(markdown([[name.replace("_", " ") for name in table.columns], *rows]) + "\n")
 
 
 if __name__ == "__main__":

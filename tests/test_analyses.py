@@ -91,6 +91,20 @@ def test_readme_tables_have_a_row_per_method_with_its_range_over_seeds(tmp_path,
     assert "| CEFT | 0.01 | 393,216 | 39 |" in lines
 
 
+def test_readme_tables_print_what_training_costs(tmp_path, capsys):
+    table = pd.DataFrame(
+        {"method": ["ceft"], "chosen": [8], "peak_gb": [1.2345], "seconds / fft": ["0.63 (0.56 to 0.70)"]}
+    )
+    write_table(table, tmp_path / "summary.parquet", provenance(model="mid"))
+    runpy.run_path(str(ROOT / "analyses" / "readme_tables.py"))["main"](costs=[tmp_path / "summary.parquet"])
+    assert capsys.readouterr().out.splitlines() == [
+        "| method | chosen | peak gb | seconds / fft |",
+        "|---|---|---|---|",
+        "| ceft | 8 | 1.23 | 0.63 (0.56 to 0.70) |",
+        "",
+    ]
+
+
 def test_readme_tables_say_when_no_table_is_given():
     with pytest.raises(MoELensError, match="--methods"):
         runpy.run_path(str(ROOT / "analyses" / "readme_tables.py"))["main"]()

@@ -81,21 +81,21 @@ class Setting:
 
 
 def main(
-    out: Annotated[Path, Option(help="Folder for training_cost.parquet.")],
+    out: Annotated[Path, Option(help="Folder for training_cost.parquet and summary.parquet.")],
     size: Annotated[str, Option(help=f"Of the model: {', '.join(SIZES)}.")] = "mid",
     device: Annotated[str, Option(help="cpu or cuda.")] = "cpu",
     dtype: Annotated[str, Option(help="float32 or bfloat16.")] = "float32",
     threads: Annotated[int, Option(help="Of the CPU, per process.")] = 1,
     turns: Annotated[int, Option(min=1, help=f"Timed steps per case, after {WARM_UP} that are not.")] = 10,
     methods: Annotated[str, Option(help="Those to measure; ceft with more or fewer experts too.")] = ",".join(METHODS),
-    baselines: Annotated[str, Option(help="Those that each case steps beside.")] = ",".join(BASELINES),
+    baselines: Annotated[str, Option(help="Those that each case steps beside; '' for none.")] = ",".join(BASELINES),
 ) -> None:
     """Measure methods in turns with full fine-tuning and print them beside it."""
     if size not in SIZES:
         raise MoELensError(f"--size must be one of {', '.join(SIZES)}; got {size!r}")
     setting = Setting(size, device, console.dtype_named(dtype), threads)
     measured = _known(methods, METHODS, "--methods")
-    compared = _known(baselines, BASELINES, "--baselines")
+    compared = _known(baselines, BASELINES, "--baselines") if baselines else []
     told = asdict(setting) | {"dtype": dtype, "turns": turns, "warm_up": WARM_UP, "top_k": TOP_K, "rank": RANK}
     made_by = provenance(model=size, seed=0, facts=told | {"peft": peft.__version__})
     rows = []
@@ -103,7 +103,9 @@ def main(
         memory = _memory(case, setting)
         rows += [asdict(case) | memory | seconds for seconds in _turns(case, compared, setting, turns)]
         write_table(pd.DataFrame(rows), out / "training_cost.parquet", made_by)
-    console.show(summary(pd.DataFrame(rows)), title=f"A training step, {told}")
+    table = summary(pd.DataFrame(rows))
+    write_table(table, out / "summary.parquet", made_by)
+    console.show(table, title=f"A training step, {told}")
 
 
 def summary(rows: pd.DataFrame) -> pd.DataFrame:
@@ -125,8 +127,8 @@ def _quartiles(values: pd.Series) -> str:
 
 
 def _known(names: str, known: Sequence[str], option: str) -> list[str]:
-    """The names in a list with commas, none for an empty text; MoELensError for one that is not known."""
-    given = names.split(",") if names else []
+    """The names in a list with commas; MoELensError for one that is not known."""
+    given = names.split(",")
     if unknown := set(given).difference(known):
         raise MoELensError(f"{option} takes {','.join(known)}; got {','.join(sorted(unknown))}")
     return given
