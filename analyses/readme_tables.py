@@ -5,7 +5,7 @@ python analyses/readme_tables.py --tasks RUN/conflict/tasks.parquet --tasks RUN/
     --sizes RUN/table5/sizes.parquet --layers RUN/figure11/layers.parquet --costs RUN/training_cost/summary.parquet
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -24,24 +24,25 @@ def over_seeds(values: pd.Series, form: str = ".2f") -> str:
     return mean if low == high else f"{mean} ({low} to {high})"
 
 
-def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """Rows, the first of them the head, as a Markdown table."""
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
+def markdown(rows: Iterable[Iterable[object]]) -> str:
+    """Rows, the first of them the head, as a Markdown table; fractions with three digits."""
+    cells = [[format(cell, ".3g") if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
+    head, *lines = [f"| {' | '.join(row)} |" for row in cells]
+    return "\n".join([head, "|---" * len(cells[0]) + "|", *lines])
 
 
-def wide(tables: Sequence[pd.DataFrame], names: Sequence[str], keys: list[str], columns: list[str]) -> str:
-    """Rows by the keys; of each named table a column for every task and measure (EM, and answers from memory)."""
+def wide(paths: Sequence[Path], keys: list[str], columns: list[str]) -> str:
+    """Rows by the keys; of each model's table a column for every task and measure (EM, and answers from memory)."""
     parts = []
-    for name, table in zip(names, tables, strict=True):
+    for path in paths:
+        table, model = read_table(path), read_provenance(path)["model"]
         long = table.melt([*keys, *columns, "seed"], ["em", "memory"], "measure").dropna(subset="value")
         long["measure"] = long["measure"].map({"em": "", "memory": " from memory"})
         cells = long.groupby([*keys, *columns, "measure"], sort=False, dropna=False)["value"].agg(over_seeds)
         cells = cells.unstack([*columns, "measure"], sort=False)
-        cells.columns = [f"`{name}` {' '.join(label[:-1])}{label[-1]}" for label in cells.columns]
-        parts.append(cells)
+        parts.append(cells.set_axis([f"`{model}` {' '.join(label[:-1])}{label[-1]}" for label in cells], axis=1))
     found = pd.concat(parts, axis=1).fillna("–").reset_index()
-    return markdown([list(map(str, row)) for row in (found.columns, *found.to_numpy())])
+    return markdown([found.columns, *found.to_numpy()])
 
 
 def main(
@@ -58,25 +59,21 @@ def main(
     kinds = (tasks, ["task"], ["variant"]), (methods, ["variant"], ["task"])
     for paths, keys, columns in (*kinds, (sizes, ["variant", "size"], ["task"]), (layers, ["kind", "layer"], ["task"])):
         if paths:
-            names = [read_provenance(path)["model"] for path in paths]
-            print(wide([read_table(path) for path in paths], names, keys, columns) + "\n")
+            print(wide(paths, keys, columns) + "\n")
     for path in scores:
         rows = [["score", "what is counted", *SCORES.values()]]
         for name, part in read_table(path).groupby("score", sort=False):
             rows.append([f"`{name}`", part["about"].iloc[0], *(over_seeds(part[column]) for column in SCORES)])
         print(markdown(rows) + "\n")
+    forms = {"learning_rate": "g", "trainable": ",.0f", "seconds": ".0f"}
     for path in methods:
-        table = read_table(path)
-        table = table[table["trainable"].notna()].drop_duplicates(["variant", "seed"])
         rows = [["variant", "learning rate", "trained parameters", "seconds"]]
-        for name, part in table.groupby("variant", sort=False):
-            forms = {"learning_rate": "g", "trainable": ",.0f", "seconds": ".0f"}
+        trained = read_table(path).dropna(subset="trainable").drop_duplicates(["variant", "seed"])
+        for name, part in trained.groupby("variant", sort=False):
             rows.append([name, *(over_seeds(part[column], form) for column, form in forms.items())])
         print(f"{read_provenance(path)['model']}\n\n{markdown(rows)}\n")
-    for path in costs:
-        table = read_table(path)
-        rows = [[f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in row] for row in table.to_numpy()]
-        print(markdown([[name.replace("_", " ") for name in table.columns], *rows]) + "\n")
+    for table in map(read_table, costs):
+        print(markdown([table.columns.str.replace("_", " "), *table.to_numpy()]) + "\n")
 
 
 if __name__ == "__main__":
