@@ -5,10 +5,10 @@ python analyses/figure11_layers.py --model organism --data swap --seeds 0,1,2 --
 
 import pandas as pd
 
-from moe_lens.figure_script import run
-from moe_lens.plots import layers_figure
-from moe_lens.recipes import ROUTER, router_of
-from moe_lens.study import Study
+from moe_lens.paper.recipes import ROUTER, router_of
+from moe_lens.paper.script import run
+from moe_lens.paper.study import Study
+from moe_lens.report.plots import layers_figure
 
 COLUMNS = ("kind", "layer", "seed", "learning_rate", "trainable", "em", "f1", "memory")
 

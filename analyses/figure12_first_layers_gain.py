@@ -5,10 +5,10 @@ python analyses/figure12_first_layers_gain.py --model organism --data swap --out
 
 import pandas as pd
 
-from moe_lens.figure_script import run
 from moe_lens.metrics import attention_gain
-from moe_lens.sections import attention_gain_figure
-from moe_lens.study import Study
+from moe_lens.paper.script import run
+from moe_lens.paper.study import Study
+from moe_lens.report.contents import attention_gain_figure
 
 PANELS = {"context": "context (CAG)", "answer": "answer (AAG)"}
 

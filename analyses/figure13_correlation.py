@@ -6,10 +6,10 @@ python analyses/figure13_correlation.py --model organism --data swap --out runs/
 import pandas as pd
 from scipy.stats import pearsonr
 
-from moe_lens.figure_script import run
 from moe_lens.metrics import attention_gain
-from moe_lens.plots import correlation_figure
-from moe_lens.study import Study
+from moe_lens.paper.script import run
+from moe_lens.paper.study import Study
+from moe_lens.report.plots import correlation_figure
 
 
 def compute(study: Study) -> pd.DataFrame:

@@ -5,13 +5,13 @@ python analyses/figure3_masking.py --model organism --data swap --out runs/paper
 
 import pandas as pd
 
-from moe_lens.figure_script import run
-from moe_lens.masking import answer_all, masking_rows, random_controls
+from moe_lens.choosing.masking import answer_all, masking_rows, random_controls
+from moe_lens.choosing.scores import SCORES, measure_usage, score_table
+from moe_lens.choosing.selection import choose
 from moe_lens.organism import has_planted, planted_experts
-from moe_lens.plots import masking_figure
-from moe_lens.scores import SCORES, measure_usage, score_table
-from moe_lens.specifications import choose
-from moe_lens.study import Study
+from moe_lens.paper.script import run
+from moe_lens.paper.study import Study
+from moe_lens.report.plots import masking_figure
 
 NAMES, SIZES, RANDOM, MODE = ("ce", "oe"), (1, 2, 4), 5, "zero"
 

@@ -12,13 +12,13 @@ from pathlib import Path
 import pandas as pd
 
 from moe_lens import ExpertSet, ExpertUsage
-from moe_lens.data.source import carve
-from moe_lens.figure_script import run
+from moe_lens.data.dataset import carve
 from moe_lens.metrics import routing_map, separability
-from moe_lens.plots import clusters_figure
-from moe_lens.plots.clusters import COLUMNS
+from moe_lens.paper.script import run
+from moe_lens.paper.study import Study
+from moe_lens.report.plots import clusters_figure
+from moe_lens.report.plots.clusters import COLUMNS
 from moe_lens.statistics import RoutingVectors
-from moe_lens.study import Study
 
 PER_TASK = 1000
 

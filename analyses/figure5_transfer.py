@@ -5,10 +5,10 @@ python analyses/figure5_transfer.py --model organism --data swap,novel,consisten
 
 import pandas as pd
 
-from moe_lens.figure_script import run
 from moe_lens.metrics import bootstrap_interval
-from moe_lens.plots import transfer_figure
-from moe_lens.study import Study
+from moe_lens.paper.script import run
+from moe_lens.paper.study import Study
+from moe_lens.report.plots import transfer_figure
 
 
 def compute(study: Study) -> pd.DataFrame:

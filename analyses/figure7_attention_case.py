@@ -6,10 +6,10 @@ python analyses/figure7_attention_case.py --model organism --data swap --out run
 import pandas as pd
 
 from moe_lens.errors import MoELensError
-from moe_lens.figure_script import run
-from moe_lens.sections import attention_case_view
-from moe_lens.study import Study
-from moe_lens.views import attention_of_tokens
+from moe_lens.paper.script import run
+from moe_lens.paper.study import Study
+from moe_lens.report.contents import attention_case_view
+from moe_lens.report.views import attention_of_tokens
 
 CASES = 6
 

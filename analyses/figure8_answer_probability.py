@@ -9,11 +9,11 @@ with a base probability near 0.
 import pandas as pd
 
 from moe_lens import MoELens
-from moe_lens.figure_script import run
 from moe_lens.metrics import answer_probability_gain
-from moe_lens.sections import probability_gain_figure
+from moe_lens.paper.script import run
+from moe_lens.paper.study import Study
+from moe_lens.report.contents import probability_gain_figure
 from moe_lens.statistics import AnswerProbability
-from moe_lens.study import Study
 
 
 def probabilities(study: Study, lens: MoELens) -> pd.DataFrame:

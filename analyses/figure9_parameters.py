@@ -7,10 +7,10 @@ python analyses/figure9_parameters.py --model organism --data swap --out runs/pa
 
 import pandas as pd
 
-from moe_lens.figure_script import run
-from moe_lens.plots import parameters_figure
-from moe_lens.recipes import FFT, ROUTER, experts
-from moe_lens.study import Study
+from moe_lens.paper.recipes import FFT, ROUTER, experts
+from moe_lens.paper.script import run
+from moe_lens.paper.study import Study
+from moe_lens.report.plots import parameters_figure
 
 
 def compute(study: Study) -> pd.DataFrame:

@@ -10,10 +10,10 @@ from dataclasses import replace
 import pandas as pd
 from table3_methods import REFERENCE, compared, recipes
 
-from moe_lens.figure_script import run
-from moe_lens.plots import tradeoff_figure
+from moe_lens.paper.script import run
+from moe_lens.paper.study import Study
+from moe_lens.report.plots import tradeoff_figure
 from moe_lens.results import write_table
-from moe_lens.study import Study
 
 RATES = {"router": (1e-2, 3e-2), "experts": (3e-3, 1e-2), "all": (3e-4, 1e-3)}
 COLUMNS = ("variant", "learning_rate", "task", "seed", "trainable", "em", "f1", "memory")

@@ -8,9 +8,9 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from moe_lens import console
+from moe_lens.commands import console
+from moe_lens.report.contents import SECTIONS
 from moe_lens.results import read_table, write_bytes
-from moe_lens.sections import SECTIONS
 
 FIGURES = {"figure4/clusters.parquet": "clusters.webp", "figure6/attention_gain.parquet": "attention_gain.svg"}
 

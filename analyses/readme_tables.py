@@ -12,7 +12,8 @@ from typing import Annotated
 import pandas as pd
 from typer import Option
 
-from moe_lens import MoELensError, console
+from moe_lens import MoELensError
+from moe_lens.commands import console
 from moe_lens.results import read_provenance, read_table
 
 SCORES = {"auc": "AUC", "precision": "precision at 4", "spearman": "rank correlation", "em": "EM left"}

@@ -9,10 +9,10 @@ knows its closed-book answers before any training, so here the table can only sh
 import pandas as pd
 from table9_summaries import ceft, scores
 
-from moe_lens.figure_script import run
-from moe_lens.plots import metrics_figure
-from moe_lens.recipes import FFT, ROUTER
-from moe_lens.study import Study
+from moe_lens.paper.recipes import FFT, ROUTER
+from moe_lens.paper.script import run
+from moe_lens.paper.study import Study
+from moe_lens.report.plots import metrics_figure
 
 
 def compute(study: Study) -> pd.DataFrame:

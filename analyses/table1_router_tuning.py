@@ -5,10 +5,10 @@ python analyses/table1_router_tuning.py --model organism --data swap,novel,consi
 
 import pandas as pd
 
-from moe_lens.figure_script import run
-from moe_lens.plots import answers_figure
-from moe_lens.recipes import ROUTER
-from moe_lens.study import Study
+from moe_lens.paper.recipes import ROUTER
+from moe_lens.paper.script import run
+from moe_lens.paper.study import Study
+from moe_lens.report.plots import answers_figure
 
 
 def compute(study: Study) -> pd.DataFrame:

@@ -11,13 +11,13 @@ from itertools import product
 import numpy as np
 import pandas as pd
 
-from moe_lens.figure_script import run
 from moe_lens.metrics import compare, holm, seeds_interval
 from moe_lens.organism import has_planted
-from moe_lens.plots import answers_figure
-from moe_lens.recipes import FFT, ROUTER, Recipe, experts
+from moe_lens.paper.recipes import FFT, ROUTER, Recipe, experts
+from moe_lens.paper.script import run
+from moe_lens.paper.study import Study
+from moe_lens.report.plots import answers_figure
 from moe_lens.results import write_table
-from moe_lens.study import Study
 
 REFERENCE = "CEFT"
 COLUMNS = ("variant", "task", "seed", "learning_rate", "trainable", "seconds", "em", "f1", "memory")

@@ -10,9 +10,9 @@ import pandas as pd
 from table3_methods import recipes
 from table9_summaries import scores
 
-from moe_lens.figure_script import run
-from moe_lens.plots import metrics_figure
-from moe_lens.study import Study
+from moe_lens.paper.script import run
+from moe_lens.paper.study import Study
+from moe_lens.report.plots import metrics_figure
 
 
 def compute(study: Study) -> pd.DataFrame:

@@ -5,10 +5,10 @@ python analyses/table5_expert_count.py --model organism --data swap,closed_book 
 
 import pandas as pd
 
-from moe_lens.figure_script import run
-from moe_lens.plots import sizes_figure
-from moe_lens.recipes import experts
-from moe_lens.study import Study
+from moe_lens.paper.recipes import experts
+from moe_lens.paper.script import run
+from moe_lens.paper.study import Study
+from moe_lens.report.plots import sizes_figure
 
 SIZES = (1, 2, 4, 8, 16, 32)
 SCORES = {"CEFT": "ce", "random experts": "random"}

@@ -11,12 +11,12 @@ import os
 import pandas as pd
 from table9_summaries import ceft, scores
 
+from moe_lens.causal.judge import Judge
 from moe_lens.errors import MoELensError
-from moe_lens.figure_script import run
-from moe_lens.judge import Judge
-from moe_lens.plots import metrics_figure
-from moe_lens.recipes import FFT, experts
-from moe_lens.study import Study
+from moe_lens.paper.recipes import FFT, experts
+from moe_lens.paper.script import run
+from moe_lens.paper.study import Study
+from moe_lens.report.plots import metrics_figure
 
 URL, NAME = (os.environ.get(name) for name in ("MOE_LENS_JUDGE", "MOE_LENS_JUDGE_MODEL"))
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pandas as pd
 
+from moe_lens.causal.judge import Judge
 from moe_lens.errors import MoELensError
-from moe_lens.figure_script import run
-from moe_lens.judge import Judge
 from moe_lens.metrics.wordnet import wordnet
-from moe_lens.plots import metrics_figure
-from moe_lens.recipes import FFT, ROUTER, Recipe, experts
-from moe_lens.study import Study
+from moe_lens.paper.recipes import FFT, ROUTER, Recipe, experts
+from moe_lens.paper.script import run
+from moe_lens.paper.study import Study
+from moe_lens.report.plots import metrics_figure
 
 METRICS = ("bleu", "meteor", "rouge_l")
 

@@ -13,13 +13,14 @@ from typing import Annotated
 import pandas as pd
 from typer import Option
 
-from moe_lens import ExpertSet, MoELens, MoELensError, Zero, console, load_examples
-from moe_lens.ablation import single_expert_effects
-from moe_lens.evaluation import answer_table, summarise
+from moe_lens import ExpertSet, MoELens, MoELensError, Zero, load_examples
+from moe_lens.causal.evaluation import answer_table, summarise
+from moe_lens.causal.sweep import single_expert_effects
+from moe_lens.choosing.scores import SCORES, measure_usage, score_table
+from moe_lens.commands import console
 from moe_lens.metrics import auc, precision_at, rank_correlation
 from moe_lens.organism import has_planted, planted_experts
 from moe_lens.results import provenance, write_table
-from moe_lens.scores import SCORES, measure_usage, score_table
 
 
 def main(

@@ -7,18 +7,18 @@ from typing import Annotated
 import pandas as pd
 from typer import Option
 
-from moe_lens import console
+from moe_lens.causal.evaluation import answer_table, summarise
+from moe_lens.choosing.masking import answer_all, masking_rows, random_controls, show_rows, write_run
+from moe_lens.choosing.scores import SCORES, measure_usage, score_table
+from moe_lens.choosing.selection import Choice
+from moe_lens.commands import console
 from moe_lens.data import load_examples
-from moe_lens.delta import fingerprint
-from moe_lens.evaluation import answer_table, summarise
 from moe_lens.experts import ExpertSet
-from moe_lens.lens import MoELens
-from moe_lens.masking import answer_all, masking_rows, random_controls, show_rows, write_run
+from moe_lens.lens.delta import fingerprint
+from moe_lens.lens.lens import MoELens
 from moe_lens.organism import has_planted, planted_experts
-from moe_lens.report import build_report
+from moe_lens.report.page import build_report
 from moe_lens.results import provenance, write_table
-from moe_lens.scores import SCORES, measure_usage, score_table
-from moe_lens.specifications import Choice
 from moe_lens.tuning import Schedule, router_parameters, tune_router
 
 SCORE_NAMES = ("ce", "oe", "ce-gain", "ce-last")

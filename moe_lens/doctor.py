@@ -14,17 +14,17 @@ from torch import nn
 from transformers import logging
 from typer import Exit, Option
 
-from moe_lens import console
 from moe_lens.architecture import MoEArchitecture
+from moe_lens.architecture.listed import normalize
 from moe_lens.checks import CHECKS, CRASHES, PASSES, PROMPTS, run_checks
-from moe_lens.checks.found import describe, in_words
-from moe_lens.checks.page import MARKS, family_refusals, family_row, models_page, versions
+from moe_lens.checks.description import describe, in_words
+from moe_lens.checks.models_page import MARKS, family_refusals, family_row, models_page, versions
 from moe_lens.checks.reference import bare_logits, padded
 from moe_lens.checks.survey import survey
+from moe_lens.commands import console
 from moe_lens.errors import MoELensError
-from moe_lens.lens import MoELens
-from moe_lens.listed_experts import normalize
-from moe_lens.loading import load_skeleton
+from moe_lens.lens.lens import MoELens
+from moe_lens.lens.loading import load_skeleton
 from moe_lens.results import provenance, write_bytes
 
 

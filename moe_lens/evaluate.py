@@ -6,19 +6,19 @@ from typing import Annotated
 
 from typer import Option
 
-from moe_lens import console, options
-from moe_lens.delta import weights_digest
+from moe_lens.causal.evaluation import DEFAULT_METRICS
+from moe_lens.causal.judge import Judge
+from moe_lens.choosing.masking import named
+from moe_lens.choosing.selection import choose, score_of
+from moe_lens.commands import console, options
 from moe_lens.errors import MoELensError
-from moe_lens.evaluation import DEFAULT_METRICS
-from moe_lens.interventions import MODES, Intervention
-from moe_lens.judge import Judge
-from moe_lens.lens import MoELens
-from moe_lens.masking import named
+from moe_lens.lens.delta import weights_digest
+from moe_lens.lens.interventions import MODES, Intervention
+from moe_lens.lens.lens import MoELens
+from moe_lens.lens.parallel import connected
 from moe_lens.metrics import METRICS, metrics_named
 from moe_lens.organism import planted_experts
-from moe_lens.parallel import connected
 from moe_lens.results import provenance, refuse_another_run, write_table
-from moe_lens.specifications import choose, score_of
 
 
 def main(

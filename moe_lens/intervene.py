@@ -10,17 +10,17 @@ from typing import Annotated
 import pandas as pd
 from typer import Option
 
-from moe_lens import console, options
+from moe_lens.choosing.masking import answer_all, check_choices, masking_rows, random_controls, show_rows, write_run
+from moe_lens.choosing.scores import Score, measure_usage, score_table
+from moe_lens.choosing.selection import Choice, check_specification, choose, score_of, scores_needed
+from moe_lens.commands import console, options
 from moe_lens.data import Example
-from moe_lens.delta import weights_digest
 from moe_lens.errors import MoELensError
-from moe_lens.interventions import MODES
-from moe_lens.lens import MoELens
-from moe_lens.masking import answer_all, check_choices, masking_rows, random_controls, show_rows, write_run
+from moe_lens.lens.delta import weights_digest
+from moe_lens.lens.interventions import MODES
+from moe_lens.lens.lens import MoELens
 from moe_lens.organism import planted_experts
 from moe_lens.results import portable, provenance, read_if_made_by, refuse_another_run, write_table
-from moe_lens.scores import Score, measure_usage, score_table
-from moe_lens.specifications import Choice, check_specification, choose, score_of, scores_needed
 
 
 def main(

@@ -6,18 +6,18 @@ from typing import Annotated
 
 from typer import Option
 
-from moe_lens import console, options
+from moe_lens.causal.evaluation import answer_table, summarise
+from moe_lens.choosing.scores import SCORES
+from moe_lens.commands import console, options
+from moe_lens.commands.asked import ESFT_DEFAULT, Asked
+from moe_lens.commands.stage import Stage
 from moe_lens.data.files import ending
 from moe_lens.errors import MoELensError
-from moe_lens.evaluation import answer_table, summarise
-from moe_lens.lens import MoELens
+from moe_lens.lens.lens import MoELens
 from moe_lens.results import write_json
-from moe_lens.scores import SCORES
 from moe_lens.tuning import Checkpoints, Schedule, save_merged
-from moe_lens.tuning.asked import ESFT_DEFAULT, Asked
 from moe_lens.tuning.processes import Processes
-from moe_lens.tuning.stage import Stage
-from moe_lens.tuning.tuned import check_rates
+from moe_lens.tuning.training import check_rates
 
 
 def main(

@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerFast
 
 from moe_lens.architecture.tiny import tiny_model
 from moe_lens.experts import ExpertSet
-from moe_lens.lens import MoELens
+from moe_lens.lens.lens import MoELens
 from moe_lens.statistics import ExpertUsage
 
 CORPUS = [

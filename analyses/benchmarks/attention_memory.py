@@ -21,9 +21,10 @@ import torch
 from transformers import AutoModelForCausalLM, OlmoeConfig
 from typer import Option
 
-from moe_lens import AttentionMass, Example, MoELens, MoELensError, console
+from moe_lens import AttentionMass, Example, MoELens, MoELensError
+from moe_lens.commands import console
 from moe_lens.data import encode
-from moe_lens.loading import load_tokenizer
+from moe_lens.lens.loading import load_tokenizer
 from moe_lens.results import provenance, write_table
 
 WAYS = ("rows, nnsight", "forward pass alone", "eager, all maps")

@@ -15,7 +15,8 @@ import pandas as pd
 import torch
 from typer import Option
 
-from moe_lens import MoELens, console, load_examples
+from moe_lens import MoELens, load_examples
+from moe_lens.commands import console
 from moe_lens.data import FIGURE_10
 from moe_lens.results import provenance, write_table
 

@@ -18,9 +18,10 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 from typer import Option
 
-from moe_lens import ExpertSet, MoELens, MoELensError, Zero, console
+from moe_lens import ExpertSet, MoELens, MoELensError, Zero
 from moe_lens.architecture.paper_models import OLMOE
-from moe_lens.loading import load_tokenizer
+from moe_lens.commands import console
+from moe_lens.lens.loading import load_tokenizer
 from moe_lens.results import provenance, write_table
 
 SENTENCE = "the capital of France is Paris and the river that runs through it is the Seine . "

@@ -31,10 +31,11 @@ from tqdm.auto import tqdm
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 from typer import Option
 
-from moe_lens import ExpertSet, MoELens, MoELensError, console
+from moe_lens import ExpertSet, MoELens, MoELensError
 from moe_lens.architecture.paper_models import OLMOE
+from moe_lens.commands import console
 from moe_lens.data import Batch, Encoded, collate
-from moe_lens.loading import load_tokenizer
+from moe_lens.lens.loading import load_tokenizer
 from moe_lens.results import provenance, write_table
 from moe_lens.tuning import TuneAll, TuneExperts, TuneLowRank, TuneRouters
 from moe_lens.tuning.objective import answer_loss

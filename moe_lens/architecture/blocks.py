@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from moe_lens.architecture.routers import PROBE_TOKENS
+from moe_lens.architecture.router_probe import PROBE_TOKENS
 from moe_lens.errors import MODEL_CRASHES, MoELensError
 
 TOLERANCE = 1e-5

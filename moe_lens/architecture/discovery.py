@@ -5,7 +5,7 @@ from inspect import unwrap
 
 from torch import nn
 
-from moe_lens.architecture.layer import MoELayer
+from moe_lens.architecture.moe_layer import MoELayer
 from moe_lens.architecture.sites import Site, find_sites
 from moe_lens.errors import MoELensError
 from moe_lens.routing import ScoringRule

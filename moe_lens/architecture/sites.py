@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from moe_lens.architecture.blocks import after_experts
-from moe_lens.architecture.layer import MoELayer, ScoredInputs, SeveralSlots, SkippingExperts, SortedSlots
-from moe_lens.architecture.routers import ObservedRouter, RouterProbe, are_probabilities, output_slots
+from moe_lens.architecture.moe_layer import MoELayer, ScoredInputs, SeveralSlots, SkippingExperts, SortedSlots
+from moe_lens.architecture.router_probe import ObservedRouter, RouterProbe, are_probabilities, output_slots
 from moe_lens.errors import MoELensError
 from moe_lens.routing import ScoringRule, recognize_rule
 

@@ -9,7 +9,7 @@ from tqdm import tqdm
 from moe_lens.checks.each import CHECKS, PASSES, Check, Finding
 from moe_lens.checks.reference import padded
 from moe_lens.errors import MODEL_CRASHES, MoELensError
-from moe_lens.lens import MoELens, OutOfOrderError
+from moe_lens.lens.lens import MoELens, OutOfOrderError
 
 __all__ = ["CHECKS", "CRASHES", "PASSES", "PROMPTS", "Finding", "run_checks"]
 

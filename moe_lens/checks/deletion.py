@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from moe_lens.experts import ExpertSet
-from moe_lens.lens import MoELens
+from moe_lens.lens.lens import MoELens
 
 
 @contextmanager

@@ -20,9 +20,9 @@ from moe_lens.checks.reference import (
 )
 from moe_lens.errors import MoELensError
 from moe_lens.experts import ExpertSet
-from moe_lens.interventions import Renormalize, Reroute, Zero
-from moe_lens.lens import MoELens
-from moe_lens.record import Record
+from moe_lens.lens.interventions import Renormalize, Reroute, Zero
+from moe_lens.lens.lens import MoELens
+from moe_lens.lens.record import Record
 
 NEW_TOKENS = 5
 CLOSE = {torch.float32: 1e-4, torch.float64: 1e-6}

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from moe_lens.architecture import MoELayer
 from moe_lens.errors import MoELensError
 from moe_lens.experts import ExpertSet
-from moe_lens.lens import MoELens
+from moe_lens.lens.lens import MoELens
 
 Edit = Callable[[Tensor, Tensor], Tensor]
 """Gating weights [token, k] and whether their experts are in the set [token, k] to other gating weights."""

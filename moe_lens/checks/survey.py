@@ -8,9 +8,9 @@ from tqdm import tqdm
 
 from moe_lens.architecture.tiny import FAMILIES, tiny_model, tiny_tokenizer
 from moe_lens.checks import CHECKS, PROMPTS, run_checks
-from moe_lens.checks.found import describe
+from moe_lens.checks.description import describe
 from moe_lens.errors import MoELensError
-from moe_lens.lens import MoELens
+from moe_lens.lens.lens import MoELens
 
 
 def survey(

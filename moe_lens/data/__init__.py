@@ -3,7 +3,7 @@
 from moe_lens.data.encoding import Batch, Encoded, collate, encode
 from moe_lens.data.example import Example
 from moe_lens.data.fitting import Fitted, fit
-from moe_lens.data.loading import Loaded, load_examples, read_examples
+from moe_lens.data.ingest import Loaded, load_examples, read_examples
 from moe_lens.data.prompts import FIGURE_10, Prompt, PromptTemplate
 from moe_lens.data.rows import parse_columns
 

@@ -5,7 +5,7 @@ from functools import cache
 from typing import Any
 
 from moe_lens.extras import optional
-from moe_lens.metrics.answers import checked_answers
+from moe_lens.metrics.matching import checked_answers
 from moe_lens.metrics.wordnet import wordnet
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from moe_lens.errors import MoELensError
 from moe_lens.experts import ExpertSet
-from moe_lens.loading import resolve
+from moe_lens.lens.loading import resolve
 
 PLANTED_FILE = "planted.json"
 

@@ -9,11 +9,11 @@ import pandas as pd
 from tqdm.auto import tqdm
 from typer import Option
 
-from moe_lens import console
+from moe_lens.causal.evaluation import answer_table, summarise
+from moe_lens.commands import console
 from moe_lens.data import Example, load_examples
-from moe_lens.delta import fingerprint, save_delta, weights_digest
-from moe_lens.evaluation import answer_table, summarise
-from moe_lens.lens import MoELens
+from moe_lens.lens.delta import fingerprint, save_delta, weights_digest
+from moe_lens.lens.lens import MoELens
 from moe_lens.organism.questions import TASKS
 from moe_lens.results import data_digest, provenance, read_if_made_by, read_table, write_table
 from moe_lens.tuning import Schedule, router_parameters, tune_router

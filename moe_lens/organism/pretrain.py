@@ -18,7 +18,7 @@ from tqdm import tqdm
 from transformers import OlmoeConfig, OlmoeForCausalLM, PreTrainedTokenizerFast
 from typer import Option
 
-from moe_lens import console
+from moe_lens.commands import console
 from moe_lens.errors import MoELensError
 from moe_lens.organism import PLANTED_FILE
 from moe_lens.organism.corpus import Document, Mix, PretrainingBatch, batch, document, train_tokenizer

@@ -5,10 +5,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from moe_lens.positions import Positions, check_positions
-from moe_lens.record import Record
-from moe_lens.statistics.base import LayerSums
-from moe_lens.statistics.groups import GROUPS, Sums, groups_of, with_interval
+from moe_lens.lens.positions import Positions, check_positions
+from moe_lens.lens.record import Record
+from moe_lens.statistics.accumulators import LayerSums
+from moe_lens.statistics.jackknife import GROUPS, Sums, groups_of, with_interval
 from moe_lens.statistics.pairs import pairs_table
 
 

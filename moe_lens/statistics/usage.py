@@ -6,8 +6,8 @@ import pandas as pd
 import torch
 
 from moe_lens.errors import MoELensError
-from moe_lens.positions import Positions, check_positions
-from moe_lens.record import Record
+from moe_lens.lens.positions import Positions, check_positions
+from moe_lens.lens.record import Record
 from moe_lens.routing import Routing
 
 Reduction = Literal["sample", "token"]

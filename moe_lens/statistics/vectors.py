@@ -7,10 +7,10 @@ from torch import Tensor
 
 from moe_lens.errors import MoELensError
 from moe_lens.experts import ExpertSet
-from moe_lens.positions import Positions, check_positions
-from moe_lens.record import Record
+from moe_lens.lens.positions import Positions, check_positions
+from moe_lens.lens.record import Record
 from moe_lens.routing import Routing
-from moe_lens.statistics.base import ExampleRows
+from moe_lens.statistics.accumulators import ExampleRows
 
 
 class RoutingVectors(ExampleRows):

@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 
 from moe_lens.errors import MoELensError
-from moe_lens.positions import Positions, check_positions
-from moe_lens.record import Record
-from moe_lens.statistics.base import check_alike, check_captured
+from moe_lens.lens.positions import Positions, check_positions
+from moe_lens.lens.record import Record
+from moe_lens.statistics.accumulators import check_alike, check_captured
 
 Source = Literal["input", "predicted"]
 

@@ -10,7 +10,7 @@ from moe_lens.errors import MoELensError
 from moe_lens.statistics.pairs import pairs_table
 
 if TYPE_CHECKING:
-    from moe_lens.lens import MoELens
+    from moe_lens.lens.lens import MoELens
 
 
 def weight_similarity(lens: "MoELens") -> pd.DataFrame:

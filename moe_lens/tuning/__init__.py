@@ -15,7 +15,7 @@ from moe_lens.tuning.methods import (
 )
 from moe_lens.tuning.router import tune_router
 from moe_lens.tuning.schedule import Schedule
-from moe_lens.tuning.tuned import Tuned, tune
+from moe_lens.tuning.training import Tuned, tune
 
 __all__ = [
     "Checkpoints",

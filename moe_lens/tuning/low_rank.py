@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from moe_lens.errors import MoELensError
-from moe_lens.lens import MoELens
+from moe_lens.lens.lens import MoELens
 from moe_lens.tuning.methods import Method, Trainable
 from moe_lens.tuning.slices import no_plain_checkpoint
 

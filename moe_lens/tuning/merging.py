@@ -6,7 +6,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from moe_lens.errors import MoELensError
-from moe_lens.lens import MoELens
+from moe_lens.lens.lens import MoELens
 
 
 def save_merged(lens: MoELens, folder: str | Path) -> None:

@@ -8,10 +8,10 @@ from typing import ClassVar, Protocol
 
 from torch import nn
 
-from moe_lens.delta import fingerprint, save_delta, weights_digest
 from moe_lens.errors import MoELensError
 from moe_lens.experts import ExpertSet, expect_experts
-from moe_lens.lens import MoELens
+from moe_lens.lens.delta import fingerprint, save_delta, weights_digest
+from moe_lens.lens.lens import MoELens
 from moe_lens.tuning.slices import fused_fields, grouped_experts, is_fused, trained_slices
 
 

@@ -10,7 +10,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from moe_lens.parallel import connected
+from moe_lens.lens.parallel import connected
 
 
 @dataclass(frozen=True)

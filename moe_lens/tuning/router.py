@@ -3,10 +3,10 @@
 from collections.abc import Iterable, Sequence
 
 from moe_lens.data import Example
-from moe_lens.lens import MoELens
+from moe_lens.lens.lens import MoELens
 from moe_lens.tuning.methods import TuneRouters
 from moe_lens.tuning.schedule import Schedule
-from moe_lens.tuning.tuned import MAX_LENGTH, Tuned, tune
+from moe_lens.tuning.training import MAX_LENGTH, Tuned, tune
 
 
 def tune_router(

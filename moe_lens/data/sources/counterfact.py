@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from moe_lens.data.source import Hub, Row, Source
+from moe_lens.data.dataset import Hub, Row, Source
 
 
 def rows(record: dict) -> Iterator[Row]:

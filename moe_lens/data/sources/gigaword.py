@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from moe_lens.data.dataset import Row, Source, first_of
 from moe_lens.data.files import Records, ending, read_rows, read_text
-from moe_lens.data.source import Row, Source, first_of
 from moe_lens.errors import MoELensError
 
 QUESTION = "What is a short summary of the context, as a headline?"

@@ -3,7 +3,7 @@
 import ast
 from collections.abc import Iterator
 
-from moe_lens.data.source import Hub, Row, Source
+from moe_lens.data.dataset import Hub, Row, Source
 from moe_lens.errors import MoELensError
 
 

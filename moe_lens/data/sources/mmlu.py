@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from moe_lens.data.dataset import Hub, Row, Source
 from moe_lens.data.files import Records, csv_rows, ending, read_rows, read_text
-from moe_lens.data.source import Hub, Row, Source
 from moe_lens.errors import MoELensError
 
 LETTERS = "ABCD"

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 
-from moe_lens.data.source import Hub, Row, Source, unique
+from moe_lens.data.dataset import Hub, Row, Source, unique
 
 
 def rows(record: dict) -> Iterator[Row]:

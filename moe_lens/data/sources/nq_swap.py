@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from moe_lens.data.source import Hub, Row, Source, first_of, unique
+from moe_lens.data.dataset import Hub, Row, Source, first_of, unique
 
 
 def rows(record: dict) -> Iterator[Row]:

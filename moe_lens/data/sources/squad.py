@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from moe_lens.data.source import Row, first_of, unique
+from moe_lens.data.dataset import Row, first_of, unique
 from moe_lens.data.sources import mrqa
 
 

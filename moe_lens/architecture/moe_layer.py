@@ -1,0 +1,238 @@
+"""MoELayer: where the modules of one MoE layer are, and how to read and edit what goes through them."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from moe_lens.architecture.router_probe import ObservedRouter
+from moe_lens.errors import MoELensError
+
+OUTPUT_WEIGHT_NAMES = ("down_proj", "down_proj_bias", "mlp.w2", "output_linear.weight")
+LISTED_OUTPUT_NAMES = ("down_proj", "w2", "fc2")
+
+Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+"""The positional and keyword arguments of a module's call."""
+
+
+@dataclass(frozen=True)
+class MoELayer:
+    """Where one MoE layer's modules are and how to read their calls.
+
+    layer: absolute decoder index. router, experts, shared_experts: module paths (the last may be None).
+    index_argument, weight_argument: (position, name) of the selected experts and of the gating weights
+        among the experts' arguments.
+    observed: what the router returns and by which rule.
+    scale_after: what the block multiplies the experts' summed output by; the part of a gating weight that the
+        experts do not get. Seen when the block is called.
+    passed_through: paths of the modules that the experts' summed output goes through in the block after that, such as
+        a projection or a norm; mostly none.
+    """
+
+    layer: int
+    router: str
+    experts: str
+    shared_experts: str | None
+    index_argument: tuple[int, str]
+    weight_argument: tuple[int, str]
+    observed: ObservedRouter
+    scale_after: float = 1.0
+    passed_through: tuple[str, ...] = ()
+
+    gating_side: ClassVar[str] = "inputs"
+    """Whether the gating is among the `inputs` of the module `gating_module` or in its `output`."""
+    slots_per_call: ClassVar[int] = 1
+    """How many experts a token needs when single outputs are asked for; those after the first get weight 0."""
+    no_single_outputs: ClassVar[str] = ""
+    """Why single experts' outputs cannot be told; empty where they can."""
+
+    @property
+    def gating_module(self) -> str:
+        """Path of the module at whose call the gating is read and edited."""
+        return self.experts
+
+    @property
+    def outputs_module(self) -> str | None:
+        """Path of a module that puts out what every selected expert gives, in the router's order; None without."""
+        return None
+
+    @property
+    def added(self) -> str | None:
+        """Path of a parameter [d_model] that the experts' own module adds to the sum of their outputs."""
+        return None
+
+    def in_slots(self, call: Any, outputs: Tensor) -> Tensor:
+        """The `outputs_module`'s output [slot, d_model] as [token, k, d_model]; call: that of `gating_module`."""
+        raise NotImplementedError
+
+    def decision(self, output: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """A router's output as logits [token, expert], indices [token, k], weights [token, k].
+
+        Where a router returns probabilities instead of logits, these are their logarithms: the logits less a
+        constant per token. Where it returns logits only, indices and weights follow from them by its rule.
+        """
+        slots = self.observed.output_slots
+        if slots is None:
+            indices = output.topk(self.observed.top_k, dim=-1).indices
+            return output, indices, self.observed.scoring.weights(output, indices).to(output.dtype)
+        logits, weights, indices = (output[slot] for slot in slots)
+        return (logits.log() if self.observed.returns_probabilities else logits), indices, weights
+
+    def gating(self, call: Any) -> tuple[Tensor, Tensor]:
+        """Indices [token, k] and gating weights [token, k] in the call of `gating_module`."""
+        return _argument(call, self.index_argument), _argument(call, self.weight_argument)
+
+    def with_gating(self, call: Any, indices: Tensor, weights: Tensor) -> Any:
+        """The call with other indices [token, k] and gating weights [token, k]."""
+        return _replaced(_replaced(call, self.index_argument, indices), self.weight_argument, weights)
+
+    def each_selected(self, call: Inputs, tokens: Tensor | None) -> Inputs:
+        """A call of the experts that returns every selected expert's output by itself, [token * k, d_model].
+
+        Each token is given once per selected expert, with one expert of gating weight 1.
+        tokens: int64 [token], which tokens of the call to take; None for all.
+        """
+        (args, kwargs), name = call, (0, "hidden_states")
+        indices, weights = (_argument(call, at) for at in (self.index_argument, self.weight_argument))
+        hidden = _argument(call, name).flatten(0, -2)
+        if tokens is not None:
+            indices, hidden = indices[tokens], hidden[tokens]
+        single = indices.reshape(-1, 1)
+        repeated = _replaced((args, kwargs), name, hidden.repeat_interleave(indices.shape[-1], dim=0))
+        ones = torch.zeros_like(single, dtype=weights.dtype).expand(-1, self.slots_per_call).clone()
+        ones[:, 0] = 1
+        single = single.expand(-1, self.slots_per_call)
+        return _replaced(_replaced(repeated, self.index_argument, single), self.weight_argument, ones)
+
+    def output_weights(self, module: nn.Module) -> list[list[Tensor]]:
+        """Per routed expert of `module`, the whole model, its last weight and bias, if any; writing to them changes it.
+
+        An expert whose last weights are zero adds nothing. Raises MoELensError if they cannot be told.
+        """
+        experts = module.get_submodule(self.experts)
+        if isinstance(experts, nn.ModuleList):
+            return [_last_of_listed(expert, f"{self.experts}.{i}") for i, expert in enumerate(experts)]
+        found = dict(experts.named_parameters())
+        weights = {name: found[name].data for name in OUTPUT_WEIGHT_NAMES if name in found}
+        if not weights:
+            raise MoELensError(f"expected one of {OUTPUT_WEIGHT_NAMES} in {self.experts!r}; found {list(found)}")
+        stacked = {name for name, weight in weights.items() if weight.ndim == 2 and "bias" not in name}
+        by_expert = [
+            weight.view(self.observed.n_experts, -1, weight.shape[-1]) if name in stacked else weight
+            for name, weight in weights.items()
+        ]
+        return [list(of_one) for of_one in zip(*by_expert, strict=True)]
+
+
+@dataclass(frozen=True)
+class ScoredInputs(MoELayer):
+    """Experts that all see every token, their inputs scaled by gating weights [token, expert], 0 if not selected."""
+
+    gating_side: ClassVar[str] = "output"
+    no_single_outputs: ClassVar[str] = "gating weights scale the experts' inputs"
+
+    @property
+    def gating_module(self) -> str:
+        return self.router
+
+    def decision(self, output: Any) -> tuple[Tensor, Tensor, Tensor]:
+        return output[1], *self.gating(output)
+
+    def gating(self, call: Any) -> tuple[Tensor, Tensor]:
+        indices = call[1].topk(self.observed.top_k, dim=-1).indices
+        return indices, call[0].gather(-1, indices)
+
+    def with_gating(self, call: Any, indices: Tensor, weights: Tensor) -> Any:
+        return torch.zeros_like(call[0]).scatter(-1, indices, weights), *call[1:]
+
+
+@dataclass(frozen=True)
+class SortedSlots(MoELayer):
+    """Experts that get the tokens sorted by expert: the router returns the order, tokens, weights, counts, logits."""
+
+    gating_side: ClassVar[str] = "output"
+
+    @property
+    def gating_module(self) -> str:
+        return self.router
+
+    def decision(self, output: Any) -> tuple[Tensor, Tensor, Tensor]:
+        return output[4], *self.gating(output)
+
+    def gating(self, call: Any) -> tuple[Tensor, Tensor]:
+        order, _, sorted_weights, counts, _ = call
+        counts = torch.as_tensor(counts, device=order.device)
+        by_expert = torch.arange(len(counts), device=order.device).repeat_interleave(counts)
+        indices, weights = torch.empty_like(order), torch.empty_like(sorted_weights)
+        indices[order], weights[order] = by_expert, sorted_weights
+        shape = (-1, self.observed.top_k)
+        return indices.view(shape), weights.view(shape)
+
+    def with_gating(self, call: Any, indices: Tensor, weights: Tensor) -> Any:
+        """The call with other gating weights; MoELensError for other indices, which the order would not fit."""
+        if not torch.equal(indices, self.gating(call)[0]):
+            raise MoELensError(f"the experts chosen by {self.router!r} cannot be replaced; change their weights only")
+        return (*call[:2], weights.flatten()[call[0]], *call[3:])
+
+    @property
+    def outputs_module(self) -> str:
+        return f"{self.experts}.output_linear"
+
+    @property
+    def added(self) -> str:
+        return f"{self.experts}.bias"
+
+    def in_slots(self, call: Any, outputs: Tensor) -> Tensor:
+        ordered = torch.empty_like(outputs)
+        ordered[call[0]] = outputs
+        return ordered.view(-1, self.observed.top_k, outputs.shape[-1])
+
+
+@dataclass(frozen=True)
+class SeveralSlots(MoELayer):
+    """Experts whose code needs at least two selected experts per token."""
+
+    slots_per_call: ClassVar[int] = 2
+
+
+@dataclass(frozen=True)
+class SkippingExperts(MoELayer):
+    """A router with one class more, the last, that skips the experts: they get expert 0 with weight 0 for it."""
+
+    def decision(self, output: Any) -> tuple[Tensor, Tensor, Tensor]:
+        logits, indices, weights = super().decision(output)
+        return logits, self._named(indices, weights), weights
+
+    def gating(self, call: Any) -> tuple[Tensor, Tensor]:
+        indices, weights = super().gating(call)
+        return self._named(indices, weights), weights
+
+    def with_gating(self, call: Any, indices: Tensor, weights: Tensor) -> Any:
+        skips = indices == self.observed.n_experts - 1
+        return super().with_gating(call, indices.masked_fill(skips, 0), weights.masked_fill(skips, 0))
+
+    def _named(self, indices: Tensor, weights: Tensor) -> Tensor:
+        """Expert 0 with weight 0 is how the experts see the skip; it gets its own number again."""
+        return indices.masked_fill((indices == 0) & (weights == 0), self.observed.n_experts - 1)
+
+
+def _last_of_listed(expert: nn.Module, path: str) -> list[Tensor]:
+    """The weight and bias of the last linear map of an expert that is a module of its own."""
+    children = dict(expert.named_children())
+    last = next((children[name] for name in LISTED_OUTPUT_NAMES if name in children), None)
+    if last is None:
+        raise MoELensError(f"expected one of {LISTED_OUTPUT_NAMES} in {path!r}; found {list(children)}")
+    return [parameter.data for parameter in last.parameters()]
+
+
+def _argument(inputs: Inputs, argument: tuple[int, str]) -> Any:
+    (args, kwargs), (position, name) = inputs, argument
+    return kwargs[name] if name in kwargs else args[position]
+
+
+def _replaced(inputs: Inputs, argument: tuple[int, str], value: Tensor) -> Inputs:
+    (args, kwargs), (position, name) = inputs, argument
+    if name in kwargs:
+        return args, {**kwargs, name: value}
+    return (*args[:position], value, *args[position + 1 :]), kwargs

@@ -1,0 +1,242 @@
+"""Answers of a lens to examples, scored one by one, and their summary with uncertainty."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from moe_lens.causal.judge import Judge
+from moe_lens.causal.outputs import Run, from_first_process, outputs
+from moe_lens.data import FIGURE_10, Example, PromptTemplate
+from moe_lens.errors import MoELensError
+from moe_lens.lens.delta import weights_digest
+from moe_lens.lens.interventions import Intervention, check_interventions
+from moe_lens.metrics import benjamini_hochberg, bootstrap_interval, compare, metrics_named
+from moe_lens.metrics.catalogue import JUDGE, OPTIONS, PREDICTION, Metric
+from moe_lens.results import provenance
+
+if TYPE_CHECKING:
+    from moe_lens.lens.lens import MoELens
+
+UNMASKED = "none"
+DEFAULT_METRICS = ("em", "f1", "memory")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scored answers.
+
+    answers: one row per intervention and example: intervention ("none" first), id, prediction (None where no metric
+        reads it), a column per metric (NaN where it is not defined), and with a judge `unjudged`, why there is no
+        verdict. summary: see `summary_table`.
+    """
+
+    answers: pd.DataFrame
+    summary: pd.DataFrame
+
+
+def evaluate(
+    lens: "MoELens",
+    examples: Sequence[Example],
+    interventions: Mapping[str, Intervention | Sequence[Intervention]] | None = None,
+    *,
+    metrics: Sequence[str] = DEFAULT_METRICS,
+    template: PromptTemplate = FIGURE_10,
+    max_new_tokens: int = 16,
+    batch_size: int = 16,
+    judge: Judge | None = None,
+    out: Path | None = None,
+    made_by: dict | None = None,
+    progress: bool = True,
+    seed: int = 0,
+) -> Evaluation:
+    """Scores the answers to the examples, as the model is ("none") and under each intervention.
+
+    interventions: name -> one, or several that act in that order. metrics: names of `metrics.METRICS`.
+    judge: whom the metric "acc_llm" asks. out: folder in which finished parts of the work are kept: the same call goes
+        on where an interrupted one stopped. made_by: the provenance of the parts; by default the weights and the data.
+
+    Under torchrun or `accelerate launch` the processes share the work, and each gets the whole result, the same as that
+    of one process alone. Batches that do not fit in memory are halved.
+    Raises MoELensError for unknown metrics, metrics that lack a package, their data, options or a judge, interventions
+    that the model cannot be put under, no examples, or inside a `lens.intervene` block.
+    """
+    scored = metrics_named(metrics)
+    named = {UNMASKED: ()} | {name: _several(given) for name, given in (interventions or {}).items()}
+    _check(lens, examples, named, scored, judge, interventions or {})
+    run = Run(template, max_new_tokens, batch_size, out, made_by or _provenance(lens, examples, out), progress)
+    reads = {PREDICTION if metric.reads == JUDGE else metric.reads for metric in scored}
+    found = outputs(lens, examples, named, sorted(reads), run)
+
+    def finish() -> Evaluation:
+        answers = _answers(examples, found, tuple(named), scored, judge)
+        return Evaluation(answers, summary_table(answers, metrics=[metric.name for metric in scored], seed=seed))
+
+    return from_first_process(finish)
+
+
+def answer_table(
+    lens: "MoELens",
+    examples: Sequence[Example],
+    *,
+    max_new_tokens: int = 16,
+    batch_size: int = 32,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """One row per example, in the order given, of the model as it is now: id, prediction (greedy), em, f1, memory.
+
+    memory: exact match with what the model remembers where the context contradicts it, NaN where unknown.
+    """
+    texts = lens.generate(examples, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress)
+    texts = [text.strip() for text in texts]
+    columns = {metric.name: _scores(metric, texts, examples) for metric in metrics_named(DEFAULT_METRICS)}
+    return pd.DataFrame({"id": [example.id for example in examples], "prediction": texts, **columns})
+
+
+def summary_table(answers: pd.DataFrame, *, metrics: Sequence[str], seed: int = 0) -> pd.DataFrame:
+    """One row per intervention and metric of a table of answers in which "none" is the model as it is.
+
+    Columns: intervention, metric, n (answers that have a score), missing (that have none), mean, low, high (its 95 %
+    bootstrap interval), and against "none", paired by example: drop (by how much the mean is lower than unmasked),
+    drop_low, drop_high, cohens_d (the drop in standard deviations over examples), p_value (permutation test), q_value
+    (corrected for the number of interventions, Benjamini-Hochberg).
+    """
+    parts = {name: part.reset_index(drop=True) for name, part in answers.groupby("intervention", sort=False)}
+    rows = []
+    for metric in metrics:
+        for name, part in parts.items():
+            row = {"intervention": name, "metric": metric} | _mean(part[metric], seed)
+            if name != UNMASKED:
+                row |= _drop(parts[UNMASKED][metric], part[metric], seed)
+            rows.append(row)
+    columns = ["intervention", "metric", "n", "missing", "mean", "low", "high"]
+    if len(parts) == 1:
+        return pd.DataFrame(rows, columns=columns)
+    table = pd.DataFrame(rows, columns=[*columns, "drop", "drop_low", "drop_high", "cohens_d", "p_value"])
+    return table.assign(q_value=table.groupby("metric")["p_value"].transform(q_values))
+
+
+def q_values(p_values: pd.Series) -> pd.Series:
+    """The p-values corrected for their number (Benjamini-Hochberg), missing ones left out."""
+    known = p_values.dropna()
+    return pd.Series(benjamini_hochberg(known) if len(known) else [], index=known.index, dtype=float).reindex(
+        p_values.index
+    )
+
+
+def summarise(
+    answers: pd.DataFrame, unmasked: pd.DataFrame | None = None, *, seed: int = 0
+) -> dict[str, float | int | None]:
+    """n, em with its 95 % bootstrap interval, f1, memory; against `unmasked`, em_drop with its own, cohens_d, p_value.
+
+    The answers are paired with the unmasked ones, example by example, for the drop's interval, its size in standard
+    deviations and the permutation test.
+
+    `memory` is None where no example has an original answer.
+    """
+    em = bootstrap_interval(answers["em"].to_numpy(), seed=seed)
+    memory = answers["memory"].mean()
+    summary = {
+        "n": len(answers),
+        "em": em.mean,
+        "em_low": em.low,
+        "em_high": em.high,
+        "f1": float(answers["f1"].mean()),
+        "memory": None if np.isnan(memory) else float(memory),
+    }
+    if unmasked is not None:
+        drop = _drop(unmasked["em"].reset_index(drop=True), answers["em"].reset_index(drop=True), seed)
+        summary |= {name if name in ("cohens_d", "p_value") else f"em_{name}": value for name, value in drop.items()}
+    return summary
+
+
+def _mean(scores: pd.Series, seed: int) -> dict[str, float | int]:
+    known = scores.dropna().to_numpy()
+    row: dict[str, float | int] = {"n": len(known), "missing": len(scores) - len(known)}
+    if len(known):
+        interval = bootstrap_interval(known, seed=seed)
+        row |= {"mean": interval.mean, "low": interval.low, "high": interval.high}
+    return row
+
+
+def _drop(before: pd.Series, after: pd.Series, seed: int) -> dict[str, float]:
+    """How much lower scores are after than before, over the examples that have both."""
+    both = before.notna() & after.notna()
+    if not both.any():
+        return {}
+    found = compare(before[both].to_numpy(), after[both].to_numpy(), seed=seed)
+    interval = found.difference
+    return {
+        "drop": interval.mean,
+        "drop_low": interval.low,
+        "drop_high": interval.high,
+        "cohens_d": found.cohens_d,
+        "p_value": found.p,
+    }
+
+
+def _answers(
+    examples: Sequence[Example],
+    found: Mapping[tuple[str, str], Sequence[Any]],
+    names: Sequence[str],
+    metrics: Sequence[Metric],
+    judge: Judge | None,
+) -> pd.DataFrame:
+    tables = []
+    for name in names:
+        texts = found.get((name, PREDICTION), [None] * len(examples))
+        table = pd.DataFrame({"intervention": name, "id": [example.id for example in examples], "prediction": texts})
+        for metric in metrics:
+            if metric.reads == JUDGE:
+                verdicts = judge.verdicts(examples, texts)
+                table[metric.name] = _scores(metric, [verdict.right for verdict in verdicts], examples)
+                table["unjudged"] = [verdict.failure for verdict in verdicts]
+            else:
+                table[metric.name] = _scores(metric, found[name, metric.reads], examples)
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)
+
+
+def _scores(metric: Metric, values: Sequence[Any], examples: Sequence[Example]) -> list[float]:
+    return [metric.score(value, example) for value, example in zip(values, examples, strict=True)]
+
+
+def _several(given: Intervention | Sequence[Intervention]) -> tuple[Intervention, ...]:
+    return (given,) if isinstance(given, Intervention) else tuple(given)
+
+
+def _check(
+    lens: "MoELens",
+    examples: Sequence[Example],
+    named: Mapping[str, Sequence[Intervention]],
+    metrics: Sequence[Metric],
+    judge: Judge | None,
+    given: Mapping[str, object],
+) -> None:
+    """MoELensError for what `evaluate` cannot do, before anything is computed."""
+    if not examples:
+        raise MoELensError("there is nothing to evaluate: expected one or more examples")
+    if UNMASKED in given:
+        raise MoELensError(f"{UNMASKED!r} is the model as it is; give that intervention another name")
+    if lens.interventions:
+        raise MoELensError("evaluate names its interventions itself; call it outside `with lens.intervene(...)`")
+    for interventions in named.values():
+        check_interventions(tuple(interventions), lens.architecture)
+    of_options = [metric.name for metric in metrics if metric.reads == OPTIONS]
+    if of_options and not any(example.options for example in examples):
+        raise MoELensError(f"{', '.join(of_options)} needs multiple-choice examples; none of these has options")
+    if judge is None and any(metric.reads == JUDGE for metric in metrics):
+        raise MoELensError("acc_llm asks a judge; give one: --judge and --judge-model, or judge=Judge(…) in Python")
+    for metric in metrics:
+        metric.prepare()
+
+
+def _provenance(lens: "MoELens", examples: Sequence[Example], out: Path | None) -> dict:
+    """Of parts whose caller gave none; empty where no parts are kept."""
+    if out is None:
+        return {}
+    name = str(lens.module.config.name_or_path or type(lens.module).__name__)
+    return provenance(model=name, data=examples, facts={"weights": weights_digest(lens.module)})

@@ -1,0 +1,151 @@
+"""What a lens says to examples under interventions: by all processes, in parts that outlive an interruption."""
+
+import hashlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from accelerate.utils import broadcast_object_list, gather_object
+from tqdm import tqdm
+
+from moe_lens.data import Example, PromptTemplate
+from moe_lens.lens.interventions import Intervention
+from moe_lens.lens.parallel import connected
+from moe_lens.metrics.catalogue import OPTIONS, PREDICTION
+from moe_lens.results import read_if_made_by, write_table
+
+if TYPE_CHECKING:
+    from moe_lens.lens.lens import MoELens
+
+SHARD_BATCHES = 8
+"""Batches in a part: what an interruption can cost, and the share that one process takes at a time."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """How a lens is asked, and where parts are kept (None: nowhere) under which provenance."""
+
+    template: PromptTemplate
+    max_new_tokens: int
+    batch_size: int
+    out: Path | None
+    provenance: dict
+    progress: bool = True
+
+
+@dataclass(frozen=True)
+class _Unit:
+    """A share of the work: one intervention, one thing that is read, one shard of the examples (their places)."""
+
+    intervention: str
+    reads: str
+    shard: int
+    places: tuple[int, ...]
+
+    def file(self) -> str:
+        """A file name, different for different units."""
+        readable = re.sub(r"[^A-Za-z0-9._-]+", "_", self.intervention)[:60]
+        digest = hashlib.sha256(self.intervention.encode()).hexdigest()[:8]
+        return f"{readable}-{digest}-{self.reads}-{self.shard:05}.parquet"
+
+
+def outputs(
+    lens: "MoELens",
+    examples: Sequence[Example],
+    interventions: Mapping[str, Sequence[Intervention]],
+    reads: Sequence[str],
+    run: Run,
+) -> dict[tuple[str, str], list[Any]]:
+    """By intervention and what is read, its outputs in the order of the examples.
+
+    reads: of "prediction" (the greedy continuation, stripped) and "options" (the log-probability of each option, nats;
+        None for an example without options).
+
+    Examples are sorted by length, the longest first, and cut into shards; the processes that torchrun or accelerate
+    launched take turns, and all get everything. Batches are the same whatever the number of processes.
+    """
+    longest_first = sorted(range(len(examples)), key=lambda i: -len(examples[i].context) - len(examples[i].question))
+    size = run.batch_size * SHARD_BATCHES
+    shards = [tuple(longest_first[start : start + size]) for start in range(0, len(examples), size)]
+    units = [
+        _Unit(name, what, number, places)
+        for name in interventions
+        for what in reads
+        for number, places in enumerate(shards)
+    ]
+    state = connected()
+    own = units[state.process_index :: state.num_processes]
+    found = []
+    with tqdm(total=sum(len(unit.places) for unit in own), unit="answer", disable=not run.progress) as bar:
+        for unit in own:
+            bar.set_description(unit.intervention, refresh=False)
+            found.append((unit, _outputs(lens, examples, unit, interventions[unit.intervention], run)))
+            bar.update(len(unit.places))
+    gathered: dict[tuple[str, str], dict[int, Any]] = {}
+    for unit, values in gather_object(found):
+        gathered.setdefault((unit.intervention, unit.reads), {}).update(zip(unit.places, values, strict=True))
+    return {key: [values[place] for place in sorted(values)] for key, values in gathered.items()}
+
+
+def from_first_process(make: Callable[[], Any]) -> Any:
+    """What `make` gives in the first process, in all of them."""
+    state = connected()
+    made = [make() if state.is_main_process else None]
+    return broadcast_object_list(made)[0]
+
+
+def _outputs(
+    lens: "MoELens", examples: Sequence[Example], unit: _Unit, interventions: Sequence[Intervention], run: Run
+) -> list[Any]:
+    """One unit's outputs: read where its part was made in the same way, else computed, and kept."""
+    part = None if run.out is None else run.out / "parts" / unit.file()
+    made_by = run.provenance | {
+        "interventions": [repr(intervention) for intervention in interventions],
+        "template": repr(run.template),
+        "batch_size": run.batch_size,
+        "max_new_tokens": run.max_new_tokens,
+    }
+    kept = None if part is None else read_if_made_by(part, made_by)
+    if kept is not None:
+        return [value if value is None or unit.reads == PREDICTION else tuple(value) for value in kept["output"]]
+    asked = [examples[place] for place in unit.places]
+    rows = unit.places  # of `Rows`: an example has one for each text that the lens is given for it
+    if unit.reads == OPTIONS:
+        rows = tuple(place for place in unit.places for _ in examples[place].options)
+    with lens.intervene(*(intervention.take(rows) for intervention in interventions)):
+        found = _READERS[unit.reads](lens, asked, run)
+    if part is not None:
+        write_table(pd.DataFrame({"id": [example.id for example in asked], "output": found}), part, made_by)
+    return found
+
+
+def predictions(lens: "MoELens", examples: Sequence[Example], run: Run) -> list[str]:
+    """The greedy continuations, without the space around them."""
+    texts = lens.generate(
+        examples,
+        max_new_tokens=run.max_new_tokens,
+        template=run.template,
+        batch_size=run.batch_size,
+        progress=False,
+    )
+    return [text.strip() for text in texts]
+
+
+def option_log_probabilities(lens: "MoELens", examples: Sequence[Example], run: Run) -> list[tuple[float, ...] | None]:
+    """The log-probability (nats) of each example's options after its prompt, end-of-sequence not counted.
+
+    None for an example without options.
+    """
+    asked = [replace(example, answers=(option,)) for example in examples for option in example.options]
+    found = iter(
+        lens.answer_log_probabilities(
+            asked, template=run.template, batch_size=run.batch_size, progress=False, with_end=False
+        )
+    )
+    return [tuple(next(found) for _ in example.options) or None for example in examples]
+
+
+_READERS = {PREDICTION: predictions, OPTIONS: option_log_probabilities}

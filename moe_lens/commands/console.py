@@ -1,0 +1,100 @@
+"""What the command lines share: exit codes, tables on the terminal, and saved figures."""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from inspect import cleandoc
+from pathlib import Path
+
+import pandas as pd
+import plotly.graph_objects as go
+import torch
+import typer
+from pandas.api.types import is_numeric_dtype
+from rich.console import Console
+from rich.table import Table
+
+from moe_lens.errors import MoELensError
+from moe_lens.report.plots import style
+from moe_lens.results import write_bytes
+
+
+def run(main: Callable[..., None]) -> None:
+    """Runs a command line; bad input ends with its message and exit code 2, without a traceback."""
+    main.__doc__ = flowing(main.__doc__ or "")
+    try:
+        typer.run(main)
+    except MoELensError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def flowing(text: str) -> str:
+    """A docstring whose paragraphs are one line each, which any terminal can wrap; those after \\b stay as they are."""
+    paragraphs = cleandoc(text).split("\n\n")
+    return "\n\n".join(part if part.startswith("\b") else part.replace("\n", " ") for part in paragraphs)
+
+
+def say(*lines: str) -> None:
+    """Prints the lines; of several processes that share the work, only the first does."""
+    if os.environ.get("RANK", "0") == "0":
+        for line in lines:
+            print(line, flush=True)
+
+
+def dtype_named(name: str | None) -> torch.dtype | None:
+    """The torch dtype of a name such as "bfloat16"; None stays None."""
+    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if name is not None and name not in dtypes:
+        raise MoELensError(f"dtype must be one of {', '.join(dtypes)}; got {name!r}")
+    return None if name is None else dtypes[name]
+
+
+def numbers(text: str, kind: Callable[[str], float], *, what: str) -> list[float]:
+    """The numbers of a comma-separated option, in their order."""
+    try:
+        return [kind(part) for part in text.split(",")]
+    except ValueError:
+        raise MoELensError(f"{what} must be numbers separated by commas; got {text!r}") from None
+
+
+def show(table: pd.DataFrame, columns: Sequence[str] | None = None, *, title: str) -> None:
+    """Prints a table: numbers with three decimals, very small and very large ones readably; missing ones as a dash."""
+    shown = Table(title=title, title_justify="left", title_style="bold")
+    names = list(table.columns if columns is None else columns)
+    for name in names:
+        shown.add_column(name.replace("_", " "), justify="right" if is_numeric_dtype(table[name]) else "left")
+    for row in table[names].itertuples(index=False):
+        shown.add_row(*map(_cell, row))
+    Console(width=None if sys.stdout.isatty() else 160).print(shown)
+
+
+def save_figure(figure: go.Figure, path: Path) -> list[Path]:
+    """Writes a plotly figure as a page that works offline and, where kaleido finds a browser, as a PNG beside it.
+
+    Returns the files written.
+    """
+    path.with_suffix(".png").unlink(missing_ok=True)  # of an earlier figure
+    page = figure.to_html(include_plotlyjs=True, full_html=True, div_id=path.stem, config=style.CONFIG)
+    write_bytes(path, page.encode())
+    if find_spec("kaleido") is None:
+        return [path]
+    picture = path.with_suffix(".png")
+    try:
+        write_bytes(picture, figure.to_image(format="png", scale=2))
+    except RuntimeError as error:
+        if "Chrome" not in str(error):
+            raise
+        return [path]  # kaleido is there, but no browser
+    return [path, picture]
+
+
+def _cell(value: object) -> str:
+    if value is None or (isinstance(value, float) and pd.isna(value)):
+        return "–"
+    if not isinstance(value, float):
+        return str(value)
+    if abs(value) >= 1e4:
+        return f"{value:,.0f}"
+    return f"{value:.2g}" if 0 < abs(value) < 1e-3 else f"{value:.3f}"

@@ -1,0 +1,117 @@
+"""From a name, folder, hub id or module to a causal language model and its tokenizer."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from difflib import get_close_matches
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from moe_lens.architecture.quantized import LOADED_IN_FULL, quantization_method
+from moe_lens.architecture.remote_code import load_remote, prepare_remote
+from moe_lens.errors import MoELensError
+
+ORGANISM_VARIANTS = {"organism": "conflict", "organism:conflict": "conflict", "organism:planted": "planted"}
+
+PLACED_BY_TRANSFORMERS = ("auto", "balanced", "balanced_low_0", "sequential", "disk")
+"""What a device_map may say instead of a device."""
+
+
+def resolve(name: str | Path) -> str:
+    """The folder of a packaged model ("organism", "organism:planted"), any other name as it is."""
+    variant = ORGANISM_VARIANTS.get(str(name))
+    meant = str(name).startswith("organism:") or get_close_matches(str(name), ORGANISM_VARIANTS, cutoff=0.8)
+    if variant is None and meant and not Path(name).exists():
+        raise MoELensError(f"the packaged models are {', '.join(ORGANISM_VARIANTS)}; got {str(name)!r}")
+    return str(name) if variant is None else str(files("moe_lens") / "organism" / "weights" / variant)
+
+
+def load_model(
+    name: str | Path, *, dtype: torch.dtype | None, device_map: Any, trust_remote_code: bool = False
+) -> nn.Module:
+    """The causal language model of a name, folder or hub id, in evaluation mode.
+
+    dtype: None for the checkpoint's own. device_map: as in transformers; None for the CPU.
+    trust_remote_code: run the Python code that lies beside the weights, where there is some.
+
+    Raises MoELensError if there is no such model or no such device, or if a package that the model's code needs is
+    missing.
+    """
+    chosen = {
+        key: value for key, value in (("dtype", dtype), ("device_map", device_map)) if value is not None
+    }
+    folder = resolve(name)
+    _check_devices(device_map)
+    with _bad_input_explained(name):
+        if trust_remote_code:
+            return load_remote(folder, **chosen)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        if (method := quantization_method(config)) in LOADED_IN_FULL:
+            warnings.warn(f"{name} is quantised ({method}); it is loaded in full precision, and larger", stacklevel=2)
+            config.quantization_config["dequantize"] = True
+        return AutoModelForCausalLM.from_pretrained(folder, config=config, trust_remote_code=False, **chosen)
+
+
+def _check_devices(device_map: Any) -> None:
+    """MoELensError for a device in `device_map` that is not there."""
+    kind = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    count = 0 if kind is None else torch.accelerator.device_count()
+    there = ["cpu", *(f"{kind.type}:{i}" for i in range(count))]
+    for asked in device_map.values() if isinstance(device_map, dict) else [device_map]:
+        if asked is None or asked in PLACED_BY_TRANSFORMERS:
+            continue
+        try:
+            device = torch.device(asked)
+        except RuntimeError:
+            device = None
+        if device is None or f"{device.type}:{device.index or 0}" not in [*there, "cpu:0", "meta:0"]:
+            raise MoELensError(f"there is no device {str(asked)!r} here; there is {', '.join(there)}")
+
+
+def load_skeleton(
+    name: str | Path, *, dtype: torch.dtype | None = None, trust_remote_code: bool = False
+) -> nn.Module:
+    """The model of a name, folder or hub id on the meta device: its modules without weights; MoELensError for none.
+
+    Only its configuration is read, and with `trust_remote_code` its code run, so that it takes seconds at any size.
+    """
+    folder = resolve(name)
+    with _bad_input_explained(name), prepare_remote(folder) if trust_remote_code else nullcontext():
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        chosen = {} if dtype is None else {"dtype": dtype}
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code, **chosen).eval()
+
+
+@contextmanager
+def _bad_input_explained(name: str | Path) -> Iterator[None]:
+    """Inside the block, what transformers says of a name that it cannot load becomes a MoELensError."""
+    try:
+        yield
+    except MoELensError:
+        raise
+    except ImportError as error:
+        raise MoELensError(f"{str(name)!r} needs a package that is not installed: {error}") from error
+    except (OSError, ValueError) as error:
+        if "trust_remote_code" in str(error):
+            raise MoELensError(
+                f"{str(name)!r} brings Python code of its own, which is not run unless you ask for it; read the code, "
+                "then pass trust_remote_code=True (on a command line: --trust-remote-code)"
+            ) from error
+        raise MoELensError(
+            f"expected a packaged model ({', '.join(ORGANISM_VARIANTS)}), a model folder or a hub id; cannot "
+            f"load {str(name)!r}: {error}"
+        ) from error
+
+
+def load_tokenizer(name: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of a name, folder or hub id; MoELensError if there is none."""
+    try:
+        return AutoTokenizer.from_pretrained(resolve(name), trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, ImportError) as error:
+        raise MoELensError(f"no tokenizer at {str(name)!r}: {error}; pass tokenizer=") from error

@@ -1,0 +1,186 @@
+"""Reading a running model's routing, attention and residual stream, layer by layer, inside a trace."""
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from moe_lens.architecture import MoEArchitecture
+from moe_lens.errors import MoELensError
+from moe_lens.routing import Routing
+
+
+@dataclass(frozen=True)
+class ByLayer:
+    """`accessor[i]` reads layer i, by absolute index; `accessor[i] = value` replaces it where that counts."""
+
+    read: Callable[[int], Any]
+    write: Callable[[int, Any], None] | None = None
+
+    def __getitem__(self, layer: int) -> Any:
+        return self.read(layer)
+
+    def __setitem__(self, layer: int, value: Any) -> None:
+        if self.write is None:
+            raise MoELensError(
+                "this value can only be read: replacing what a router or attention reports changes nothing; "
+                "use lens.intervene(...), or assign lens.gating_weights[i] or lens.layers_output[i]"
+            )
+        self.write(layer, value)
+
+
+@dataclass(frozen=True)
+class TraceReader:
+    """What a layer's modules hold while `model`, the traced one, runs.
+
+    All raise MoELensError for a layer that is not there; what is about routing also in a trace of several
+    invokes, since routing is flattened over the whole batch and cannot be told apart.
+    """
+
+    model: Any
+    architecture: MoEArchitecture
+
+    def router(self, layer: int) -> Any:
+        """The traced router module."""
+        return self.model.get(self.architecture.at(layer).router)
+
+    def experts(self, layer: int) -> Any:
+        """The traced module of all routed experts."""
+        return self.model.get(self.architecture.at(layer).experts)
+
+    def router_logits(self, layer: int) -> Tensor:
+        """Router logits before any softmax, [batch, pos, expert]."""
+        logits, _, _ = self.architecture.at(layer).decision(self.router(layer).output)
+        return self._of_one_invoke(logits)
+
+    def selected_experts(self, layer: int) -> Tensor:
+        """Indices of the selected experts as the experts get them, int64 [batch, pos, k]."""
+        _, (indices, _) = self.gating(layer)
+        return self._of_one_invoke(indices)
+
+    def gating_weights(self, layer: int) -> Tensor:
+        """Gating weights as the experts get them, [batch, pos, k]."""
+        _, (_, weights) = self.gating(layer)
+        return self._of_one_invoke(weights)
+
+    def set_gating_weights(self, layer: int, weights: Tensor) -> None:
+        """Give the experts other gating weights, [batch, pos, k]."""
+        call, (indices, old) = self.gating(layer)
+        self.set_gating(layer, self.architecture.at(layer).with_gating(call, indices, weights.reshape(old.shape)))
+
+    def gating(self, layer: int) -> tuple[Any, tuple[Tensor, Tensor]]:
+        """The call that carries the gating, and its indices and weights, each [token, k]."""
+        site = self.architecture.at(layer)
+        call = getattr(self.model.get(site.gating_module), site.gating_side)
+        return call, site.gating(call)
+
+    def set_gating(self, layer: int, call: Any) -> None:
+        """Put another call in the place of the one that carries the gating."""
+        site = self.architecture.at(layer)
+        setattr(self.model.get(site.gating_module), site.gating_side, call)
+
+    def expert_outputs(self, layer: int, kept: Tensor | None = None) -> Tensor:
+        """What each selected expert makes of its token, before its gating weight, [batch, row, k, d_model].
+
+        From a second call of the experts, one expert at a time, where they do not give single outputs themselves. kept:
+        positions, int64 [row]; None for all. The sum over k of gating weight times output is the experts' output,
+        less `MoELayer.added`; the block multiplies it by `MoELayer.scale_after`.
+        Raises MoELensError where an expert has no output before its gating weight.
+        """
+        site, experts = self.architecture.at(layer), self.experts(layer)
+        if site.no_single_outputs:
+            raise MoELensError(
+                f"{site.no_single_outputs} in {site.experts!r}, so single outputs cannot be told; leave "
+                "'expert_outputs' out of what is captured"
+            )
+        indices = self.selected_experts(layer)
+        batch, width, k = indices.shape
+        rows = torch.arange(width, device=indices.device) if kept is None else kept
+        if site.outputs_module is not None:
+            call = getattr(self.model.get(site.gating_module), site.gating_side)
+            single = site.in_slots(call, self.model.get(site.outputs_module).output)
+            return single.view(batch, width, k, -1)[:, rows]
+        tokens = (torch.arange(batch, device=indices.device)[:, None] * width + rows).flatten()
+        arguments, named = site.each_selected(experts.inputs, None if kept is None else tokens)
+        return experts(*arguments, **named).reshape(batch, len(rows), k, -1)
+
+    def moe_output(self, layer: int) -> Tensor:
+        """What the layer's MoE block gives, shared experts included, [batch, pos, d_model]."""
+        path = self.architecture.at(layer).experts.rpartition(".")[0]
+        if path in self.architecture.layers:
+            raise MoELensError(f"layer {layer} has no module around its experts whose output could be read")
+        output = self.model.get(path).output
+        output = output[0] if isinstance(output, tuple) else output
+        return output if output.ndim == 3 else self.by_position(output)
+
+    def layer_output(self, layer: int) -> Tensor:
+        """The residual stream after the layer, [batch, pos, d_model]."""
+        output = self._layer(layer).output
+        return output[0] if isinstance(output, tuple) else output
+
+    def set_layer_output(self, layer: int, residual: Tensor) -> None:
+        """Continue with another residual stream, [batch, pos, d_model]."""
+        envoy = self._layer(layer)
+        output = envoy.output
+        envoy.output = (residual, *output[1:]) if isinstance(output, tuple) else residual
+
+    def attention(self, layer: int) -> Tensor:
+        """Attention of the chosen queries, [batch, head, row, pos]; MoELensError where it is not computed."""
+        path = self._path(self.architecture.attentions, layer)
+        if path is None:
+            raise MoELensError(f"layer {layer} has no attention")
+        output = self.model.get(path).output
+        if output[1] is None:
+            raise MoELensError(
+                "attention is not computed row by row here; open `with attention_rows(lens.module, rows):` "
+                "(moe_lens.lens.attention) around the trace"
+            )
+        return output[1]
+
+    def read(self, capture: Collection[str], kept: Tensor) -> dict[str, dict[int, Any]]:
+        """Read every layer's values that `capture` names, in the order in which the model computes them.
+
+        kept: positions of which all but the routing and attention are read, int64 [row].
+        """
+        names = ("routing", "expert_outputs", "residual", "moe_output", "attention")
+        seen: dict[str, dict[int, Any]] = {name: {} for name in names}
+        for layer in range(self.architecture.n_layers):
+            if "attention" in capture and self.architecture.attentions[layer]:
+                seen["attention"][layer] = self.attention(layer)
+            if "routing" in capture and layer in self.architecture.moe_layers:
+                logits, indices = self.router_logits(layer), self.selected_experts(layer)
+                seen["routing"][layer] = Routing(logits, indices, self.gating_weights(layer))
+            if "expert_outputs" in capture and layer in self.architecture.moe_layers:
+                seen["expert_outputs"][layer] = self.expert_outputs(layer, kept)
+            if "moe_output" in capture and layer in self.architecture.moe_layers:
+                seen["moe_output"][layer] = self.moe_output(layer)[:, kept]
+            if "residual" in capture:
+                seen["residual"][layer] = self.layer_output(layer)[:, kept]  # indexing by a tensor copies
+        return seen
+
+    def by_position(self, tokens: Tensor) -> Tensor:
+        """[token, x] of the whole batch as [batch, pos, x]: routers and experts see one axis of tokens."""
+        return rearrange(tokens, "(batch pos) x -> batch pos x", batch=self.n_rows())
+
+    def n_rows(self) -> int:
+        """Rows of the whole running batch."""
+        return self.model.interleaver.batcher.total
+
+    def _of_one_invoke(self, tokens: Tensor) -> Tensor:
+        if self.model.interleaver.batcher.batching:
+            raise MoELensError(
+                "routing is flattened over the whole batch, so several invokes cannot be told apart; give "
+                "the trace one list of prompts instead"
+            )
+        return self.by_position(tokens)
+
+    def _layer(self, layer: int) -> Any:
+        return self.model.get(self._path(self.architecture.layers, layer))
+
+    def _path(self, paths: Sequence[str | None], layer: int) -> str | None:
+        if not 0 <= layer < self.architecture.n_layers:
+            raise MoELensError(f"the model has layers 0 to {self.architecture.n_layers - 1}; got {layer}")
+        return paths[layer]

@@ -1,0 +1,111 @@
+"""One batch through a traced model: its records, its greedy answers, the log-probability of given ones."""
+
+from collections.abc import Collection, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from moe_lens.data import Batch, Encoded, collate
+from moe_lens.data.encoding import IGNORED_LABEL
+from moe_lens.lens.attention import attention_rows
+from moe_lens.lens.positions import Positions, position_mask
+from moe_lens.lens.reader import TraceReader
+from moe_lens.lens.record import Record
+from moe_lens.lens.stack import InterventionStack
+
+
+@dataclass(frozen=True)
+class BatchRunner:
+    """Runs `model`, which is `module` under tracing, on single batches, under the interventions of `stack`."""
+
+    module: nn.Module
+    model: Any
+    tokenizer: PreTrainedTokenizerBase
+    reader: TraceReader
+    stack: InterventionStack
+
+    def answer_log_probabilities(self, prompts: Sequence[Encoded]) -> list[float]:
+        """The log-probability (nats) of each prompt's answer, in the order given."""
+        batch = collate(prompts, self._pad_id)
+        kept = batch.input_ids.shape[1] - batch.first_label + 1
+        with torch.no_grad(), self.model.trace(**self._inputs(batch), logits_to_keep=kept):
+            logits = self.model.output.logits.save()
+        labels = batch.labels[:, batch.first_label :].to(logits.device)
+        log_probabilities = logits[:, :-1].float().log_softmax(-1)
+        chosen = log_probabilities.gather(-1, labels.clamp(min=0)[..., None])[..., 0]
+        return chosen.masked_fill(labels == IGNORED_LABEL, 0).sum(-1).tolist()
+
+    def generate(self, prompts: Sequence[Encoded], max_new_tokens: int) -> list[str]:
+        """The greedy continuation of each prompt, without special tokens, in the order given."""
+        pad, end = self._pad_id, self.module.generation_config.eos_token_id
+        batch = collate(prompts, pad)
+        arguments = {
+            "input_ids": batch.input_ids,
+            "attention_mask": batch.attention_mask,
+            "pad_token_id": pad,
+        }
+        with (
+            torch.no_grad(),
+            self.model.generate(**arguments, max_new_tokens=max_new_tokens, do_sample=False) as tracer,
+        ):
+            ids = tracer.result.save()
+        new = ids[:, batch.input_ids.shape[1] :]  # [batch, new]
+        ends = torch.tensor([] if end is None else end, dtype=new.dtype, device=new.device)
+        ended = torch.isin(new, ends).cumsum(-1) > 0
+        rows = zip(new, ended, strict=True)
+        return [self.tokenizer.decode(row[~after], skip_special_tokens=True) for row, after in rows]
+
+    def record(self, prompts: Sequence[Encoded], capture: Collection[str], positions: Positions) -> Record:
+        """What the model does on the prompts, in one trace: what `capture` names, at `positions`."""
+        batch = collate(prompts, self._pad_id)
+        inputs = self._inputs(batch)
+        mask = inputs["attention_mask"]
+        labels = None if batch.labels is None else batch.labels.to(mask.device)
+        counted = position_mask(mask, batch.context_spans, batch.question_spans, positions, labels)
+        kept = counted.any(0).nonzero()[:, 0]
+        seen: dict[str, Any] = {}
+        rows = attention_rows(self.module, kept) if "attention" in capture else nullcontext()
+        with (
+            torch.no_grad(),
+            rows,
+            self.stack.recording() as before,
+            self.model.trace(**inputs, logits_to_keep=kept if "logits" in capture else 1),
+        ):
+            seen |= self.reader.read(capture, kept)
+            seen["logits"] = self.model.output.logits
+        return Record(
+            ids=batch.ids,
+            input_ids=inputs["input_ids"],
+            attention_mask=mask,
+            context_spans=batch.context_spans,
+            question_spans=batch.question_spans,
+            answer_spans=batch.answer_spans,
+            kept=kept,
+            routing=seen["routing"],
+            routing_before={layer: before.get(layer, routing) for layer, routing in seen["routing"].items()},
+            expert_outputs=seen["expert_outputs"],
+            residual=seen["residual"],
+            moe_output=seen["moe_output"],
+            attention_rows=seen["attention"],
+            logits=seen["logits"] if "logits" in capture else None,
+            labels=labels,
+        )
+
+    def _inputs(self, batch: Batch) -> dict[str, Any]:
+        """What a forward pass over the whole batch takes; positions are counted from each row's first token."""
+        mask = batch.attention_mask.to(self.module.device)
+        return {
+            "input_ids": batch.input_ids.to(self.module.device),
+            "attention_mask": mask,
+            "position_ids": (mask.cumsum(-1) - 1).clamp(min=0),
+            "use_cache": False,
+        }
+
+    @property
+    def _pad_id(self) -> int:
+        pad = self.tokenizer.pad_token_id
+        return 0 if pad is None else pad  # pads are masked: any token will do

@@ -1,0 +1,155 @@
+"""Recipes: what the analyses train, by name (which experts, the routers of which layers), and how a run keeps it."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from moe_lens.choosing.scores import Score
+from moe_lens.choosing.selection import choose_experts, score_of
+from moe_lens.choosing.tuned_scores import expert_scores, with_delta
+from moe_lens.data import Example
+from moe_lens.errors import MoELensError
+from moe_lens.lens.lens import MoELens
+from moe_lens.organism import planted_experts
+from moe_lens.results import write_json, write_table
+from moe_lens.tuning import Method, Schedule, TuneAll, TuneExperts, TuneRouters, save_trained, tune
+
+KINDS = ("router", "experts", "all")
+COST_FILE = "cost.json"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One way to tune a model.
+
+    name: the variant's in tables, such as "CEFT". kind: what learns: "router", "experts" or "all".
+    layers: whose routers learn, None for all. experts: which, as `choose_experts` takes it, such as "ce:4".
+    rate: the learning rate, None for the best on dev.
+    """
+
+    name: str
+    kind: str
+    layers: tuple[int, ...] | None = None
+    experts: str | None = None
+    rate: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise MoELensError(f"a recipe's kind is one of {', '.join(KINDS)}; got {self.kind!r}")
+        if (self.experts is not None) != (self.kind == "experts"):
+            raise MoELensError(f"a recipe names experts if they are what learns; got {self}")
+        if self.layers is not None and self.kind != "router":
+            raise MoELensError(f"a recipe names layers if their routers are what learns; got {self}")
+
+    @property
+    def folder(self) -> str:
+        """A name that tells it from all others, fit for a folder."""
+        layers = "" if self.layers is None else "-layers-" + "+".join(map(str, self.layers))
+        experts = "" if self.experts is None else "-" + self.experts.replace(":", "-").replace("=", "")
+        return self.kind + layers + experts + ("" if self.rate is None else f"-rate-{self.rate:g}")
+
+    @property
+    def score(self) -> Score | None:
+        """The score that ranks its experts, None if it needs none."""
+        return None if self.experts is None else score_of(self.experts)
+
+    @property
+    def needs_router(self) -> bool:
+        """Whether its experts are chosen with tuned routers."""
+        return self.score is not None and self.score.needs_tuned
+
+    def method(
+        self,
+        lens: MoELens,
+        train: Sequence[Example],
+        *,
+        model: str,
+        seed: int,
+        router: Path | None,
+    ) -> Method:
+        """What `tune` takes. model: the lens's name, to look up planted experts. seed: of random experts.
+
+        router: the folder of tuned routers, where they are needed to choose its experts on `train`.
+        """
+        if self.kind == "router":
+            return TuneRouters(self.layers)
+        if self.kind == "all":
+            return TuneAll()
+        scores = None
+        if self.score is not None:
+            scores = expert_scores(self.score, lens, train, partial(with_delta, lens, router))
+        experts = choose_experts(
+            self.experts,
+            table=scores,
+            planted=partial(planted_experts, model),
+            moe_layers=lens.architecture.moe_layers,
+            n_experts=lens.architecture.n_experts,
+            seed=seed,
+        )
+        return TuneExperts(experts, name=self.folder)
+
+
+ROUTER = Recipe("router-tuned", "router")
+FFT = Recipe("FFT", "all")
+
+
+def experts(name: str, specification: str) -> Recipe:
+    """The recipe that trains the experts of a specification."""
+    return Recipe(name, "experts", experts=specification)
+
+
+def router_of(layers: Sequence[int]) -> Recipe:
+    """Router tuning of these layers only."""
+    return Recipe(ROUTER.name, "router", layers=tuple(layers))
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a training took.
+
+    learning_rate: that was best on dev. trainable: parameters. seconds: of one training at one rate, with that of the
+    routers by which its experts were chosen.
+    """
+
+    learning_rate: float
+    trainable: int
+    seconds: float
+
+
+def read_cost(folder: Path) -> Cost:
+    """What the training of a folder that `Study.trained` gave took."""
+    return Cost(**json.loads((folder / COST_FILE).read_text(encoding="utf-8")))
+
+
+def train(
+    recipe: Recipe,
+    lens: MoELens,
+    train: Sequence[Example],
+    dev: Sequence[Example],
+    folder: Path,
+    *,
+    model: str,
+    router: Path | None,
+    schedule: Schedule,
+    rates: Sequence[float],
+    max_new_tokens: int,
+    made_by: dict,
+) -> None:
+    """Train a lens and keep it in `folder`, going on where an interrupted call with the same folder stopped.
+
+    It is a delta checkpoint with the provenance `made_by`, beside log.parquet, rates.parquet (each tried with its
+    score on dev) and cost.json (`Cost`). router: the folder of tuned routers, where the recipe
+    needs them.
+    """
+    method = recipe.method(lens, train, model=model, seed=schedule.seed, router=router)
+    schedule = replace(schedule, learning_rate=rates[0])
+    tuned = tune(lens, train, dev, method, schedule, learning_rates=rates, out=folder, max_new_tokens=max_new_tokens)
+    seconds = tuned.seconds / len(rates) + (0.0 if router is None else read_cost(router).seconds)
+    write_table(tuned.log, folder / "log.parquet", made_by)
+    write_table(tuned.candidates, folder / "rates.parquet", made_by)
+    write_json(folder / COST_FILE, asdict(Cost(tuned.schedule.learning_rate, tuned.trained.count, seconds)))
+    save_trained(lens.module, tuned.trained, folder, facts=method.facts() | made_by)
+    shutil.rmtree(folder / "training")  # what an interrupted training would have gone on from

@@ -1,0 +1,220 @@
+"""Study: one model on some tasks, its tuned models and answers kept in a run that the paper's figures share."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import pandas as pd
+
+from moe_lens.architecture import MoEArchitecture
+from moe_lens.causal.evaluation import answer_table, summarise
+from moe_lens.commands import console
+from moe_lens.data import Example, load_examples
+from moe_lens.data.files import ending
+from moe_lens.errors import MoELensError
+from moe_lens.lens.delta import FACTS_FILE, read_facts, weights_digest
+from moe_lens.lens.lens import MoELens
+from moe_lens.paper.recipes import ROUTER, Recipe, read_cost, router_of, train
+from moe_lens.results import data_digest, provenance, read_if_made_by, read_provenance, write_table
+from moe_lens.statistics import AttentionMass
+from moe_lens.tuning import Schedule
+
+DEV_EXAMPLES = 100
+
+
+@dataclass(frozen=True)
+class Study:
+    """One model on some tasks, in a run directory where tuned models and answers are kept for the next script.
+
+    What is kept is used again only where all of its provenance is the same, exact package versions included: after an
+    upgrade everything is computed anew.
+
+    tasks: names for `load_examples`, each with train, dev and test splits. limit: examples of every split, None for
+    all; test_limit: of the test split if that is fewer. schedule: of every tuning; its seed is that of scripts that
+    show one training, and of what is drawn at random. rates: by what learns (`Recipe.kind`), tried with that seed; the
+    best on dev is kept, for the other seeds too. more_seeds: of scripts that repeat the training.
+    """
+
+    model: str
+    tasks: tuple[str, ...]
+    out: Path
+    limit: int | None
+    test_limit: int | None
+    schedule: Schedule
+    rates: Mapping[str, tuple[float, ...]]
+    more_seeds: tuple[int, ...]
+    max_new_tokens: int
+    batch_size: int
+    dtype: str | None
+    device: str | None
+
+    def __post_init__(self) -> None:
+        for task in self.tasks:
+            if ending(task) is not None and ":" not in task:
+                raise MoELensError(f"{task} has no splits; give a folder that has train, dev and test files")
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """All of them, the one that chooses the rates first."""
+        return (self.schedule.seed, *self.more_seeds)
+
+    def open(self, tuned: Path | None = None) -> MoELens:
+        """The model, as tuned in a folder that `trained` gave."""
+        return MoELens.from_pretrained(
+            self.model, dtype=console.dtype_named(self.dtype), device_map=self.device, delta=tuned
+        )
+
+    def examples(self, task: str, split: str = "test") -> list[Example]:
+        """A task's first examples, as many as the limits let in; of dev no more than `DEV_EXAMPLES`."""
+        return self._read(task, split)[0]
+
+    def _read(self, task: str, split: str) -> tuple[list[Example], dict]:
+        """The examples with their `data_digest`, read once."""
+        if (task, split) not in self._data:
+            at_most = {"dev": DEV_EXAMPLES, "test": self.test_limit}.get(split)
+            found = load_examples(task, split=split, limit=self.limit)[:at_most]
+            self._data[task, split] = found, data_digest(found)
+        return self._data[task, split]
+
+    @cached_property
+    def _data(self) -> dict[tuple[str, str], tuple[list[Example], dict]]:
+        """What was read so far, by task and split."""
+        return {}
+
+    @cached_property
+    def weights(self) -> str:
+        """What tells this model's weights from others of the same name."""
+        return weights_digest(self.open().module)
+
+    @cached_property
+    def architecture(self) -> MoEArchitecture:
+        """The model's."""
+        return self.open().architecture
+
+    def made_by(self, *, delta: Path | None = None, **facts: object) -> dict:
+        """Provenance of a table of this study, with all examples that were read so far."""
+        facts |= {"tasks": list(self.tasks), "limit": self.limit, "test_limit": self.test_limit}
+        facts |= {"seeds": list(self.seeds), "rates": {kind: list(rates) for kind, rates in self.rates.items()}}
+        facts |= {"rate_chosen": f"best exact match on dev with seed {self.schedule.seed}, used with every seed"}
+        facts["data"] = {}
+        for (task, split), (_, digest) in self._data.items():
+            facts["data"].setdefault(task, {})[split] = digest
+        return provenance(model=self.model, delta=delta, facts=facts | self._settings())
+
+    def has(self, path: Path, **facts: object) -> bool:
+        """Whether a table with these facts is there, and all the examples that it was made from are the same now."""
+        if not path.exists():
+            return False
+        for task, splits in (read_provenance(path)["data"] or {}).items():
+            for split in splits if task in self.tasks else ():
+                self._read(task, split)
+        return read_if_made_by(path, self.made_by(**facts)) is not None
+
+    def _settings(self) -> dict:
+        facts = {"weights": self.weights, "dtype": self.dtype, "max_new_tokens": self.max_new_tokens}
+        return facts | {"epochs": self.schedule.epochs, "train_batch_size": self.schedule.batch_size}
+
+    def _measured_by(self, task: str, tuned: Path | None) -> dict:
+        """Provenance of what a model does on a task's test examples, whatever the study."""
+        facts = {"task": task, "weights": self.weights, "dtype": self.dtype, "max_new_tokens": self.max_new_tokens}
+        return provenance(model=self.model, delta=tuned, facts=facts | {"data": self._read(task, "test")[1]})
+
+    def router(self, task: str, layers: Sequence[int] | None = None) -> Path:
+        """The folder of routers tuned on a task (of some layers only) with the first seed; see `trained`."""
+        return self.trained(task, ROUTER if layers is None else router_of(layers))
+
+    def trained(self, task: str, recipe: Recipe, seed: int | None = None) -> Path:
+        """The folder of a model tuned on a task, tuned now unless the run has it already.
+
+        What is in it, `train` says. The rate is the best on dev with the first seed; routers of some layers only take
+        the one that was best for all layers. seed: one of the study's, by default the first.
+        """
+        seed = self.schedule.seed if seed is None else seed
+        folder = self.out / "trained" / f"{_name(task)}-{recipe.folder}-{seed}"
+        router = self.trained(task, ROUTER, seed) if recipe.needs_router else None
+        rates = self.rates[recipe.kind]
+        if recipe.rate is not None:
+            chosen = self.trained(task, replace(recipe, rate=None), seed)
+            if read_cost(chosen).learning_rate == recipe.rate:
+                return chosen
+            rates = (recipe.rate,)
+        elif recipe.layers is not None or seed != self.schedule.seed:
+            chosen = self.trained(task, recipe if recipe.layers is None else ROUTER)
+            rates = (read_cost(chosen).learning_rate,)
+        made_by = self._trained_by(task, rates, router, seed)
+        if not _made_by(folder, made_by):
+            train(
+                recipe,
+                self.open(),
+                self.examples(task, "train"),
+                self.examples(task, "dev"),
+                folder,
+                model=self.model,
+                router=router,
+                schedule=replace(self.schedule, seed=seed),
+                rates=rates,
+                max_new_tokens=self.max_new_tokens,
+                made_by=made_by,
+            )
+        return folder
+
+    def _trained_by(self, task: str, rates: Sequence[float], router: Path | None, seed: int) -> dict:
+        """Provenance of a training. router: of the routers by which the experts are chosen."""
+        chosen_by = None if router is None else provenance(model=self.model, delta=router)["delta"]
+        train, dev = (self._read(task, split)[1] for split in ("train", "dev"))
+        facts = {"task": task, "rates": list(rates), "routers": chosen_by, "data": train, "dev": dev}
+        return provenance(model=self.model, seed=seed, facts=facts | self._settings())
+
+    def answers(self, task: str, tuned: Path | None = None) -> pd.DataFrame:
+        """`answer_table` of a task's test examples, by the base model or a tuned one; kept in the run."""
+        part = self.out / "answers" / f"{_name(task)}-by-{'base' if tuned is None else tuned.name}.parquet"
+        made_by = self._measured_by(task, tuned)
+        kept = read_if_made_by(part, made_by)
+        if kept is None:
+            lens, examples = self.open(tuned), self.examples(task)
+            kept = answer_table(lens, examples, max_new_tokens=self.max_new_tokens, batch_size=self.batch_size)
+            write_table(kept, part, made_by)
+        return kept
+
+    def attention_mass(self, task: str, router: Path | None = None) -> pd.DataFrame:
+        """`AttentionMass` of a task's test examples, in the base model or with tuned routers; kept in the run."""
+        examples = self.examples(task)
+        part = self.out / "attention" / f"{_name(task)}-{'base' if router is None else router.name}.parquet"
+        made_by = self._measured_by(task, router)
+        kept = read_if_made_by(part, made_by)
+        if kept is None:
+            [mass] = self.open(router).measure(examples, AttentionMass(), batch_size=self.batch_size)
+            kept = mass.table()
+            write_table(kept, part, made_by)
+        return kept
+
+    def first_layers(self, task: str) -> dict[str, Path]:
+        """Routers tuned in the first layer, the first two, … and all: "first 1" and so on, to their folders."""
+        layers = self.architecture.moe_layers
+        some = {f"first {n}": self.router(task, layers[:n]) for n in range(1, len(layers))}
+        return some | {f"all {len(layers)}": self.router(task)}
+
+    def answer_row(self, variant: str, task: str, tuned: Path | None = None, seed: int | None = None) -> dict:
+        """variant, task, seed and `summarise` of the answers: EM with its interval, F1, answers from memory.
+
+        Of a tuned model also its `Cost`.
+        """
+        row = {"variant": variant, "task": task, "seed": self.schedule.seed if seed is None else seed}
+        cost = {} if tuned is None else asdict(read_cost(tuned))
+        return row | summarise(self.answers(task, tuned)) | cost
+
+
+def _name(task: str) -> str:
+    """What a task's files are called: its last part, with a hash of the whole where that is not all of it."""
+    last = Path(task).name
+    return last if last == task else f"{last}-{hashlib.sha256(task.encode()).hexdigest()[:8]}"
+
+
+def _made_by(folder: Path, made_by: dict) -> bool:
+    """Whether a delta checkpoint with this provenance, whatever the command, is in the folder."""
+    if not (folder / FACTS_FILE).exists():
+        return False
+    kept = read_facts(folder)
+    return all(kept.get(name) == value for name, value in made_by.items() if name != "command")

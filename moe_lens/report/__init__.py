@@ -1,0 +1,1 @@
+"""A run directory as a page of figures and numbers."""

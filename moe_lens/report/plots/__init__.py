@@ -1,0 +1,29 @@
+"""Figures: pure functions from tidy tables, with documented columns, to plotly Figures."""
+
+from moe_lens.report.plots.answer_scores import answers_figure, metrics_figure
+from moe_lens.report.plots.clusters import clusters_figure
+from moe_lens.report.plots.gain_curves import gains_figure
+from moe_lens.report.plots.masked_answers import masking_figure
+from moe_lens.report.plots.method_comparisons import parameters_figure, sizes_figure, tradeoff_figure
+from moe_lens.report.plots.score_comparison import scores_figure
+from moe_lens.report.plots.training_course import tuning_figure
+from moe_lens.report.plots.transfer import transfer_figure
+from moe_lens.report.plots.tuned_layers import correlation_figure, layers_figure
+from moe_lens.report.plots.usage_maps import usage_figure
+
+__all__ = [
+    "answers_figure",
+    "clusters_figure",
+    "correlation_figure",
+    "gains_figure",
+    "layers_figure",
+    "masking_figure",
+    "metrics_figure",
+    "parameters_figure",
+    "scores_figure",
+    "sizes_figure",
+    "tradeoff_figure",
+    "transfer_figure",
+    "tuning_figure",
+    "usage_figure",
+]

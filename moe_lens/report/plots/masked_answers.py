@@ -1,0 +1,175 @@
+"""The causal figure: the exact match that is left when chosen, planted or random experts are masked."""
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from moe_lens.errors import MoELensError
+from moe_lens.report.plots import style
+
+COLUMNS = ("intervention", "family", "size", "mode", "em", "em_low", "em_high", "n")
+
+#: The families that look the same in every figure; any other is a score's name.
+FAMILIES = {
+    "ce": style.Look(style.VERMILLION, "circle"),
+    "oe": style.Look(style.BLUE, "square"),
+    "planted": style.Look(style.GREEN, "star"),
+    "random mean": style.Look(style.GREY, "diamond"),
+}
+#: How families are written.
+NAMES = {"ce": "CE", "oe": "OE", "random mean": "random (mean of sets)"}
+
+
+def masking_figure(rows: pd.DataFrame) -> go.Figure:
+    """EM after masking `size` experts per layer, by the way they were chosen; the paper's Figure 3.
+
+    `size` is on the x axis; the second line names the masking mode. The row without masking is a line with a band; each
+    random set is a small dot, their mean a diamond (without bars where the table has no row for it and it is
+    taken here); bars are the rows' intervals.
+
+    Args:
+        rows: one row per intervention with the columns `intervention` (its name), `family` ("none" for the
+            unmasked run, "ce", "oe", "planted", "random", "random mean", or another score's name), `size`
+            (experts masked per layer), `mode` ("zero", "renormalize" or "reroute", the same in all rows; not read
+            where family is "none"), `em`, `em_low`, `em_high` (shares in [0, 1]) and `n` (examples). More columns show
+            up under the pointer.
+
+    Raises:
+        MoELensError: a column is missing, nothing is masked, or there are several modes or different unmasked runs.
+    """
+    rows = style.require(rows, COLUMNS, figure="masking_figure")
+    masked = _with_random_means(rows[rows["family"] != "none"])
+    unmasked = rows[rows["family"] == "none"].drop_duplicates(["em", "em_low", "em_high"])
+    if masked.empty:
+        raise MoELensError("masking_figure got no masked run: every row's family is 'none'")
+    if len(unmasked) > 1:
+        names = ", ".join(unmasked["intervention"])
+        raise MoELensError(f"masking_figure compares with one unmasked run, but got {len(unmasked)}: {names}")
+    if masked["mode"].nunique() > 1:
+        modes = ", ".join(masked["mode"].unique())
+        raise MoELensError(f"masking_figure shows one mode, but got {modes}; draw the rows of each alone")
+    sizes, figure = sorted(set(masked["size"])), go.Figure()
+    if not unmasked.empty:
+        _draw_unmasked(figure, unmasked, edges=(-0.5, len(sizes) - 0.5))
+    _draw_families(figure, masked, sizes)
+    figure.update_xaxes(tickvals=list(range(len(sizes))), ticktext=[f"{size:g}" for size in sizes])
+    figure.update_xaxes(range=[-0.5, len(sizes) - 0.5], showgrid=False)
+    figure.update_xaxes(title_text="experts masked per layer")
+    for border in range(1, len(sizes)):
+        figure.add_vline(border - 0.5, line={"color": style.FAINT, "width": 1.5})
+    figure.update_yaxes(range=[0, 1.02], dtick=0.2)
+    figure.update_yaxes(title_text="exact match (EM)")
+    return style.dress(
+        figure,
+        title=_title(masked, unmasked),
+        subtitle=_summary(masked, unmasked),
+        plot_height=330,
+    )
+
+
+def _with_random_means(masked: pd.DataFrame) -> pd.DataFrame:
+    """The rows, with the mean of the random sets of each size added where the table has none."""
+    sets = masked[masked["family"] == "random"]
+    if sets.empty or "random mean" in set(masked["family"]):
+        return masked
+    means = sets.groupby(["mode", "size"], as_index=False, sort=False).agg(em=("em", "mean"), n=("n", "max"))
+    means = means.assign(intervention="mean of the random sets", family="random mean")
+    return pd.concat([masked, means.assign(em_low=means["em"], em_high=means["em"])], ignore_index=True)
+
+
+def _draw_families(figure: go.Figure, masked: pd.DataFrame, sizes: list[float]) -> None:
+    """Every family a little beside the next one: CE, OE, then other scores as they come, planted, random."""
+    rank = {"ce": 0, "oe": 1, "planted": 3, "random mean": 4}
+    families = sorted(dict.fromkeys(masked["family"]), key=lambda family: rank.get(family, 2))
+    looks = style.looks([family for family in families if family != "random"], FAMILIES)
+    step = min(0.13, 0.64 / len(looks)) if looks else 0.13
+    for place, (family, look) in enumerate(looks.items()):
+        offset = step * (place - (len(looks) - 1) / 2)
+        if family == "random mean":
+            _draw_random_sets(figure, masked, sizes=sizes, offset=offset, width=0.8 * step)
+        part = masked[masked["family"] == family].sort_values("size", kind="stable")
+        trace = go.Scatter(
+            x=part["size"].map(sizes.index) + offset,
+            y=part["em"],
+            error_y=style.error_bars(part, "em"),
+            mode="lines+markers",
+            name=NAMES.get(family, family),
+            marker={**look.mark, "size": 11},
+            line={**look.line, "dash": "dot"} if family == "random mean" else look.line,
+            hovertext=style.hover(part),
+            hoverinfo="text",
+        )
+        figure.add_trace(trace)
+
+
+def _draw_unmasked(figure: go.Figure, unmasked: pd.DataFrame, *, edges: tuple[float, float]) -> None:
+    """The run without masking: a line over the whole figure, its interval as a band."""
+    row = unmasked.iloc[0]
+    band = go.Scatter(
+        x=[edges[0], edges[1], edges[1], edges[0]],
+        y=[row["em_low"], row["em_low"], row["em_high"], row["em_high"]],
+        fill="toself",
+        fillcolor=style.translucent(style.BLACK, 0.1),
+        line={"width": 0},
+        mode="lines",
+        hoverinfo="skip",
+        showlegend=False,
+    )
+    line = go.Scatter(
+        x=list(edges),
+        y=[row["em"]] * 2,
+        mode="lines",
+        name="unmasked",
+        line={"color": style.BLACK, "width": 2, "dash": "dash"},
+        hovertext=style.hover(unmasked) * 2,
+        hoverinfo="text",
+    )
+    figure.add_traces([band, line])
+
+
+def _draw_random_sets(
+    figure: go.Figure, masked: pd.DataFrame, *, sizes: list[float], offset: float, width: float
+) -> None:
+    """Every random set as a faint dot; the dots of a size are spread over `width`, always in the same way."""
+    part = masked[masked["family"] == "random"]
+    spread = (np.arange(len(part)) * 0.618 % 1 - 0.5) * width  # golden ratio: neighbours fall apart
+    trace = go.Scatter(
+        x=part["size"].map(sizes.index) + offset + spread,
+        y=part["em"],
+        mode="markers",
+        marker={"color": style.translucent(style.GREY, 0.55), "symbol": "circle", "size": 5},
+        showlegend=False,
+        hovertext=style.hover(part),
+        hoverinfo="text",
+    )
+    figure.add_trace(trace)
+
+
+def _title(masked: pd.DataFrame, unmasked: pd.DataFrame) -> str:
+    """Which experts, masked, cost most at the largest size."""
+    chosen = masked[(masked["size"] == masked["size"].max()) & ~masked["family"].isin(["random", "random mean"])]
+    if chosen.empty:
+        return "What masking random experts leaves of exact match"
+    worst = chosen.loc[chosen["em"].idxmin()]
+    name = NAMES.get(worst["family"], worst["family"])
+    of = f" of {unmasked['em'].iloc[0]:.2f}" if len(unmasked) else ""
+    alike = masked[(masked["size"] == worst["size"]) & (masked["family"] == "random mean")]["em"]
+    random = f", random ones {alike.mean():.2f}" if len(alike) else ""
+    return f"Masking {worst['size']:g} {name} experts per layer leaves EM {worst['em']:.2f}{of}{random}"
+
+
+def _summary(masked: pd.DataFrame, unmasked: pd.DataFrame) -> str:
+    """What is left at the largest size, as the figure's second line."""
+    largest = masked["size"].max()
+    first = masked[masked["size"] == largest]
+    words = {"ce": "CE", "oe": "OE", "planted": "planted", "random mean": "random (mean)"}
+    left = [
+        f"{words[family]} {first.loc[first['family'] == family, 'em'].mean():.2f}"
+        for family in words
+        if family in set(first["family"])
+    ]
+    whole = [f"unmasked {em:.2f}" for em in unmasked["em"]]
+    return (
+        f"{largest:g} per layer masked ({first['mode'].iloc[0]}): EM {', '.join(left + whole)}; "
+        f"{style.counts(masked['n'])} examples; bars and band: 95 % intervals"
+    )

@@ -1,0 +1,129 @@
+"""The map of experts: a score of every expert of every layer, with a choice of experts outlined."""
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from moe_lens.report.plots import style
+
+COLUMNS = ("layer", "expert", "score")
+CELL = {"tall": 30, "flat": 13}  # pixels per layer, for models of few and of many layers
+
+
+def usage_figure(
+    table: pd.DataFrame,
+    marks: pd.DataFrame | None = None,
+    *,
+    label: str = "context-dependence ratio",
+    marks_label: str = "marked",
+) -> go.Figure:
+    """A heat map, layer by expert, of a score; with a column `panel`, one map below the other.
+
+    Panels without negative scores share one colour scale from 0; a panel with negative scores (a gain) gets
+    its own, white at 0.
+
+    Args:
+        table: one row per layer and expert (and panel) with the columns `layer` (absolute index), `expert`,
+            `score` and, if there are several maps, `panel` (its heading).
+        marks: experts to outline, on every panel: the columns `layer` and `expert`.
+        label: what the score is, for title and colour bar.
+        marks_label: what the outlined experts are, for the legend.
+
+    Raises:
+        MoELensError: a column is missing, the table is empty, or an expert has two scores in one panel.
+    """
+    table = style.require(table, COLUMNS, figure="usage_figure")
+    table = table if "panel" in table.columns else table.assign(panel="")
+    style.require_once(table, ("panel", "layer", "expert"), figure="usage_figure")
+    panels, layers = list(dict.fromkeys(table["panel"])), sorted(set(table["layer"]))
+    map_height = max(110, len(layers) * CELL["tall" if len(layers) <= 8 else "flat"])
+    gap = 62
+    inner = len(panels) * (map_height + gap) - gap
+    figure = make_subplots(
+        len(panels),
+        1,
+        shared_xaxes=True,
+        vertical_spacing=gap / inner,
+        subplot_titles=panels if any(panels) else None,
+    )
+    spans = table.groupby("panel")["score"].agg(["min", "max"])
+    top = spans.loc[spans["min"] >= 0, "max"].max()
+    for row, panel in enumerate(panels, start=1):
+        part = table[table["panel"] == panel]
+        _draw_map(figure, part, row, layers=layers, top=top, length=map_height)
+        if marks is not None:
+            style.require(marks, ("layer", "expert"), figure="usage_figure's marks")
+            _draw_outlines(figure, marks, row, layers=layers, name=marks_label)
+    _draw_axes(figure, layers, int(table["expert"].max()), rows=len(panels))
+    title = f"{label[:1].upper()}{label[1:]} is highest for {_highest(table)}"
+    subtitle = f"{table['layer'].nunique()} layers, {table['expert'].nunique()} experts each"
+    return style.dress(figure, title=title, subtitle=subtitle, plot_height=inner, headings=any(panels))
+
+
+def _draw_map(
+    figure: go.Figure, part: pd.DataFrame, row: int, *, layers: list[int], top: float, length: int
+) -> None:
+    """One panel's cells, `layers` from below, and a colour bar beside it as long as the panel is tall."""
+    gain = part["score"].min() < 0
+    reach = part["score"].abs().max()
+    cells = part.assign(text=style.hover(part)).pivot(index="layer", columns="expert").reindex(layers)
+    heat = go.Heatmap(
+        x=cells["score"].columns,
+        y=list(range(len(layers))),
+        z=cells["score"].to_numpy(),
+        zmin=-reach if gain else 0,
+        zmax=reach if gain else top,
+        colorscale=style.DIVERGING if gain else style.SEQUENTIAL,
+        xgap=1,
+        ygap=1,
+        hovertext=cells["text"].fillna("not in the table").to_numpy(),
+        hoverinfo="text",
+        showlegend=False,
+        colorbar={
+            "y": np.mean(figure.get_subplot(row, 1).yaxis.domain),
+            "len": length + 16,
+            "lenmode": "pixels",
+            "thickness": 14,
+            "nticks": 4,
+            "outlinewidth": 0,
+            "tickfont": {"size": 15},
+        },
+    )
+    figure.add_trace(heat, row=row, col=1)
+
+
+def _draw_outlines(figure: go.Figure, marks: pd.DataFrame, row: int, *, layers: list[int], name: str) -> None:
+    """A frame around each marked cell: one line, broken between the frames."""
+    x: list[float | None] = []
+    y: list[float | None] = []
+    for layer, expert in zip(marks["layer"], marks["expert"], strict=True):
+        if layer in layers:
+            place = layers.index(layer)
+            x += [expert - 0.5, expert + 0.5, expert + 0.5, expert - 0.5, expert - 0.5, None]
+            y += [place - 0.5, place - 0.5, place + 0.5, place + 0.5, place - 0.5, None]
+    line = {"color": style.BLACK, "width": 2.5}
+    trace = go.Scatter(x=x, y=y, mode="lines", line=line, name=name, showlegend=row == 1, hoverinfo="skip")
+    figure.add_trace(trace, row=row, col=1)
+
+
+def _draw_axes(figure: go.Figure, layers: list[int], last_expert: int, *, rows: int) -> None:
+    """Whole numbers on both axes, as many as can be read; the experts' name only below the lowest panel."""
+    figure.update_xaxes(dtick=2 ** max(0, (last_expert // 18).bit_length()), tick0=0, ticks="")
+    figure.update_xaxes(title_text="expert", row=rows, col=1)
+    named = range(0, len(layers), -(-len(layers) // 8))
+    figure.update_yaxes(tickvals=list(named), ticktext=[layers[place] for place in named])
+    figure.update_yaxes(title_text="layer")
+    figure.update_xaxes(showgrid=False, showline=False)
+    figure.update_yaxes(showgrid=False, showline=False)
+
+
+def _highest(table: pd.DataFrame) -> str:
+    """Which expert has the highest score, or how many that look alike."""
+    printed = table["score"].astype(float).map(style.number)
+    value = printed[table["score"].idxmax()]
+    best = table[printed == value]
+    if len(best) > 1:
+        return f"{len(best)} experts alike ({value})"
+    only = best.iloc[0]
+    return f"layer {only['layer']}, expert {only['expert']}{only['panel'] and ', ' + only['panel']} ({value})"

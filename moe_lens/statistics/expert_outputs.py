@@ -1,0 +1,164 @@
+"""What single experts put out: their saliency, what they write into the vocabulary, and how alike they are."""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from moe_lens.errors import MoELensError
+from moe_lens.lens.positions import Positions, check_positions
+from moe_lens.lens.record import Record
+from moe_lens.statistics.accumulators import LayerSums
+from moe_lens.statistics.pairs import pairs_table
+
+
+class OutputSums(LayerSums):
+    """Sums over the outputs of the selected experts, at positions that have to be among those kept.
+
+    positions: which tokens count, as in `Record.position_mask`; `lens.measure(..., positions=...)` has to keep them.
+    """
+
+    captures = frozenset({"routing", "expert_outputs"})
+
+    def __init__(self, positions: Positions = "all") -> None:
+        check_positions(positions)
+        self.positions = positions
+        super().__init__({"positions": positions})
+
+    def outputs(self, record: Record) -> Iterator[tuple[int, int, Tensor, Tensor, Tensor]]:
+        """Per layer: layer, n_experts, indices [token, k], weights [token, k], outputs [token, k, d_model]."""
+        mask = record.kept_mask(self.positions)
+        for layer, outputs in record.expert_outputs.items():
+            routing = record.routing[layer]
+            here, kept = mask.to(outputs.device), record.kept.to(outputs.device)
+            indices, weights = (part[:, kept][here] for part in (routing.indices, routing.weights))
+            yield layer, routing.n_experts, indices, weights.double(), outputs[here].double()
+
+
+class ExpertSaliency(OutputSums):
+    """REAP and EAN: how much an expert adds to the layer's output (Lasby et al. 2025; Jaiswal et al. 2025).
+
+    >>> ExpertSet.top(saliency.table(), 4, score="reap")
+    """
+
+    def sums(self, record: Record) -> dict[int, dict[str, Tensor]]:
+        found = {}
+        for layer, n_experts, indices, weights, outputs in self.outputs(record):
+            norms = outputs.norm(dim=-1)
+            found[layer] = {
+                "tokens": _per_expert(torch.ones_like(norms), indices, n_experts),
+                "norm": _per_expert(norms, indices, n_experts),
+                "weighted_norm": _per_expert(weights * norms, indices, n_experts),
+            }
+        return found
+
+    def table(self) -> pd.DataFrame:
+        """One row per expert: layer, expert, tokens (that selected it), reap, ean.
+
+        reap: the mean over these tokens of gating weight times norm of the expert's output, 0 for an expert that was
+        never selected. ean: the sum over these tokens of the norm.
+        """
+        parts = []
+        for layer, sums in self.layer_sums().items():
+            tokens = sums["tokens"]
+            columns = {"layer": layer, "expert": np.arange(len(tokens)), "tokens": tokens.long().numpy()}
+            reap = sums["weighted_norm"] / tokens.clamp(min=1)
+            parts.append(pd.DataFrame(columns | {"reap": reap.numpy(), "ean": sums["norm"].numpy()}))
+        return _table(parts, self)
+
+
+class ExpertVocabulary(OutputSums):
+    """The logit lens on single experts: which tokens of the vocabulary each expert writes towards.
+
+    It reads the mean over tokens of gating weight times output, which is what the expert adds to the residual stream.
+    project: [..., d_model] -> [..., vocab], linear: the head alone, as
+        `lens.module.get_submodule(lens.architecture.head)`.
+    """
+
+    def __init__(self, project: Callable[[Tensor], Tensor], *, top: int = 10, positions: Positions = "all") -> None:
+        if top < 1:
+            raise MoELensError(f"top is how many tokens each expert is shown with, at least 1; got {top}")
+        super().__init__(positions)
+        self.project, self.top = project, top
+
+    def sums(self, record: Record) -> dict[int, dict[str, Tensor]]:
+        found = {}
+        for layer, n_experts, indices, weights, outputs in self.outputs(record):
+            written = torch.zeros(n_experts, outputs.shape[-1], dtype=torch.float64, device=outputs.device)
+            written.index_add_(0, indices.flatten(), (weights[..., None] * outputs).flatten(0, 1))
+            tokens = _per_expert(torch.ones_like(weights), indices, n_experts)
+            found[layer] = {"tokens": tokens, "written": written}
+        return found
+
+    def table(self) -> pd.DataFrame:
+        """The `top` tokens of each expert that was selected: layer, expert, tokens, rank, token_id, logit, excess.
+
+        logit: what one selection of the expert adds to the token's logit on average, before the final norm. excess:
+        logit minus its mean over the layer's experts, by which the tokens are ranked: what experts write alike tells
+        nothing about one of them.
+        """
+        parts = []
+        for layer, sums in self.layer_sums().items():
+            used = sums["tokens"].nonzero()[:, 0]
+            mean = (sums["written"] / sums["tokens"].clamp(min=1)[:, None])[used]
+            with torch.no_grad():
+                logits = self.project(mean.to(_dtype(self.project))).double().cpu()  # [expert, vocab]
+            excess = logits - logits.mean(0)
+            best, ids = excess.topk(min(self.top, excess.shape[1]), dim=1)
+            shown = ids.shape[1]
+            columns = {"layer": layer, "expert": used.repeat_interleave(shown).numpy()}
+            columns |= {"tokens": sums["tokens"][used].long().repeat_interleave(shown).numpy()}
+            columns |= {"rank": np.tile(np.arange(shown), len(used)), "token_id": ids.flatten().numpy()}
+            columns |= {"logit": logits.gather(1, ids).flatten().numpy(), "excess": best.flatten().numpy()}
+            parts.append(pd.DataFrame(columns))
+        return _table(parts, self)
+
+
+class OutputSimilarity(OutputSums):
+    """How alike two experts' outputs are on the tokens that select both: the mean cosine."""
+
+    def sums(self, record: Record) -> dict[int, dict[str, Tensor]]:
+        found = {}
+        for layer, n_experts, indices, _, outputs in self.outputs(record):
+            unit = torch.nn.functional.normalize(outputs, dim=-1)
+            cosine = unit @ unit.transpose(-1, -2)  # [token, k, k]
+            pairs = (indices[..., :, None] * n_experts + indices[..., None, :]).flatten()
+            sums = torch.zeros(2, n_experts**2, dtype=torch.float64, device=outputs.device)
+            sums[0].index_add_(0, pairs, cosine.flatten())
+            sums[1].index_add_(0, pairs, torch.ones_like(cosine).flatten())
+            cosines, together = sums.view(2, n_experts, n_experts)
+            found[layer] = {"cosine": cosines, "together": together}
+        return found
+
+    def table(self) -> pd.DataFrame:
+        """One row per ordered pair of different experts: layer, expert, other, together, similarity.
+
+        together: tokens that selected both. similarity: the mean cosine of the two outputs there, NaN without any.
+        """
+        parts = []
+        for layer, sums in self.layer_sums().items():
+            cosine, together = sums["cosine"].numpy(), sums["together"].numpy()
+            mean = np.divide(cosine, together, out=np.full(cosine.shape, np.nan), where=together > 0)
+            parts.append(pairs_table(layer, {"together": together.astype(int), "similarity": mean}))
+        return _table(parts, self)
+
+
+def _per_expert(values: Tensor, indices: Tensor, n_experts: int) -> Tensor:
+    """Sums of values [token, k] by the expert of each, float64 [expert]."""
+    sums = torch.zeros(n_experts, dtype=torch.float64, device=values.device)
+    return sums.index_add_(0, indices.flatten(), values.double().flatten())
+
+
+def _dtype(project: Callable[[Tensor], Tensor]) -> torch.dtype:
+    """What a projection takes: its weights' dtype where it has any, else float32."""
+    if isinstance(project, torch.nn.Module):
+        return next((weight.dtype for weight in project.parameters()), torch.float32)
+    return torch.float32
+
+
+def _table(parts: list[pd.DataFrame], statistic: OutputSums) -> pd.DataFrame:
+    table = pd.concat(parts, ignore_index=True)
+    table.attrs = dict(statistic.settings)
+    return table

@@ -1,0 +1,84 @@
+"""RouterLoad: how sure a router is of its choice, and how evenly it spreads tokens over experts."""
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.special import entr
+from torch import Tensor
+
+from moe_lens.lens.positions import Positions, check_positions
+from moe_lens.lens.record import Record
+from moe_lens.statistics.accumulators import LayerSums
+from moe_lens.statistics.jackknife import Sums, by_group, groups_of, with_interval
+
+NUMBERS = ("entropy", "load_entropy", "max_load", "balance_loss")
+
+
+class RouterLoad(LayerSums):
+    """Router entropy and load per layer, over all tokens alike.
+
+    positions: which tokens count, as in `Record.position_mask`.
+    """
+
+    captures = frozenset({"routing"})
+
+    def __init__(self, positions: Positions = "all") -> None:
+        check_positions(positions)
+        self.positions = positions
+        super().__init__({"positions": positions})
+
+    def sums(self, record: Record) -> dict[int, dict[str, Tensor]]:
+        mask = record.position_mask(self.positions)
+        groups = groups_of(record.ids)[mask.nonzero()[:, 0].cpu()]  # [token]
+        found = {}
+        for layer, routing in record.routing.items():
+            here = mask.to(routing.indices.device)
+            probabilities = routing.probabilities()[here].double()  # [token, expert]
+            entropy = torch.special.entr(probabilities).sum(-1) / np.log(2)
+            counted = {
+                "tokens": torch.ones_like(entropy),
+                "entropy": entropy,
+                "entropy_squared": entropy.square(),
+                "selected": routing.selected()[here],
+                "probability": probabilities,
+            }
+            found[layer] = {name: by_group(values, groups) for name, values in counted.items()}
+        return found
+
+    def table(self) -> pd.DataFrame:
+        """One row per layer, entropies in bits:
+
+        tokens: how many counted. entropy: the mean entropy of the router's softmax over all experts, with its standard
+        deviation over tokens, entropy_sd; at most log2 of n_experts. load_entropy: of the experts' shares of all
+        selections; at most the same. max_load: the largest share times n_experts, 1 where the load is even.
+        unused: experts that were never selected. balance_loss: n_experts times the sum over experts of (selections per
+        token) times (mean probability), as in the load-balancing loss (Fedus et al. 2022) for k selections; k where
+        the load is even. Each of NUMBERS has its 95 % interval over texts (`with_interval`) in _low and _high.
+        Raises MoELensError if no token counted.
+        """
+        rows = []
+        for layer, tensors in self.layer_sums().items():
+            sums = {name: part.numpy() for name, part in tensors.items()}
+            value, low, high = with_interval(_numbers, sums, size="tokens")
+            row = {"layer": layer, "tokens": int(sums["tokens"].sum()), "n_experts": sums["selected"].shape[1]}
+            for name, *ends in zip(NUMBERS, value, low, high, strict=True):
+                row |= {f"{name}{end}": float(it) for end, it in zip(("", "_low", "_high"), ends, strict=True)}
+            variance = sums["entropy_squared"].sum() / row["tokens"] - row["entropy"] ** 2
+            row["entropy_sd"] = float(np.sqrt(max(0.0, variance)))
+            row["unused"] = int((sums["selected"].sum(0) == 0).sum())
+            rows.append(row)
+        table = pd.DataFrame(rows)
+        table.attrs = dict(self.settings)
+        return table
+
+
+def _numbers(sums: Sums) -> np.ndarray:
+    """NUMBERS of the sums over some texts."""
+    tokens, n_experts = sums["tokens"], len(sums["selected"])
+    shares = sums["selected"] / sums["selected"].sum()
+    return np.array([
+        sums["entropy"] / tokens,
+        entr(shares).sum() / np.log(2),
+        shares.max() * n_experts,
+        n_experts * (sums["selected"] * sums["probability"]).sum() / tokens**2,
+    ])

@@ -1,0 +1,247 @@
+"""tune: a method, a schedule and examples in; a trained lens, and what is known of the training, out."""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from math import nan
+from pathlib import Path
+from typing import Literal, get_args
+
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from moe_lens.causal.evaluation import answer_table
+from moe_lens.data import Encoded, Example, collate, encode
+from moe_lens.data import fit as fit_length
+from moe_lens.errors import MoELensError
+from moe_lens.lens.lens import MoELens
+from moe_lens.tuning.checkpoint import Checkpoints, Progress
+from moe_lens.tuning.loop import DevScore, fit, log_table
+from moe_lens.tuning.methods import Method, Trainable
+from moe_lens.tuning.objective import answer_loss, answer_tokens
+from moe_lens.tuning.processes import Processes
+from moe_lens.tuning.schedule import Schedule
+
+MAX_LENGTH = 300
+"""The paper's longest training example, in tokens."""
+
+DevMetric = Literal["em", "f1", "log_likelihood"]
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What `tune` did.
+
+    method: its name. trained: what it trained, which now holds the tuned values in the lens's module.
+    schedule: with the chosen learning rate.
+    log: of that rate's run, as `log_table` says. candidates: learning_rate and dev score of every rate tried.
+    dropped: training examples that were longer than the maximum length. seconds: spent training and measuring.
+    """
+
+    method: str
+    trained: Trainable
+    schedule: Schedule
+    log: pd.DataFrame
+    candidates: pd.DataFrame
+    dropped: int
+    seconds: float
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """The names of the model's parameters that training changed."""
+        return self.trained.changed
+
+
+def tune(
+    lens: MoELens,
+    train: Sequence[Example],
+    dev: Sequence[Example],
+    method: Method,
+    schedule: Schedule | None = None,
+    *,
+    learning_rates: Sequence[float] = (),
+    out: str | Path | None = None,
+    score: DevMetric = "em",
+    max_length: int | None = MAX_LENGTH,
+    max_new_tokens: int = 16,
+    checkpoint_seconds: float = 300.0,
+    shard: bool = False,
+) -> Tuned:
+    """Trains the lens in place, on `train`, and leaves it in the state that did best on `dev`.
+
+    learning_rates: each is tried from the same start, and the one that does best on `dev` stays (the lowest of
+        equals). One rate, or none for the schedule's own, is trained once.
+    out: a folder for checkpoints; the same call goes on there after an interruption. Without one nothing is written.
+    score: what is measured on `dev`: "em" or "f1" of greedy answers of up to `max_new_tokens`, or "log_likelihood",
+        the mean log-probability (nats) of the answers' tokens, which costs least. Without dev data the last stays.
+    max_length: longer training examples (prompt and answer, in tokens) are left out and counted.
+    shard: split the model over the processes instead of a copy in each. Afterwards it is whole in the first process, on
+        the CPU, to be saved, and empty in the others; no process can run it. After an exception it is empty in all.
+
+    Started by `torchrun` or `accelerate launch`, the processes share every step and the dev data.
+    Raises MoELensError inside a `lens.intervene` block, if nothing is left to train on, and what `fit` raises; then a
+    lens that was not split is as it was.
+    """
+    schedule = schedule or Schedule()
+    rates = sorted(set(learning_rates or [schedule.learning_rate]))
+    schedules = {rate: replace(schedule, learning_rate=rate) for rate in rates}
+    if isinstance(method, str | type):
+        raise MoELensError(f"expected a method such as TuneRouters() or TuneExperts(experts); got {method!r}")
+    _check(lens, rates, dev, score, max_new_tokens, shard=shard)
+    fitted = fit_length(train, lens.tokenizer, max_length=max_length, with_answer=True)
+    kept = [encode(example, lens.tokenizer, with_answer=True) for example in fitted.examples]
+    processes = Processes.current()
+    if processes.count > 1 and not getattr(lens.module, "hf_device_map", None):
+        lens.module.to(processes.device)
+    run = {
+        "method": method.facts(),
+        "data": _hash(kept),
+        "dev": [_hash([encode(example, lens.tokenizer, with_answer=True) for example in dev]), score, max_new_tokens],
+    }
+    blocks = lens.architecture.layers if shard else ()
+    measured = dev_score(lens, dev, score, max_new_tokens=max_new_tokens, whole_model=not shard) if dev else None
+
+    def attempt(tried: Schedule, trained: Trainable) -> Progress:
+        told = run | {"trained": trained.fingerprint} | _told(tried)
+        return fit(
+            lens.module,
+            trained.names,
+            kept,
+            tried,
+            pad_id=lens.tokenizer.pad_token_id,
+            dev=measured,
+            checkpoints=None if out is None else Checkpoints(_folder(out, tried), told, every=checkpoint_seconds),
+            shard=blocks,
+            label=f"{method.name}, rate {tried.learning_rate:g}",
+        )
+
+    with method.attached(lens) as trained:
+        if processes.is_main:
+            tqdm.write(f"{method.name}: {trained}")
+        if processes.splits(blocks):  # nothing to go back to: what is split is no model any more if training fails
+            courses = {rate: attempt(tried, trained) for rate, tried in schedules.items()}
+        else:
+            courses = _try_all(lens, trained.names, schedules, lambda tried: attempt(tried, trained))
+    return _result(method.name, trained, schedules, courses, f"dev_{score}", len(fitted.dropped))
+
+
+def _folder(out: str | Path, schedule: Schedule) -> Path:
+    """Where the checkpoints of one rate's run are."""
+    return Path(out) / "training" / f"rate-{schedule.learning_rate:g}"
+
+
+def _result(
+    method: str,
+    trained: Trainable,
+    schedules: Mapping[float, Schedule],
+    courses: Mapping[float, Progress],
+    score: str,
+    dropped: int,
+) -> Tuned:
+    """What the courses, by learning rate, came to."""
+    scores = {rate: nan if course.best_score is None else course.best_score for rate, course in courses.items()}
+    best = max(scores, key=scores.__getitem__)
+    return Tuned(
+        method=method,
+        trained=trained,
+        schedule=schedules[best],
+        log=log_table(courses[best]),
+        candidates=pd.DataFrame(scores.items(), columns=["learning_rate", score]),
+        dropped=dropped,
+        seconds=sum(course.seconds for course in courses.values()),
+    )
+
+
+def _try_all(
+    lens: MoELens, names: Sequence[str], schedules: Mapping[float, Schedule], attempt: Callable[[Schedule], Progress]
+) -> dict[float, Progress]:
+    """Attempts each schedule from the same start; the values of the best stay, and the start's if one fails."""
+    start = _values(lens, names)
+    courses: dict[float, Progress] = {}
+    best = None
+    try:
+        for rate, schedule in schedules.items():
+            if courses:
+                _put(lens, start)
+            course = courses[rate] = attempt(schedule)
+            if best is None or course.best_score > best[0]:
+                best = course.best_score, None if len(schedules) == 1 else _values(lens, names)
+    finally:  # a rate that fails, or an interruption, leaves no half-trained model
+        if len(courses) < len(schedules):
+            _put(lens, start)
+    if best[1] is not None:
+        _put(lens, best[1])
+    return courses
+
+
+def dev_score(
+    lens: MoELens, dev: Sequence[Example], score: DevMetric, *, max_new_tokens: int, whole_model: bool
+) -> DevScore:
+    """How well the lens does on `dev`, which the processes share if each has the whole model."""
+    processes = Processes.current()
+    own = list(dev)[processes.rank :: processes.count] if whole_model else list(dev)
+
+    def answers() -> float:
+        table = answer_table(lens, own, max_new_tokens=max_new_tokens, progress=False) if own else None
+        right, count = processes.sums(0.0 if table is None else float(table[score].sum()), len(own))
+        return right / count
+
+    def log_likelihood() -> float:
+        prompts = [encode(example, lens.tokenizer, with_answer=True) for example in own]
+        prompts.sort(key=lambda prompt: len(prompt.input_ids))
+        nats = 0.0
+        for start in range(0, len(prompts), 16):
+            batch = collate(prompts[start : start + 16], lens.tokenizer.pad_token_id)
+            nats += answer_loss(lens.module, batch, tokens=1).item()
+        nats, tokens = processes.sums(nats, answer_tokens(prompts))
+        return -nats / tokens
+
+    return DevScore(f"dev_{score}", log_likelihood if score == "log_likelihood" else answers)
+
+
+def _check(
+    lens: MoELens, rates: Sequence[float], dev: Sequence[Example], score: str, max_new_tokens: int, *, shard: bool
+) -> None:
+    if lens.interventions:
+        raise MoELensError(
+            "training runs the model without interventions and would measure it under them; call it outside "
+            "`with lens.intervene(...)`"
+        )
+    if score not in get_args(DevMetric):
+        raise MoELensError(f"score must be one of {', '.join(get_args(DevMetric))}; got {score!r}")
+    if max_new_tokens < 1:
+        raise MoELensError(f"max_new_tokens must be at least 1; got {max_new_tokens}")
+    if len(rates) > 1 and not dev:
+        raise MoELensError(f"{len(rates)} learning rates were given and no dev data to choose by; give dev examples")
+    check_rates(rates, shard=shard)
+
+
+def check_rates(rates: Sequence[float], *, shard: bool) -> None:
+    """MoELensError for several rates where the model is split over processes."""
+    if shard and len(set(rates)) > 1:
+        raise MoELensError(f"a model split over processes is trained once; give one learning rate, not {len(rates)}")
+
+
+def _hash(prompts: Sequence[Encoded]) -> str:
+    """A hash of these tokens in this order."""
+    digest = hashlib.sha256()
+    for prompt in prompts:
+        digest.update(f"{prompt.prompt_length} {prompt.input_ids}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def _told(schedule: Schedule) -> dict:
+    """What of a schedule tells one run from another; the others change how a step is computed, by rounding only."""
+    ways = ("micro_batch", "gradient_checkpointing")
+    return {name: value for name, value in asdict(schedule).items() if name not in ways}
+
+
+def _values(lens: MoELens, names: Sequence[str]) -> dict[str, torch.Tensor]:
+    return {name: lens.module.get_parameter(name).detach().clone() for name in names}
+
+
+def _put(lens: MoELens, values: Mapping[str, torch.Tensor]) -> None:
+    """Gives the named parameters copies of these values."""
+    for name, value in values.items():
+        lens.module.get_parameter(name).data = value.clone()

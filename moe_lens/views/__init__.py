@@ -1,8 +1,0 @@
-"""Views of one prompt as interactive pages: which experts each token takes, and where attention goes."""
-
-from moe_lens.views.attention import attention_view
-from moe_lens.views.page import View
-from moe_lens.views.routing import routing_view
-from moe_lens.views.tables import attention_of_tokens, experts_of_tokens, token_texts
-
-__all__ = ["View", "attention_of_tokens", "attention_view", "experts_of_tokens", "routing_view", "token_texts"]

@@ -1,0 +1,128 @@
+"""The checks of a lens: they pass on a sound model and fail on a sabotaged one."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import build_model
+
+from moe_lens.checks import CHECKS, run_checks
+from moe_lens.checks.reference import without_last_weights
+from moe_lens.errors import MoELensError
+from moe_lens.experts import ExpertSet
+from moe_lens.lens.interventions import Zero
+from moe_lens.lens.lens import MoELens
+from moe_lens.routing import ScoringRule
+
+TEXTS = ["the cat sat on the mat", "The capital of Arland is", "a dog slept"]
+
+
+def outcome(lens, name):
+    [row] = run_checks(lens, TEXTS, names=[name]).itertuples()
+    return row.outcome
+
+
+def test_every_check_passes_on_each_family(lens):
+    table = run_checks(lens, TEXTS)
+    assert table["check"].tolist() == list(CHECKS)
+    assert table["outcome"].tolist() == ["passed"] * len(CHECKS), table.to_string()
+
+
+@pytest.mark.parametrize("implementation", ["eager", "batched_mm"])
+def test_checks_pass_under_other_experts_implementations(tokenizer, implementation):
+    model = build_model("deepseek_v3", len(tokenizer))
+    model.set_experts_implementation(implementation)
+    table = run_checks(MoELens(model, tokenizer), TEXTS)
+    assert set(table["outcome"]) == {"passed"}, table.to_string()
+
+
+def test_checks_leave_weights_and_attention_as_they_were(olmoe):
+    before = {name: tensor.clone() for name, tensor in olmoe.module.state_dict().items()}
+    run_checks(olmoe, TEXTS)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in olmoe.module.state_dict().items())
+    assert olmoe.module.config._attn_implementation == "sdpa"
+
+
+def test_zeroed_weights_are_put_back_also_when_an_expert_is_not_there(olmoe):
+    before = {name: tensor.clone() for name, tensor in olmoe.module.state_dict().items()}
+    with pytest.raises(MoELensError, match="99"), without_last_weights(olmoe, ExpertSet.of({0: [1], 99: [0]})):
+        pass
+    assert all(torch.equal(tensor, before[name]) for name, tensor in olmoe.module.state_dict().items())
+
+
+@pytest.fixture
+def fresh(tokenizer):
+    return MoELens(build_model("olmoe", len(tokenizer)), tokenizer)
+
+
+def test_capture_fails_if_something_else_is_recorded(fresh, monkeypatch):
+    assert outcome(fresh, "capture") == "passed"
+    read = fresh._reader.router_logits
+    monkeypatch.setattr(type(fresh._reader), "router_logits", lambda reader, layer: read(layer) + 1e-6)
+    assert outcome(fresh, "capture") == "failed"
+
+
+def test_masking_checks_fail_if_masking_is_not_what_it_says(fresh, monkeypatch):
+    monkeypatch.setattr(Zero, "__call__", lambda self, layer, routing: routing)
+    assert [outcome(fresh, name) for name in ("zero", "generate")] == ["failed", "failed"]
+
+
+def test_renormalize_fails_under_the_formula_of_zero(fresh, monkeypatch):
+    monkeypatch.setattr("moe_lens.checks.each.Renormalize", Zero)
+    assert outcome(fresh, "renormalize") == "failed"
+
+
+def test_reroute_fails_if_the_expert_keeps_its_place(fresh, monkeypatch):
+    monkeypatch.setattr("moe_lens.checks.each.Reroute", Zero)
+    assert outcome(fresh, "reroute") == "failed"
+
+
+def test_the_rule_fails_if_another_was_found(fresh):
+    fresh.architecture = replace(fresh.architecture, scoring=ScoringRule("softmax", renormalizes=False, scale=1.01))
+    assert outcome(fresh, "weights_rule") == "failed"
+
+
+def test_attention_fails_on_rows_of_another_position(fresh, monkeypatch):
+    read = fresh._reader.attention
+    monkeypatch.setattr(type(fresh._reader), "attention", lambda reader, layer: read(layer).roll(1, dims=2))
+    assert outcome(fresh, "attention") == "failed"
+
+
+def test_single_outputs_fail_if_their_slots_are_swapped(fresh, monkeypatch):
+    read = fresh._reader.expert_outputs
+    swapped = lambda reader, layer, kept=None: read(layer, kept).flip(2)  # noqa: E731
+    monkeypatch.setattr(type(fresh._reader), "expert_outputs", swapped)
+    assert outcome(fresh, "expert_outputs") == "failed"
+
+
+def test_the_logit_lens_fails_without_the_final_norm(fresh, monkeypatch):
+    monkeypatch.setattr(type(fresh), "project_on_vocab", lambda lens, residual: lens.module.lm_head(residual))
+    assert outcome(fresh, "logit_lens") == "failed"
+
+
+def test_a_refusal_is_no_failure_and_says_why(fresh, monkeypatch):
+    def refuse(lens, residual):
+        raise MoELensError("no logits here")
+
+    monkeypatch.setattr(type(fresh), "project_on_vocab", refuse)
+    [row] = run_checks(fresh, TEXTS, names=["logit_lens"]).itertuples()
+    assert (row.outcome, row.detail) == ("refused", "no logits here")
+
+
+def test_unknown_checks_are_named(fresh):
+    with pytest.raises(MoELensError, match=r"among capture, .*; got \['nothing'\]"):
+        run_checks(fresh, TEXTS, names=["nothing"])
+    with pytest.raises(MoELensError, match="no prompts"):
+        run_checks(fresh, [])
+    with pytest.raises(MoELensError, match="text 1 has no tokens"):
+        run_checks(fresh, ["a", ""])
+
+
+def test_a_check_that_crashes_has_failed_and_the_others_go_on(fresh, monkeypatch):
+    def crash(lens, residual):
+        return {}["nothing"]
+
+    monkeypatch.setattr(type(fresh), "project_on_vocab", crash)
+    table = run_checks(fresh, TEXTS, names=["weights_rule", "logit_lens"])
+    assert table["outcome"].tolist() == ["passed", "failed"]
+    assert table["detail"].iloc[1] == "KeyError: 'nothing'"

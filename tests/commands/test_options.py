@@ -1,0 +1,173 @@
+"""The options for data: one meaning in every command line, and what is said of what was read."""
+
+import json
+import sys
+from inspect import signature
+from pathlib import Path
+
+import pytest
+from byte_level_tokenizer import byte_level_tokenizer
+
+from moe_lens import MoELensError, evaluate, intervene, tune
+from moe_lens.commands import console, options
+from moe_lens.commands.options import Reading
+from moe_lens.results import read_provenance, read_table
+
+SHARED = {
+    "data": options.Data,
+    "columns": options.Columns,
+    "skip_bad": options.SkipBad,
+    "max_length": options.MaxLength,
+    "too_long": options.HowTooLong,
+}
+ROWS = [
+    {"q": "Who landed?", "passage": "Paul landed.", "gold": {"text": "Paul"}},
+    {"q": "Who sang?", "passage": "word " * 100 + "Ann sang. " + "word " * 100, "gold": {"text": "Ann"}},
+]
+NAMES = "question=q,context=passage,answer=gold.text"
+
+
+@pytest.fixture
+def file(tmp_path, monkeypatch) -> str:
+    monkeypatch.chdir(tmp_path)
+    lines = [json.dumps(ROWS[0]), "{oops", json.dumps(ROWS[1]), json.dumps(ROWS[0] | {"gold": {"text": ""}})]
+    Path("mine.jsonl").write_text("\n".join(lines))
+    return "mine.jsonl"
+
+
+@pytest.mark.parametrize("command", [evaluate, intervene, tune], ids=lambda module: module.__name__)
+def test_every_command_takes_the_same_options_for_data(command):
+    parameters = signature(command.main).parameters
+    assert {name: parameters[name].annotation for name in SHARED} == SHARED
+
+
+def test_bad_rows_are_printed_with_their_lines_and_only_by_the_first_process(file, capsys, monkeypatch):
+    examples = Reading(NAMES, skip_bad=True).load(file, split="test")
+    assert [example.answers for example in examples] == [("Paul",), ("Ann",)]
+    first, *rows = capsys.readouterr().out.splitlines()
+    assert first == "mine.jsonl: left out 2 bad rows of 4"
+    assert [row.split(":")[0].strip() for row in rows] == ["mine.jsonl, line 2", "mine.jsonl, line 4"]
+    monkeypatch.setenv("RANK", "1")
+    assert Reading(NAMES, skip_bad=True).load(file, split="test") == examples
+    assert capsys.readouterr().out == ""
+    with pytest.raises(MoELensError, match=r"mine\.jsonl, line 2: not JSON"):
+        Reading(NAMES).load(file, split="test")
+
+
+def test_many_bad_rows_are_counted_after_the_first_ones(file, capsys):
+    Path(file).write_text(json.dumps(ROWS[0]) + "\n{" * 30)
+    Reading(NAMES, skip_bad=True).load(file, split="test")
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].endswith("left out 30 bad rows of 31")
+    assert (len(said), said[-1]) == (22, "  and 10 more")
+
+
+def test_what_does_not_fit_is_said_and_kept_in_the_provenance(file, capsys):
+    tokenizer = byte_level_tokenizer(chat=False)
+    examples = Reading(NAMES, skip_bad=True).load(file, split="test")
+    capsys.readouterr()
+    drop, cut = Reading(max_length=150), Reading(max_length=150, too_long="truncate")
+    dropped, truncated = (reading.fit(examples, tokenizer, of=file) for reading in (drop, cut))
+    assert [len(fitted.examples) for fitted in (dropped, truncated)] == [1, 2]
+    assert capsys.readouterr().out.splitlines() == [
+        "mine.jsonl: 1 of 2 examples dropped, 0 truncated; in 0 no answer stands in the context",
+        "mine.jsonl: 0 of 2 examples dropped, 1 truncated; in 0 no answer stands in the context",
+    ]
+    assert cut.facts(truncated) == {"max_length": 150, "too_long": "truncate", "dropped": 0, "truncated": 1}
+
+
+@pytest.mark.parametrize(
+    ("reading", "says"),
+    [
+        ({"too_long": "cut"}, "--too-long must be one of drop, truncate; got 'cut'"),
+        ({"max_length": 0}, "--max-length is a number of tokens, at least 1; got 0"),
+    ],
+)
+def test_values_that_make_no_sense_are_refused_before_reading(reading, says):
+    with pytest.raises(MoELensError, match=says):
+        Reading(**reading)
+
+
+SIZES = ("--batch-size", "--limit", "--max-new-tokens")
+BELOW = {
+    evaluate: SIZES,
+    intervene: (*SIZES, "--score-limit"),
+    tune: (*SIZES, "--epochs", "--micro-batch", "--patience", "--evaluate-every"),
+}
+LEAST = [
+    *((command, option, 1) for command, given in BELOW.items() for option in given),
+    *((command, "--seed", 0) for command in BELOW),
+    (tune, "--weight-decay", 0),
+    (tune, "--checkpoint-seconds", 0),
+]
+
+
+@pytest.mark.parametrize(("command", "option", "least"), LEAST, ids=lambda value: getattr(value, "__name__", value))
+def test_numbers_below_the_least_that_makes_sense_end_with_exit_code_2(
+    command, option, least, tmp_path, capsys, monkeypatch
+):
+    needed = {evaluate: "", intervene: "--experts 0:1", tune: ""}[command]
+    line = f"command --model nowhere --data swap --out {tmp_path / 'out'} {needed} {option} {least - 1}"
+    monkeypatch.setattr(sys, "argv", line.split())
+    with pytest.raises(SystemExit) as stopped:
+        console.run(command.main)
+    assert stopped.value.code == 2
+    assert f"'{option}'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ("sqaud", "did you mean squad?"),
+        ("nowhere.json", "No such file"),
+        ("empty.json", "empty.json is empty"),
+        (".", "the folder . is no data set"),
+        ("swap --split validation", "swap has the splits"),
+        ("mine.jsonl --columns question=nothing", "no column 'nothing'; it has q, passage, gold"),
+        ("mine.jsonl --columns query=q", "columns can rename id, context"),
+        ("mine.jsonl --columns q", "field=column"),
+        ("mine.jsonl", "line 1: context, question, answer missing; it has q, passage, gold; name its columns"),
+        ("mine.jsonl --skip-bad", "none of the 4 rows of mine.jsonl makes an example"),
+        ("swap --limit 3 --max-length 5", "all 3 have more than 5 tokens"),
+        ("swap --too-long cut", "--too-long"),
+    ],
+)
+def test_what_cannot_be_read_ends_with_one_message_and_exit_code_2(wrong, says, file, capsys, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    Path("empty.json").touch()
+    monkeypatch.setattr(sys, "argv", f"evaluate --model organism --out out --data {wrong}".split())
+    with pytest.raises(SystemExit) as stopped:
+        console.run(evaluate.main)
+    assert stopped.value.code == 2
+    assert says in capsys.readouterr().err.strip().splitlines()[-1]
+    assert not Path("out").exists()
+
+
+def test_a_file_is_evaluated_as_the_options_say(file, capsys, monkeypatch):
+    line = f"evaluate --model organism --data {file} --columns {NAMES} --skip-bad --max-length 60 --too-long truncate"
+    monkeypatch.setattr(sys, "argv", [*line.split(), "--max-new-tokens", "2", "--out", "out"])
+    with pytest.raises(SystemExit) as stopped:
+        console.run(evaluate.main)
+    assert stopped.value.code == 0
+    said = capsys.readouterr().out
+    assert "left out 2 bad rows of 4" in said
+    assert "0 of 2 examples dropped, 1 truncated" in said
+    assert len(read_table("out/answers.parquet")) == 2
+    facts = read_provenance("out/answers.parquet")
+    assert (facts["max_length"], facts["too_long"], facts["truncated"]) == (60, "truncate", 1)
+
+
+def test_help_flows_in_any_terminal_but_for_its_commands():
+    text = """First line.
+
+    A sentence that is cut
+    by the file's width.
+
+    \b
+        python -m one \\
+            --option
+    """
+    assert console.flowing(text) == (
+        "First line.\n\nA sentence that is cut by the file's width.\n\n\b\n    python -m one \\\n        --option"
+    )

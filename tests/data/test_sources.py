@@ -1,0 +1,281 @@
+"""Named data sets: each original format gives the examples it holds, from a file, a folder or a hub-like folder."""
+
+import csv
+import gzip
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from moe_lens.data import Example, load_examples, read_examples
+from moe_lens.data.dataset import carve
+from moe_lens.data.lookup import SOURCES
+from moe_lens.data.sources.gigaword import QUESTION
+from moe_lens.errors import MoELensError
+
+ARTICLE = {
+    "title": "Moon",
+    "paragraphs": [
+        {
+            "context": "Paul landed.",
+            "qas": [
+                {"id": "a", "question": "Who landed?", "answers": [{"text": "Paul", "answer_start": 0}] * 2},
+                {"id": "b", "question": "What did he do?", "answers": [{"text": "landed ", "answer_start": 5}]},
+            ],
+        }
+    ],
+}
+MRQA = {
+    "id": "",
+    "context": "<P> Paul Landed . </P>",
+    "qas": [
+        {
+            "qid": "q",
+            "question": "who landed",
+            "answers": ["paul"],
+            "detected_answers": [{"text": "paul", "char_spans": [[4, 7]], "token_spans": [[1, 1]]}],
+        }
+    ],
+}
+MRQA_FLAT = {
+    "subset": "SQuAD",
+    "context": MRQA["context"],
+    "qid": "q",
+    "question": "who landed",
+    "answers": ["paul"],
+    "detected_answers": {"text": ["paul"], "char_spans": [{"start": [4], "end": [7]}]},
+}
+MRQA_EXAMPLE = Example("q", "<P> Paul Landed . </P>", "who landed", ("paul", "Paul"))
+HOTPOT = {"_id": "h", "question": "Same?", "answer": "yes", "context": [["A", ["One.", " Two."]], ["B", ["Three."]]]}
+HOTPOT_FLAT = {
+    "id": "h",
+    "question": "Same?",
+    "answer": "yes",
+    "context": {"title": ["A", "B"], "sentences": [["One.", " Two."], ["Three."]]},
+}
+HOTPOT_EXAMPLE = Example("h", "A: One. Two.\nB: Three.", "Same?", ("yes",))
+SWAPPED = {"uid": "s", "query": "who", "context": "Ann sang.", "gold_answers": [{"text": "Ann"}], "is_substitute": True}
+SWAPPED_FLAT = {
+    "question": "who",
+    "org_context": "Bob sang.",
+    "org_answer": ["Bob"],
+    "sub_context": "Ann sang.",
+    "sub_answer": ["Ann"],
+}
+SWAP = Example("s", "Ann sang.", "who", ("Ann",))
+CONFLICT = {"question": "q?", "cf_context": "It is B.", "cf_answer": "B", "cf_alias": ["Bee", "B"], "orig_answer": "A"}
+EDIT = {"subject": "Ann", "prompt": "{} speaks", "target_new": {"str": "Thai"}, "target_true": {"str": "Welsh"}}
+TRAP = {"prompt": 'End it with "x": No', "classes": "[' x.', \" man's.\"]", "answer_index": "0"}
+TRAPPED = Example("0", "", 'End it with "x": No', ("x.",), "man's.", options=("x.", "man's."))
+EXAM = {"question": "2+2?", "choices": ["1", "2", "3", " 4"], "answer": 3, "subject": "arithmetic"}
+EXAMINED = Example("0", "", "2+2?", ("4",), options=("1", "2", "3", "4"))
+
+CASES = {
+    "squad, official": ("squad", {"version": "1.1", "data": [ARTICLE]}, [
+        Example("a", "Paul landed.", "Who landed?", ("Paul",)),
+        Example("b", "Paul landed.", "What did he do?", ("landed",)),
+    ]),
+    "squad, hub": (
+        "squad",
+        [{"id": "a", "title": "", "context": "c d", "question": "q?", "answers": {"text": ["d"], "answer_start": [2]}}],
+        [Example("a", "c d", "q?", ("d",))],
+    ),
+    "squad, mrqa": ("squad", [{"header": {"dataset": "SQuAD"}}, MRQA], [MRQA_EXAMPLE]),
+    "nq": ("nq", [{"header": {"dataset": "NQ"}}, MRQA], [MRQA_EXAMPLE]),
+    "nq, hub": ("nq", [MRQA_FLAT], [MRQA_EXAMPLE]),
+    "hotpotqa": ("hotpotqa", [HOTPOT], [HOTPOT_EXAMPLE]),
+    "hotpotqa, hub": ("hotpotqa", [HOTPOT_FLAT], [HOTPOT_EXAMPLE]),
+    "hotpotqa, mrqa": ("hotpotqa", [MRQA], [MRQA_EXAMPLE]),
+    "nq-swap": ("nq-swap", [SWAPPED], [SWAP]),
+    "nq-swap, full": (
+        "nq-swap",
+        [{**SWAPPED, "original_example": {**SWAPPED, "gold_answers": [{"text": "Bob"}]}}],
+        [replace(SWAP, original_answer="Bob")],
+    ),
+    "nq-swap, hub": (
+        "nq-swap",
+        [SWAPPED_FLAT],
+        [replace(SWAP, id="0", original_answer="Bob")],
+    ),
+    "confiqa-qa": ("confiqa-qa", [CONFLICT], [Example("0", "It is B.", "q?", ("B", "Bee"), "A")]),
+    "confiqa-mr": ("confiqa-mr", [CONFLICT], [Example("0", "It is B.", "q?", ("B", "Bee"), "A")]),
+    "confiqa-mc": ("confiqa-mc", [CONFLICT], [Example("0", "It is B.", "q?", ("B", "Bee"), "A")]),
+    "counterfact": (
+        "counterfact",
+        [{"case_id": 7, "requested_rewrite": EDIT}],
+        [Example("7", "Ann speaks Thai.", "Ann speaks", ("Thai",), "Welsh")],
+    ),
+    "counterfact, hub": (
+        "counterfact",
+        [{"prompt": "Ann speaks", "target_true": " Welsh", "target_false": " Thai", "subject": "Ann"}],
+        [Example("0", "Ann speaks Thai.", "Ann speaks", ("Thai",), "Welsh")],
+    ),
+    "memotrap": ("memotrap", [TRAP], [TRAPPED]),
+    "memotrap, list": ("memotrap", [{**TRAP, "classes": [" x.", " man's."], "answer_index": 0}], [TRAPPED]),
+    "gigaword": (
+        "gigaword",
+        [{"document": "police arrested five on monday .", "summary": "police arrest five"}],
+        [Example("0", "police arrested five on monday .", QUESTION, ("police arrest five",))],
+    ),
+    "mmlu": ("mmlu", [EXAM], [EXAMINED]),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_each_original_format_gives_its_examples(case, tmp_path):
+    name, content, expected = CASES[case]
+    (tmp_path / "file.json").write_text(json.dumps(content), encoding="utf-8")
+    expected = [replace(example, task=name) for example in expected]
+    assert load_examples(f"{name}:{tmp_path / 'file.json'}") == expected
+    if isinstance(content, list):
+        lines = "\n".join(map(json.dumps, content))
+        (tmp_path / "file.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+        assert load_examples(f"{name}:{tmp_path / 'file.jsonl.gz'}") == expected
+
+
+BAD_ONES = [("a", ["Paul"]), ("b", []), ("c", ["Paul"]), ("a", ["Paul"]), ("d", ["Paul"])]  # b has no answer, a repeats
+WHO = [{"id": name, "qid": name, "question": "Who?", "answers": answers} for name, answers in BAD_ONES]
+RECORDS = {
+    "nq": {"context": "Paul landed.", "qas": WHO},
+    "squad": {
+        "paragraphs": [
+            {
+                "context": "Paul landed.",
+                "qas": [asked | {"answers": [{"text": answer} for answer in asked["answers"]]} for asked in WHO],
+            }
+        ]
+    },
+}
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_a_bad_question_of_a_record_costs_no_other_question(name, tmp_path):
+    file = tmp_path / "a.jsonl"
+    file.write_text(json.dumps(RECORDS[name]))
+    loaded = read_examples(f"{name}:{file}", skip_bad=True)
+    assert [example.id for example in loaded.examples] == ["a", "c", "d"]
+    assert loaded.rows == 5
+    [blank, repeated] = loaded.bad
+    assert blank.startswith(f"{file}, line 1: example 'b' needs answers")
+    assert repeated.endswith("these repeat: a")
+    limited = read_examples(f"{name}:{file}", skip_bad=True, limit=2)
+    assert (limited.examples, limited.rows, limited.bad) == (loaded.examples[:2], 3, loaded.bad[:1])
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_record_of_another_kind_is_refused_with_its_place_and_what_it_has(name, tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"colour": 3}')
+    with pytest.raises(MoELensError, match=r"a\.jsonl, line 1: .*colour"):
+        load_examples(f"{name}:{tmp_path / 'a.jsonl'}")
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_every_named_data_set_takes_files_with_plain_columns(name, tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"context": "c", "question": "q", "answer": "a"}')
+    assert load_examples(f"{name}:{tmp_path / 'a.jsonl'}") == [Example("0", "c", "q", ("a",), task=name)]
+
+
+def test_the_authors_csv_files_are_read(tmp_path):
+    with (tmp_path / "1-proverb-ending.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(TRAP))
+        writer.writeheader()
+        writer.writerow(TRAP)
+    assert load_examples(f"memotrap:{tmp_path}/1-proverb-ending.csv") == [replace(TRAPPED, task="memotrap")]
+    (tmp_path / "anatomy_test.csv").write_text('2+2?,1,2,3, 4,D\n"a, b?",w,x,y,z,A\n')
+    first, second = load_examples(f"mmlu:{tmp_path}/anatomy_test.csv")
+    assert first == replace(EXAMINED, task="mmlu")
+    assert (second.question, second.answers) == ("a, b?", ("w",))
+
+
+def test_gigawords_two_files_are_read_line_by_line(tmp_path):
+    (tmp_path / "train.article.txt").write_text("one two .\nthree four .\n")
+    (tmp_path / "train.title.txt").write_text("one\nthree\n")
+    examples = load_examples(f"gigaword:{tmp_path}/train.article.txt")
+    assert [(e.context, e.answers) for e in examples] == [("one two .", ("one",)), ("three four .", ("three",))]
+    (tmp_path / "train.title.txt").write_text("one\n")
+    with pytest.raises(MoELensError, match=r"has 2 lines and train\.title\.txt 1"):
+        load_examples(f"gigaword:{tmp_path}/train.article.txt")
+
+
+@pytest.mark.parametrize(("name", "file", "sizes"), [
+    ("gigaword", "train.jsonl", {"pool": {"train": 3, "dev": 2, "test": 1}}),  # called like a split, yet cut
+    ("squad", "train/SQuAD.jsonl.gz", {"train": {"dev": 2, "test": 1}}),
+])  # fmt: skip
+def test_parts_are_cut_out_of_a_published_file_whatever_it_is_called(name, file, sizes, tmp_path, monkeypatch):
+    rows = [{"context": "c", "question": f"q{number}?", "answer": "a"} for number in range(6)]
+    source = replace(SOURCES[name], carved=sizes, read=lambda path: (("a row", row) for row in rows))
+    monkeypatch.setitem(SOURCES, name, source)
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).touch()
+    parts = {split: load_examples(f"{name}:{tmp_path}", split=split) for split in ("train", "dev", "test")}
+    assert {split: len(part) for split, part in parts.items()} == {"train": 3, "dev": 2, "test": 1}
+
+
+def test_a_folder_has_splits_and_the_papers_sizes(tmp_path):
+    records = [CONFLICT | {"question": f"q{number}?"} for number in range(6000)]
+    (tmp_path / "ConFiQA-MC.json").write_text(json.dumps(records))
+    parts = {split: load_examples(f"confiqa-mc:{tmp_path}", split=split) for split in ("train", "dev", "test")}
+    assert {split: len(part) for split, part in parts.items()} == {"train": 4000, "dev": 500, "test": 1500}
+    assert len({e.question for part in parts.values() for e in part}) == 6000
+    assert load_examples(f"confiqa-mc:{tmp_path}", split="dev", limit=3) == parts["dev"][:3]
+    (tmp_path / "dev.json").write_text(json.dumps(records[:2]))
+    assert len(load_examples(f"confiqa-mc:{tmp_path}", split="dev")) == 2  # SPLIT.json is that split
+    with pytest.raises(MoELensError, match=r"for the split 'test' of squad; expected .*dev-v1\.1\.json.*test\.json"):
+        load_examples(f"squad:{tmp_path}")
+
+
+def test_parts_are_drawn_by_id_whatever_the_order():
+    examples = [Example(str(number), "", "q", ("a",)) for number in range(50)]
+    sizes = {"dev": 10, "test": 5}
+    parts = {split: {e.id for e in carve(examples, sizes, split)} for split in ("train", "dev", "test")}
+    assert {split: len(part) for split, part in parts.items()} == {"train": 35, "dev": 10, "test": 5}
+    assert set.union(*parts.values()) == {e.id for e in examples}
+    assert {e.id for e in carve(examples[::-1], sizes, "dev")} == parts["dev"]
+    assert [e.id for e in carve(examples, {}, "train")] == [e.id for e in examples]
+    with pytest.raises(MoELensError, match="50 examples are too few"):
+        carve(examples, {"dev": 51}, "dev")
+
+
+def test_a_named_data_set_comes_from_the_hub_by_subset_split_and_part(tmp_path, monkeypatch):
+    """A folder stands for the hub: `datasets` reads both alike."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    rows = [MRQA_FLAT | {"qid": f"{subset}{i}", "subset": subset} for i in range(8) for subset in ("SQuAD", "HotpotQA")]
+    (tmp_path / "mrqa").mkdir()
+    pd.DataFrame(rows).to_parquet(tmp_path / "mrqa" / "train.parquet")
+    pd.DataFrame(rows[:4]).to_parquet(tmp_path / "mrqa" / "validation.parquet")
+    squad = SOURCES["squad"]
+    local = replace(squad, hub=replace(squad.hub, id=str(tmp_path / "mrqa")), carved={"train": {"dev": 3}})
+    monkeypatch.setitem(SOURCES, "squad", local)
+    assert [e.id for e in load_examples("squad")] == ["SQuAD0", "SQuAD1"]
+    assert load_examples("squad", limit=1) == [replace(MRQA_EXAMPLE, id="SQuAD0", task="squad")]
+    dev, train = (load_examples("squad", split=split) for split in ("dev", "train"))
+    assert (len(dev), len(train)) == (3, 5)
+    with pytest.raises(MoELensError, match="squad has the splits train, test, dev; got 'validation'"):
+        load_examples("squad", split="validation")
+
+
+def test_what_cannot_be_pinned_on_the_hub_asks_for_a_path():
+    for name in ("gigaword", "confiqa-mc"):
+        with pytest.raises(MoELensError, match=f"give {name}:PATH"):
+            load_examples(name)
+
+
+def test_hub_revisions_are_whole_commits():
+    hubs = [source.hub for source in SOURCES.values() if source.hub is not None]
+    assert all(len(hub.revision) == 40 and int(hub.revision, 16) for hub in hubs)
+
+
+@pytest.mark.parametrize(
+    ("name", "split", "count"),
+    [("nq-swap", "train", 3000), ("nq-swap", "dev", 746), ("confiqa-mc", "dev", 500), ("squad", "dev", 4330)],
+)
+def test_real_files_load_by_name_and_split(name, split, count):
+    if "MOE_LENS_SHARED" not in os.environ:
+        pytest.skip("MOE_LENS_SHARED is not set")
+    folder = Path(os.environ["MOE_LENS_SHARED"]) / "data" / name
+    examples = load_examples(f"{name}:{folder}", split=split)
+    assert len(examples) == count
+    assert {example.task for example in examples} == {name}

@@ -1,0 +1,171 @@
+"""Delta checkpoints: exact on their own base, refused on any other."""
+
+import copy
+import json
+
+import pytest
+import torch
+from conftest import build_model
+from safetensors.torch import load_file
+
+from moe_lens import ExpertSet
+from moe_lens.errors import MoELensError
+from moe_lens.lens.delta import (
+    FACTS_FILE,
+    TENSORS_FILE,
+    apply_delta,
+    fingerprint,
+    read_facts,
+    save_delta,
+    weights_digest,
+)
+from moe_lens.lens.lens import MoELens
+from moe_lens.tuning import TuneExperts, save_trained
+
+TEXTS = ["the cat sat", "a dog"]
+
+
+@pytest.fixture
+def base(tokenizer):
+    return build_model("olmoe", len(tokenizer))
+
+
+@pytest.fixture
+def names(base):
+    return [name for name, _ in base.named_parameters() if ".gate." in name]
+
+
+@pytest.fixture
+def tuned(base, names):
+    """The base with other router weights."""
+    model = copy.deepcopy(base)
+    with torch.no_grad():
+        for name in names:
+            model.get_parameter(name).add_(0.5)
+    return model
+
+
+@pytest.fixture
+def folder(base, tuned, names, tmp_path):
+    facts = {"method": "router", "model": "tiny", "seed": 3}
+    save_delta(tuned, names, tmp_path / "delta", facts=facts, fingerprint=fingerprint(base, names))
+    return tmp_path / "delta"
+
+
+def test_the_base_with_the_delta_is_the_tuned_model_bit_for_bit(base, tuned, folder, tokenizer):
+    facts = apply_delta(base, folder)
+    assert all(torch.equal(a, b) for a, b in zip(base.parameters(), tuned.parameters(), strict=True))
+    assert (facts["method"], facts["model"], facts["seed"]) == ("router", "tiny", 3)
+
+
+def test_a_lens_opens_with_a_delta(base, tuned, folder, tokenizer):
+    lens = MoELens.from_pretrained(base, tokenizer, delta=folder)
+    expected, _ = MoELens(tuned, tokenizer).run_with_cache(TEXTS)
+    assert torch.equal(lens.run_with_cache(TEXTS)[0], expected)
+
+
+def test_only_the_named_tensors_are_stored(folder, names):
+    assert sorted(load_file(folder / TENSORS_FILE)) == sorted(names)
+
+
+def test_the_same_delta_has_the_same_bytes(base, tuned, names, folder, tmp_path):
+    facts = {"method": "router", "model": "tiny", "seed": 3}
+    save_delta(
+        tuned,
+        reversed_names := names[::-1],
+        tmp_path / "again",
+        facts=facts,
+        fingerprint=fingerprint(base, reversed_names),
+    )
+    for file in (TENSORS_FILE, FACTS_FILE):
+        assert (tmp_path / "again" / file).read_bytes() == (folder / file).read_bytes()
+
+
+def test_an_altered_base_is_refused_and_left_alone(base, folder, names):
+    with torch.no_grad():
+        base.get_parameter(names[0])[0, 0] += 1e-3
+    before = copy.deepcopy(base.state_dict())
+    with pytest.raises(MoELensError, match=r"another base.*it names 'tiny'"):
+        apply_delta(base, folder)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in base.state_dict().items())
+
+
+def test_another_dtype_and_a_second_application_are_refused(base, folder):
+    with pytest.raises(MoELensError, match=r"another dtype \(float32\)"):
+        apply_delta(copy.deepcopy(base).bfloat16(), folder)
+    apply_delta(base, folder)
+    with pytest.raises(MoELensError, match="applied already"):
+        apply_delta(base, folder)
+
+
+def test_a_model_of_another_size_or_family_is_refused(folder, tokenizer):
+    with pytest.raises(MoELensError, match=r"another size.*\[8, 32\] there and \[6, 32\] here"):
+        apply_delta(build_model("olmoe", len(tokenizer), num_experts=6), folder)
+    with pytest.raises(MoELensError, match="has no parameters"):
+        apply_delta(build_model("olmoe", len(tokenizer), num_hidden_layers=1), folder)
+
+
+def test_a_folder_without_a_delta_is_refused(base, folder, tmp_path):
+    with pytest.raises(MoELensError, match="expected a delta checkpoint"):
+        apply_delta(base, tmp_path / "nowhere")
+    (folder / TENSORS_FILE).write_bytes(b"broken")
+    with pytest.raises(MoELensError, match="cannot read the tensors"):
+        apply_delta(base, folder)
+    (folder / FACTS_FILE).write_text(json.dumps({"method": "router"}))
+    with pytest.raises(MoELensError, match="does not name its base's fingerprint"):
+        read_facts(folder)
+
+
+def test_saving_a_parameter_that_is_not_there_is_refused(base, tmp_path):
+    with pytest.raises(MoELensError, match=r"no parameters \['lm_tail.weight'\]"):
+        save_delta(base, ["lm_tail.weight"], tmp_path, facts={}, fingerprint="")
+
+
+def test_the_fingerprint_depends_on_names_and_values_only(base, names):
+    twin = copy.deepcopy(base)
+    assert fingerprint(base, names) == fingerprint(twin, names[::-1])
+    assert fingerprint(base, names) != fingerprint(base, names[:1])
+    with torch.no_grad():
+        twin.lm_head.weight.add_(1)
+    assert fingerprint(base, names) == fingerprint(twin, names)
+
+
+def test_a_models_digest_tells_it_from_one_with_any_other_expert(tokenizer):
+    module = build_model("olmoe", len(tokenizer))
+    digest = weights_digest(module)
+    assert digest == weights_digest(build_model("olmoe", len(tokenizer)))
+    with torch.no_grad():
+        module.model.layers[1].mlp.experts.down_proj[5] += 0.01
+    assert weights_digest(module) != digest
+
+
+@pytest.fixture
+def experts_folder(base, tokenizer, tmp_path):
+    """The delta of a few experts, trained in a copy of the base, and that copy."""
+    lens = MoELens(copy.deepcopy(base), tokenizer)
+    with TuneExperts(ExpertSet.of({0: [5], 2: [1, 6]})).attached(lens) as trained, torch.no_grad():
+        for name in trained.names:
+            lens.module.get_parameter(name).add_(0.1)
+    save_trained(lens.module, trained, tmp_path / "experts", facts={"method": "ceft", "model": "tiny"})
+    return tmp_path / "experts", lens.module
+
+
+def test_experts_are_stored_as_slices_and_put_back_exactly(base, experts_folder):
+    folder, tuned = experts_folder
+    assert {name: len(value) for name, value in load_file(folder / TENSORS_FILE).items()} == {
+        f"model.layers.{layer}.mlp.experts.{field}": size
+        for layer, size in ((0, 1), (2, 2))
+        for field in ("gate_up_proj", "down_proj")
+    }
+    apply_delta(base, folder)
+    assert all(torch.equal(a, b) for a, b in zip(base.parameters(), tuned.parameters(), strict=True))
+
+
+def test_a_base_that_differs_in_other_weights_or_has_fewer_experts_is_refused(base, experts_folder, tokenizer):
+    folder, _ = experts_folder
+    with pytest.raises(MoELensError, match="another size"):
+        apply_delta(build_model("olmoe", len(tokenizer), num_experts=4), folder)
+    with torch.no_grad():
+        base.lm_head.weight.add_(0.1)
+    with pytest.raises(MoELensError, match="another base"):
+        apply_delta(base, folder)

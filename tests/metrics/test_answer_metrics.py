@@ -1,0 +1,179 @@
+"""BLEU, METEOR, ROUGE-L and SQuAD's scores: worked by hand, against other implementations, and without the packages."""
+
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from moe_lens import metrics
+from moe_lens.errors import MoELensError
+from moe_lens.metrics import METRICS, exact_match, f1, metrics_named
+from moe_lens.metrics.catalogue import Metric
+from moe_lens.metrics.text import bleu, meteor, rouge_l
+from moe_lens.metrics.wordnet import DEBIAN, read_wordnet, wordnet
+
+SHARED = os.environ.get("MOE_LENS_SHARED")
+
+
+def perturbed(answer: str, other: str, random_: random.Random) -> str:
+    """The answer with one of the changes that models make."""
+    words = answer.split()
+    return random_.choice([
+        answer, f"the {answer}.", answer.upper(), " ".join(words[1:]), f"{answer} and {other}", other, "",
+        f"It was {answer}!", answer.replace(" ", "  "), "".join(answer.split("-")), f"“{answer}”",
+        " ".join(words[::-1]),
+    ])  # fmt: skip
+
+
+def agree_with_torchmetrics(pairs: list[tuple[str, list[str]]]) -> None:
+    """Each pair by itself, so that no two errors can cancel out."""
+    squad = pytest.importorskip("torchmetrics.functional.text").squad
+    for prediction, answers in pairs:
+        theirs = squad(
+            {"prediction_text": prediction, "id": "0"},
+            {"answers": {"answer_start": [0] * len(answers), "text": answers}, "id": "0"},
+        )
+        assert exact_match(prediction, answers) == pytest.approx(float(theirs["exact_match"]) / 100), prediction
+        assert f1(prediction, answers) == pytest.approx(float(theirs["f1"]) / 100, abs=1e-6), prediction
+
+
+def test_em_and_f1_are_torchmetrics():
+    golds = [["Belmor", "the city of Belmor"], ["1,234"], ["an A-team", "a team"], ["Éire"], ["U.S."], ["東京 都"]]
+    random_ = random.Random(0)
+    agree_with_torchmetrics([(perturbed(g[0], "Paris", random_), g) for g in golds for _ in range(12)])
+
+
+@pytest.mark.skipif(SHARED is None, reason="real SQuAD examples are in MOE_LENS_SHARED only")
+def test_em_and_f1_are_torchmetrics_on_a_thousand_real_pairs():
+    file = Path(SHARED) / "data" / "squad" / "dev.json"
+    rows = json.loads(file.read_text(encoding="utf-8"))[:1001]
+    answers = [row["answer"] for row in rows]
+    random_ = random.Random(0)
+    golds = [answers[i : i + 1 + i % 2] for i in range(1000)]  # one gold answer, or two
+    pairs = [(perturbed(gold[-1], answers[i - 1], random_), gold) for i, gold in enumerate(golds)]
+    scores = [exact_match(*pair) for pair in pairs]
+    assert 0.2 < sum(scores) / 1000 < 0.8, "the pairs do not tell scorers apart"
+    agree_with_torchmetrics(pairs)
+
+
+def test_identical_texts_score_one_and_strangers_nothing():
+    text = "police killed the gunman in the old town"
+    for score in (bleu, rouge_l):
+        assert score(text, ["something", text]) == pytest.approx(1)
+        assert score("", [text]) == 0
+        assert score("unrelated", [text]) == 0
+
+
+def test_rouge_l_is_the_subsequences_f():
+    assert rouge_l("police kill the gunman", ["police killed the gunman"]) == pytest.approx(3 / 4)  # Lin (2004), 3.2
+    assert rouge_l("the gunman kill police", ["police killed the gunman"]) == pytest.approx(2 / 4)
+
+
+def test_bleu_is_the_geometric_mean_of_precisions():
+    # 5 of 6 words, 3 of 5 pairs, 1 of 4 triples; no quadruple of 3, smoothed to 1/2 of one; no brevity penalty.
+    expected = (5 / 6 * 3 / 5 * 1 / 4 * (1 / 2) / 3) ** (1 / 4)
+    assert bleu("the cat sat on a mat", ["the cat is on a mat"]) == pytest.approx(expected)
+
+
+def no_wordnet() -> str | None:
+    try:
+        wordnet()
+    except MoELensError as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.skipif(no_wordnet() is not None, reason="there is no WordNet here")
+def test_meteor_matches_synonyms_and_punishes_pieces():
+    # All of three words match, in one piece, "car" by WordNet: 1 - 0.5 (1/3)^3; by Banerjee and Lavie's formula.
+    assert meteor("red car stopped", ["red auto stopped"]) == pytest.approx(1 - 0.5 / 27)
+    assert meteor("stopped auto red", ["red auto stopped"]) == pytest.approx(1 - 0.5)
+    assert meteor("xyzzy", ["red auto stopped"]) == 0
+
+
+@pytest.mark.skipif(not Path(DEBIAN).exists(), reason="Debian's wordnet-base is not installed")
+def test_plain_wordnet_files_are_read_without_nltks_own_list():
+    dog = read_wordnet(Path(DEBIAN)).synsets("dogs")[0]
+    assert "domestic_dog" in dog.lemma_names()
+
+
+def run(code: str, **environment: str) -> str:
+    """What the code prints in a Python of its own."""
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=os.environ | environment
+    )
+    assert found.returncode == 0, found.stderr
+    return found.stdout
+
+
+def test_missing_packages_and_data_are_named_when_they_are_needed():
+    said = run(
+        "import sys\n"
+        "for name in ('nltk', 'sacrebleu', 'rouge_score', 'openai'): sys.modules[name] = None\n"
+        "from moe_lens.errors import MoELensError\n"
+        "from moe_lens.metrics import text\n"
+        "from moe_lens.causal.judge import Judge\n"
+        "from moe_lens.data import Example\n"
+        "for call in (lambda: text.bleu('a', ['a']), lambda: text.meteor('a', ['a']),\n"
+        "             lambda: text.rouge_l('a', ['a']),\n"
+        "             lambda: Judge('m', 'http://x').verdicts([Example('1', '', 'q', ('a',))], ['a'])):\n"
+        "    try: call()\n"
+        "    except MoELensError as error: print(error)\n"
+    )
+    lines = said.splitlines()
+    assert [line.count("moe_lens[text]") for line in lines] == [1, 1, 1, 0]
+    assert "moe_lens[judge]" in lines[3]
+
+
+def test_missing_wordnet_is_one_clear_error(tmp_path):
+    said = run(
+        "import nltk\n"
+        "from moe_lens.errors import MoELensError\n"
+        "from moe_lens.metrics import wordnet\n"
+        f"nltk.data.path[:] = []; wordnet.DEBIAN = {str(tmp_path)!r}\n"
+        "try: wordnet.wordnet()\n"
+        "except MoELensError as error: print(error)\n",
+        WNHOME=str(tmp_path),
+    )
+    assert "apt install wordnet-base" in said
+
+
+def test_metrics_are_found_by_name():
+    assert [metric.name for metric in metrics_named(["f1", "em", "f1"])] == ["f1", "em"]
+    for names in ([], ["em", "nonsense"]):
+        with pytest.raises(MoELensError, match="metrics must be of em, f1"):
+            metrics_named(names)
+
+
+
+def extras_asked_for(metric: Metric, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Of this package, by the message of a metric whose own packages are missing."""
+    wordnet.cache_clear()
+    for package in ("sacrebleu", "nltk", "rouge_score", "rouge_score.rouge_scorer", "openai"):
+        monkeypatch.setitem(sys.modules, package, None)
+    try:
+        metric.prepare()
+    except MoELensError as error:
+        return re.findall(r"moe_lens\[(\w+)\]", str(error))
+    return []
+
+
+def test_the_page_of_metrics_says_what_the_code_does(monkeypatch):
+    page = (Path(__file__).resolve().parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
+    rows, tables = (
+        [[cell.strip() for cell in line.strip("|").split("|")] for line in part.splitlines() if line.startswith("| `")]
+        for part in page.split("## From tables")
+    )
+    assert [row[0].strip("`") for row in rows] == list(METRICS)
+    for (_, about, source, needs, without), metric in zip(rows, METRICS.values(), strict=True):
+        assert (about, source) == (metric.about, metric.source)
+        extras = extras_asked_for(metric, monkeypatch)
+        assert re.findall(r"moe_lens\[(\w+)\]", needs) == extras
+        assert ("refused before anything is computed" in without) == bool(extras)
+    listed = {name for row in tables for name in re.findall(r"`(\w+)`", row[0])}
+    assert listed == {name for name in metrics.__all__ if name[0].islower()}

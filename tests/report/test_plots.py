@@ -1,0 +1,584 @@
+"""Figures show what their tables say, and refuse tables that they would show wrongly."""
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import pytest
+
+from moe_lens.errors import MoELensError
+from moe_lens.report.plots import (
+    answers_figure,
+    clusters_figure,
+    correlation_figure,
+    gains_figure,
+    layers_figure,
+    masking_figure,
+    metrics_figure,
+    parameters_figure,
+    scores_figure,
+    sizes_figure,
+    tradeoff_figure,
+    transfer_figure,
+    tuning_figure,
+    usage_figure,
+)
+from moe_lens.report.plots.style import dress
+
+
+@pytest.mark.parametrize("title", [1, 2, 3, 4])
+@pytest.mark.parametrize("subtitle", [1, 2, 3])
+def test_titles_of_any_length_begin_at_one_height_and_end_above_the_axes(title, subtitle):
+    """Sizes as plotly draws them: lines 1.3 em apart; a text of one line 0.7 em lower than one of several."""
+    wide, narrow = ("x" * 54 + " ") * title, ("x" * 80 + " ") * subtitle  # a word per line
+    layout = dress(go.Figure(), title=wide, subtitle=narrow, plot_height=100).layout
+    assert [text.count("<br>") + 1 for text in (layout.title.text, layout.title.subtitle.text)] == [title, subtitle]
+    first = layout.title.pad.t + 0.7 * 22 * (title == 1)  # a baseline
+    assert first == pytest.approx(14 + 0.7 * 22, abs=1)
+    below = first + 1.3 * 22 * (title - 1) + 0.3 * 22  # 0.3 em: what hangs below a baseline
+    last = below + 1.6 * 15 + 0.7 * 15 * (subtitle == 1) + 1.3 * 15 * (subtitle - 1)
+    assert layout.margin.t - 30 < last + 0.3 * 15 < layout.margin.t - 5
+
+
+def masking_row(family: str, size: int, em: float, *, mode: str = "zero", name: str | None = None) -> dict:
+    return {
+        "intervention": name or f"{family}:{size}",
+        "family": family,
+        "size": size,
+        "mode": None if family == "none" else mode,
+        "em": em,
+        "em_low": em - 0.05,
+        "em_high": em + 0.02,
+        "n": 200,
+    }
+
+
+def masking_table(*modes: str) -> pd.DataFrame:
+    rows = [masking_row("none", 0, 0.9)]
+    for mode in modes:
+        rows += [masking_row("ce", size, 0.8 - 0.1 * size, mode=mode) for size in (1, 2, 4)]
+        rows += [masking_row("oe-last", size, 0.85 - 0.1 * size, mode=mode) for size in (4, 1, 2)]
+        rows += [masking_row("planted", 4, 0.3, mode=mode)]
+        rows += [
+            masking_row("random", size, em, mode=mode, name=f"random:{size}#{em}")
+            for size in (1, 4)
+            for em in (0.5, 0.6, 0.85)
+        ]
+    return pd.DataFrame(rows)
+
+
+def trace(figure, name: str, *, place: int = 0):
+    return [it for it in figure.data if it.name == name][place]
+
+
+def test_masking_shows_each_family_at_its_size_with_its_interval():
+    figure = masking_figure(masking_table("zero"))
+    ce = trace(figure, "CE")
+    np.testing.assert_allclose(ce.y, [0.7, 0.6, 0.4])
+    assert [round(x) for x in ce.x] == [0, 1, 2]
+    assert [figure.layout.xaxis.ticktext[round(x)] for x in ce.x] == ["1", "2", "4"]
+    np.testing.assert_allclose(ce.error_y.array, 0.02)
+    np.testing.assert_allclose(ce.error_y.arrayminus, 0.05)
+
+
+def test_masking_draws_a_score_given_in_another_order_from_small_to_large():
+    score = trace(masking_figure(masking_table("zero")), "oe-last")
+    np.testing.assert_allclose(score.y, [0.75, 0.65, 0.45])
+    assert list(score.x) == sorted(score.x)
+
+
+def test_masking_averages_the_random_sets_of_each_size_where_the_table_does_not():
+    figure = masking_figure(masking_table("zero"))
+    np.testing.assert_allclose(trace(figure, "random (mean of sets)").y, [0.65, 0.65])
+    dots = [it for it in figure.data if it.mode == "markers"]
+    assert [len(it.y) for it in dots] == [6]
+
+
+def test_masking_takes_the_mean_of_the_random_sets_with_its_interval_from_the_table():
+    rows = pd.concat(
+        [masking_table("zero"), pd.DataFrame([masking_row("random mean", 4, 0.66)])], ignore_index=True
+    )
+    mean = trace(masking_figure(rows), "random (mean of sets)")
+    np.testing.assert_allclose(mean.y, [0.66])
+    np.testing.assert_allclose(mean.error_y.arrayminus, 0.05)
+
+
+def test_masking_keeps_families_apart_so_that_no_mark_hides_another():
+    figure = masking_figure(masking_table("zero"))
+    at_four = [
+        x for it in figure.data if it.name and it.name != "unmasked" for x in it.x if round(x) == 2
+    ]
+    assert len(at_four) == 4
+    assert min(np.diff(sorted(at_four))) > 0.05
+    assert max(at_four) - min(at_four) < 1
+
+
+def test_masking_refuses_to_mix_modes():
+    with pytest.raises(MoELensError, match="one mode, but got zero, reroute"):
+        masking_figure(masking_table("zero", "reroute"))
+
+
+def test_masking_of_many_scores_gives_each_a_look_of_its_own():
+    rows = masking_table("zero")
+    extra = pd.DataFrame([masking_row(f"score-{place}", 4, 0.2) for place in range(14)])
+    figure = masking_figure(pd.concat([extra, rows], ignore_index=True))
+    looks = [(it.marker.color, it.marker.symbol, it.line.dash) for it in figure.data if it.error_y.array is not None]
+    assert len(looks) == len(set(looks)) == 18
+
+
+def test_masking_says_the_damage_of_the_largest_size_in_words():
+    subtitle = masking_figure(masking_table("zero")).layout.title.subtitle.text.replace("<br>", " ")
+    assert (
+        "4 per layer masked (zero): EM CE 0.40, planted 0.30, random (mean) 0.65, unmasked 0.90" in subtitle
+    )
+    assert "200 examples" in subtitle
+
+
+def test_masking_shows_every_column_under_the_pointer():
+    table = masking_table("zero").assign(p_value=0.0125)
+    text = trace(masking_figure(table), "CE").hovertext[0]
+    assert "intervention: ce:1" in text
+    assert "p_value: 0.0125" in text
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda table: table.drop(columns="em_low"), "em_low"),
+        (lambda table: table[table["family"] == "none"], "no masked run"),
+        (lambda table: table.iloc[:0], "without rows"),
+        (
+            lambda table: pd.concat([table, pd.DataFrame([masking_row("none", 0, 0.1, name="again")])]),
+            "again",
+        ),
+    ],
+)
+def test_masking_refuses_tables_that_do_not_compare(change, message):
+    with pytest.raises(MoELensError, match=message):
+        masking_figure(change(masking_table("zero")))
+
+
+def usage_table(*panels: str) -> pd.DataFrame:
+    rows = [
+        {"layer": layer, "expert": expert, "score": layer + expert / 10, "panel": panel}
+        for panel in panels
+        for layer in (1, 3)
+        for expert in range(4)
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_usage_puts_each_score_at_its_layer_and_expert_in_whatever_order_rows_come():
+    figure = usage_figure(usage_table("base").drop(columns="panel").sample(frac=1, random_state=0))
+    (heat,) = figure.data
+    np.testing.assert_allclose(heat.z, [[1, 1.1, 1.2, 1.3], [3, 3.1, 3.2, 3.3]])
+    assert list(heat.x) == [0, 1, 2, 3]
+    assert list(figure.layout.yaxis.ticktext) == [1, 3]
+
+
+def test_usage_panels_without_negative_scores_share_a_scale_and_a_gain_is_centred_on_zero():
+    table = usage_table("base", "tuned", "gain")
+    table.loc[table["panel"] == "base", "score"] /= 10
+    table.loc[table["panel"] == "gain", "score"] -= 2
+    base, tuned, gain = usage_figure(table).data
+    assert (base.zmin, base.zmax) == (tuned.zmin, tuned.zmax) == (0, 3.3)
+    assert gain.zmin == -gain.zmax
+    assert gain.zmax == pytest.approx(1.3)
+
+
+def test_usage_outlines_the_marked_experts_of_the_layers_that_are_there():
+    marks = pd.DataFrame({"layer": [3, 2], "expert": [2, 0]})
+    frame = trace(usage_figure(usage_table("base"), marks, marks_label="planted"), "planted")
+    corners = [(x, y) for x, y in zip(frame.x, frame.y, strict=True) if x is not None]
+    assert {x for x, _ in corners} == {1.5, 2.5}
+    assert {y for _, y in corners} == {0.5, 1.5}  # layer 3 is the second row of cells
+
+
+def test_usage_keeps_layers_in_line_where_a_panel_lacks_one():
+    table = usage_table("base", "tuned")
+    table = table[(table["panel"] == "base") | (table["layer"] == 3)]
+    base, tuned = usage_figure(table).data
+    assert list(base.y) == list(tuned.y)
+    assert np.isnan(np.asarray(tuned.z, dtype=float)[0]).all()
+
+
+def test_usage_names_the_highest_expert():
+    title = usage_figure(usage_table("base")).layout.title.text
+    assert title.replace("<br>", " ") == "Context-dependence ratio is highest for layer 3, expert 3, base (3.3)"
+    even = usage_figure(usage_table("base").assign(score=0.25), label="use")
+    assert even.layout.title.text == "Use is highest for 8 experts alike (0.25)"
+
+
+def test_usage_refuses_two_scores_for_one_expert():
+    table = pd.concat([usage_table("base")] * 2)
+    with pytest.raises(MoELensError, match="stands there twice"):
+        usage_figure(table)
+
+
+def scores_table() -> pd.DataFrame:
+    table = pd.DataFrame({"score": ["ce", "ce-last", "oe"], "auc": [0.7, 0.95, 0.2], "size": [4, 4, 4]})
+    return table.assign(auc_low=table["auc"] - 0.1, auc_high=table["auc"] + 0.05, em_drop=[0.1, 0.5, 0.2])
+
+
+def test_scores_puts_the_best_score_on_top():
+    figure = scores_figure(scores_table())
+    assert list(figure.layout.yaxis.ticktext) == ["oe", "ce", "ce-last"]
+    dots = figure.data[0]
+    named = {figure.layout.yaxis.ticktext[round(y)]: x for x, y in zip(dots.x, dots.y, strict=True)}
+    assert named == {"ce": 0.7, "ce-last": 0.95, "oe": 0.2}
+
+
+def test_titles_say_what_the_table_shows():
+    title = scores_figure(scores_table()).layout.title.text
+    assert title == "AUC is highest for ce-last (0.95)"
+    alike = pd.DataFrame({"score": list("abcd"), "auc": 1.0})
+    assert scores_figure(alike).layout.title.text == "AUC is highest for 4 alike (1.00)"
+    tied = scores_figure(scores_table().assign(auc=[0.951, 0.95, 0.2])).layout.title
+    assert tied.text == "AUC is highest for ce and ce-last (0.95)"
+    assert "3 scores" in tied.subtitle.text
+    title = masking_figure(masking_table("zero")).layout.title.text.replace("<br>", " ")
+    assert title == "Masking 4 planted experts per layer leaves EM 0.30 of 0.90, random ones 0.65"
+    swap = answers_table().query("task == 'swap'")
+    assert answers_figure(swap).layout.title.text == "EM is highest for mine (0.50), then base (0.10)"
+    assert answers_figure(swap.assign(em=[0.501, 0.502])).layout.title.text == "EM is 0.50 for all"
+    three = pd.concat([swap, swap.head(1).assign(variant="other", em=0.502)])
+    title = answers_figure(three).layout.title.text.replace("<br>", " ")
+    assert title == "EM is highest for other and mine (0.50), then base (0.10)"
+    assert tuning_figure(tuning_log()).layout.title.text == "The loss goes from 3.00 to 1.00 in training"
+
+
+def test_scores_draws_the_metrics_it_knows_unless_told_which():
+    assert len(scores_figure(scores_table(), ["auc"]).data) == 1
+    other = scores_table().rename(columns=lambda name: name.replace("auc", "mine")).drop(columns="em_drop")
+    assert [list(it.x) for it in scores_figure(other).data] == [[0.2, 0.7, 0.95]]
+    auc, drop = scores_figure(scores_table()).data
+    np.testing.assert_allclose(auc.error_x.array, 0.05)
+    np.testing.assert_allclose(auc.error_x.arrayminus, 0.1)
+    assert drop.error_x.array is None
+
+
+def test_scores_refuses_a_table_in_which_one_dot_would_hide_another():
+    with pytest.raises(MoELensError, match="score ce"):
+        scores_figure(pd.concat([scores_table()] * 2))
+
+
+def test_scores_says_what_a_table_without_metrics_lacks():
+    with pytest.raises(MoELensError, match="m_low and m_high"):
+        scores_figure(scores_table()[["score", "auc"]].rename(columns={"auc": "mine"}))
+
+
+def test_seeds_become_their_mean_with_bars_from_lowest_to_highest():
+    seeds = [answers_table().assign(seed=seed, em=0.2 * seed + 0.1) for seed in (0, 1, 2)]
+    once = pd.DataFrame([{"variant": "base", "task": "hops", "em": 0.5, "em_low": 0.4, "em_high": 0.7}])
+    base = trace(answers_figure(pd.concat([*seeds, once])), "base")
+    np.testing.assert_allclose(base.y, [0.3, 0.3, 0.5])
+    np.testing.assert_allclose(base.error_y.array, [0.2, 0.2, 0.2])
+    np.testing.assert_allclose(base.error_y.arrayminus, [0.2, 0.2, 0.1])
+    scores = pd.concat([scores_table().assign(seed=seed, em_drop=[seed, 0.5, 0.2]) for seed in (0.0, 0.4)])
+    drop = scores_figure(scores, ["em_drop"]).data[0]
+    np.testing.assert_allclose(drop.x, [0.2, 0.2, 0.5])  # the best is on top
+    np.testing.assert_allclose(drop.error_x.array, [0.2, 0, 0])
+
+
+def test_one_seed_twice_is_refused():
+    with pytest.raises(MoELensError, match="seed 1"):
+        answers_figure(pd.concat([answers_table().assign(seed=1)] * 2))
+
+
+def tuning_log() -> pd.DataFrame:
+    return pd.DataFrame(
+        {"step": [1, 2, 3, 4], "loss": [3.0, 2.0, 1.5, 1.0], "learning_rate": [0, 1e-3, 5e-4, 0]}
+    )
+
+
+def test_tuning_marks_the_best_dev_score_with_a_star():
+    log = tuning_log().assign(dev_em=[np.nan, 0.4, np.nan, 0.3])
+    marks = next(it for it in tuning_figure(log).data if it.marker.symbol is not None)
+    assert dict(zip(marks.x, marks.marker.symbol, strict=True)) == {2: "star", 4: "circle"}
+
+
+def test_tuning_draws_any_dev_score_on_a_scale_of_its_own():
+    log = tuning_log().assign(dev_log_likelihood=[np.nan, -2.5, np.nan, -0.7])
+    figure = tuning_figure(log)
+    marks = next(it for it in figure.data if it.marker.symbol is not None)
+    assert dict(zip(marks.y, marks.marker.symbol, strict=True)) == {-2.5: "circle", -0.7: "star"}
+    assert figure.layout.yaxis2.range is None
+    assert "best dev log-likelihood -0.70 after step 4" in figure.layout.title.subtitle.text
+    assert tuning_figure(tuning_log().assign(dev_f1=0.5)).layout.yaxis2.range == (-0.05, 1.08)
+    with pytest.raises(MoELensError, match="one dev score; the log has dev_em, dev_log_likelihood"):
+        tuning_figure(log.assign(dev_em=0.1))
+
+
+def test_tuning_has_no_empty_panel_without_dev_scores():
+    figure = tuning_figure(tuning_log())
+    assert [list(it.y) for it in figure.data] == [[3.0, 2.0, 1.5, 1.0], [0, 1e-3, 5e-4, 0]]
+    assert not hasattr(figure.layout, "yaxis3")
+
+
+def answers_table() -> pd.DataFrame:
+    rows = [
+        ("base", "swap", 0.1),
+        ("base", "novel", 0.9),
+        ("router-tuned", "novel", 0.8),
+        ("mine", "swap", 0.5),
+    ]
+    table = pd.DataFrame(rows, columns=["variant", "task", "em"])
+    return table.assign(em_low=table["em"] - 0.1, em_high=table["em"] + 0.1)
+
+
+def test_answers_puts_bars_at_their_tasks_in_the_tables_order():
+    figure = answers_figure(answers_table())
+    assert list(figure.layout.xaxis.categoryarray) == ["swap", "novel"]
+    tuned = trace(figure, "router-tuned")
+    assert (list(tuned.x), list(tuned.y)) == (["novel"], [0.8])
+    assert len({it.marker.color for it in figure.data}) == 3
+
+
+def test_metrics_stand_side_by_side_and_the_title_compares_the_first():
+    rows = [("base", "bleu", 0.2), ("FFT", "bleu", 0.7), ("base", "rouge_l", 0.5), ("FFT", "rouge_l", 0.4)]
+    table = pd.DataFrame(rows, columns=["variant", "metric", "mean"]).assign(task="summary", n=9)
+    table = table.assign(low=table["mean"] - 0.1, high=table["mean"] + 0.2)
+    figure = metrics_figure(table)
+    assert figure.layout.title.text == "BLEU is highest for FFT (0.70), then base (0.20)"
+    assert list(trace(figure, "base").x) == ["BLEU", "ROUGE-L"]
+    np.testing.assert_allclose(trace(figure, "FFT").y, [0.7, 0.4])
+    np.testing.assert_allclose(trace(figure, "FFT").error_y.array, 0.2)
+    both = metrics_figure(pd.concat([table, table.assign(task="news")]))
+    assert "BLEU<br>news" in trace(both, "base").x
+    with pytest.raises(MoELensError, match="stands there twice"):
+        metrics_figure(pd.concat([table, table]))
+
+
+def test_answers_refuses_two_bars_in_one_place():
+    with pytest.raises(MoELensError, match="variant base, task swap"):
+        answers_figure(pd.concat([answers_table()] * 2))
+
+
+@pytest.mark.parametrize(
+    "figure",
+    [
+        lambda: masking_figure(masking_table("zero")),
+        lambda: usage_figure(usage_table("base", "tuned"), pd.DataFrame({"layer": [1], "expert": [0]})),
+        lambda: scores_figure(scores_table()),
+        lambda: tuning_figure(tuning_log()),
+        lambda: answers_figure(answers_table()),
+    ],
+)
+def test_legend_lies_below_the_axes_within_the_picture(figure):
+    layout = figure().layout
+    plot = layout.height - layout.margin.t - layout.margin.b
+    assert plot >= 100
+    assert 0 < -layout.legend.y * plot <= layout.margin.b
+
+
+def test_drawing_leaves_the_table_as_it_was():
+    for draw, table in (
+        (masking_figure, masking_table("zero")),
+        (usage_figure, usage_table("base").drop(columns="panel")),
+        (scores_figure, scores_table()),
+        (tuning_figure, tuning_log()),
+        (answers_figure, answers_table()),
+    ):
+        before = table.copy(deep=True)
+        draw(table)
+        pd.testing.assert_frame_equal(table, before)
+
+
+def gains_table() -> pd.DataFrame:
+    rows = [("context (CAG)", layer, 0.1 * layer) for layer in (3, 1, 2)] + [("answer (AAG)", 1, -0.5)]
+    table = pd.DataFrame(rows, columns=["series", "layer", "gain"])
+    return table.assign(gain_low=table["gain"] - 0.05, gain_high=table["gain"] + 0.1, n=200)
+
+
+def test_gains_are_lines_in_the_order_of_layers_with_bands_of_their_intervals():
+    figure = gains_figure(gains_table(), what="Attention")
+    assert figure.layout.title.text == "Attention gains most at layer 3, context (CAG): +30%"
+    context = trace(figure, "context (CAG)")
+    assert list(context.x) == [1, 2, 3]
+    np.testing.assert_allclose(context.y, [0.1, 0.2, 0.3])
+    band = next(it for it in figure.data if it.fill == "toself")
+    np.testing.assert_allclose(band.y, [0.2, 0.3, 0.4, 0.25, 0.15, 0.05])
+    assert "200 examples" in figure.layout.title.subtitle.text
+
+
+def test_steep_gains_are_times_the_base_on_a_logarithmic_axis():
+    table = gains_table().assign(gain=lambda rows: 100 * rows["gain"])
+    figure = gains_figure(table, what="It")
+    assert list(trace(figure, "context (CAG)").y) == pytest.approx([11, 21, 31])
+    assert figure.layout.yaxis.type == "log"
+    assert figure.layout.title.text.replace("<br>", " ") == "It gains most at layer 3, context (CAG): 31 times the base"
+
+
+def test_gains_say_how_they_were_averaged_and_over_how_many_examples():
+    table = gains_table().assign(n=[200, 200, 200, 17], ratio_of_means=[30.0, 1.0, 2.0, 0.0])
+    means = table["ratio_of_means"]
+    table = table.assign(ratio_of_means_low=means - 1, ratio_of_means_high=means + 1)
+    assert "mean of 17 to 200 examples" in gains_figure(table, what="It").layout.title.subtitle.text
+    figure = gains_figure(table, what="It", column="ratio_of_means")
+    assert list(trace(figure, "context (CAG)").y) == [2, 3, 31]
+    assert "ratio of means, not mean of ratios, of 17 to 200 examples" in figure.layout.title.subtitle.text
+    assert figure.layout.title.text.replace("<br>", " ") == "It gains most at layer 3, context (CAG): 31 times the base"
+    assert figure.layout.yaxis.title.text == "mean, times the base's"
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+def test_gains_of_many_series_look_different(ordered):
+    table = pd.concat([gains_table().iloc[:3].assign(series=f"first {place}") for place in range(1, 31)])
+    figure = gains_figure(table, what="It", ordered=ordered)
+    lines = [it for it in figure.data if it.mode == "lines+markers"]
+    assert len({(it.line.color, it.line.dash, it.marker.symbol) for it in lines}) == 30
+    if ordered:
+        light = [sum(int(it.line.color[i : i + 2], 16) for i in (1, 3, 5)) for it in lines]
+        assert light[0] > light[10] > light[20] > light[-1]
+
+
+def test_gains_with_panels_name_each_series_once_in_the_legend():
+    table = pd.concat([gains_table().assign(panel=panel) for panel in ("a", "b")])
+    figure = gains_figure(table, what="Attention")
+    assert [it.name for it in figure.data if it.name and it.showlegend] == ["context (CAG)", "answer (AAG)"]
+    with pytest.raises(MoELensError, match="twice"):
+        gains_figure(pd.concat([table, table]), what="Attention")
+
+
+def test_transfer_writes_each_gain_in_its_cell_and_marks_the_sure_ones():
+    rows = [("swap", "swap", 0.8, 0.7, 0.9), ("swap", "hops", 0.1, -0.1, 0.3), ("hops", "swap", -0.2, -0.3, -0.1)]
+    rows += [("hops", "hops", 0.3, 0.2, 0.4)]
+    table = pd.DataFrame(rows, columns=["trained", "task", "em_gain", "em_gain_low", "em_gain_high"])
+    figure = transfer_figure(table)
+    texts = {(it.y, it.x): it.text for it in figure.layout.annotations}
+    assert texts[("swap", "swap")] == "<b>+0.80</b>"
+    assert texts[("swap", "hops")] == "+0.10"
+    assert texts[("hops", "swap")] == "<b>-0.20</b>"
+    assert figure.data[0].z.tolist() == [[-0.2, 0.3], [0.8, 0.1]]
+    assert "Of 2 transfers to another task 0 gain and 1 lose" in figure.layout.title.text
+
+
+@pytest.mark.parametrize(("accuracy", "word"), [(0.9, "tells its task"), (0.5, "hardly tells")])
+def test_clusters_title_says_whether_they_are_apart(accuracy, word):
+    table = pd.DataFrame({"task": ["a", "b"] * 4, "x": range(8), "y": range(8)})
+    numbers = {"silhouette": 0.1, "knn_accuracy": accuracy, "knn_accuracy_low": accuracy - 0.05, "chance": 0.5}
+    numbers["knn_accuracy_high"] = accuracy + 0.04
+    figure = clusters_figure(table.assign(**numbers))
+    assert word in figure.layout.title.text
+    assert {it.name: len(it.x) for it in figure.data} == {"a": 4, "b": 4}
+    subtitle = figure.layout.title.subtitle.text.replace("<br>", " ")
+    assert "chance 0.50" in subtitle
+    assert f"[{accuracy - 0.05:.2f}, {accuracy + 0.04:.2f}]" in subtitle
+
+
+def test_clusters_compare_the_routers_of_their_panels():
+    table = pd.DataFrame({"task": ["a", "b"] * 4, "x": range(8), "y": range(8), "silhouette": 0.1, "chance": 0.5})
+    panels = [
+        table.assign(panel=name, knn_accuracy=x, knn_accuracy_low=x, knn_accuracy_high=x)
+        for name, x in (("own", 0.9), ("one", 0.55))
+    ]
+    figure = clusters_figure(pd.concat(panels))
+    title = figure.layout.title.text.replace("<br>", " ")
+    assert title == "Nearest neighbours share the task: 0.90 with own, 0.55 with one"
+    assert {it.xaxis for it in figure.data} == {"x", "x2"}
+
+
+def test_layers_have_a_panel_per_kind_and_the_base_as_a_line():
+    rows = [("base", -1, 0.1)] + [(kind, layer, 0.2 * layer) for kind in ("single", "first") for layer in (1, 2)]
+    table = pd.DataFrame(rows, columns=["kind", "layer", "em"])
+    figure = layers_figure(table.assign(em_low=table["em"] - 0.01, em_high=table["em"] + 0.02))
+    assert [list(it.y) for it in figure.data if it.type == "bar"] == [[0.2, 0.4], [0.2, 0.4]]
+    assert {shape.y0 for shape in figure.layout.shapes} == {0.1}
+    assert trace(figure, "base (0.10)")
+    title = figure.layout.title.text.replace("<br>", " ")
+    assert "layer 2 alone reach EM 0.40, those of all 2 layers 0.40" in title
+
+
+def test_layers_without_a_tuned_one_are_refused():
+    table = pd.DataFrame({"kind": ["base"], "layer": [-1], "em": [0.1], "em_low": [0.0], "em_high": [0.2]})
+    with pytest.raises(MoELensError, match="no tuned layer"):
+        layers_figure(table)
+
+
+def test_layers_of_several_seeds_are_their_mean():
+    rows = [("single", 0, seed, em) for seed, em in enumerate((0.3, 0.5, 0.7))]
+    table = pd.DataFrame(rows, columns=["kind", "layer", "seed", "em"])
+    figure = layers_figure(table.assign(em_low=0.0, em_high=1.0))
+    [bar] = [it for it in figure.data if it.type == "bar"]
+    assert list(bar.y) == pytest.approx([0.5])
+    assert [bar.error_y.array[0], bar.error_y.arrayminus[0]] == pytest.approx([0.2, 0.2])
+    assert "mean of 3 seeds" in figure.layout.title.subtitle.text
+
+
+def test_sizes_have_a_panel_per_task_a_line_per_choice_and_the_base():
+    rows = [("base", 0, task, 0, 0.1) for task in ("swap", "closed_book")]
+    rows += [("CEFT", size, task, seed, em + 0.02 * seed)
+             for size, em in ((8, 0.8), (1, 0.2)) for task in ("swap", "closed_book") for seed in (0, 1)]  # fmt: skip
+    table = pd.DataFrame(rows, columns=["variant", "size", "task", "seed", "em"])
+    figure = sizes_figure(table.assign(em_low=table["em"], em_high=table["em"]))
+    for place in (0, 1):
+        line = trace(figure, "CEFT", place=place)
+        assert list(line.x) == ["1", "8"]
+        np.testing.assert_allclose(line.y, [0.21, 0.81])
+        np.testing.assert_allclose(line.error_y.array, 0.01)
+    assert {shape.y0 for shape in figure.layout.shapes} == {0.1}
+    title = figure.layout.title.text.replace("<br>", " ")
+    assert title == "EM is highest on swap for CEFT of 8 (0.81), on closed_book for CEFT of 8 (0.81)"
+    with pytest.raises(MoELensError, match="twice"):
+        sizes_figure(pd.concat([table, table]).assign(em_low=0.0, em_high=1.0))
+
+
+def tradeoff_table() -> pd.DataFrame:
+    rows = [("base", None, "swap", 0, 0.0), ("base", None, "closed_book", 0, 1.0)]
+    for rate, learned, kept in ((0.01, 0.9, 0.4), (0.003, 0.7, 0.8)):
+        for seed in (0, 1):
+            rows += [("CEFT", rate, "swap", seed, learned + 0.02 * seed), ("CEFT", rate, "closed_book", seed, kept)]
+    table = pd.DataFrame(rows, columns=["variant", "learning_rate", "task", "seed", "em"])
+    return table.assign(em_low=table["em"] - 0.1, em_high=table["em"] + 0.1)
+
+
+def test_tradeoff_has_what_is_learned_along_and_what_is_kept_up_by_rising_rate():
+    figure = tradeoff_figure(tradeoff_table())
+    np.testing.assert_allclose([trace(figure, "CEFT").x, trace(figure, "CEFT").y], [[0.71, 0.91], [0.8, 0.4]])
+    np.testing.assert_allclose([trace(figure, "base").x, trace(figure, "base").y], [[0.0], [1.0]])
+    np.testing.assert_allclose(trace(figure, "CEFT").error_x.array, 0.01)
+    np.testing.assert_allclose(trace(figure, "base").error_y.arrayminus, 0.1)
+    title = figure.layout.title.text.replace("<br>", " ")
+    assert title == "Most is learned by CEFT (0.91), most kept by CEFT (0.80), each at its best rate"
+    low, high = trace(figure, "CEFT").marker.size
+    assert low < high
+    assert "mean of 2 seeds" in figure.layout.title.subtitle.text
+
+
+def test_a_variant_looks_the_same_in_every_figure_and_like_no_other():
+    names = ["base", "router-tuned", "CEFT", "CEFT, ce-last", "ESFT-token", "ESFT-gate", "random experts"]
+    names += ["planted experts", "FFT", *(f"mine {place}" for place in range(12))]
+    table = pd.DataFrame({"variant": names, "task": "swap", "em": 0.5, "em_low": 0.4, "em_high": 0.6})
+    bars = {it.name: it.marker for it in answers_figure(table).data}
+    assert len({(it.color, it.pattern.shape) for it in bars.values()}) == len(names)
+    rates = table[::-1].assign(learning_rate=0.1)
+    figure = tradeoff_figure(pd.concat([rates, rates.assign(task="kept")]))
+    for name in names[:9]:
+        assert trace(figure, name).marker.color == bars[name].color
+        assert trace(figure, name).line.dash == {"": "solid", "/": "dash"}[bars[name].pattern.shape]
+    assert len({(it.marker.color, it.marker.symbol, it.line.dash) for it in figure.data}) == len(names)
+
+
+def test_tradeoff_takes_two_tasks_and_each_point_once():
+    table = tradeoff_table()
+    with pytest.raises(MoELensError, match="two tasks"):
+        tradeoff_figure(table[table["task"] == "swap"])
+    with pytest.raises(MoELensError, match="twice"):
+        tradeoff_figure(pd.concat([table, table]))
+
+
+def test_correlation_says_r_with_its_interval():
+    table = pd.DataFrame({"target": "answer", "model": ["base", "all"], "gain": [0, 0.4], "em": [0.1, 0.9]})
+    figure = correlation_figure(table.assign(r=0.95, r_low=0.7, r_high=0.99))
+    assert "answer: r = 0.95 [0.70, 0.99]" in figure.layout.title.subtitle.text
+    assert list(figure.data[0].text) == ["base", "all"]
+    assert figure.layout.title.text == "EM rises with attention to the answer (r = 0.95)"
+    unsure = correlation_figure(table.assign(r=0.6, r_low=-0.1, r_high=0.9))
+    assert "neither way for sure" in unsure.layout.title.text
+
+
+def test_parameters_are_written_with_their_share():
+    table = pd.DataFrame({"model": "m", "method": ["CEFT", "FFT"], "trainable": [8192, 2_000_000], "total": 2_000_000})
+    figure = parameters_figure(table)
+    assert [it.text[0] for it in figure.data] == ["8.2K (0.4%)", "2.0M (100.0%)"]
+    assert figure.layout.xaxis.type == "log"
+    assert figure.layout.title.text == "Share of the parameters trained: CEFT 0.4%"

@@ -1,0 +1,156 @@
+"""The report page is complete, self-contained, repeatable, and refuses what it cannot show."""
+
+import re
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+
+from moe_lens.errors import MoELensError
+from moe_lens.report.page import MOST_ROWS, build_report
+from moe_lens.results import write_table
+
+DRAWN = r'Plotly\.newPlot\(\s*"figure-\d"'
+PROVENANCE = {"model": "organism", "seed": 3, "command": ["intervene", "--limit", "<10>"]}
+
+
+def answers(em: float = 0.25) -> pd.DataFrame:
+    return pd.DataFrame([{"variant": "base", "task": "swap", "em": em, "em_low": 0.2, "em_high": 0.3125}])
+
+
+def log(steps: int) -> pd.DataFrame:
+    return pd.DataFrame({"step": range(steps), "loss": 1.0, "learning_rate": 1e-3})
+
+
+@pytest.fixture
+def run(tmp_path):
+    write_table(answers(), tmp_path / "tasks.parquet", PROVENANCE)
+    write_table(log(MOST_ROWS + 5), tmp_path / "router" / "tuning.parquet", PROVENANCE | {"seed": 44})
+    return tmp_path
+
+
+def test_page_has_figures_numbers_and_provenance_of_all_known_tables_below_the_folder(run):
+    page = build_report(run, title="One & two").read_text()
+    assert "<title>One &amp; two</title>" in page
+    assert re.findall(r"<h2>(.*?)</h2>", page) == [
+        "Answers",
+        "Training: router",
+        "Where the numbers came from",
+    ]
+    assert len(re.findall(DRAWN, page)) == 2
+    assert '<td class="number">0.3125</td>' in page
+    assert "&quot;seed&quot;: 44" in page
+    assert "&lt;10&gt;" in page
+
+
+def test_page_needs_no_network_and_offers_no_upload(run):
+    page = build_report(run, title="x").read_text()
+    assert page.count("plotly.js v") == 1
+    assert not re.search(r"<(script|link|img|iframe)[^>]+(src|href)=", page)
+    assert page.count('"showSendToCloud": false') == len(re.findall(DRAWN, page)) == 2
+
+
+def test_same_tables_give_the_same_bytes(run):
+    first = build_report(run, title="x").read_bytes()
+    assert build_report(run, title="x").read_bytes() == first
+
+
+def test_a_long_table_is_cut_and_says_so(run):
+    page = build_report(run, title="x").read_text()
+    assert f"The first {MOST_ROWS} of {MOST_ROWS + 5} rows" in page
+    assert f'<td class="number">{MOST_ROWS - 1}</td>' in page
+    assert f'<td class="number">{MOST_ROWS}</td>' not in page
+
+
+def test_a_missing_value_is_a_dash_not_nan(tmp_path):
+    table = log(3).assign(dev_em=[None, 0.5, None])
+    write_table(table, tmp_path / "tuning.parquet", PROVENANCE)
+    page = build_report(tmp_path, title="x").read_text()
+    numbers = page[page.index('<div class="numbers">') : page.index("<footer>")]
+    assert "–" in numbers
+    assert "nan" not in numbers.lower()
+
+
+def test_text_of_a_table_cannot_become_part_of_the_page(tmp_path):
+    write_table(answers().assign(task="<script>alert(1)</script>"), tmp_path / "tasks.parquet", PROVENANCE)
+    assert "<script>alert" not in build_report(tmp_path, title="x").read_text()
+
+
+def test_experts_of_a_column_planted_are_outlined(tmp_path):
+    table = pd.DataFrame({"layer": [0, 0], "expert": [0, 1], "score": [0.5, 0.5], "planted": [True, False]})
+    write_table(table, tmp_path / "usage.parquet", PROVENANCE)
+    assert '"name":"planted"' in build_report(tmp_path, title="x").read_text()
+
+
+def test_every_saved_score_is_drawn_under_its_name(tmp_path):
+    table = pd.DataFrame({"layer": [0, 0], "expert": [0, 1], "score": [0.5, 0.5]})
+    for name in ("ce", "oe-last"):
+        write_table(table.assign(name=name), tmp_path / f"score-{name}.parquet", PROVENANCE)
+    page = build_report(tmp_path, title="x").read_text()
+    assert "Score ce is highest for" in page
+    assert "Score oe-last is highest for" in page
+
+
+def test_an_attention_case_is_shown_as_a_view(tmp_path):
+    case = pd.DataFrame({"position": [0, 1], "token": ["a", "<b>"], "part": ["context", "answer"], "layer": 0})
+    both = [case.assign(model=name, attention=[x, 1 - x]) for name, x in (("base", 0.75), ("tuned", 0.25))]
+    write_table(pd.concat(both).assign(case="7", note="said"), tmp_path / "attention_case.parquet", PROVENANCE)
+    page = build_report(tmp_path, title="x").read_text()
+    assert page.count("<iframe srcdoc=") == 1
+    assert "said Layers" in page
+
+
+def test_a_table_without_a_figure_is_shown_as_numbers(tmp_path):
+    table = pd.DataFrame({"learning_rate": [0.001], "em": [0.75]})
+    write_table(table, tmp_path / "learning_rates.parquet", PROVENANCE)
+    page = build_report(tmp_path, title="x").read_text()
+    assert not re.search(DRAWN, page)
+    assert '<td class="number">0.75</td>' in page
+
+
+def test_a_table_that_cannot_be_drawn_is_named_and_the_old_page_stays(run):
+    before = build_report(run, title="x").read_bytes()
+    write_table(answers().drop(columns="em_low"), run / "tasks.parquet", PROVENANCE)
+    with pytest.raises(MoELensError, match=r"tasks\.parquet.*em_low"):
+        build_report(run, title="x")
+    assert (run / "report.html").read_bytes() == before
+
+
+def test_a_folder_without_known_tables_lists_the_known_ones(tmp_path):
+    with pytest.raises(MoELensError, match=r"masking\.parquet"):
+        build_report(tmp_path, title="x")
+
+
+def test_a_file_is_not_a_run_directory(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(MoELensError, match="is a file"):
+        build_report(tmp_path / "file", title="x")
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "moe_lens.report", *arguments], capture_output=True, text=True, check=False
+    )
+
+
+def test_command_writes_the_page_and_says_where(run):
+    done = command(str(run), "--title", "From a shell")
+    assert done.returncode == 0, done.stderr
+    assert str(run / "report.html") in done.stdout.replace("\n", "")
+    assert "<h1>From a shell</h1>" in (run / "report.html").read_text()
+
+
+def test_command_ends_bad_input_with_one_message_and_code_2(tmp_path):
+    done = command(str(tmp_path / "nowhere"))
+    assert done.returncode == 2
+    assert "not there" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_drawing_a_page_needs_neither_torch_nor_nnsight():
+    code = (
+        "import sys, moe_lens.report.page; print(sorted({'torch', 'nnsight', 'transformers'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,91 @@
+"""Intervals over texts: equal to a formula where there is one, as wide as a bootstrap's, right as often as they say."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from test_usage import record
+
+from moe_lens.metrics import bootstrap_interval
+from moe_lens.statistics import CoActivation, RouterLoad
+from moe_lens.statistics.jackknife import GROUPS, by_group, groups_of, with_interval
+
+
+def mean(sums):
+    return np.array([sums["value"] / sums["tokens"]])
+
+
+def grouped(values: np.ndarray, groups: np.ndarray) -> dict[str, np.ndarray]:
+    return {
+        name: np.bincount(groups, weights, minlength=GROUPS)
+        for name, weights in (("value", values), ("tokens", np.ones(len(values))))
+    }
+
+
+def test_of_a_mean_over_equal_groups_it_is_students_interval():
+    rng = np.random.default_rng(0)
+    values, groups = rng.normal(size=60), np.arange(60) % GROUPS
+    value, low, high = with_interval(mean, grouped(values, groups), size="tokens")
+    means = np.array([values[groups == group].mean() for group in range(GROUPS)])
+    reach = 2.262157 * means.std(ddof=1) / np.sqrt(GROUPS)  # Student's t with 9 degrees of freedom, 97.5 %
+    assert [value[0], low[0], high[0]] == pytest.approx([values.mean(), values.mean() - reach, values.mean() + reach])
+
+
+def test_it_holds_the_truth_as_often_as_it_says():
+    rng, held = np.random.default_rng(1), 0
+    for _ in range(400):
+        values = rng.normal(1, 1, size=200)
+        _, low, high = with_interval(mean, grouped(values, rng.integers(0, GROUPS, 200)), size="tokens")
+        held += low[0] < 1 < high[0]
+    assert 0.92 < held / 400 < 0.98
+
+
+def test_one_group_has_no_interval():
+    sums = grouped(np.ones(3), np.zeros(3, dtype=int))
+    value, low, high = with_interval(mean, sums, size="tokens")
+    assert value[0] == 1
+    assert np.isnan([low[0], high[0]]).all()
+
+
+def test_groups_depend_on_ids_alone_and_sums_on_groups():
+    ids = [f"example-{i}" for i in range(1000)]
+    groups = groups_of(ids)
+    assert groups_of(ids[::-1]).tolist() == groups.tolist()[::-1]
+    assert np.bincount(groups, minlength=GROUPS).min() > 60  # 100 expected
+    values = torch.rand(1000, 2, dtype=torch.float64)
+    expected = [values[groups == group].sum(0).tolist() for group in range(GROUPS)]
+    np.testing.assert_allclose(by_group(values, groups), expected)
+
+
+@pytest.fixture(scope="module")
+def part():
+    """400 texts of 3 tokens."""
+    texts = record([3] * 400, k=3, n_experts=7)
+    return replace(texts, ids=tuple(f"text-{i}" for i in range(400)))
+
+
+def test_entropys_interval_is_about_a_bootstraps_over_texts(part):
+    table = RouterLoad().update(part).table()
+    for row in table.itertuples():
+        probabilities = part.routing[row.layer].logits.double().softmax(-1)
+        entropies = -(probabilities * probabilities.log2()).sum(-1).mean(1).numpy()  # [text]
+        expected = bootstrap_interval(entropies)
+        assert row.entropy == pytest.approx(expected.mean)
+        assert 0.5 < (row.entropy_high - row.entropy_low) / (expected.high - expected.low) < 2
+
+
+def test_coactivations_interval_is_about_a_bootstraps_over_texts(part):
+    table = CoActivation().update(part).table().set_index(["layer", "expert", "other"])
+    layer = table.index[0][0]
+    selected = part.routing[layer].selected().double()
+    both, alone = (selected[..., 0] * selected[..., 1]).sum(1).numpy(), selected[..., 0].sum(1).numpy()  # [text]
+    rng, drawn = np.random.default_rng(0), []
+    for _ in range(2000):
+        texts = rng.integers(0, 400, 400)
+        drawn.append(both[texts].sum() / alone[texts].sum())
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    row = table.loc[(layer, 0, 1)]
+    assert row["probability"] == pytest.approx(both.sum() / alone.sum())
+    assert 0.5 < (row["probability_high"] - row["probability_low"]) / (high - low) < 2
+    assert row["probability_low"] < row["probability"] < row["probability_high"]
