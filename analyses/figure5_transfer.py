@@ -19,16 +19,18 @@ def compute(study: Study) -> pd.DataFrame:
         for task in study.tasks:
             before, after = study.answers(task)["em"], study.answers(task, router)["em"]
             gain = bootstrap_interval((after - before).to_numpy(), seed=study.schedule.seed)
-            rows.append({
-                "trained": trained,
-                "task": task,
-                "n": len(after),
-                "base_em": before.mean(),
-                "em": after.mean(),
-                "em_gain": gain.mean,
-                "em_gain_low": gain.low,
-                "em_gain_high": gain.high,
-            })
+            rows.append(
+                {
+                    "trained": trained,
+                    "task": task,
+                    "n": len(after),
+                    "base_em": before.mean(),
+                    "em": after.mean(),
+                    "em_gain": gain.mean,
+                    "em_gain_low": gain.low,
+                    "em_gain_high": gain.high,
+                }
+            )
     return pd.DataFrame(rows)
 
 

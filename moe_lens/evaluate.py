@@ -32,9 +32,7 @@ def main(
         ),
     ],
     delta: Annotated[Path | None, Option(help="Folder of a delta that moe_lens.tune wrote.")] = None,
-    metrics: Annotated[
-        str, Option(help=f"With commas, of {', '.join(METRICS)}.")
-    ] = ",".join(DEFAULT_METRICS),
+    metrics: Annotated[str, Option(help=f"With commas, of {', '.join(METRICS)}.")] = ",".join(DEFAULT_METRICS),
     mask: Annotated[
         list[str] | None,
         Option(help="Answer with these experts masked too (several times): planted, FILE.json, or '3:5,7;4:0'."),

@@ -69,10 +69,12 @@ class ExpertSet:
         beyond = [(layer, expert) for layer, expert in other if expert >= n_experts]
         if beyond:
             raise MoELensError(f"expert ids must be below n_experts = {n_experts}; got {beyond}")
-        return cls.of({
-            layer: np.random.default_rng((seed, layer)).choice(n_experts, size=len(ids), replace=False)
-            for layer, ids in other.members
-        })
+        return cls.of(
+            {
+                layer: np.random.default_rng((seed, layer)).choice(n_experts, size=len(ids), replace=False)
+                for layer, ids in other.members
+            }
+        )
 
     @classmethod
     def parse(cls, text: str) -> "ExpertSet":
@@ -95,9 +97,9 @@ class ExpertSet:
         try:
             layers = json.loads(text, object_pairs_hook=_without_repeats)
         except json.JSONDecodeError as error:
-            raise MoELensError(f"expected experts as JSON, like {{\"3\": [5, 7]}}: {error}") from None
+            raise MoELensError(f'expected experts as JSON, like {{"3": [5, 7]}}: {error}') from None
         if not isinstance(layers, dict) or not all(isinstance(ids, list) for ids in layers.values()):
-            raise MoELensError(f"expected a JSON object like {{\"3\": [5, 7]}}; got {text[:80]}")
+            raise MoELensError(f'expected a JSON object like {{"3": [5, 7]}}; got {text[:80]}')
         wrong = [layer for layer in layers if not (layer.isascii() and layer.isdigit())]
         if wrong:
             raise MoELensError(f"the keys must be layer numbers; got {wrong}")

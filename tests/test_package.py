@@ -78,11 +78,7 @@ def imports(name: str) -> frozenset[str]:
 @cache
 def siblings(name: str) -> frozenset[str]:
     """The modules of the package that a module imports, named below the package."""
-    own = {
-        full.removeprefix("moe_lens").lstrip(".")
-        for full in imports(name)
-        if full.split(".")[0] == "moe_lens"
-    }
+    own = {full.removeprefix("moe_lens").lstrip(".") for full in imports(name) if full.split(".")[0] == "moe_lens"}
     assert own <= set(NAMES), f"{name} imports {own - set(NAMES)}"
     return frozenset(own)
 
@@ -159,9 +155,7 @@ def test_every_module_says_its_purpose_in_one_sentence(name):
     assert len(re.findall(r"[.?!] (?=[A-Z])", first)) == 0, f"more than one sentence: {first!r}"
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in NAMES if name.split(".")[0] not in {"architecture", "organism"}]
-)
+@pytest.mark.parametrize("name", [name for name in NAMES if name.split(".")[0] not in {"architecture", "organism"}])
 def test_no_model_familys_name_outside_architecture(name):
     lines = NAMES[name].read_text(encoding="utf-8").splitlines()
     assert [line for line in lines if FAMILIES.search(line)] == []
@@ -169,9 +163,7 @@ def test_no_model_familys_name_outside_architecture(name):
 
 def test_one_version_everywhere():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    citation = re.search(
-        r"^version: (\S+)$", (ROOT / "CITATION.cff").read_text(encoding="utf-8"), re.MULTILINE
-    )
+    citation = re.search(r"^version: (\S+)$", (ROOT / "CITATION.cff").read_text(encoding="utf-8"), re.MULTILINE)
     changes = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert moe_lens.__version__ == project["version"] == citation[1] == changes[1]
 
@@ -186,6 +178,4 @@ def test_every_dependency_has_an_exact_version_within_its_range():
     installed = [*extras["dev"], *extras["image"], *extras["judge"], *extras["text"]]
     for text in [*project["dependencies"], *installed]:
         requirement = Requirement(text)
-        assert requirement.specifier.contains(pinned[requirement.name]), (
-            f"{text} against {pinned[requirement.name]}"
-        )
+        assert requirement.specifier.contains(pinned[requirement.name]), f"{text} against {pinned[requirement.name]}"

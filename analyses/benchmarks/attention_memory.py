@@ -66,9 +66,17 @@ def measured(way: str, tokens: int, layers: int, heads: int) -> dict[str, float 
     torch.manual_seed(0)
     tokenizer = load_tokenizer("organism")
     config = OlmoeConfig(
-        vocab_size=len(tokenizer), hidden_size=256, intermediate_size=128, num_hidden_layers=layers,
-        num_attention_heads=heads, num_experts=16, num_experts_per_tok=4, max_position_embeddings=2 * tokens,
-        bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=None,
+        vocab_size=len(tokenizer),
+        hidden_size=256,
+        intermediate_size=128,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_experts=16,
+        num_experts_per_tok=4,
+        max_position_embeddings=2 * tokens,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=None,
         attn_implementation="eager" if way == "eager, all maps" else "sdpa",
     )
     lens = MoELens.from_pretrained(AutoModelForCausalLM.from_config(config).eval(), tokenizer)

@@ -101,9 +101,7 @@ def _layer_stack(sites: list[Site]) -> str:
     """The path of the list of decoder layers that holds all these experts."""
     stacks = {site.stack for site in sites}
     if len(stacks) != 1:
-        raise MoELensError(
-            f"expected all experts in one list of decoder layers; found them in {sorted(stacks)}"
-        )
+        raise MoELensError(f"expected all experts in one list of decoder layers; found them in {sorted(stacks)}")
     return stacks.pop()
 
 
@@ -139,8 +137,12 @@ def _final_norm(stack: str, d_model: int, modules: dict[str, nn.Module]) -> str:
     beside = {f"{parent}.{name}": child for name, child in modules[parent].named_children()}
     norms = [path for path, child in beside.items() if _is_norm(child)]
     if not norms:
-        inner = {f"{at}.{name}": child for at, holder in beside.items() if at != stack
-                 for name, child in holder.named_children()}
+        inner = {
+            f"{at}.{name}": child
+            for at, holder in beside.items()
+            if at != stack
+            for name, child in holder.named_children()
+        }
         norms = [path for path, child in inner.items() if _is_norm(child)]
     if len(norms) > 1:  # of which one norms something else than the residual stream
         norms = [path for path in norms if d_model in {weight.numel() for weight in modules[path].parameters()}]
@@ -156,7 +158,5 @@ def _is_norm(module: nn.Module) -> bool:
 def _head(model: nn.Module, modules: dict[str, nn.Module]) -> str:
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     if head is None:
-        raise MoELensError(
-            f"{type(model).__name__} has no language-model head; load it as a causal language model"
-        )
+        raise MoELensError(f"{type(model).__name__} has no language-model head; load it as a causal language model")
     return next(path for path, module in modules.items() if module is head)

@@ -221,9 +221,7 @@ def _rule(
 ) -> ScoringRule:
     used = _used(weights)
     margin = 2 * (getattr(router, "router_jitter_noise", None) or 0.0)
-    rule = recognize_rule(
-        logits[used], indices[used], weights[used], margin=margin, scores_shared=scores_shared
-    )
+    rule = recognize_rule(logits[used], indices[used], weights[used], margin=margin, scores_shared=scores_shared)
     if rule is None:
         raise MoELensError(
             f"the router at {path!r} turns logits into gating weights by a rule that is not known; known are softmax, "

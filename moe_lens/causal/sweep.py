@@ -49,11 +49,13 @@ def _effects(drops: np.ndarray, seed: int) -> pd.DataFrame:
     """The effects' columns of `single_expert_effects` for drops [example, expert]."""
     intervals = [bootstrap_interval(drop, resamples=2000, seed=seed) for drop in drops.T]
     p_values = permutation_p_values(drops, seed=seed)
-    return pd.DataFrame({
-        "effect": [interval.mean for interval in intervals],
-        "effect_low": [interval.low for interval in intervals],
-        "effect_high": [interval.high for interval in intervals],
-        "cohens_d": [cohens_d(drop) for drop in drops.T],
-        "p_value": p_values,
-        "q_value": benjamini_hochberg(p_values),
-    })
+    return pd.DataFrame(
+        {
+            "effect": [interval.mean for interval in intervals],
+            "effect_low": [interval.low for interval in intervals],
+            "effect_high": [interval.high for interval in intervals],
+            "cohens_d": [cohens_d(drop) for drop in drops.T],
+            "p_value": p_values,
+            "q_value": benjamini_hochberg(p_values),
+        }
+    )

@@ -250,7 +250,15 @@ def _removable(lens: MoELens, experts: ExpertSet) -> ExpertSet:
 CHECKS: dict[str, Check] = {
     check.__name__: check
     for check in (
-        capture, weights_rule, zero, renormalize, reroute, generate, attention, expert_outputs, logit_lens,
+        capture,
+        weights_rule,
+        zero,
+        renormalize,
+        reroute,
+        generate,
+        attention,
+        expert_outputs,
+        logit_lens,
     )
 }
 """All checks by name, in the order in which they are run."""

@@ -78,9 +78,7 @@ class Stage:
         if score.needs_tuned and delta is None:
             dev = (self.score, self.max_length, self.max_new_tokens)
             by["routers"] = {"rates": list(rates), "schedule": repr(self.schedule), "dev": dev}
-        made_by = provenance(
-            model=self.model, data=self.train, seed=self.schedule.seed, delta=delta, facts=by
-        )
+        made_by = provenance(model=self.model, data=self.train, seed=self.schedule.seed, delta=delta, facts=by)
         file = out / "experts.parquet"
         table = read_if_made_by(file, made_by)
         Processes.current().wait()  # all have looked before the first writes

@@ -118,9 +118,7 @@ def collate(encoded: Sequence[Encoded], pad_id: int) -> Batch:
     """
     with_answer = {len(e.input_ids) > e.prompt_length for e in encoded}
     if len(with_answer) != 1:
-        raise MoELensError(
-            f"expected examples that all carry their answer or all do not; got {len(encoded)} examples"
-        )
+        raise MoELensError(f"expected examples that all carry their answer or all do not; got {len(encoded)} examples")
     width = max(len(e.input_ids) for e in encoded)
     shape = (len(encoded), width)
     input_ids = torch.full(shape, pad_id, dtype=torch.int64)

@@ -81,9 +81,7 @@ def read_examples(
     return replace(loaded, examples=carve(loaded.examples, found.parts, split)[:limit])
 
 
-def _examples(
-    source: Found, spec: str, limit: int | None, columns: Mapping[str, str], skip_bad: bool
-) -> Loaded:
+def _examples(source: Found, spec: str, limit: int | None, columns: Mapping[str, str], skip_bad: bool) -> Loaded:
     """The examples of records, in their order; ids that repeat are bad rows too."""
     found: dict[str, Example] = {}
     bad: list[str] = []

@@ -94,9 +94,7 @@ def _told_apart(
         written = text[start:stop]
         # Some decoders break all bytes that came before a broken one; a character that was whole stays so.
         ends = list(accumulate((_decoded_length(written, decode(run_ids[:n])) for n in range(size + 1)), max))
-        told += [
-            (start + ends[n], start + next(end for end in ends[n + 1 :] if end > ends[n])) for n in range(size)
-        ]
+        told += [(start + ends[n], start + next(end for end in ends[n + 1 :] if end > ends[n])) for n in range(size)]
     return told
 
 

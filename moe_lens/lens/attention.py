@@ -71,9 +71,7 @@ class _RowsAttention:
             raise MoELensError(f"attention rows must be among the {n_queries} positions; got {self._rows}")
         rows = torch.tensor([row % n_queries for row in self._rows], device=query.device)
         mask = _additive_mask(attention_mask, rows, query, key.shape[2])
-        _, weights = eager(
-            module, query[:, :, rows], key, value, mask, scaling=scaling, dropout=0.0, **options
-        )
+        _, weights = eager(module, query[:, :, rows], key, value, mask, scaling=scaling, dropout=0.0, **options)
         return output, weights
 
 

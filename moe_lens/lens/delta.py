@@ -80,13 +80,10 @@ def read_facts(folder: str | Path) -> dict[str, Any]:
         facts = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise MoELensError(
-            f"expected a delta checkpoint, a folder with {FACTS_FILE} and {TENSORS_FILE}, at "
-            f"{str(folder)!r}: {error}"
+            f"expected a delta checkpoint, a folder with {FACTS_FILE} and {TENSORS_FILE}, at {str(folder)!r}: {error}"
         ) from error
     if not isinstance(facts, dict) or "fingerprint" not in facts:
-        raise MoELensError(
-            f"{path} does not name its base's fingerprint; expected a file that save_delta wrote"
-        )
+        raise MoELensError(f"{path} does not name its base's fingerprint; expected a file that save_delta wrote")
     return facts
 
 

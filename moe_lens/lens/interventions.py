@@ -60,15 +60,12 @@ class _OnExperts(Intervention):
             unknown = [expert for expert in self.experts[layer] if expert >= architecture.n_experts]
             if unknown:
                 raise MoELensError(
-                    f"layer {layer} has experts 0 to {architecture.n_experts - 1}; got {unknown} in "
-                    f"'{self.experts}'"
+                    f"layer {layer} has experts 0 to {architecture.n_experts - 1}; got {unknown} in '{self.experts}'"
                 )
 
     def _hits(self, layer: int, indices: Tensor) -> Tensor:
         """Which selected experts are in the set, bool [batch, pos, k]."""
-        return torch.isin(
-            indices, torch.tensor(self.experts[layer], dtype=indices.dtype, device=indices.device)
-        )
+        return torch.isin(indices, torch.tensor(self.experts[layer], dtype=indices.dtype, device=indices.device))
 
 
 @dataclass(frozen=True)
@@ -141,9 +138,7 @@ class Rows(Intervention):
 
     def excluded(self, layer: int, n_experts: int) -> Tensor:
         none = torch.zeros(n_experts, dtype=torch.bool)
-        return torch.stack(
-            [none if own is None else own.excluded(layer, n_experts) for own in self.interventions]
-        )
+        return torch.stack([none if own is None else own.excluded(layer, n_experts) for own in self.interventions])
 
     def take(self, rows: Sequence[int]) -> "Rows":
         if max(rows, default=-1) >= len(self.interventions):
@@ -164,9 +159,7 @@ class Rows(Intervention):
 CHOICES = ("topk", "max", "argmax")
 """The functions by which routers choose."""
 
-MODES: dict[str, Callable[[ExpertSet], Intervention]] = {
-    kind.mode: kind for kind in (Zero, Renormalize, Reroute)
-}
+MODES: dict[str, Callable[[ExpertSet], Intervention]] = {kind.mode: kind for kind in (Zero, Renormalize, Reroute)}
 """The interventions on an `ExpertSet`, by name."""
 
 
@@ -195,9 +188,7 @@ def check_interventions(interventions: Sequence[Intervention], architecture: MoE
                 f"layer {layer} selects experts by a fixed table of token ids, so there is no next expert to reroute "
                 "to; use Zero or Renormalize there"
             )
-        per_group = (
-            (~excluded).reshape(-1, groups, architecture.n_experts // groups).sum(-1)
-        )  # [batch, group]
+        per_group = (~excluded).reshape(-1, groups, architecture.n_experts // groups).sum(-1)  # [batch, group]
         fewest = int(per_group.sort(-1).values[:, :chosen].sum(-1).min())
         if fewest < architecture.top_k:
             where = f" in some {chosen} of its {groups} groups" if architecture.groups else ""

@@ -277,9 +277,7 @@ class MoELens:
             with self._stack.for_examples(places):
                 return self._runner.generate(prompts, max_new_tokens)
 
-        batches = prompt_batches(
-            examples, self.tokenizer, template=template, batch_size=batch_size, progress=progress
-        )
+        batches = prompt_batches(examples, self.tokenizer, template=template, batch_size=batch_size, progress=progress)
         return [text for _, text in sorted(run_batches(batches, run))]
 
     def answer_log_probabilities(

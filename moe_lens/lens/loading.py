@@ -42,9 +42,7 @@ def load_model(
     Raises MoELensError if there is no such model or no such device, or if a package that the model's code needs is
     missing.
     """
-    chosen = {
-        key: value for key, value in (("dtype", dtype), ("device_map", device_map)) if value is not None
-    }
+    chosen = {key: value for key, value in (("dtype", dtype), ("device_map", device_map)) if value is not None}
     folder = resolve(name)
     _check_devices(device_map)
     with _bad_input_explained(name):
@@ -73,9 +71,7 @@ def _check_devices(device_map: Any) -> None:
             raise MoELensError(f"there is no device {str(asked)!r} here; there is {', '.join(there)}")
 
 
-def load_skeleton(
-    name: str | Path, *, dtype: torch.dtype | None = None, trust_remote_code: bool = False
-) -> nn.Module:
+def load_skeleton(name: str | Path, *, dtype: torch.dtype | None = None, trust_remote_code: bool = False) -> nn.Module:
     """The model of a name, folder or hub id on the meta device: its modules without weights; MoELensError for none.
 
     Only its configuration is read, and with `trust_remote_code` its code run, so that it takes seconds at any size.

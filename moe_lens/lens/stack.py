@@ -94,9 +94,7 @@ class InterventionStack:
         """Inside the block these act; what they exclude is worked out once, not at every step."""
         outer = self._acting, self._excluded
         self._acting = interventions
-        excluded = {
-            layer: excluded_by(interventions, layer, self._architecture.n_experts) for layer in self.layers
-        }
+        excluded = {layer: excluded_by(interventions, layer, self._architecture.n_experts) for layer in self.layers}
         self._excluded = {layer: mask for layer, mask in excluded.items() if mask is not None}
         try:
             yield
@@ -110,7 +108,5 @@ def _per_token(excluded: Tensor, logits: Tensor, n_rows: int) -> Tensor:
     if excluded.ndim == 1:
         return excluded.expand(logits.shape)
     if len(excluded) != n_rows:
-        raise MoELensError(
-            f"expected one intervention per row; Rows has {len(excluded)} for a batch of {n_rows}"
-        )
+        raise MoELensError(f"expected one intervention per row; Rows has {len(excluded)} for a batch of {n_rows}")
     return excluded.repeat_interleave(len(logits) // n_rows, dim=0)

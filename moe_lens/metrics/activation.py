@@ -33,9 +33,7 @@ def domain_specialisation(
     return pd.concat(parts, ignore_index=True)
 
 
-def risk_difference(
-    first: pd.DataFrame, second: pd.DataFrame, *, resamples: int = 1000, seed: int = 0
-) -> pd.DataFrame:
+def risk_difference(first: pd.DataFrame, second: pd.DataFrame, *, resamples: int = 1000, seed: int = 0) -> pd.DataFrame:
     """How much more often an expert is active on one side than on the other (SteerMoE, Fayyaz et al. 2025).
 
     first, second: what `RoutingVectors.table` gave on each side, over the target span (its `positions`).

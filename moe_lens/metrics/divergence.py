@@ -29,14 +29,16 @@ def routing_divergence(base: pd.DataFrame, tuned: pd.DataFrame, *, seed: int = 0
         )  # [sample, expert]
         each = jensen_shannon(first, second)
         interval = bootstrap_interval(each, resamples=2000, seed=seed)
-        rows.append({
-            "layer": layer,
-            "n": len(each),
-            "divergence": interval.mean,
-            "divergence_low": interval.low,
-            "divergence_high": interval.high,
-            "pooled": float(jensen_shannon(_shares(first).mean(0), _shares(second).mean(0))),
-        })
+        rows.append(
+            {
+                "layer": layer,
+                "n": len(each),
+                "divergence": interval.mean,
+                "divergence_low": interval.low,
+                "divergence_high": interval.high,
+                "pooled": float(jensen_shannon(_shares(first).mean(0), _shares(second).mean(0))),
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -66,16 +68,18 @@ def expert_overlap(first: ExpertSet, second: ExpertSet, *, n_experts: int) -> pd
         if max(*a, *b) >= n_experts:
             raise MoELensError(f"layer {layer} names experts beyond the {n_experts} that there are")
         shared, smaller = len(a & b), min(len(a), len(b))
-        rows.append({
-            "layer": layer,
-            "first": len(a),
-            "second": len(b),
-            "shared": shared,
-            "overlap": shared / smaller,
-            "jaccard": shared / len(a | b),
-            "expected": len(a) * len(b) / n_experts / smaller,
-            "p_value": float(hypergeom.sf(shared - 1, n_experts, len(a), len(b))),
-        })
+        rows.append(
+            {
+                "layer": layer,
+                "first": len(a),
+                "second": len(b),
+                "shared": shared,
+                "overlap": shared / smaller,
+                "jaccard": shared / len(a | b),
+                "expected": len(a) * len(b) / n_experts / smaller,
+                "p_value": float(hypergeom.sf(shared - 1, n_experts, len(a), len(b))),
+            }
+        )
     return pd.DataFrame(rows)
 
 

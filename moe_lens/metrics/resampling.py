@@ -36,10 +36,12 @@ def bootstrap_interval(
     """
     sample = _vector(values)
     rng = np.random.default_rng(seed)
-    means = np.concatenate([
-        sample[rng.integers(0, sample.size, size=(rows, sample.size), dtype=np.int32)].mean(axis=1)
-        for rows in chunks(resamples, sample.size)
-    ])
+    means = np.concatenate(
+        [
+            sample[rng.integers(0, sample.size, size=(rows, sample.size), dtype=np.int32)].mean(axis=1)
+            for rows in chunks(resamples, sample.size)
+        ]
+    )
     return _interval(sample.mean(), means, level)
 
 
@@ -59,9 +61,9 @@ def seeds_interval(
     rng = np.random.default_rng(seed)
     n_seeds, n_samples = table.shape
     chosen = rng.integers(0, n_seeds, size=(resamples, n_seeds))
-    means = np.concatenate([
-        (_counts(rng, rows, n_samples) @ table.T / n_samples) for rows in chunks(resamples, n_samples)
-    ])  # [resample, seed]
+    means = np.concatenate(
+        [(_counts(rng, rows, n_samples) @ table.T / n_samples) for rows in chunks(resamples, n_samples)]
+    )  # [resample, seed]
     return _interval(table.mean(), np.take_along_axis(means, chosen, axis=1).mean(axis=1), level)
 
 
@@ -85,9 +87,7 @@ def paired_permutation_p(
     return float(permutation_p_values((first - second)[:, None], permutations=permutations, seed=seed)[0])
 
 
-def permutation_p_values(
-    differences: np.ndarray, *, permutations: int | None = None, seed: int = 0
-) -> np.ndarray:
+def permutation_p_values(differences: np.ndarray, *, permutations: int | None = None, seed: int = 0) -> np.ndarray:
     """The p-values [test] of `paired_permutation_p` for many tests on the same pairs: differences [sample, test].
 
     permutations: by default 10,000, or 100 for every test if that is more. The smallest p-value is about their

@@ -32,9 +32,7 @@ def build_report(folder: str | Path, *, title: str) -> Path:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise MoELensError(
-            f"expected a run directory; {folder} is {'a file' if folder.exists() else 'not there'}"
-        )
+        raise MoELensError(f"expected a run directory; {folder} is {'a file' if folder.exists() else 'not there'}")
     found = [(path, section) for name, section in SECTIONS.items() for path in sorted(folder.rglob(name))]
     if not found:
         raise MoELensError(f"{folder} holds no table to report; known are {', '.join(SECTIONS)}")
@@ -75,9 +73,7 @@ def _drawing(name: str, table: pd.DataFrame, section: Section, *, place: int) ->
         raise MoELensError(f"cannot draw {name}: {error}") from None
     if isinstance(figure, View):
         return f'<div class="figure">{figure._repr_html_()}</div>'
-    plot = figure.to_html(
-        full_html=False, include_plotlyjs=False, div_id=f"figure-{place}", config=style.CONFIG
-    )
+    plot = figure.to_html(full_html=False, include_plotlyjs=False, div_id=f"figure-{place}", config=style.CONFIG)
     return f'<div class="figure">{plot}</div>'
 
 
@@ -86,9 +82,7 @@ def _numbers(name: str, table: pd.DataFrame) -> str:
     kinds = ['class="number"' if is_numeric_dtype(table[column]) else "" for column in table.columns]
     head = _row("th", kinds, [str(column) for column in table.columns])
     shown = table.head(MOST_ROWS).itertuples(index=False, name=None)
-    rows = "".join(
-        _row("td", kinds, ["–" if pd.isna(it) else style.number(it) for it in row]) for row in shown
-    )
+    rows = "".join(_row("td", kinds, ["–" if pd.isna(it) else style.number(it) for it in row]) for row in shown)
     part = f"The first {MOST_ROWS} of" if len(table) > MOST_ROWS else "All"
     return (
         f"<details open><summary>{part} {len(table)} rows of <code>{html.escape(name)}</code></summary>"

@@ -13,7 +13,18 @@ from moe_lens.statistics.vocabulary import VocabularySpecialisation
 from moe_lens.statistics.weights import weight_similarity
 
 __all__ = [
-    "AnswerProbability", "AttentionMass", "CoActivation", "ExpertSaliency", "ExpertUsage", "ExpertVocabulary",
-    "OutputSimilarity", "RouterLoad", "RoutingVectors", "SelectedExperts", "Statistic",
-    "VocabularySpecialisation", "average_heads", "weight_similarity",
+    "AnswerProbability",
+    "AttentionMass",
+    "CoActivation",
+    "ExpertSaliency",
+    "ExpertUsage",
+    "ExpertVocabulary",
+    "OutputSimilarity",
+    "RouterLoad",
+    "RoutingVectors",
+    "SelectedExperts",
+    "Statistic",
+    "VocabularySpecialisation",
+    "average_heads",
+    "weight_similarity",
 ]

@@ -64,14 +64,16 @@ class AttentionMass(ExampleRows):
             if "sink" in self.targets:
                 mass[:, :, self.targets.index("sink")] = 1 - attention.sum(-1).transpose(1, 2)
             batch, step, target, head = (axis.ravel() for axis in np.indices(mass.shape))
-            rows = pd.DataFrame({
-                "layer": layer,
-                "step": np.array(self.steps)[step],
-                "target": np.array(self.targets)[target],
-                "id": np.array(record.ids, dtype=object)[batch],
-                "head": head,
-                "mass": mass.flatten().cpu().numpy().astype(np.float64),
-            })
+            rows = pd.DataFrame(
+                {
+                    "layer": layer,
+                    "step": np.array(self.steps)[step],
+                    "target": np.array(self.targets)[target],
+                    "id": np.array(record.ids, dtype=object)[batch],
+                    "head": head,
+                    "mass": mass.flatten().cpu().numpy().astype(np.float64),
+                }
+            )
             measured = (there[:, :, None] & present[:, None, :].to(there.device)).cpu().numpy()
             parts.append(rows[measured[batch, step, target]])
         return pd.concat(parts, ignore_index=True)

@@ -76,9 +76,11 @@ def _numbers(sums: Sums) -> np.ndarray:
     """NUMBERS of the sums over some texts."""
     tokens, n_experts = sums["tokens"], len(sums["selected"])
     shares = sums["selected"] / sums["selected"].sum()
-    return np.array([
-        sums["entropy"] / tokens,
-        entr(shares).sum() / np.log(2),
-        shares.max() * n_experts,
-        n_experts * (sums["selected"] * sums["probability"]).sum() / tokens**2,
-    ])
+    return np.array(
+        [
+            sums["entropy"] / tokens,
+            entr(shares).sum() / np.log(2),
+            shares.max() * n_experts,
+            n_experts * (sums["selected"] * sums["probability"]).sum() / tokens**2,
+        ]
+    )

@@ -28,9 +28,7 @@ class RoutingVectors(ExampleRows):
     captures = frozenset({"routing"})
     key = ("id", "layer", "expert")
 
-    def __init__(
-        self, experts: ExpertSet | None = None, *, positions: Positions = "all", k: int | None = None
-    ) -> None:
+    def __init__(self, experts: ExpertSet | None = None, *, positions: Positions = "all", k: int | None = None) -> None:
         check_positions(positions)
         if k is not None and k < 1:
             raise MoELensError(f"k is how many experts of a token count, at least 1; got {k}")

@@ -28,9 +28,7 @@ def answer_loss(module: nn.Module, batch: Batch, *, tokens: int | None = None) -
     ).logits
     labels = batch.labels[:, first:].flatten().to(logits.device)
     tokens = int((labels != IGNORED_LABEL).sum()) if tokens is None else tokens
-    summed = F.cross_entropy(
-        logits[:, :-1].flatten(0, 1).float(), labels, ignore_index=IGNORED_LABEL, reduction="sum"
-    )
+    summed = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels, ignore_index=IGNORED_LABEL, reduction="sum")
     return summed / tokens
 
 

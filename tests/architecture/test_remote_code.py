@@ -94,9 +94,9 @@ def test_routing_is_what_the_experts_are_called_with(lens):
     _, record = lens.run_with_cache(TEXTS[0])
     seen = {}
     hooks = [
-        lens.module.model.layers[layer].mlp.experts[expert].register_forward_hook(
-            lambda *call, key=(layer, expert): seen.update({key: len(call[1][0])})
-        )
+        lens.module.model.layers[layer]
+        .mlp.experts[expert]
+        .register_forward_hook(lambda *call, key=(layer, expert): seen.update({key: len(call[1][0])}))
         for layer in range(3)
         for expert in range(8)
     ]

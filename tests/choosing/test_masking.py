@@ -22,6 +22,7 @@ EXAMPLES = [
     Example("c", "The dog slept in the sun.", "Who slept?", ("The dog",), "The cat"),
 ]
 
+
 def test_controls_match_the_sizes_of_every_layer_and_are_the_same_for_the_same_seed():
     choices = [*chosen("ce:2"), *chosen("0:1,2;1:5"), *chosen("ce:2")]
     controls = random_controls(choices, 3, n_experts=8, seed=0)

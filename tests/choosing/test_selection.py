@@ -53,8 +53,9 @@ def test_specifications_name_sets_of_experts(tmp_path):
 def test_within_layers_a_literal_is_called_by_what_is_left_of_it(tmp_path):
     file = tmp_path / "mine.json"
     file.write_text('{"0": [2], "1": [4]}')
-    within = {layers: [chosen(text, layers=layers)[0] for text in ("0:2;1:3", str(file), "ce:1")]
-              for layers in ((0,), (0, 1))}
+    within = {
+        layers: [chosen(text, layers=layers)[0] for text in ("0:2;1:3", str(file), "ce:1")] for layers in ((0,), (0, 1))
+    }
     assert [(c.intervention, str(c.experts)) for c in within[0,]] == [("0:2", "0:2"), ("mine", "0:2"), ("ce:1", "0:7")]
     assert [c.intervention for c in within[0, 1]] == ["0:2;1:3", "mine", "ce:1"]
 

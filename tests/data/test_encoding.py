@@ -107,7 +107,9 @@ def test_an_appended_answer_leaves_the_prompt_as_it_is(tokenizer, answer):
     bare, answered = encode(asked, tokenizer), encode(asked, tokenizer, with_answer=True)
     assert answered.input_ids[: answered.prompt_length] == bare.input_ids
     assert (answered.context, answered.question, answered.answer_spans) == (
-        bare.context, bare.question, bare.answer_spans
+        bare.context,
+        bare.question,
+        bare.answer_spans,
     )
     *words, end = answered.input_ids[answered.prompt_length :]
     assert text_of(tokenizer, words) == (answer if tokenizer is CHAT else f" {answer}")
@@ -172,7 +174,8 @@ def test_labels_are_the_answer_and_end_of_sequence_at_their_own_positions():
     trained = batch.labels != -100
     assert torch.equal(batch.labels[trained], batch.input_ids[trained])
     assert [text_of(PLAIN, ids[kept]) for ids, kept in zip(batch.input_ids, trained, strict=True)] == [
-        " Paris<eos>", " Bern and Zürich<eos>"
+        " Paris<eos>",
+        " Bern and Zürich<eos>",
     ]
 
 
@@ -191,7 +194,7 @@ def test_batches_of_nothing_or_of_both_kinds_are_refused():
         ("🜚北 and 北 🜚", ("🜚", "北"), ["🜚", "北", "北", "🜚"]),
         ("the café, the naïve café", ("café",), ["café", "café"]),
         ("New  York\x00and\nNew York", ("New York", "and"), ["and", "New York"]),
-        ("<Table> <Tr> <Td colspan=\"2\"> Paris </Td> </Tr>", ("Paris", "2"), ["2", "Paris"]),
+        ('<Table> <Tr> <Td colspan="2"> Paris </Td> </Tr>', ("Paris", "2"), ["2", "Paris"]),
         ("هنا باريس 👩‍🔬 end", ("باريس", "👩‍🔬"), ["باريس", "👩‍🔬"]),
         ("from 1939–1945, 9", ("1945", "9"), ["1945", "9"]),
         ("nothing here", ("Paris",), []),

@@ -47,7 +47,9 @@ def test_longer_ones_are_dropped_or_cut_around_their_answer():
 def test_a_context_without_its_answer_keeps_its_beginning():
     [cut] = fit(
         [Example("e", "First of all " + "word " * 300, "Which one?", ("Paris",))],
-        PLAIN, max_length=OVERHEAD + 30, too_long="truncate",
+        PLAIN,
+        max_length=OVERHEAD + 30,
+        too_long="truncate",
     ).examples
     assert cut.context.startswith("First of all word")
 

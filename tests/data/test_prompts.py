@@ -19,9 +19,7 @@ def test_plain_prompt_is_figure_10_with_an_answer_cue():
 
 def test_without_a_context_the_prompt_does_not_speak_of_one():
     prompt = FIGURE_10.render(Example("0", " \n", "Who landed?", ("Paul",)), PLAIN)
-    assert prompt.text == (
-        "Output the correct answer for the following question.\n\nQuestion: Who landed?\n\nAnswer:"
-    )
+    assert prompt.text == ("Output the correct answer for the following question.\n\nQuestion: Who landed?\n\nAnswer:")
     assert prompt.context is None
     assert prompt.text[prompt.question] == "Who landed?"
 

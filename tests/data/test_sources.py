@@ -74,10 +74,14 @@ EXAM = {"question": "2+2?", "choices": ["1", "2", "3", " 4"], "answer": 3, "subj
 EXAMINED = Example("0", "", "2+2?", ("4",), options=("1", "2", "3", "4"))
 
 CASES = {
-    "squad, official": ("squad", {"version": "1.1", "data": [ARTICLE]}, [
-        Example("a", "Paul landed.", "Who landed?", ("Paul",)),
-        Example("b", "Paul landed.", "What did he do?", ("landed",)),
-    ]),
+    "squad, official": (
+        "squad",
+        {"version": "1.1", "data": [ARTICLE]},
+        [
+            Example("a", "Paul landed.", "Who landed?", ("Paul",)),
+            Example("b", "Paul landed.", "What did he do?", ("landed",)),
+        ],
+    ),
     "squad, hub": (
         "squad",
         [{"id": "a", "title": "", "context": "c d", "question": "q?", "answers": {"text": ["d"], "answer_start": [2]}}],

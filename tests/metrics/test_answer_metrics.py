@@ -150,7 +150,6 @@ def test_metrics_are_found_by_name():
             metrics_named(names)
 
 
-
 def extras_asked_for(metric: Metric, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Of this package, by the message of a metric whose own packages are missing."""
     wordnet.cache_clear()

@@ -43,9 +43,9 @@ def test_groups_that_are_one_are_at_chance():
 
 
 def test_neighbours_are_counted_without_the_example_itself():
-    line = pd.DataFrame({
-        "task": list("aabb"), "id": list("wxyz"), "layer": 0, "expert": 0, "rate": [0.0, 1.0, 1.9, 9.0], "tokens": 1
-    })
+    line = pd.DataFrame(
+        {"task": list("aabb"), "id": list("wxyz"), "layer": 0, "expert": 0, "rate": [0.0, 1.0, 1.9, 9.0], "tokens": 1}
+    )
     assert separability(line, neighbours=1)["knn_accuracy"].tolist() == [0.5]  # x's nearest is y, and y's is x
     assert separability(line, neighbours=2)["knn_accuracy"].tolist() == [0.5]  # ties go to the nearest's group
 

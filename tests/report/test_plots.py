@@ -94,9 +94,7 @@ def test_masking_averages_the_random_sets_of_each_size_where_the_table_does_not(
 
 
 def test_masking_takes_the_mean_of_the_random_sets_with_its_interval_from_the_table():
-    rows = pd.concat(
-        [masking_table("zero"), pd.DataFrame([masking_row("random mean", 4, 0.66)])], ignore_index=True
-    )
+    rows = pd.concat([masking_table("zero"), pd.DataFrame([masking_row("random mean", 4, 0.66)])], ignore_index=True)
     mean = trace(masking_figure(rows), "random (mean of sets)")
     np.testing.assert_allclose(mean.y, [0.66])
     np.testing.assert_allclose(mean.error_y.arrayminus, 0.05)
@@ -104,9 +102,7 @@ def test_masking_takes_the_mean_of_the_random_sets_with_its_interval_from_the_ta
 
 def test_masking_keeps_families_apart_so_that_no_mark_hides_another():
     figure = masking_figure(masking_table("zero"))
-    at_four = [
-        x for it in figure.data if it.name and it.name != "unmasked" for x in it.x if round(x) == 2
-    ]
+    at_four = [x for it in figure.data if it.name and it.name != "unmasked" for x in it.x if round(x) == 2]
     assert len(at_four) == 4
     assert min(np.diff(sorted(at_four))) > 0.05
     assert max(at_four) - min(at_four) < 1
@@ -127,9 +123,7 @@ def test_masking_of_many_scores_gives_each_a_look_of_its_own():
 
 def test_masking_says_the_damage_of_the_largest_size_in_words():
     subtitle = masking_figure(masking_table("zero")).layout.title.subtitle.text.replace("<br>", " ")
-    assert (
-        "4 per layer masked (zero): EM CE 0.40, planted 0.30, random (mean) 0.65, unmasked 0.90" in subtitle
-    )
+    assert "4 per layer masked (zero): EM CE 0.40, planted 0.30, random (mean) 0.65, unmasked 0.90" in subtitle
     assert "200 examples" in subtitle
 
 
@@ -285,9 +279,7 @@ def test_one_seed_twice_is_refused():
 
 
 def tuning_log() -> pd.DataFrame:
-    return pd.DataFrame(
-        {"step": [1, 2, 3, 4], "loss": [3.0, 2.0, 1.5, 1.0], "learning_rate": [0, 1e-3, 5e-4, 0]}
-    )
+    return pd.DataFrame({"step": [1, 2, 3, 4], "loss": [3.0, 2.0, 1.5, 1.0], "learning_rate": [0, 1e-3, 5e-4, 0]})
 
 
 def test_tuning_marks_the_best_dev_score_with_a_star():

@@ -149,8 +149,6 @@ def test_command_ends_bad_input_with_one_message_and_code_2(tmp_path):
 
 
 def test_drawing_a_page_needs_neither_torch_nor_nnsight():
-    code = (
-        "import sys, moe_lens.report.page; print(sorted({'torch', 'nnsight', 'transformers'} & set(sys.modules)))"
-    )
+    code = "import sys, moe_lens.report.page; print(sorted({'torch', 'nnsight', 'transformers'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

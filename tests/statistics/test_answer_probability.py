@@ -71,9 +71,7 @@ def test_a_hand_case_of_two_layers():
     table = AnswerProbability(lambda stream: 2 * stream).update(given).table().set_index(["layer", "tokens"])
     hit, miss = np.exp(2) / (np.exp(2) + 3), 1 / (np.exp(2) + 3)
     found = table["probability"].to_dict()
-    assert found == pytest.approx(
-        {(0, "first"): miss, (0, "joint"): miss**2, (1, "first"): hit, (1, "joint"): hit**2}
-    )
+    assert found == pytest.approx({(0, "first"): miss, (0, "joint"): miss**2, (1, "first"): hit, (1, "joint"): hit**2})
     nothing = replace(given, labels=torch.tensor([[-100, -100, -100, 3]]))
     with pytest.raises(MoELensError, match="seen no example"):
         AnswerProbability(lambda stream: stream).update(nothing).table()

@@ -167,5 +167,3 @@ def test_weight_similarity_is_the_cosine_of_all_weights(lens):
         for weight, own in zip(experts.parameters(), kept, strict=True):
             weight[2] = own
     assert copies[layer, 2, 5] == pytest.approx(1, abs=1e-5)
-
-

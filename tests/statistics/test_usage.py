@@ -88,8 +88,10 @@ def by_hand(whole: Record, reduce: str, positions: str, value: str) -> dict[tupl
                 end = whole.attention_mask.shape[1]
                 start = end - int(whole.attention_mask[row].sum())
                 spans = {
-                    "all": slice(start, end), "last": slice(end - 1, end),
-                    "context": whole.context_spans[row], "question": whole.question_spans[row],
+                    "all": slice(start, end),
+                    "last": slice(end - 1, end),
+                    "context": whole.context_spans[row],
+                    "question": whole.question_spans[row],
                 }
                 tokens = []
                 for t in range(end)[spans[positions]] if spans[positions] else []:
@@ -168,7 +170,11 @@ def test_samples_without_such_positions_are_left_out_and_counted():
     usage = ExpertUsage(positions="context").update(whole)
     assert (usage.counted, usage.skipped) == (2, 2)
     assert usage.table().attrs == {
-        "reduce": "sample", "positions": "context", "value": "frequency", "counted": 2, "skipped": 2
+        "reduce": "sample",
+        "positions": "context",
+        "value": "frequency",
+        "counted": 2,
+        "skipped": 2,
     }
     only_with_context = ExpertUsage(positions="context").update(row_of(whole, 1)).update(row_of(whole, 2))
     np.testing.assert_allclose(usage.table().score, only_with_context.table().score, atol=1e-12)

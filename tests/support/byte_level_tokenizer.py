@@ -32,9 +32,7 @@ def byte_level_tokenizer(
     tokenizer.train_from_iterator(texts, trainer)
     bos = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 0)])
     tokenizer.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=trim_offsets), bos])
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>"
-    )
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>")
     fast.chat_template = CHAT_TEMPLATE if chat else None
     return fast
 

@@ -57,9 +57,7 @@ def tuned_experts(out: Path, *, shard: bool) -> None:
     """Chosen experts, from the examples to the delta."""
     lens = fresh(AutoTokenizer.from_pretrained(out.parent), num_hidden_layers=2)
     method = TuneExperts(ExpertSet.of({0: [1, 2, 5], 1: [4]}))
-    tuned = tune(
-        lens, EXAMPLES, EXAMPLES[:5], method, UNEVEN, out=out, score="em", max_new_tokens=2, shard=shard
-    )
+    tuned = tune(lens, EXAMPLES, EXAMPLES[:5], method, UNEVEN, out=out, score="em", max_new_tokens=2, shard=shard)
     if PartialState().is_main_process:
         save_trained(lens.module, tuned.trained, out, facts={"scores": tuned.candidates["dev_em"].tolist()})
     PartialState().wait_for_everyone()

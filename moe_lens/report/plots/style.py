@@ -197,9 +197,7 @@ def require_once(table: pd.DataFrame, keys: Sequence[str], *, figure: str) -> No
         raise MoELensError(f"{figure} takes one row per {' and '.join(keys)}, but {first} stands there twice")
 
 
-def over_seeds(
-    table: pd.DataFrame, keys: Sequence[str], metrics: Sequence[str], *, figure: str
-) -> pd.DataFrame:
+def over_seeds(table: pd.DataFrame, keys: Sequence[str], metrics: Sequence[str], *, figure: str) -> pd.DataFrame:
     """One row per combination of the keys: of several seeds their mean, lowest and highest as its interval.
 
     A combination with one row keeps that row and its interval. The column `seeds` counts the rows; without a

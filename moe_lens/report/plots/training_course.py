@@ -32,9 +32,7 @@ def tuning_figure(log: pd.DataFrame) -> go.Figure:
     _draw_course(figure, log, len(heights), column="learning_rate", colour=style.GREY)
     figure.update_xaxes(title_text="step", row=len(heights), col=1)
     figure.update_yaxes(title_text="loss", rangemode="tozero", row=1, col=1)
-    figure.update_yaxes(
-        title_text="learning<br>rate", exponentformat="power", nticks=4, row=len(heights), col=1
-    )
+    figure.update_yaxes(title_text="learning<br>rate", exponentformat="power", nticks=4, row=len(heights), col=1)
     figure.update_yaxes(rangemode="tozero", row=len(heights), col=1)
     losses = log["loss"]
     title = f"The loss goes from {losses.iloc[0]:.2f} to {losses.iloc[-1]:.2f} in training"

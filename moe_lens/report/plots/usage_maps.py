@@ -61,9 +61,7 @@ def usage_figure(
     return style.dress(figure, title=title, subtitle=subtitle, plot_height=inner, headings=any(panels))
 
 
-def _draw_map(
-    figure: go.Figure, part: pd.DataFrame, row: int, *, layers: list[int], top: float, length: int
-) -> None:
+def _draw_map(figure: go.Figure, part: pd.DataFrame, row: int, *, layers: list[int], top: float, length: int) -> None:
     """One panel's cells, `layers` from below, and a colour bar beside it as long as the panel is tall."""
     gain = part["score"].min() < 0
     reach = part["score"].abs().max()
