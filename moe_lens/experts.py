@@ -109,6 +109,14 @@ class ExpertSet:
         """A JSON object of expert ids per layer."""
         return json.dumps({str(layer): list(ids) for layer, ids in self.members})
 
+    def __repr__(self) -> str:
+        return f"ExpertSet({self.brief()})"
+
+    def brief(self) -> str:
+        """The set as text where that is short, else how large it is."""
+        text = str(self)
+        return repr(text) if len(text) <= 60 else f"{len(self)} experts in {len(self.members)} layers"
+
     def __str__(self) -> str:
         return ";".join(f"{layer}:{','.join(map(str, ids))}" for layer, ids in self.members)
 

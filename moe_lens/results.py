@@ -5,7 +5,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -64,15 +64,28 @@ def refuse_another_run(path: str | Path, provenance: dict) -> None:
         raise MoELensError(f"{path} holds the results of another run: {told}. Choose another folder, or remove it")
 
 
-def read_if_made_by(path: str | Path, provenance: dict) -> pd.DataFrame | None:
+def read_if_made_by(path: str | Path | None, provenance: dict) -> pd.DataFrame | None:
     """The table that `write_table` wrote under this provenance, whatever the command; None if there is none."""
-    if not Path(path).exists():
+    if path is None or not Path(path).exists():
         return None
     wanted, found = (
         {key: value for key, value in made_by.items() if key != "command"}
         for made_by in (json.loads(_json(provenance)), read_provenance(path))
     )
     return read_table(path) if wanted == found else None
+
+
+def kept(path: str | Path | None, made_by: dict, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+    """The table at `path` if it was made by the same, whatever the command; else what `make` gives, kept there now.
+
+    path: None keeps nothing.
+    """
+    found = read_if_made_by(path, made_by)
+    if found is None:
+        found = make()
+        if path is not None:
+            write_table(found, path, made_by)
+    return found
 
 
 def write_json(path: str | Path, value: object) -> None:

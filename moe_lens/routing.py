@@ -34,6 +34,10 @@ class Routing:
     indices: Tensor
     weights: Tensor
 
+    def __repr__(self) -> str:
+        *batch, k = self.indices.shape
+        return f"Routing({' x '.join(map(str, batch))} tokens, {k} of {self.n_experts} experts each)"
+
     @property
     def n_experts(self) -> int:
         """Routed experts of the layer."""

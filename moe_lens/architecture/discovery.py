@@ -69,6 +69,15 @@ class MoEArchitecture:
             head=_head(model, modules),
         )
 
+    def in_short(self) -> str:
+        """How many layers and experts there are, in words."""
+        moe = "" if len(self.moe) == self.n_layers else f" ({len(self.moe)} with experts)"
+        shared = f" and {self.n_shared_experts} shared" if self.n_shared_experts else ""
+        return f"{self.n_layers} layers{moe}, {self.n_experts} experts{shared}, {self.top_k} per token"
+
+    def __repr__(self) -> str:
+        return f"MoEArchitecture({self.in_short()}; {self.scoring})"
+
     @property
     def n_layers(self) -> int:
         """Decoder layers, dense ones included."""

@@ -1,6 +1,7 @@
 """MoELayer: where the modules of one MoE layer are, and how to read and edit what goes through them."""
 
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Any, ClassVar
 
 import torch
@@ -16,6 +17,21 @@ Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 """The positional and keyword arguments of a module's call."""
 
 
+class Moment(IntEnum):
+    """The order of what happens in a layer that has experts, in which a running model has to be read."""
+
+    ATTENTION = 0
+    BEFORE_ROUTER = 1
+    ROUTER_INPUT = 2
+    ROUTER_OUTPUT = 3
+    BEFORE_EXPERTS = 4
+    EXPERTS_INPUT = 5
+    SINGLE_OUTPUTS = 6
+    AFTER_EXPERTS = 7
+    BLOCK_OUTPUT = 8
+    LAYER_OUTPUT = 9
+
+
 @dataclass(frozen=True)
 class MoELayer:
     """Where one MoE layer's modules are and how to read their calls.
@@ -28,6 +44,9 @@ class MoELayer:
         experts do not get. Seen when the block is called.
     passed_through: paths of the modules that the experts' summed output goes through in the block after that, such as
         a projection or a norm; mostly none.
+    shared_scale, shared_gate: what the shared experts' output is multiplied by before it is added to that sum: a
+        number (None where it cannot be told), and the sigmoid of what the module at a path makes of the same input
+        (None without). shared_moment: when the shared experts run.
     """
 
     layer: int
@@ -39,6 +58,9 @@ class MoELayer:
     observed: ObservedRouter
     scale_after: float = 1.0
     passed_through: tuple[str, ...] = ()
+    shared_scale: float | None = None
+    shared_gate: str | None = None
+    shared_moment: Moment = Moment.AFTER_EXPERTS
 
     gating_side: ClassVar[str] = "inputs"
     """Whether the gating is among the `inputs` of the module `gating_module` or in its `output`."""

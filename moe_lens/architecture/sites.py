@@ -2,13 +2,13 @@
 
 import inspect
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from moe_lens.architecture.blocks import after_experts
+from moe_lens.architecture.blocks import BlockProbe
 from moe_lens.architecture.moe_layer import MoELayer, ScoredInputs, SeveralSlots, SkippingExperts, SortedSlots
 from moe_lens.architecture.router_probe import ObservedRouter, RouterProbe, are_probabilities, output_slots
 from moe_lens.errors import MoELensError
@@ -46,27 +46,34 @@ class Site:
 
     def described(self, layer: int, modules: dict[str, nn.Module], d_model: int) -> MoELayer:
         """The whole description, from calls of the router and the block; MoELensError for what it cannot tell."""
-        scale, passed = self._after_experts(modules, d_model)
-        return self.kind(
+        shared = child(self.block, SHARED_EXPERTS_NAMES, modules)
+        described = self.kind(
             layer=layer,
             router=self.router,
             experts=self.experts,
-            shared_experts=child(self.block, SHARED_EXPERTS_NAMES, modules),
+            shared_experts=shared,
             index_argument=self.index_argument,
             weight_argument=self.weight_argument,
             observed=_observe(self, modules),
-            scale_after=scale,
-            passed_through=passed,
         )
+        if self.block in (self.experts, self.decoder_layer):  # nothing happens after the experts, or it is not theirs
+            return described
+        probe = self._block_probe(modules, d_model)
+        scale, passed = probe.after_experts()
+        described = replace(
+            described, scale_after=scale, passed_through=tuple(f"{self.block}.{name}" for name in passed)
+        )
+        found = None if shared is None else probe.shared(_name(shared))
+        if found is None:
+            return described
+        gate = None if found.gate is None else f"{self.block}.{found.gate}"
+        return replace(described, shared_scale=found.scale, shared_gate=gate, shared_moment=found.moment)
 
-    def _after_experts(self, modules: dict[str, nn.Module], d_model: int) -> tuple[float, tuple[str, ...]]:
-        """`after_experts`; nothing where the experts are the block itself, or stand in the decoder layer."""
-        if self.block in (self.experts, self.decoder_layer):
-            return 1.0, ()
-        names = {part: path.rpartition(".")[2] for part, path in (("router", self.router), ("experts", self.experts))}
-        routed = RouterProbe(modules[self.router], self.router, modules[self.block])()
-        scale, passed = after_experts(modules[self.block], self.block, **names, routed=routed, d_model=d_model)
-        return scale, tuple(f"{self.block}.{name}" for name in passed)
+    def _block_probe(self, modules: dict[str, nn.Module], d_model: int) -> BlockProbe:
+        block = modules[self.block]
+        routed = RouterProbe(modules[self.router], self.router, block)()
+        names = {"router": _name(self.router), "experts": _name(self.experts)}
+        return BlockProbe(block, self.block, **names, routed=routed, d_model=d_model)
 
 
 def find_sites(model: nn.Module, modules: dict[str, nn.Module]) -> list[Site]:
@@ -92,6 +99,11 @@ def find_sites(model: nn.Module, modules: dict[str, nn.Module]) -> list[Site]:
 def child(parent: str, names: tuple[str, ...], modules: dict[str, nn.Module]) -> str | None:
     """The path of the child of `parent` that has one of these names, None without."""
     return next((f"{parent}.{name}" for name in names if f"{parent}.{name}" in modules), None)
+
+
+def _name(path: str) -> str:
+    """A module's own name in its parent."""
+    return path.rpartition(".")[2]
 
 
 def _standard(experts: str, names: Any, modules: dict[str, nn.Module]) -> Site:

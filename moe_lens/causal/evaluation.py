@@ -3,23 +3,21 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from moe_lens.causal.judge import Judge
 from moe_lens.causal.outputs import Run, from_first_process, outputs
-from moe_lens.data import FIGURE_10, Example, PromptTemplate
+from moe_lens.data import Example
 from moe_lens.errors import MoELensError
 from moe_lens.lens.delta import weights_digest
 from moe_lens.lens.interventions import Intervention, check_interventions
+from moe_lens.lens.lens import MoELens
 from moe_lens.metrics import benjamini_hochberg, bootstrap_interval, compare, metrics_named
 from moe_lens.metrics.catalogue import JUDGE, OPTIONS, PREDICTION, Metric
 from moe_lens.results import provenance
-
-if TYPE_CHECKING:
-    from moe_lens.lens.lens import MoELens
 
 UNMASKED = "none"
 DEFAULT_METRICS = ("em", "f1", "memory")
@@ -39,18 +37,17 @@ class Evaluation:
 
 
 def evaluate(
-    lens: "MoELens",
+    lens: MoELens,
     examples: Sequence[Example],
     interventions: Mapping[str, Intervention | Sequence[Intervention]] | None = None,
     *,
     metrics: Sequence[str] = DEFAULT_METRICS,
-    template: PromptTemplate = FIGURE_10,
     max_new_tokens: int = 16,
-    batch_size: int = 16,
+    batch_size: int | None = None,
     judge: Judge | None = None,
     out: Path | None = None,
     made_by: dict | None = None,
-    progress: bool = True,
+    progress: bool | None = None,
     seed: int = 0,
 ) -> Evaluation:
     """Scores the answers to the examples, as the model is ("none") and under each intervention.
@@ -67,7 +64,13 @@ def evaluate(
     scored = metrics_named(metrics)
     named = {UNMASKED: ()} | {name: _several(given) for name, given in (interventions or {}).items()}
     _check(lens, examples, named, scored, judge, interventions or {})
-    run = Run(template, max_new_tokens, batch_size, out, made_by or _provenance(lens, examples, out), progress)
+    run = Run(
+        max_new_tokens,
+        lens.batch_size if batch_size is None else batch_size,
+        out,
+        made_by or _provenance(lens, examples, out),
+        lens.progress if progress is None else progress,
+    )
     reads = {PREDICTION if metric.reads == JUDGE else metric.reads for metric in scored}
     found = outputs(lens, examples, named, sorted(reads), run)
 
@@ -79,12 +82,12 @@ def evaluate(
 
 
 def answer_table(
-    lens: "MoELens",
+    lens: MoELens,
     examples: Sequence[Example],
     *,
     max_new_tokens: int = 16,
-    batch_size: int = 32,
-    progress: bool = True,
+    batch_size: int | None = None,
+    progress: bool | None = None,
 ) -> pd.DataFrame:
     """One row per example, in the order given, of the model as it is now: id, prediction (greedy), em, f1, memory.
 
@@ -209,7 +212,7 @@ def _several(given: Intervention | Sequence[Intervention]) -> tuple[Intervention
 
 
 def _check(
-    lens: "MoELens",
+    lens: MoELens,
     examples: Sequence[Example],
     named: Mapping[str, Sequence[Intervention]],
     metrics: Sequence[Metric],
@@ -219,6 +222,11 @@ def _check(
     """MoELensError for what `evaluate` cannot do, before anything is computed."""
     if not examples:
         raise MoELensError("there is nothing to evaluate: expected one or more examples")
+    if not all(isinstance(example, Example) for example in examples):
+        raise MoELensError(
+            "answers are scored against an Example's own, and bare texts have none; make Example(id=…, context='', "
+            "question=…, answers=(…,)) of each, or take lens.generate(texts)"
+        )
     if UNMASKED in given:
         raise MoELensError(f"{UNMASKED!r} is the model as it is; give that intervention another name")
     if lens.interventions:
@@ -234,7 +242,7 @@ def _check(
         metric.prepare()
 
 
-def _provenance(lens: "MoELens", examples: Sequence[Example], out: Path | None) -> dict:
+def _provenance(lens: MoELens, examples: Sequence[Example], out: Path | None) -> dict:
     """Of parts whose caller gave none; empty where no parts are kept."""
     if out is None:
         return {}

@@ -5,20 +5,18 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 from accelerate.utils import broadcast_object_list, gather_object
 from tqdm import tqdm
 
-from moe_lens.data import Example, PromptTemplate
+from moe_lens.data import Example
 from moe_lens.lens.interventions import Intervention
+from moe_lens.lens.lens import MoELens
 from moe_lens.lens.parallel import connected
 from moe_lens.metrics.catalogue import OPTIONS, PREDICTION
 from moe_lens.results import read_if_made_by, write_table
-
-if TYPE_CHECKING:
-    from moe_lens.lens.lens import MoELens
 
 SHARD_BATCHES = 8
 """Batches in a part: what an interruption can cost, and the share that one process takes at a time."""
@@ -28,7 +26,6 @@ SHARD_BATCHES = 8
 class Run:
     """How a lens is asked, and where parts are kept (None: nowhere) under which provenance."""
 
-    template: PromptTemplate
     max_new_tokens: int
     batch_size: int
     out: Path | None
@@ -53,7 +50,7 @@ class _Unit:
 
 
 def outputs(
-    lens: "MoELens",
+    lens: MoELens,
     examples: Sequence[Example],
     interventions: Mapping[str, Sequence[Intervention]],
     reads: Sequence[str],
@@ -98,13 +95,13 @@ def from_first_process(make: Callable[[], Any]) -> Any:
 
 
 def _outputs(
-    lens: "MoELens", examples: Sequence[Example], unit: _Unit, interventions: Sequence[Intervention], run: Run
+    lens: MoELens, examples: Sequence[Example], unit: _Unit, interventions: Sequence[Intervention], run: Run
 ) -> list[Any]:
     """One unit's outputs: read where its part was made in the same way, else computed, and kept."""
     part = None if run.out is None else run.out / "parts" / unit.file()
     made_by = run.provenance | {
-        "interventions": [repr(intervention) for intervention in interventions],
-        "template": repr(run.template),
+        "interventions": [intervention.digest for intervention in interventions],
+        "template": lens.template.facts(),
         "batch_size": run.batch_size,
         "max_new_tokens": run.max_new_tokens,
     }
@@ -122,29 +119,24 @@ def _outputs(
     return found
 
 
-def predictions(lens: "MoELens", examples: Sequence[Example], run: Run) -> list[str]:
+def predictions(lens: MoELens, examples: Sequence[Example], run: Run) -> list[str]:
     """The greedy continuations, without the space around them."""
     texts = lens.generate(
         examples,
         max_new_tokens=run.max_new_tokens,
-        template=run.template,
         batch_size=run.batch_size,
         progress=False,
     )
     return [text.strip() for text in texts]
 
 
-def option_log_probabilities(lens: "MoELens", examples: Sequence[Example], run: Run) -> list[tuple[float, ...] | None]:
+def option_log_probabilities(lens: MoELens, examples: Sequence[Example], run: Run) -> list[tuple[float, ...] | None]:
     """The log-probability (nats) of each example's options after its prompt, end-of-sequence not counted.
 
     None for an example without options.
     """
     asked = [replace(example, answers=(option,)) for example in examples for option in example.options]
-    found = iter(
-        lens.answer_log_probabilities(
-            asked, template=run.template, batch_size=run.batch_size, progress=False, with_end=False
-        )
-    )
+    found = iter(lens.answer_log_probabilities(asked, batch_size=run.batch_size, progress=False, with_end=False))
     return [tuple(next(found) for _ in example.options) or None for example in examples]
 
 

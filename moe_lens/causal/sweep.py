@@ -19,8 +19,8 @@ def single_expert_effects(
     examples: Sequence[Example],
     *,
     mode: str = "zero",
-    batch_size: int = 64,
-    progress: bool = True,
+    batch_size: int | None = None,
+    progress: bool | None = None,
     seed: int = 0,
 ) -> pd.DataFrame:
     """One row per expert: layer, expert, effect, effect_low, effect_high, cohens_d, p_value, q_value.
@@ -36,9 +36,15 @@ def single_expert_effects(
     if mode not in MODES:
         raise MoELensError(f"mode must be one of {', '.join(MODES)}; got {mode!r}")
     whole = lens.answer_log_probabilities(examples, batch_size=batch_size, progress=False)
+    shown = lens.progress if progress is None else progress
     experts = [(layer, e) for layer in lens.architecture.moe_layers for e in range(lens.architecture.n_experts)]
     drops = []
-    for layer, expert in tqdm(experts, desc="masking each expert", unit="expert", disable=not progress):
+    for layer, expert in tqdm(
+        experts,
+        desc="masking each expert",
+        unit="expert",
+        disable=not (lens.progress if progress is None else progress),
+    ):
         with lens.intervene(MODES[mode](ExpertSet.of({layer: [expert]}))):
             masked = lens.answer_log_probabilities(examples, batch_size=batch_size, progress=False)
         drops.append(np.asarray(whole) - np.asarray(masked))

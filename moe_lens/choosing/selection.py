@@ -1,27 +1,193 @@
-"""Specifications of experts, such as ce:4, random:8, planted, FILE.json or 3:5,7;4:0, and the sets that they name."""
+"""Selections: how a set of experts is chosen, in one grammar for every option, recipe and figure."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
 
+from moe_lens.architecture import MoEArchitecture
+from moe_lens.choosing.planted import planted_experts
 from moe_lens.choosing.scores import SCORES, Score
 from moe_lens.errors import MoELensError
-from moe_lens.experts import ExpertSet
+from moe_lens.experts import ExpertSet, expect_experts
 
-CHOSEN = "chosen"
+
+@dataclass(frozen=True)
+class Ground:
+    """What selections are resolved on.
+
+    model: the name of the model, beside whose weights the truth about planted experts may lie. tables: what
+    `score_tables` gave. seed: of random experts. layers: the members in these only, None for all.
+    """
+
+    architecture: MoEArchitecture
+    model: str | Path
+    tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+    seed: int = 0
+    layers: Sequence[int] | None = None
+
+
+class Selection(ABC):
+    """A way to choose a set of experts, to be resolved on a model.
+
+    score: the one that ranks the experts, None without one.
+    """
+
+    score: Score | None
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """As it is written, and as tables call what it chooses."""
+
+    @property
+    @abstractmethod
+    def family(self) -> str:
+        """What it is shown together with in figures: the score that ranks, or how else the experts come about."""
+
+    @abstractmethod
+    def experts(self, ground: Ground) -> ExpertSet:
+        """The experts chosen; MoELensError for what the model lacks."""
+
+    def label(self, experts: ExpertSet) -> str:
+        """What tables call these experts, once it has chosen them."""
+        return self.name
+
+    def check(self, architecture: MoEArchitecture) -> None:
+        """MoELensError for more than the model has; before scores are measured, for which routers may be tuned."""
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True)
+class Top(Selection):
+    """The `size` experts of each layer with the highest score."""
+
+    score: Score
+    size: int
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise MoELensError(f"{self.score.name}:N takes N from 1; got {self.name!r}")
+
+    @property
+    def name(self) -> str:
+        return f"{self.score.name}:{self.size}"
+
+    @property
+    def family(self) -> str:
+        return self.score.name
+
+    def check(self, architecture: MoEArchitecture) -> None:
+        _check_size(self.size, architecture, self.name)
+
+    def experts(self, ground: Ground) -> ExpertSet:
+        return ExpertSet.top(ground.tables[self.score.name], self.size)
+
+
+@dataclass(frozen=True)
+class Share(Selection):
+    """ESFT's choice: the experts of each layer with the highest score, until their scores sum to `p`."""
+
+    score: Score
+    p: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.p <= 1:
+            raise MoELensError(f"p is a share of the summed score, above 0 and at most 1; got {self.name!r}")
+
+    @property
+    def name(self) -> str:
+        return f"{self.score.name}:p={self.p:g}"
+
+    @property
+    def family(self) -> str:
+        return self.score.name
+
+    def experts(self, ground: Ground) -> ExpertSet:
+        return ExpertSet.cumulative(ground.tables[self.score.name], self.p)
+
+
+@dataclass(frozen=True)
+class Random(Selection):
+    """`size` experts of each layer, drawn at random."""
+
+    size: int
+    score = None
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise MoELensError(f"random:N takes N from 1; got {self.name!r}")
+
+    @property
+    def name(self) -> str:
+        return f"random:{self.size}"
+
+    @property
+    def family(self) -> str:
+        return "random set"
+
+    def label(self, experts: ExpertSet) -> str:
+        return f"random set:{self.size}"  # random:N are the controls
+
+    def check(self, architecture: MoEArchitecture) -> None:
+        _check_size(self.size, architecture, self.name)
+
+    def experts(self, ground: Ground) -> ExpertSet:
+        architecture = ground.architecture
+        filled = ExpertSet.of({layer: range(self.size) for layer in architecture.moe_layers})
+        return ExpertSet.random_like(filled, ground.seed, n_experts=architecture.n_experts)
+
+
+@dataclass(frozen=True)
+class Planted(Selection):
+    """The experts on which pretraining planted context reading, stored beside the model's weights."""
+
+    name = "planted"
+    family = "planted"
+    score = None
+
+    def experts(self, ground: Ground) -> ExpertSet:
+        return planted_experts(ground.model)
+
+
+@dataclass(frozen=True)
+class Given(Selection):
+    """Experts named one by one. called: their name in tables; by default the experts themselves."""
+
+    chosen: ExpertSet
+    called: str = ""
+    score = None
+
+    def __post_init__(self) -> None:
+        expect_experts(self.chosen)
+        if not self.chosen:
+            raise MoELensError(f"{self.name!r} names no experts; expected one or more")
+
+    @property
+    def name(self) -> str:
+        return self.called or str(self.chosen)
+
+    @property
+    def family(self) -> str:
+        return "chosen"
+
+    def label(self, experts: ExpertSet) -> str:
+        return self.called or str(experts)  # what is left of them
+
+    def experts(self, ground: Ground) -> ExpertSet:
+        return self.chosen
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One set of experts to mask: its name in the tables, the family it belongs to, and its members.
+    """One set of experts that a selection chose: its name in tables, the family it belongs to, and its members."""
 
-    family: the score that ranked them, "planted", "random", or "chosen" by hand (a file, a literal).
-    """
-
-    intervention: str
+    name: str
     family: str
     experts: ExpertSet
 
@@ -32,125 +198,71 @@ class Choice:
         return len(self.experts) / layers if layers else 0
 
 
-def score_of(specification: str) -> Score | None:
-    """The score that a specification ranks experts by, None for one that needs none."""
-    return SCORES.get(specification.partition(":")[0])
+def parse(text: str) -> tuple[Selection, ...]:
+    """The selections that a text names: what --experts and its like take.
 
-
-def scores_needed(specifications: Iterable[str]) -> list[Score]:
-    """The scores that a list of specifications ranks experts by."""
-    return [score for score in dict.fromkeys(map(score_of, specifications)) if score is not None]
-
-
-def choose(
-    specification: str,
-    *,
-    tables: Mapping[str, pd.DataFrame],
-    planted: Callable[[], ExpertSet],
-    layers: Sequence[int] | None = None,
-) -> list[Choice]:
-    """The sets that a specification names.
-
-    specification: `SCORE:N` or `SCORE:N,M` for the N (and the M) highest of each layer by a score of
-        `moe_lens.choosing.scores.SCORES`; `planted`; a `.json` file of {layer: [experts]}; or literally `3:5,7;4:0`.
-    tables: score name -> columns layer, expert, score. planted: gives the organism's planted experts.
-    layers: the members in these only, None for all.
-
-    Raises MoELensError for anything else, and for a set without members.
+    SCORE:4 (or SCORE:1,2,4 for several) the highest of each layer by a score of `SCORES`; SCORE:p=0.2 the highest until
+    their scores sum to 0.2; random:8; planted; FILE.json, an object of {layer: [experts]}; or literally 3:5,7;4:0.
+    Raises MoELensError for anything else.
     """
-    check_specification(specification)
-    name, _, sizes = specification.partition(":")
-    if name in SCORES:
-        found = [Choice(f"{name}:{size}", name, ExpertSet.top(tables[name], int(size))) for size in sizes.split(",")]
-    elif specification == "planted":
-        found = [Choice("planted", "planted", planted())]
-    elif specification.endswith(".json"):
-        found = [Choice(Path(specification).stem, CHOSEN, ExpertSet.from_json(_read(specification)))]
-    else:
-        members = _within(ExpertSet.parse(specification), layers, specification)
-        return [Choice(str(members), CHOSEN, members)]  # a literal is called by what is left of it
-    return [Choice(one.intervention, one.family, _within(one.experts, layers, specification)) for one in found]
+    name, _, rest = text.strip().partition(":")
+    if name in SCORES or name == "random":
+        return tuple(_ranked_or_drawn(name, rest, text))
+    if text.strip() == "planted":
+        return (Planted(),)
+    if text.endswith(".json"):
+        return (Given(ExpertSet.from_json(_read(text)), called=Path(text).stem),)
+    if name.isdigit():
+        return (Given(ExpertSet.parse(text)),)
+    raise MoELensError(
+        f"cannot read the experts {text!r}; expected a score and size such as ce:4 or esft-gate:p=0.2 (scores: "
+        f"{', '.join(SCORES)}), random:N, planted, a .json file, or layer:expert,expert;… such as 3:5,7;4:0"
+    )
 
 
-def check_specification(specification: str, *, n_experts: int | None = None) -> None:
-    """MoELensError unless `choose` can make sense of it; needs no model.
+def parse_one(text: str) -> Selection:
+    """The one selection that a text names; MoELensError for several."""
+    found = parse(text)
+    if len(found) > 1:
+        raise MoELensError(f"expected one set of experts; {text!r} names {len(found)}")
+    return found[0]
 
-    n_experts: of each layer, where it is known: more than these cannot be chosen by a score.
-    """
-    name, _, sizes = specification.partition(":")
-    if name in SCORES:
-        if not re.fullmatch(r"\d+(,\d+)*", sizes):
+
+def choices(selections: Iterable[Selection], ground: Ground) -> list[Choice]:
+    """What the selections choose, each once, in the ground's layers; MoELensError for a set without members there."""
+    found = []
+    for selection in dict.fromkeys(selections):
+        experts = selection.experts(ground)
+        within = experts if ground.layers is None else experts.restrict(ground.layers)
+        if not within:
             raise MoELensError(
-                f"expected {name}:N or {name}:N,M with whole numbers, such as {name}:4; got {specification!r}"
+                f"none of the experts of '{selection}' is in the layers {', '.join(map(str, ground.layers or ()))}; "
+                f"they are in {', '.join(map(str, experts.layers))}"
             )
-        wrong = [size for size in map(int, sizes.split(",")) if size < 1 or size > (n_experts or size)]
-        if wrong:
-            most = "" if n_experts is None else f" to {n_experts}, the experts of each layer"
-            raise MoELensError(f"{name}:N takes N from 1{most}; got {specification!r}")
-    elif not (name.isdigit() or specification == "planted" or specification.endswith(".json")):
-        raise MoELensError(
-            f"cannot read the experts {specification!r}; expected a score and size such as ce:4 (scores: "
-            f"{', '.join(SCORES)}), planted, a .json file, or layer:expert,expert;… such as 3:5,7;4:0"
-        )
+        found.append(Choice(selection.label(within), selection.family, within))
+    return list(dict.fromkeys(found))
 
 
-def choose_experts(
-    specification: str,
-    *,
-    table: pd.DataFrame | None,
-    planted: Callable[[], ExpertSet],
-    moe_layers: Sequence[int],
-    n_experts: int,
-    seed: int,
-    layers: Sequence[int] | None = None,
-) -> ExpertSet:
-    """The one set of experts, to train, that a specification names.
-
-    specification: as `choose` takes it, with one size; besides `SCORE:p=0.2` for the highest of each layer until their
-        scores sum to 0.2 (ESFT); and `random:N` for N of each layer drawn with `seed`.
-    table: layer, expert, score of the score it names, if it names one. moe_layers, n_experts: what the model has.
-    layers: the members in these only, None for all.
-
-    Raises MoELensError for anything else, and for a set without members.
-    """
-    check_experts(specification, n_experts=n_experts)
-    name, _, size = specification.partition(":")
-    if name == "random":
-        filled = ExpertSet.of({layer: range(int(size)) for layer in moe_layers})
-        return _within(ExpertSet.random_like(filled, seed, n_experts=n_experts), layers, specification)
-    if name in SCORES and size.startswith("p="):
-        return _within(ExpertSet.cumulative(table, float(size.removeprefix("p="))), layers, specification)
-    tables = {} if table is None else {name: table}
-    [choice] = choose(specification, tables=tables, planted=planted, layers=layers)
-    return choice.experts
+def scores_of(selections: Iterable[Selection]) -> list[Score]:
+    """The scores by which any of the selections ranks experts, each once."""
+    return list(dict.fromkeys(selection.score for selection in selections if selection.score is not None))
 
 
-def check_experts(specification: str, *, n_experts: int) -> None:
-    """MoELensError unless `choose_experts` can read it; before scores are counted, for which routers may be tuned."""
-    name, _, size = specification.partition(":")
-    if name == "random":
-        if not size.isdecimal() or not 0 < int(size) <= n_experts:
-            raise MoELensError(f"random:N takes N of the {n_experts} experts of each layer; got {specification!r}")
-    elif name in SCORES and size.startswith("p="):
-        if not re.fullmatch(r"0?\.\d+|1(\.0*)?", size.removeprefix("p=")):
-            raise MoELensError(f"expected a share of the summed score, such as {name}:p=0.2; got {specification!r}")
-    elif name in SCORES and "," in size:
-        raise MoELensError(f"experts are trained as one set; {specification!r} names {size.count(',') + 1}")
-    else:
-        check_specification(specification, n_experts=n_experts)
+def _ranked_or_drawn(name: str, rest: str, text: str) -> Iterable[Selection]:
+    """The selections of a name with sizes (`4`, `1,2,4`) or with options (`p=0.2`)."""
+    if re.fullmatch(r"\d+(,\d+)*", rest):
+        sizes = map(int, rest.split(","))
+        return [Random(size) if name == "random" else Top(SCORES[name], size) for size in sizes]
+    option, equals, value = rest.partition("=")
+    if name in SCORES and option == "p" and equals and re.fullmatch(r"\d*\.?\d+", value):
+        return [Share(SCORES[name], float(value))]
+    shares = "" if name == "random" else f", or {name}:p=0.2 for the highest until their scores sum to 0.2"
+    raise MoELensError(f"expected {name}:N or {name}:N,M with whole numbers, such as {name}:4{shares}; got {text!r}")
 
 
-def _within(experts: ExpertSet, layers: Sequence[int] | None, specification: str) -> ExpertSet:
-    """The members in these layers; MoELensError if there is none."""
-    if not experts:
-        raise MoELensError(f"{specification!r} names no experts; expected one or more")
-    kept = experts if layers is None else experts.restrict(layers)
-    if not kept:
-        raise MoELensError(
-            f"none of the experts of {specification!r} is in the layers {', '.join(map(str, layers))}; they are in "
-            f"{', '.join(map(str, experts.layers))}"
-        )
-    return kept
+def _check_size(size: int, architecture: MoEArchitecture, name: str) -> None:
+    if size > architecture.n_experts:
+        raise MoELensError(f"each layer has {architecture.n_experts} experts; {name!r} wants {size} of them")
 
 
 def _read(file: str) -> str:

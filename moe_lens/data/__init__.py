@@ -4,11 +4,12 @@ from moe_lens.data.encoding import Batch, Encoded, collate, encode
 from moe_lens.data.example import Example
 from moe_lens.data.fitting import Fitted, fit
 from moe_lens.data.ingest import Loaded, load_examples, read_examples
-from moe_lens.data.prompts import FIGURE_10, Prompt, PromptTemplate
+from moe_lens.data.prompts import FIGURE_10, TEMPLATES, Prompt, PromptTemplate, template_named
 from moe_lens.data.rows import parse_columns
 
 __all__ = [
     "FIGURE_10",
+    "TEMPLATES",
     "Batch",
     "Encoded",
     "Example",
@@ -22,4 +23,5 @@ __all__ = [
     "load_examples",
     "parse_columns",
     "read_examples",
+    "template_named",
 ]

@@ -1,6 +1,10 @@
 """Prompt templates: an example as the text a model reads, and where its context and question stand in it."""
 
-from dataclasses import dataclass, replace
+import json
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
@@ -62,6 +66,10 @@ class PromptTemplate:
         if "{question}" not in self.closed_book or "{context}" in self.closed_book:
             raise MoELensError(f"expected {{question}} and no {{context}}; got {self.closed_book!r}")
 
+    def facts(self) -> dict[str, str]:
+        """Its texts by name, for the provenance of what is made of such prompts."""
+        return asdict(self)
+
     def render(self, example: Example, tokenizer: PreTrainedTokenizerBase) -> Prompt:
         """The prompt for a model: one user turn of its chat template, or plain text with the answer cue.
 
@@ -99,6 +107,37 @@ FIGURE_10 = PromptTemplate(
     closed_book="Output the correct answer for the following question.\n\nQuestion: {question}",
 )
 """The paper's prompt (Figure 10); the closed-book form is its counterpart without a context."""
+
+PLAIN_TEMPLATE = PromptTemplate(with_context="{context}\n\nQuestion: {question}", closed_book="Question: {question}")
+"""Nothing but the context and the question, for models that follow no instructions."""
+
+TEMPLATES: Mapping[str, PromptTemplate] = {"figure-10": FIGURE_10, "plain": PLAIN_TEMPLATE}
+"""The templates that have a name."""
+
+
+def template_named(name: str | Path) -> PromptTemplate:
+    """The template of this name, or of a .json or .toml file that has its texts (`PromptTemplate`) by name.
+
+    Raises MoELensError for any other name, and for a file that does not hold a template.
+    """
+    if str(name) in TEMPLATES:
+        return TEMPLATES[str(name)]
+    path = Path(name)
+    if path.suffix not in (".json", ".toml"):
+        raise MoELensError(
+            f"a template is one of {', '.join(TEMPLATES)}, or a .json or .toml file with with_context, closed_book and "
+            f"answer_cue; got {str(name)!r}"
+        )
+    try:
+        text = path.read_text(encoding="utf-8")
+        told = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        raise MoELensError(f"cannot read a template from {path}: {error}") from None
+    known = {field.name for field in fields(PromptTemplate)}
+    texts = isinstance(told, dict) and all(isinstance(value, str) for value in told.values())
+    if not texts or not {"with_context", "closed_book"} <= set(told) <= known:
+        raise MoELensError(f"{path}: expected the texts with_context, closed_book and answer_cue; got {told!r:.200}")
+    return PromptTemplate(**told)
 
 
 def _turn(role: str, content: str) -> dict[str, str]:

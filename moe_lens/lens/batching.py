@@ -2,7 +2,7 @@
 
 import gc
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice, zip_longest
 from typing import TypeVar
 
@@ -65,6 +65,11 @@ def encode_prompt(
     continuation: str | None = None,
 ) -> Encoded:
     """An example as tokens; a bare text is taken as it is, without spans and with its place as id."""
+    if not isinstance(example, str | Example):
+        hint = ""
+        if isinstance(example, Mapping | list):
+            hint = "; turn chat messages into text with tokenizer.apply_chat_template(messages, tokenize=False, …)"
+        raise MoELensError(f"expected an Example or a text, got {type(example).__name__} at place {place}{hint}")
     if isinstance(example, Example):
         return encode(example, tokenizer, template=template, with_answer=with_answer, continuation=continuation)
     if with_answer or continuation is not None:

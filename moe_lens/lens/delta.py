@@ -2,13 +2,14 @@
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
@@ -120,6 +121,32 @@ def apply_delta(module: nn.Module, folder: str | Path) -> dict[str, Any]:
         for name, tensor in tensors.items():
             parameters[name][_index(rows, name)] = tensor.to(parameters[name].device)
     return facts
+
+
+@contextmanager
+def with_delta(module: nn.Module, folder: str | Path) -> Iterator[None]:
+    """Inside the block the module has this delta; afterwards it is as before."""
+    try:
+        with safe_open(Path(folder) / TENSORS_FILE, "pt") as file:
+            names = list(file.keys())
+    except (OSError, SafetensorError) as error:
+        raise MoELensError(f"expected a delta checkpoint at {str(folder)!r}: {error}") from None
+    with restored(module, names):
+        apply_delta(module, folder)
+        yield
+
+
+@contextmanager
+def restored(module: nn.Module, names: Collection[str]) -> Iterator[None]:
+    """After the block these parameters of the module have the values from before it."""
+    own = dict(module.named_parameters())
+    before = {name: own[name].detach().clone() for name in names if name in own}
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, value in before.items():
+                own[name].copy_(value)
 
 
 def _parameters(module: nn.Module, names: Collection[str]) -> dict[str, Tensor]:

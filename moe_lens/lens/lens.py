@@ -1,42 +1,43 @@
 """MoELens: a Mixture-of-Experts model opened for reading and intervening; only this file imports nnsight."""
 
 import copy
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from nnsight import TransformersModel
 from nnsight.intervention.interleaver import OutOfOrderError
-from pandas import DataFrame
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from moe_lens.architecture import MoEArchitecture
 from moe_lens.architecture.listed import normalize
 from moe_lens.architecture.quantized import refuse_quantized_experts
-from moe_lens.causal.evaluation import DEFAULT_METRICS, Evaluation, evaluate
-from moe_lens.causal.judge import Judge
-from moe_lens.data import FIGURE_10, Encoded, Example, PromptTemplate
+from moe_lens.data import FIGURE_10, Encoded, Example, PromptTemplate, template_named
 from moe_lens.errors import MoELensError
 from moe_lens.lens.batching import encode_prompt, prompt_batches, run_batches
 from moe_lens.lens.delta import apply_delta
 from moe_lens.lens.interventions import Intervention
 from moe_lens.lens.loading import load_model, load_tokenizer
-from moe_lens.lens.logit_lens import project_on_vocab
+from moe_lens.lens.logit_lens import LogitLens
+from moe_lens.lens.needs import Needs, Statistic, expect_statistics
 from moe_lens.lens.positions import Positions
 from moe_lens.lens.reader import ByLayer, TraceReader
 from moe_lens.lens.record import Record, check_capture
 from moe_lens.lens.runner import BatchRunner
 from moe_lens.lens.stack import InterventionStack
-from moe_lens.report.views import View, experts_of_tokens, routing_view
-from moe_lens.statistics import Statistic
+
+S = TypeVar("S", bound=Statistic)
+
+__all__ = ["MoELens", "OutOfOrderError"]
 
 
 class MoELens:
-    """A Mixture-of-Experts language model, opened.
+    """Opens a Mixture-of-Experts language model: to read what its experts do, and to change it.
 
         lens.module                            the torch model
         lens.model                             the same model under nnsight: its idioms all work
@@ -56,12 +57,25 @@ class MoELens:
     The accessors are read inside `with lens.model.trace(...)`, in this order within a layer, layers in rising
     order. Give a trace its prompts at once, not by several invokes: routing is flattened over the batch.
 
+    template: how examples are asked, in measuring, answering, training and scoring alike. batch_size, progress: what
+    holds where a call does not say otherwise. All three may be assigned.
+
     >>> lens = MoELens.from_pretrained("organism")
     >>> with lens.intervene(Zero(ExpertSet.of({2: [5, 7]}))):
     ...     texts = lens.generate(["The capital of France is"])
     """
 
-    def __init__(self, module: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        template: PromptTemplate | str | Path = FIGURE_10,
+        batch_size: int = 32,
+        progress: bool = True,
+    ) -> None:
+        self.template = template if isinstance(template, PromptTemplate) else template_named(template)
+        self.batch_size, self.progress = batch_size, progress
         refuse_quantized_experts(module)
         normalize(module)
         self.architecture = MoEArchitecture.of(module)
@@ -80,6 +94,7 @@ class MoELens:
         self.attention_rows = ByLayer(reader.attention)
         self._stack = InterventionStack(self.architecture)
         self._runner = BatchRunner(self.module, self.model, self.tokenizer, reader, self._stack)
+        self._logit_lens = LogitLens(module, self.architecture)
 
     @classmethod
     def from_pretrained(
@@ -90,29 +105,45 @@ class MoELens:
         dtype: torch.dtype | None = None,
         device_map: Any = None,
         delta: str | Path | None = None,
+        template: PromptTemplate | str | Path = FIGURE_10,
         trust_remote_code: bool = False,
     ) -> "MoELens":
         """Open a packaged model ("organism", "organism:planted"), a folder, a hub id, or a torch model.
 
         tokenizer: one, or where to find it; by default beside the model. A torch model needs it.
         dtype, device_map: as in transformers, for a model that is loaded here.
-        delta: folder of a delta checkpoint to apply; a given torch model is changed in place.
+        delta: folder of a delta checkpoint to apply; a given torch model is changed in place. Where it was trained with
+            another template, a warning says so.
+        template: how examples are asked: one, the name of one, or a .json or .toml file.
         trust_remote_code: run the Python code that some models bring beside their weights.
 
         Raises MoELensError for a model that cannot be found, has no MoE layers, or is not the delta's base.
         """
-        loaded = isinstance(model, nn.Module)
-        if loaded and tokenizer is None:
+        asked = template if isinstance(template, PromptTemplate) else template_named(template)
+        if isinstance(model, nn.Module) and tokenizer is None:
             raise MoELensError("a torch model does not bring its tokenizer; pass tokenizer=")
         if tokenizer is None or isinstance(tokenizer, str | Path):
-            found = model if tokenizer is None else tokenizer
+            found = cast(str | Path, model) if tokenizer is None else tokenizer
             tokenizer = load_tokenizer(found, trust_remote_code=trust_remote_code)
-        module = model
-        if not loaded:
+        if isinstance(model, nn.Module):
+            module = model
+        else:
             module = load_model(model, dtype=dtype, device_map=device_map, trust_remote_code=trust_remote_code)
         if delta is not None:
-            apply_delta(module, delta)
-        return cls(module, tokenizer)
+            trained_with = apply_delta(module, delta).get("template")
+            if trained_with not in (None, asked.facts()):
+                warnings.warn(
+                    f"the delta at {str(delta)!r} was trained on prompts of another template than this lens asks with; "
+                    f"open it with template=PromptTemplate(**{trained_with!r})",
+                    stacklevel=2,
+                )
+        return cls(module, tokenizer, template=asked)
+
+    def __repr__(self) -> str:
+        name = self.module.config.name_or_path or type(self.module).__name__
+        under = f", under {', '.join(map(repr, self.interventions))}" if self.interventions else ""
+        device = f"{str(self.module.dtype).removeprefix('torch.')} on {self.module.device}"
+        return f"MoELens({Path(str(name)).name}: {self.architecture.in_short()}; {device}{under})"
 
     @property
     def interventions(self) -> tuple[Intervention, ...]:
@@ -143,18 +174,17 @@ class MoELens:
         examples: Iterable[Example | str],
         *,
         capture: Collection[str] = ("routing",),
-        positions: Positions = "last",
+        positions: Positions | frozenset[Positions] = "last",
         with_answer: bool = False,
         continuations: Iterable[str] | None = None,
-        template: PromptTemplate = FIGURE_10,
-        batch_size: int = 16,
-        progress: bool = True,
+        batch_size: int | None = None,
+        progress: bool | None = None,
     ) -> Iterator[Record]:
         """What the model does on each batch of examples; memory does not grow with their number.
 
-        capture: of "routing", "expert_outputs", "residual", "moe_output", "attention", "logits". Routing is recorded at
-            all positions, the others at those that `positions` names in any row of the batch (`Record.kept`).
-        examples: bare texts are run as they are; other examples are rendered by `template`.
+        capture: names of `CAPTURES`, such as "routing", "residual" or "logits". Routing is recorded at all positions,
+            the others at those that `positions` (one kind, or a set of several) names in any row of the batch.
+        examples: bare texts are run as they are; other examples are rendered by the lens's template.
         with_answer: append each example's first gold answer, teacher-forced, so that decoding steps can be seen.
         continuations: texts to append instead, one per example, such as what `generate` gave.
 
@@ -162,25 +192,19 @@ class MoELens:
         Raises MoELensError for another capture, or if the interventions change before the records are read.
         """
         check_capture(capture)
+        several = positions if isinstance(positions, frozenset) else frozenset({positions})
         asked = self._stack.interventions
+        batches = self._batches(examples, batch_size, progress, with_answer=with_answer, continuations=continuations)
 
         def stream() -> Iterator[Record]:
-            for places, prompts in prompt_batches(
-                examples,
-                self.tokenizer,
-                template=template,
-                batch_size=batch_size,
-                progress=progress,
-                with_answer=with_answer,
-                continuations=continuations,
-            ):
+            for places, prompts in batches:
                 if self._stack.interventions is not asked:
                     raise MoELensError(
                         "these records were asked for under other interventions than are active now; read "
                         "them within the same `with lens.intervene(...)` block"
                     )
                 with self._stack.for_examples(places):
-                    record = self._runner.record(prompts, capture, positions)
+                    record = self._runner.record(prompts, capture, several)
                 yield record
 
         return stream()
@@ -188,61 +212,36 @@ class MoELens:
     def measure(
         self,
         examples: Iterable[Example | str],
-        *statistics: Statistic,
-        positions: Positions = "last",
+        *statistics: S,
         with_answer: bool = False,
         continuations: Iterable[str] | None = None,
-        template: PromptTemplate = FIGURE_10,
-        batch_size: int = 16,
-        progress: bool = True,
-    ) -> tuple[Statistic, ...]:
-        """Update each statistic with the `records` of the examples, in one pass, and give them back."""
+        batch_size: int | None = None,
+        progress: bool | None = None,
+    ) -> tuple[S, ...]:
+        """Update each statistic with what it needs of the examples, in one pass, and give them back.
+
+        A statistic says what it needs: captures, positions, and whether answers are appended. Where only some of them
+        need the answers, these are no positions for the others.
+        with_answer, continuations: append answers, or these texts, for all statistics.
+        """
+        expect_statistics(statistics)
+        needs = Needs(frozenset(), with_answer=with_answer)
         for statistic in statistics:
-            if isinstance(statistic, type):
-                raise MoELensError(f"give a statistic to fill, {statistic.__name__}(…), not its class")
+            needs |= statistic.needs
         for record in self.records(
             examples,
-            capture=frozenset().union(*(statistic.captures for statistic in statistics)),
-            positions=positions,
-            with_answer=with_answer,
+            capture=needs.captures,
+            positions=needs.positions or "last",
+            with_answer=needs.with_answer,
             continuations=continuations,
-            template=template,
             batch_size=batch_size,
             progress=progress,
         ):
+            for_all = with_answer or continuations is not None
+            prompts = record if for_all else record.without_answers()
             for statistic in statistics:
-                statistic.update(record)
+                statistic.update(record if statistic.needs.with_answer else prompts)
         return statistics
-
-    def show(
-        self,
-        prompt: Example | str,
-        *,
-        under: Sequence[Intervention] = (),
-        against: "MoELens | None" = None,
-        template: PromptTemplate = FIGURE_10,
-    ) -> View:
-        """Which experts each token of a prompt takes, as an interactive page: in a notebook, or `.save(path)`.
-
-        Beside this model, another one (`against`) or the model under interventions (`under`), or both at once. Inside a
-        `lens.intervene` block its interventions are in force on both sides; a panel is headed by all that are.
-        """
-        this, other = ("this model", "the other model") if against else ("", "")
-        plain = "without intervention" if under else "gating weights"
-        panels = {self._heading(this) or plain: self._experts_of_tokens(prompt, template)}
-        if against or under:
-            beside = against or self
-            with beside.intervene(*under):
-                panels[beside._heading(other)] = beside._experts_of_tokens(prompt, template)
-        return routing_view(panels)
-
-    def _heading(self, model: str) -> str:
-        """Of a panel: the model's name, where there are two, and every intervention in force."""
-        return ", ".join([*([model] if model else []), *(f"under {type(it).__name__}" for it in self.interventions)])
-
-    def _experts_of_tokens(self, prompt: Example | str, template: PromptTemplate) -> DataFrame:
-        [record] = self.records([prompt], template=template, progress=False)
-        return experts_of_tokens(record, self.tokenizer)
 
     def run_with_cache(
         self,
@@ -254,18 +253,17 @@ class MoELens:
         """Run texts as one batch in their order: logits [batch, row, vocab] at `positions`, and a record."""
         check_capture(capture)
         texts = [texts] if isinstance(texts, str) else texts
-        prompts = [encode_prompt(i, text, self.tokenizer, template=FIGURE_10) for i, text in enumerate(texts)]
-        record = self._runner.record(prompts, {*capture, "logits"}, positions)
-        return record.logits, record
+        prompts = [encode_prompt(i, text, self.tokenizer, template=self.template) for i, text in enumerate(texts)]
+        record = self._runner.record(prompts, {*capture, "logits"}, (positions,))
+        return cast(Tensor, record.logits), record
 
     def generate(
         self,
         examples: Iterable[Example | str],
         *,
         max_new_tokens: int = 16,
-        template: PromptTemplate = FIGURE_10,
-        batch_size: int = 16,
-        progress: bool = True,
+        batch_size: int | None = None,
+        progress: bool | None = None,
     ) -> list[str]:
         """The greedy continuation of each example, in the order given, up to end-of-sequence.
 
@@ -277,16 +275,14 @@ class MoELens:
             with self._stack.for_examples(places):
                 return self._runner.generate(prompts, max_new_tokens)
 
-        batches = prompt_batches(examples, self.tokenizer, template=template, batch_size=batch_size, progress=progress)
-        return [text for _, text in sorted(run_batches(batches, run))]
+        return [text for _, text in sorted(run_batches(self._batches(examples, batch_size, progress), run))]
 
     def answer_log_probabilities(
         self,
         examples: Iterable[Example],
         *,
-        template: PromptTemplate = FIGURE_10,
-        batch_size: int = 16,
-        progress: bool = True,
+        batch_size: int | None = None,
+        progress: bool | None = None,
         with_end: bool = True,
     ) -> list[float]:
         """The log-probability (nats) of each example's first gold answer, in the order given.
@@ -300,48 +296,35 @@ class MoELens:
             with self._stack.for_examples(places):
                 return self._runner.answer_log_probabilities(kept)
 
-        batches = prompt_batches(
-            examples, self.tokenizer, template=template, batch_size=batch_size, progress=progress, with_answer=True
-        )
+        batches = self._batches(examples, batch_size, progress, with_answer=True)
         return [found for _, found in sorted(run_batches(batches, run))]
-
-    def evaluate(
-        self,
-        examples: Sequence[Example],
-        interventions: Mapping[str, Intervention | Sequence[Intervention]] | None = None,
-        *,
-        metrics: Sequence[str] = DEFAULT_METRICS,
-        template: PromptTemplate = FIGURE_10,
-        max_new_tokens: int = 16,
-        batch_size: int = 16,
-        judge: Judge | None = None,
-        out: Path | None = None,
-        made_by: dict | None = None,
-        progress: bool = True,
-        seed: int = 0,
-    ) -> Evaluation:
-        """Score the answers to the examples, as the model is and under each intervention; `evaluation.evaluate`."""
-        return evaluate(
-            self,
-            examples,
-            interventions,
-            metrics=metrics,
-            template=template,
-            max_new_tokens=max_new_tokens,
-            batch_size=batch_size,
-            judge=judge,
-            out=out,
-            made_by=made_by,
-            progress=progress,
-            seed=seed,
-        )
 
     def project_on_vocab(self, residual: Tensor) -> Tensor:
         """The logit lens: logits [..., vocab] of residual streams [..., d_model], by the model's own norm and head.
 
         At the last layer these are the model's logits. Not for use inside a trace.
         """
-        return project_on_vocab(self.module, self.architecture, residual)
+        return self._logit_lens(residual)
+
+    def _batches(
+        self,
+        examples: Iterable[Example | str],
+        batch_size: int | None,
+        progress: bool | None,
+        *,
+        with_answer: bool = False,
+        continuations: Iterable[str] | None = None,
+    ) -> Iterator[tuple[tuple[int, ...], list[Encoded]]]:
+        """The examples as `prompt_batches`, asked by the lens's template, as large and as loud as it says."""
+        return prompt_batches(
+            examples,
+            self.tokenizer,
+            template=self.template,
+            batch_size=self.batch_size if batch_size is None else batch_size,
+            progress=self.progress if progress is None else progress,
+            with_answer=with_answer,
+            continuations=continuations,
+        )
 
     def _edit(self, layer: int) -> Any:
         """Make every trace of `self.model` apply the active interventions at `layer`, at each step."""

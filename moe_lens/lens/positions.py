@@ -1,6 +1,6 @@
 """Which positions of a batch are meant: a word such as "context", or steps counted from the prompt's last token."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal, get_args
 
 import torch
@@ -13,6 +13,8 @@ Word = Literal["all", "prompt", "context", "question", "last", "answer", "decode
 Positions = Word | tuple[int, ...]
 """What `position_mask` takes."""
 Spans = tuple[slice | None, ...]
+STEPS_OF_ANSWERS = ("decode", "answer")
+"""The words for positions that are there only where an answer, or a continuation, is appended."""
 
 
 def check_positions(positions: Positions) -> None:
@@ -25,6 +27,25 @@ def check_positions(positions: Positions) -> None:
             f"positions must be one of {', '.join(get_args(Word))}, or a tuple of steps such as (0, 1); "
             f"got {positions!r}"
         )
+
+
+def in_the_answer(positions: Positions) -> bool:
+    """Whether positions lie in what is appended to the prompt, in part at least."""
+    return any(step > 0 for step in positions) if isinstance(positions, tuple) else positions in STEPS_OF_ANSWERS
+
+
+def any_position_mask(
+    attention_mask: Tensor,
+    context: Spans,
+    question: Spans,
+    several: Iterable[Positions],
+    labels: Tensor | None = None,
+) -> Tensor:
+    """Which positions of a batch count for any of `several`, bool [batch, pos]; see `position_mask`."""
+    mask = torch.zeros_like(attention_mask, dtype=torch.bool)
+    for positions in several:
+        mask |= position_mask(attention_mask, context, question, positions, labels)
+    return mask
 
 
 def position_mask(

@@ -1,6 +1,6 @@
 """Reading a running model's routing, attention and residual stream, layer by layer, inside a trace."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,6 @@ from torch import Tensor
 
 from moe_lens.architecture import MoEArchitecture
 from moe_lens.errors import MoELensError
-from moe_lens.routing import Routing
 
 
 @dataclass(frozen=True)
@@ -66,6 +65,11 @@ class TraceReader:
         _, (_, weights) = self.gating(layer)
         return self._of_one_invoke(weights)
 
+    def used_gating(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Indices of the selected experts and their gating weights as the experts get them, each [batch, pos, k]."""
+        _, (indices, weights) = self.gating(layer)
+        return self._of_one_invoke(indices), self._of_one_invoke(weights)
+
     def set_gating_weights(self, layer: int, weights: Tensor) -> None:
         """Give the experts other gating weights, [batch, pos, k]."""
         call, (indices, old) = self.gating(layer)
@@ -107,6 +111,31 @@ class TraceReader:
         arguments, named = site.each_selected(experts.inputs, None if kept is None else tokens)
         return experts(*arguments, **named).reshape(batch, len(rows), k, -1)
 
+    def router_input(self, layer: int) -> Tensor:
+        """What the router is given of each token, [batch, pos, d_model]."""
+        arguments, named = self.router(layer).inputs
+        hidden = arguments[0] if arguments else named["hidden_states"]
+        return hidden if hidden.ndim == 3 else self._of_one_invoke(hidden)
+
+    def shared_output(self, layer: int) -> Tensor:
+        """What the shared experts add to the routed sum, [batch, pos, d_model].
+
+        Raises MoELensError for a layer without shared experts, or where it cannot be told what is added.
+        """
+        site = self.architecture.at(layer)
+        if site.shared_experts is None or site.shared_scale is None:
+            what = "has no shared experts" if site.shared_experts is None else "adds its shared experts in its own way"
+            raise MoELensError(f"layer {layer} {what}; leave 'shared_output' out of what is captured")
+        module = self.model.get(site.shared_experts)
+        if site.shared_gate is not None:
+            arguments, named = module.inputs
+            openness = self.model.get(site.shared_gate)(*arguments, **named).sigmoid()
+        output = module.output
+        if site.shared_gate is not None:
+            output = openness * output
+        output = output if site.shared_scale == 1 else site.shared_scale * output
+        return output if output.ndim == 3 else self._of_one_invoke(output)
+
     def moe_output(self, layer: int) -> Tensor:
         """What the layer's MoE block gives, shared experts included, [batch, pos, d_model]."""
         path = self.architecture.at(layer).experts.rpartition(".")[0]
@@ -139,27 +168,6 @@ class TraceReader:
                 "(moe_lens.lens.attention) around the trace"
             )
         return output[1]
-
-    def read(self, capture: Collection[str], kept: Tensor) -> dict[str, dict[int, Any]]:
-        """Read every layer's values that `capture` names, in the order in which the model computes them.
-
-        kept: positions of which all but the routing and attention are read, int64 [row].
-        """
-        names = ("routing", "expert_outputs", "residual", "moe_output", "attention")
-        seen: dict[str, dict[int, Any]] = {name: {} for name in names}
-        for layer in range(self.architecture.n_layers):
-            if "attention" in capture and self.architecture.attentions[layer]:
-                seen["attention"][layer] = self.attention(layer)
-            if "routing" in capture and layer in self.architecture.moe_layers:
-                logits, indices = self.router_logits(layer), self.selected_experts(layer)
-                seen["routing"][layer] = Routing(logits, indices, self.gating_weights(layer))
-            if "expert_outputs" in capture and layer in self.architecture.moe_layers:
-                seen["expert_outputs"][layer] = self.expert_outputs(layer, kept)
-            if "moe_output" in capture and layer in self.architecture.moe_layers:
-                seen["moe_output"][layer] = self.moe_output(layer)[:, kept]
-            if "residual" in capture:
-                seen["residual"][layer] = self.layer_output(layer)[:, kept]  # indexing by a tensor copies
-        return seen
 
     def by_position(self, tokens: Tensor) -> Tensor:
         """[token, x] of the whole batch as [batch, pos, x]: routers and experts see one axis of tokens."""

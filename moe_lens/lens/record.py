@@ -1,36 +1,115 @@
-"""Record: what one batch of prompts showed inside a model."""
+"""Record: what one batch of prompts showed inside a model; CAPTURES: all that can be recorded, by name."""
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from moe_lens.architecture import MoEArchitecture
+from moe_lens.architecture.moe_layer import MoELayer, Moment
+from moe_lens.data.encoding import IGNORED_LABEL
 from moe_lens.errors import MoELensError
+from moe_lens.lens.attention import attention_rows
 from moe_lens.lens.positions import Positions, Spans, position_mask, step_positions
+from moe_lens.lens.reader import TraceReader
 from moe_lens.routing import Routing
 
-CAPTURES = frozenset({"routing", "expert_outputs", "residual", "moe_output", "attention", "logits"})
+Read = Callable[[TraceReader, int, Tensor], Any]
+"""Inside a trace: what a layer, by absolute index, holds at the kept positions, int64 [row]."""
+
+
+@dataclass(frozen=True)
+class Capture:
+    """Something that a record can hold of each layer; a new one is an entry of CAPTURES.
+
+    about: what it is, with its axes. layers: the layers that have it. reads: at which moment of a layer what is read;
+        the parts of what shows at several moments are put together by `join`. A moment that depends on the model is a
+        function of its layer. around: a block that the trace runs in, for the module and the kept positions.
+    """
+
+    name: str
+    about: str
+    layers: Callable[[MoEArchitecture], Iterable[int]]
+    reads: tuple[tuple[Moment | Callable[[MoELayer], Moment], Read], ...]
+    join: Callable[..., Any] = lambda value: value
+    around: Callable[[nn.Module, Tensor], AbstractContextManager[None]] = lambda module, kept: nullcontext()
+
+
+def _moe(architecture: MoEArchitecture) -> Iterable[int]:
+    return architecture.moe_layers
+
+
+CAPTURES: Mapping[str, Capture] = {
+    capture.name: capture
+    for capture in (
+        Capture(
+            "routing",
+            "what the router decided, as the experts used it, at all positions: a Routing",
+            _moe,
+            (
+                (Moment.ROUTER_OUTPUT, lambda reader, layer, kept: reader.router_logits(layer)),
+                (Moment.EXPERTS_INPUT, lambda reader, layer, kept: reader.used_gating(layer)),
+            ),
+            lambda logits, gating: Routing(logits, *gating),
+        ),
+        Capture(
+            "router_input",
+            "what the router is given of each token, [batch, row, d_model]",
+            _moe,
+            ((Moment.ROUTER_INPUT, lambda reader, layer, kept: reader.router_input(layer)[:, kept]),),
+        ),
+        Capture(
+            "expert_outputs",
+            "what each selected expert makes of its token, before its gating weight, [batch, row, k, d_model]",
+            _moe,
+            ((Moment.SINGLE_OUTPUTS, lambda reader, layer, kept: reader.expert_outputs(layer, kept)),),
+        ),
+        Capture(
+            "shared_output",
+            "what the shared experts add to the routed experts' sum, [batch, row, d_model]",
+            lambda architecture: [site.layer for site in architecture.moe if site.shared_experts],
+            ((lambda site: site.shared_moment, lambda reader, layer, kept: reader.shared_output(layer)[:, kept]),),
+        ),
+        Capture(
+            "moe_output",
+            "what the MoE block gives, shared experts included, [batch, row, d_model]",
+            _moe,
+            ((Moment.BLOCK_OUTPUT, lambda reader, layer, kept: reader.moe_output(layer)[:, kept]),),
+        ),
+        Capture(
+            "residual",
+            "the residual stream after the layer, [batch, row, d_model]",
+            lambda architecture: range(architecture.n_layers),
+            ((Moment.LAYER_OUTPUT, lambda reader, layer, kept: reader.layer_output(layer)[:, kept]),),
+        ),
+        Capture(
+            "attention",
+            "the attention of the kept queries, [batch, head, row, pos]",
+            lambda architecture: [layer for layer, path in enumerate(architecture.attentions) if path],
+            ((Moment.ATTENTION, lambda reader, layer, kept: reader.attention(layer)),),
+            around=attention_rows,
+        ),
+        Capture("logits", "the model's logits, [batch, row, vocab]", lambda architecture: (), ()),  # of no layer
+    )
+}
+"""All that can be recorded, by name."""
 
 
 @dataclass(frozen=True, eq=False)
 class Record:
-    """A left-padded batch, its spans (half-open slices in padded positions) and what was captured from it.
+    """What one batch of prompts showed inside a model: a left-padded batch, its spans and what was captured from it.
 
     ids: of the examples, one per row of the batch.
     input_ids, attention_mask: int64 [batch, pos]; the mask is 0 at pads.
-    context_spans, question_spans: one per row, None where a prompt has none.
+    context_spans, question_spans: one per row, None where a prompt has none; half-open slices in padded positions.
     answer_spans: per row every occurrence of every gold answer in the context.
-    kept: the padded positions that `expert_outputs`, `residual`, `moe_output`, `attention_rows` and `logits` have rows
-        of, int64 [row].
-    routing: per MoE layer, at all positions, as the experts used it (after interventions).
+    kept: the padded positions that all captures but the routing have rows of, int64 [row].
+    captured: by name of CAPTURES and layer; properties of these names give each.
     routing_before: per MoE layer as the router decided on the same input without interventions in that layer;
         the same object as in `routing` where no intervention acts on the layer.
-    expert_outputs: per MoE layer what each selected expert made of its token, before its gating weight,
-        [batch, row, k, d_model]; slots as in `routing[layer].indices[:, kept]`.
-    residual: per layer the residual stream after it, [batch, row, d_model].
-    moe_output: per MoE layer what its block gives, shared experts included, [batch, row, d_model].
-    attention_rows: per layer the attention of the kept queries, [batch, head, row, pos].
     logits: [batch, row, vocab], None unless captured.
     labels: int64 [batch, pos], an appended answer's tokens and end-of-sequence at their own positions, elsewhere
         `IGNORED_LABEL`; None unless answers were appended.
@@ -43,14 +122,65 @@ class Record:
     question_spans: Spans
     answer_spans: tuple[tuple[slice, ...], ...]
     kept: Tensor
-    routing: Mapping[int, Routing] = field(default_factory=dict)
+    captured: Mapping[str, Mapping[int, Any]] = field(default_factory=dict)
     routing_before: Mapping[int, Routing] = field(default_factory=dict)
-    expert_outputs: Mapping[int, Tensor] = field(default_factory=dict)
-    residual: Mapping[int, Tensor] = field(default_factory=dict)
-    moe_output: Mapping[int, Tensor] = field(default_factory=dict)
-    attention_rows: Mapping[int, Tensor] = field(default_factory=dict)
     logits: Tensor | None = None
     labels: Tensor | None = None
+
+    def __repr__(self) -> str:
+        batch, width = self.input_ids.shape
+        held = [f"{name} of {len(values)} layers" for name, values in self.captured.items() if values]
+        held += ["logits"] * (self.logits is not None) + ["answers"] * (self.labels is not None)
+        return f"Record({batch} x {width} tokens; {', '.join(held) or 'nothing captured'})"
+
+    @property
+    def routing(self) -> Mapping[int, Routing]:
+        """Per MoE layer what the router decided, at all positions, as the experts used it (after interventions)."""
+        return self.captured.get("routing", {})
+
+    @property
+    def router_input(self) -> Mapping[int, Tensor]:
+        """Per MoE layer what the router is given, [batch, row, d_model]."""
+        return self.captured.get("router_input", {})
+
+    @property
+    def expert_outputs(self) -> Mapping[int, Tensor]:
+        """Per MoE layer what each selected expert made of its token, before its gating weight.
+
+        [batch, row, k, d_model]; slots as in `routing[layer].indices[:, kept]`.
+        """
+        return self.captured.get("expert_outputs", {})
+
+    @property
+    def shared_output(self) -> Mapping[int, Tensor]:
+        """Per layer with shared experts what they add to the routed experts' sum, [batch, row, d_model]."""
+        return self.captured.get("shared_output", {})
+
+    @property
+    def moe_output(self) -> Mapping[int, Tensor]:
+        """Per MoE layer what its block gives, shared experts included, [batch, row, d_model]."""
+        return self.captured.get("moe_output", {})
+
+    @property
+    def residual(self) -> Mapping[int, Tensor]:
+        """Per layer the residual stream after it, [batch, row, d_model]."""
+        return self.captured.get("residual", {})
+
+    @property
+    def attention_rows(self) -> Mapping[int, Tensor]:
+        """Per layer the attention of the kept queries, [batch, head, row, pos]."""
+        return self.captured.get("attention", {})
+
+    @property
+    def starts(self) -> Tensor:
+        """The padded position of each row's first token, int64 [batch]."""
+        return self.attention_mask.argmax(1)
+
+    def without_answers(self) -> "Record":
+        """The same record for whom only the prompts count: appended answers are no positions of it."""
+        if self.labels is None:
+            return self
+        return replace(self, attention_mask=self.attention_mask.masked_fill(self.labels != IGNORED_LABEL, 0))
 
     def position_mask(self, positions: Positions) -> Tensor:
         """Which positions count, bool [batch, pos]; never pads, and none of a row without such a span.
@@ -83,9 +213,40 @@ class Record:
             )
         return places, present
 
+    def expect(self, captures: Collection[str]) -> None:
+        """MoELensError, naming what is missing, unless the record holds all these captures."""
+        held = {name for name, values in self.captured.items() if values}
+        held |= set() if self.logits is None else {"logits"}
+        if missing := sorted(set(captures) - held):
+            raise MoELensError(f"the record holds no {', '.join(missing)}; ask for it with capture={tuple(missing)}")
+
+
+def read_layers(reader: TraceReader, capture: Collection[str], kept: Tensor) -> dict[str, dict[int, Any]]:
+    """Inside a trace, every layer's values that `capture` names, read in the order in which the model computes them.
+
+    kept: positions of which all but the routing are read, int64 [row].
+    """
+    architecture = reader.architecture
+    wanted = {name: set(CAPTURES[name].layers(architecture)) for name in capture}
+    seen: dict[str, dict[int, Any]] = {name: {} for name in capture}
+    for layer in range(architecture.n_layers):
+        site = architecture.at(layer) if layer in architecture.moe_layers else None
+        parts = [
+            (when if isinstance(when, Moment) else when(site), name, read)
+            for name in CAPTURES
+            if name in capture and layer in wanted[name]
+            for when, read in CAPTURES[name].reads
+        ]
+        found: dict[str, list[Any]] = {}
+        for _, name, read in sorted(parts, key=lambda part: part[0]):
+            found.setdefault(name, []).append(read(reader, layer, kept))
+        for name, values in found.items():
+            seen[name][layer] = CAPTURES[name].join(*values)
+    return seen
+
 
 def check_capture(capture: Collection[str]) -> None:
     """MoELensError unless all are among `CAPTURES`."""
-    unknown = sorted(set(capture) - CAPTURES)
+    unknown = sorted(set(capture) - set(CAPTURES))
     if unknown:
         raise MoELensError(f"capture can name {', '.join(sorted(CAPTURES))}; got {', '.join(unknown)}")

@@ -1,7 +1,7 @@
 """One batch through a traced model: its records, its greedy answers, the log-probability of given ones."""
 
-from collections.abc import Collection, Sequence
-from contextlib import nullcontext
+from collections.abc import Collection, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +11,9 @@ from transformers import PreTrainedTokenizerBase
 
 from moe_lens.data import Batch, Encoded, collate
 from moe_lens.data.encoding import IGNORED_LABEL
-from moe_lens.lens.attention import attention_rows
-from moe_lens.lens.positions import Positions, position_mask
+from moe_lens.lens.positions import Positions, any_position_mask
 from moe_lens.lens.reader import TraceReader
-from moe_lens.lens.record import Record
+from moe_lens.lens.record import CAPTURES, Record, read_layers
 from moe_lens.lens.stack import InterventionStack
 
 
@@ -59,24 +58,24 @@ class BatchRunner:
         rows = zip(new, ended, strict=True)
         return [self.tokenizer.decode(row[~after], skip_special_tokens=True) for row, after in rows]
 
-    def record(self, prompts: Sequence[Encoded], capture: Collection[str], positions: Positions) -> Record:
-        """What the model does on the prompts, in one trace: what `capture` names, at `positions`."""
+    def record(self, prompts: Sequence[Encoded], capture: Collection[str], positions: Iterable[Positions]) -> Record:
+        """What the model does on the prompts, in one trace: what `capture` names, at any of the `positions`."""
         batch = collate(prompts, self._pad_id)
         inputs = self._inputs(batch)
         mask = inputs["attention_mask"]
         labels = None if batch.labels is None else batch.labels.to(mask.device)
-        counted = position_mask(mask, batch.context_spans, batch.question_spans, positions, labels)
+        counted = any_position_mask(mask, batch.context_spans, batch.question_spans, positions, labels)
         kept = counted.any(0).nonzero()[:, 0]
         seen: dict[str, Any] = {}
-        rows = attention_rows(self.module, kept) if "attention" in capture else nullcontext()
-        with (
-            torch.no_grad(),
-            rows,
-            self.stack.recording() as before,
-            self.model.trace(**inputs, logits_to_keep=kept if "logits" in capture else 1),
-        ):
-            seen |= self.reader.read(capture, kept)
-            seen["logits"] = self.model.output.logits
+        with ExitStack() as around:
+            around.enter_context(torch.no_grad())
+            for name in capture:
+                around.enter_context(CAPTURES[name].around(self.module, kept))
+            before = around.enter_context(self.stack.recording())
+            with self.model.trace(**inputs, logits_to_keep=kept if "logits" in capture else 1):
+                seen["layers"] = read_layers(self.reader, capture, kept)
+                seen["logits"] = self.model.output.logits
+        routing = seen["layers"].get("routing", {})
         return Record(
             ids=batch.ids,
             input_ids=inputs["input_ids"],
@@ -85,12 +84,8 @@ class BatchRunner:
             question_spans=batch.question_spans,
             answer_spans=batch.answer_spans,
             kept=kept,
-            routing=seen["routing"],
-            routing_before={layer: before.get(layer, routing) for layer, routing in seen["routing"].items()},
-            expert_outputs=seen["expert_outputs"],
-            residual=seen["residual"],
-            moe_output=seen["moe_output"],
-            attention_rows=seen["attention"],
+            captured=seen["layers"],
+            routing_before={layer: before.get(layer, decided) for layer, decided in routing.items()},
             logits=seen["logits"] if "logits" in capture else None,
             labels=labels,
         )

@@ -1,6 +1,6 @@
 """Streaming statistics over records: sums by layer, or a few numbers per example; each yields a tidy table."""
 
-from moe_lens.statistics.accumulators import Statistic
+from moe_lens.lens.needs import Statistic
 from moe_lens.statistics.answer_probability import AnswerProbability
 from moe_lens.statistics.attention_mass import AttentionMass, average_heads
 from moe_lens.statistics.coactivation import CoActivation

@@ -1,46 +1,26 @@
-"""Statistic: what every streaming accumulator over records offers, and the two ways in which they accumulate."""
+"""The two ways in which statistics accumulate records: sums by layer, and a few numbers per example."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, Protocol, Self
 
 import pandas as pd
 import torch
 from torch import Tensor
 
 from moe_lens.errors import MoELensError
+from moe_lens.lens.needs import Needs
 from moe_lens.lens.record import Record
-
-
-@runtime_checkable
-class Statistic(Protocol):
-    """Takes records one after another, keeps what is needed of them, and yields a tidy table.
-
-    captures: what a record must hold for it, such as {"routing"}.
-    """
-
-    captures: frozenset[str]
-
-    def update(self, record: Record) -> Self:
-        """Adds a record's samples and returns the statistic."""
-
-    def merge(self, other: Self) -> Self:
-        """Adds the samples that another statistic of the same settings has seen, and returns the first."""
-
-    def table(self) -> pd.DataFrame:
-        """The result so far, without changing it."""
 
 
 class LayerSums(ABC):
     """A statistic that keeps sums of constant size, by layer and name, in float64 on the CPU.
 
-    settings: what two statistics must share to be merged; tables carry it in `attrs`.
+    needs: what a record must hold. settings: what two statistics must share to be merged; tables carry it in `attrs`.
     """
 
-    captures: frozenset[str]
-
-    def __init__(self, settings: Mapping[str, Any]) -> None:
-        self.settings = dict(settings)
+    def __init__(self, needs: Needs, settings: Mapping[str, Any]) -> None:
+        self.needs, self.settings = needs, dict(settings)
         self._sums: dict[int, dict[str, Tensor]] = {}
 
     @abstractmethod
@@ -49,7 +29,7 @@ class LayerSums(ABC):
 
     def update(self, record: Record) -> Self:
         """Adds a record's samples; MoELensError for a record without what is needed or of other layers."""
-        check_captured(record, self.captures)
+        record.expect(self.needs.captures)
         with torch.no_grad():
             self._add(self.sums(record))
         return self
@@ -84,15 +64,14 @@ class LayerSums(ABC):
 class ExampleRows(ABC):
     """A statistic that keeps a few numbers per example, so that two models can be compared example by example.
 
-    settings: what two statistics must share to be merged; tables carry it in `attrs`.
+    needs: what a record must hold. settings: what two statistics must share to be merged; tables carry it in `attrs`.
     key: the columns that a table is sorted by, so that it does not depend on how the examples were batched.
     """
 
-    captures: frozenset[str]
     key: tuple[str, ...]
 
-    def __init__(self, settings: Mapping[str, Any]) -> None:
-        self.settings = dict(settings)
+    def __init__(self, needs: Needs, settings: Mapping[str, Any]) -> None:
+        self.needs, self.settings = needs, dict(settings)
         self._parts: list[pd.DataFrame] = []
 
     @abstractmethod
@@ -101,7 +80,7 @@ class ExampleRows(ABC):
 
     def update(self, record: Record) -> Self:
         """Adds a record's samples; MoELensError for a record without what is needed."""
-        check_captured(record, self.captures)
+        record.expect(self.needs.captures)
         with torch.no_grad():
             self._parts.append(self.rows(record))
         return self
@@ -122,22 +101,13 @@ class ExampleRows(ABC):
         return table
 
 
-def check_captured(record: Record, captures: frozenset[str]) -> None:
-    """MoELensError, naming what is missing, unless the record holds all these captures."""
-    held = {
-        "routing": record.routing,
-        "expert_outputs": record.expert_outputs,
-        "residual": record.residual,
-        "moe_output": record.moe_output,
-        "attention": record.attention_rows,
-        "logits": record.logits is not None,
-    }
-    missing = sorted(name for name in captures if not held[name])
-    if missing:
-        raise MoELensError(f"the record holds no {', '.join(missing)}; ask for it with capture={tuple(missing)}")
+class Mergeable(Protocol):
+    """What has settings that two of its kind must share to be merged."""
+
+    settings: dict[str, Any]
 
 
-def check_alike(first: LayerSums | ExampleRows, second: LayerSums | ExampleRows) -> None:
+def check_alike(first: Mergeable, second: Mergeable) -> None:
     """MoELensError unless both are the same statistic with equal settings."""
     if type(first) is not type(second) or first.settings != second.settings:
         mine, its = (f"{type(part).__name__}({part.settings})" for part in (first, second))

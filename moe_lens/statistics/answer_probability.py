@@ -10,6 +10,7 @@ from torch import Tensor
 
 from moe_lens.data.encoding import IGNORED_LABEL
 from moe_lens.errors import MoELensError
+from moe_lens.lens.needs import Needs
 from moe_lens.lens.record import Record
 from moe_lens.statistics.accumulators import ExampleRows
 
@@ -23,11 +24,7 @@ class AnswerProbability(ExampleRows):
         usual logit lens); without the norm it is the paper's letter.
     stream: "residual", the residual stream after the layer, or "moe_output", what the MoE block adds to it.
 
-    It needs the answers appended and their positions kept: `with_answer=True, positions="answer"`.
-
-    >>> [found] = lens.measure(
-    ...     examples, AnswerProbability(lens.project_on_vocab), with_answer=True, positions="answer"
-    ... )
+    >>> [found] = lens.measure(examples, AnswerProbability(lens.project_on_vocab))
     >>> answer_probability_gain(base_table, found.table())     # APG per layer
     """
 
@@ -37,8 +34,7 @@ class AnswerProbability(ExampleRows):
         if stream not in get_args(Stream):
             raise MoELensError(f"stream must be one of {', '.join(get_args(Stream))}; got {stream!r}")
         self.project, self.stream = project, stream
-        self.captures = frozenset({stream})
-        super().__init__({"stream": stream})
+        super().__init__(Needs.of({stream}, "answer"), {"stream": stream})
 
     def rows(self, record: Record) -> pd.DataFrame:
         """Columns layer, tokens, id, probability, log_probability (nats).

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from moe_lens.errors import MoELensError
+from moe_lens.lens.needs import Needs
 from moe_lens.lens.positions import check_positions
 from moe_lens.lens.record import Record
 from moe_lens.statistics.accumulators import ExampleRows
@@ -23,8 +24,7 @@ class AttentionMass(ExampleRows):
         "question"; "first", the prompt's first token; "sink", what a model gives to no token at all (its rows then sum
         to less than 1).
     steps, what attends, counted from the prompt's last token: 0 is that token (Eq. 9, the default), 1, 2, … are the
-        decoding steps after it, which need `with_answer` or `continuations`, and negative ones lie in the prompt. Let
-        the records keep them: `positions=steps`.
+        decoding steps after it (in the gold answer, or in `continuations`), and negative ones lie in the prompt.
 
     All heads are kept. `table()` averages over them as Eq. 9 does, `table(heads=...)` over some, and `head_table()`
     has each. An example without such a target or step has no rows for it.
@@ -33,7 +33,6 @@ class AttentionMass(ExampleRows):
     >>> attention_gain(base_table, mass.table())     # CAG and AAG per layer
     """
 
-    captures = frozenset({"attention"})
     key = ("layer", "step", "target", "id", "head")
 
     def __init__(self, targets: Sequence[Target] = ("context", "answer"), *, steps: Sequence[int] = (0,)) -> None:
@@ -42,7 +41,7 @@ class AttentionMass(ExampleRows):
         if unknown or not self.targets:
             raise MoELensError(f"targets must be among {', '.join(get_args(Target))}; got {self.targets}")
         check_positions(self.steps)
-        super().__init__({"targets": self.targets, "steps": self.steps})
+        super().__init__(Needs.of({"attention"}, self.steps), {"targets": self.targets, "steps": self.steps})
 
     def table(self, *, heads: Mapping[int, Sequence[int]] | None = None) -> pd.DataFrame:
         """One row per example, layer, step and target: layer, step, target, id, mass (the mean over heads).
@@ -124,7 +123,7 @@ def _target_spans(record: Record, target: Target, row: int) -> tuple[slice, ...]
     if target == "answer":
         return record.answer_spans[row]
     if target == "first":
-        start = int((record.attention_mask[row] == 0).sum())
+        start = int(record.starts[row])
         return (slice(start, start + 1),)
     spans = {"context": record.context_spans, "question": record.question_spans}.get(target)
     return (spans[row],) if spans and spans[row] is not None else ()

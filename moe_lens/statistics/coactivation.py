@@ -5,7 +5,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from moe_lens.lens.positions import Positions, check_positions
+from moe_lens.lens.needs import Needs
+from moe_lens.lens.positions import Positions
 from moe_lens.lens.record import Record
 from moe_lens.statistics.accumulators import LayerSums
 from moe_lens.statistics.jackknife import GROUPS, Sums, groups_of, with_interval
@@ -18,12 +19,9 @@ class CoActivation(LayerSums):
     positions: which tokens count, as in `Record.position_mask`.
     """
 
-    captures = frozenset({"routing"})
-
     def __init__(self, positions: Positions = "all") -> None:
-        check_positions(positions)
         self.positions = positions
-        super().__init__({"positions": positions})
+        super().__init__(Needs.of({"routing"}, positions), {"positions": positions})
 
     def sums(self, record: Record) -> dict[int, dict[str, Tensor]]:
         mask = record.position_mask(self.positions)

@@ -8,24 +8,22 @@ import torch
 from torch import Tensor
 
 from moe_lens.errors import MoELensError
-from moe_lens.lens.positions import Positions, check_positions
+from moe_lens.lens.needs import Needs
+from moe_lens.lens.positions import Positions
 from moe_lens.lens.record import Record
 from moe_lens.statistics.accumulators import LayerSums
 from moe_lens.statistics.pairs import pairs_table
 
 
 class OutputSums(LayerSums):
-    """Sums over the outputs of the selected experts, at positions that have to be among those kept.
+    """Sums over the outputs of the selected experts.
 
-    positions: which tokens count, as in `Record.position_mask`; `lens.measure(..., positions=...)` has to keep them.
+    positions: which tokens count, as in `Record.position_mask`.
     """
 
-    captures = frozenset({"routing", "expert_outputs"})
-
     def __init__(self, positions: Positions = "all") -> None:
-        check_positions(positions)
         self.positions = positions
-        super().__init__({"positions": positions})
+        super().__init__(Needs.of({"routing", "expert_outputs"}, positions), {"positions": positions})
 
     def outputs(self, record: Record) -> Iterator[tuple[int, int, Tensor, Tensor, Tensor]]:
         """Per layer: layer, n_experts, indices [token, k], weights [token, k], outputs [token, k, d_model]."""

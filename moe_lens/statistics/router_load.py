@@ -6,7 +6,8 @@ import torch
 from scipy.special import entr
 from torch import Tensor
 
-from moe_lens.lens.positions import Positions, check_positions
+from moe_lens.lens.needs import Needs
+from moe_lens.lens.positions import Positions
 from moe_lens.lens.record import Record
 from moe_lens.statistics.accumulators import LayerSums
 from moe_lens.statistics.jackknife import Sums, by_group, groups_of, with_interval
@@ -20,12 +21,9 @@ class RouterLoad(LayerSums):
     positions: which tokens count, as in `Record.position_mask`.
     """
 
-    captures = frozenset({"routing"})
-
     def __init__(self, positions: Positions = "all") -> None:
-        check_positions(positions)
         self.positions = positions
-        super().__init__({"positions": positions})
+        super().__init__(Needs.of({"routing"}, positions), {"positions": positions})
 
     def sums(self, record: Record) -> dict[int, dict[str, Tensor]]:
         mask = record.position_mask(self.positions)

@@ -3,7 +3,8 @@
 import numpy as np
 import pandas as pd
 
-from moe_lens.lens.positions import Positions, check_positions
+from moe_lens.lens.needs import Needs
+from moe_lens.lens.positions import Positions
 from moe_lens.lens.record import Record
 from moe_lens.statistics.accumulators import ExampleRows
 
@@ -17,19 +18,17 @@ class SelectedExperts(ExampleRows):
     >>> router_saturation(early_table, late_table)
     """
 
-    captures = frozenset({"routing"})
     key = ("id", "layer", "position", "rank")
 
     def __init__(self, positions: Positions = "all") -> None:
-        check_positions(positions)
         self.positions = positions
-        super().__init__({"positions": positions})
+        super().__init__(Needs.of({"routing"}, positions), {"positions": positions})
 
     def rows(self, record: Record) -> pd.DataFrame:
         """Columns id, layer, position (of the token in its prompt), rank (0 for the highest weight), expert, weight."""
         mask = record.position_mask(self.positions).cpu().numpy()
         row, position = mask.nonzero()
-        starts = (record.attention_mask == 0).sum(1).cpu().numpy()
+        starts = record.starts.cpu().numpy()
         ids = np.array(record.ids, dtype=object)[row]
         parts = []
         for layer, routing in record.routing.items():

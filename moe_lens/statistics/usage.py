@@ -1,14 +1,16 @@
 """ExpertUsage: how much each expert is used, such as the paper's context-dependence ratio (Eq. 8)."""
 
-from typing import Literal, Self, get_args
+from typing import Any, Literal, Self, get_args
 
 import pandas as pd
 import torch
 
 from moe_lens.errors import MoELensError
-from moe_lens.lens.positions import Positions, check_positions
+from moe_lens.lens.needs import Needs
+from moe_lens.lens.positions import Positions
 from moe_lens.lens.record import Record
 from moe_lens.routing import Routing
+from moe_lens.statistics.accumulators import check_alike
 
 Reduction = Literal["sample", "token"]
 Value = Literal["frequency", "gating_weight", "gate"]
@@ -35,13 +37,12 @@ class ExpertUsage:
     >>> ExpertSet.top(ratios, 4)
     """
 
-    captures = frozenset({"routing"})
-
     def __init__(
         self, reduce: Reduction = "sample", positions: Positions = "all", *, value: Value = "frequency"
     ) -> None:
         self.reduce, self.positions, self.value = reduce, positions, value
-        check_positions(positions)
+        self.needs = Needs.of({"routing"}, positions)
+        self.settings: dict[str, Any] = {name: getattr(self, name) for name in SETTINGS}
         for name, word, known in (("reduce", reduce, get_args(Reduction)), ("value", value, get_args(Value))):
             if word not in known:
                 raise MoELensError(f"{name} must be one of {', '.join(known)}; got {word!r}")
@@ -52,8 +53,7 @@ class ExpertUsage:
 
     def update(self, record: Record) -> Self:
         """Adds a record's samples; MoELensError for a record without routing or of other layers."""
-        if not record.routing:
-            raise MoELensError('the record holds no routing; ask for it with capture=("routing",)')
+        record.expect(self.needs.captures)
         mask = record.position_mask(self.positions)
         tokens = mask.sum(dim=1)
         present = tokens > 0
@@ -67,9 +67,7 @@ class ExpertUsage:
 
     def merge(self, other: Self) -> Self:
         """Adds what another usage of the same settings and model has seen; MoELensError for any other."""
-        mine, its = ([getattr(usage, name) for name in SETTINGS] for usage in (self, other))
-        if mine != its:
-            raise MoELensError(f"only usage of equal settings can be merged; got {mine} and {its}")
+        check_alike(self, other)
         if other._sums:
             self._add(other._sums, total=other._total, counted=other.counted, skipped=other.skipped)
         return self
@@ -87,7 +85,7 @@ class ExpertUsage:
             for expert, total in enumerate(self._sums[layer].tolist())
         ]
         table = pd.DataFrame(rows, columns=["layer", "expert", "score"])
-        table.attrs = {name: getattr(self, name) for name in (*SETTINGS, "counted", "skipped")}
+        table.attrs = self.settings | {"counted": self.counted, "skipped": self.skipped}
         return table
 
     def _sum(self, routing: Routing, mask: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from moe_lens.errors import MoELensError
 from moe_lens.experts import ExpertSet
-from moe_lens.lens.positions import Positions, check_positions
+from moe_lens.lens.needs import Needs
+from moe_lens.lens.positions import Positions
 from moe_lens.lens.record import Record
 from moe_lens.routing import Routing
 from moe_lens.statistics.accumulators import ExampleRows
@@ -25,15 +26,14 @@ class RoutingVectors(ExampleRows):
     >>> routing_map(vectors.table().assign(task="squad"), by="task")
     """
 
-    captures = frozenset({"routing"})
     key = ("id", "layer", "expert")
 
     def __init__(self, experts: ExpertSet | None = None, *, positions: Positions = "all", k: int | None = None) -> None:
-        check_positions(positions)
         if k is not None and k < 1:
             raise MoELensError(f"k is how many experts of a token count, at least 1; got {k}")
         self.experts, self.positions, self.k = experts, positions, k
-        super().__init__({"experts": None if experts is None else str(experts), "positions": positions, "k": k})
+        settings = {"experts": None if experts is None else str(experts), "positions": positions, "k": k}
+        super().__init__(Needs.of({"routing"}, positions), settings)
 
     def rows(self, record: Record) -> pd.DataFrame:
         """Columns id, layer, expert, rate, tokens (how many of the example's tokens counted)."""

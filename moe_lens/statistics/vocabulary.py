@@ -1,14 +1,15 @@
 """VocabularySpecialisation: which experts a token of the vocabulary goes to, wherever it stands."""
 
-from typing import Literal, Self, get_args
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 import pandas as pd
 
 from moe_lens.errors import MoELensError
-from moe_lens.lens.positions import Positions, check_positions
+from moe_lens.lens.needs import Needs
+from moe_lens.lens.positions import Positions
 from moe_lens.lens.record import Record
-from moe_lens.statistics.accumulators import check_alike, check_captured
+from moe_lens.statistics.accumulators import check_alike
 
 Source = Literal["input", "predicted"]
 
@@ -17,7 +18,7 @@ class VocabularySpecialisation:
     """The share of a vocabulary token's occurrences that select an expert, N_xi / N_x (Muennighoff et al. 2024).
 
     source, what x is: "input", the token that is read at a position, or "predicted", the one the model finds most
-        likely there, which needs logits at all positions that count (`lens.measure(..., positions="all")`).
+        likely there.
     positions: which positions count, as in `Record.position_mask`.
 
     Only pairs that occur are kept, so memory is bounded by vocabulary times experts, not by the data.
@@ -26,16 +27,15 @@ class VocabularySpecialisation:
     def __init__(self, source: Source = "input", *, positions: Positions = "all") -> None:
         if source not in get_args(Source):
             raise MoELensError(f"source must be one of {', '.join(get_args(Source))}; got {source!r}")
-        check_positions(positions)
         self.source, self.positions = source, positions
-        self.captures = frozenset({"routing"} if source == "input" else {"routing", "logits"})
-        self.settings = {"source": source, "positions": positions}
+        self.needs = Needs.of({"routing"} if source == "input" else {"routing", "logits"}, positions)
+        self.settings: dict[str, Any] = {"source": source, "positions": positions}
         self._selected: dict[int, pd.Series] = {}
         self._tokens = pd.Series(dtype=np.int64)
 
     def update(self, record: Record) -> Self:
         """Adds a record's tokens; MoELensError for a record without what is needed."""
-        check_captured(record, self.captures)
+        record.expect(self.needs.captures)
         mask = record.position_mask(self.positions)
         if self.source == "input":
             words = record.input_ids[mask]

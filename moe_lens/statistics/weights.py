@@ -1,19 +1,15 @@
 """How alike the weights of a layer's experts are; read from the model, without data."""
 
-from typing import TYPE_CHECKING
-
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from moe_lens.errors import MoELensError
+from moe_lens.lens.lens import MoELens
 from moe_lens.statistics.pairs import pairs_table
 
-if TYPE_CHECKING:
-    from moe_lens.lens.lens import MoELens
 
-
-def weight_similarity(lens: "MoELens") -> pd.DataFrame:
+def weight_similarity(lens: MoELens) -> pd.DataFrame:
     """One row per ordered pair of different experts of a layer: layer, expert, other, similarity.
 
     similarity: the cosine of all the experts' weights, as one vector each. Experts that do the same with their inner

@@ -1,0 +1,94 @@
+"""Measuring scores: one pass over the examples for each model that they are about, and the tables kept."""
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from moe_lens.choosing.scores import Score
+from moe_lens.data import Example
+from moe_lens.lens.lens import MoELens
+from moe_lens.lens.needs import Statistic
+from moe_lens.results import kept, read_if_made_by
+
+Opened = Callable[[], AbstractContextManager[MoELens]]
+
+
+@dataclass(frozen=True)
+class Models:
+    """The models that scores are about, each a block that gives its lens, entered only where a score asks for it."""
+
+    base: Opened
+    tuned: Opened
+
+    @classmethod
+    def same(cls, lens: MoELens) -> "Models":
+        """One model that is taken for both, as where a tuned model has no base beside it."""
+        return cls(lambda: nullcontext(lens), lambda: nullcontext(lens))
+
+
+def score_tables(
+    scores: Iterable[Score],
+    models: Models,
+    examples: Sequence[Example],
+    *,
+    out: Path | None = None,
+    made_by: Mapping[str, Any] | None = None,
+    batch_size: int | None = None,
+) -> dict[str, pd.DataFrame]:
+    """The score of every expert, by the score's name: columns layer, expert, score.
+
+    Every statistic is measured once, in one pass for each model.
+    out, made_by: a folder in which each score is kept as score-NAME.parquet under this provenance; one that is there
+        already, made in the same way, is not measured again.
+    """
+    wanted = list(dict.fromkeys(scores))
+    files = {score: None if out is None else out / f"score-{score.name}.parquet" for score in wanted}
+    told = {score: {**(made_by or {}), "score": score.name, "about": score.about} for score in wanted}
+    missing = [score for score in wanted if read_if_made_by(files[score], told[score]) is None]
+
+    @cache
+    def measured() -> tuple[_Tables, _Tables]:
+        return (
+            _measure(models.base, [score for score in missing if score.needs_base], examples, batch_size),
+            _measure(models.tuned, [score for score in missing if score.needs_tuned], examples, batch_size),
+        )
+
+    return {
+        score.name: kept(files[score], told[score], lambda score=score: _table(score, *measured())).drop(columns="name")
+        for score in wanted
+    }
+
+
+_Tables = Mapping[tuple[str, str], pd.DataFrame]
+
+
+def _measure(
+    opened: Opened, scores: Collection[Score], examples: Sequence[Example], batch_size: int | None
+) -> _Tables:
+    """The tables of the statistics that these scores are taken from, each measured once, in one pass."""
+    if not scores:
+        return {}
+    statistics = {_key(statistic): statistic for statistic in (score.statistic() for score in scores)}
+    with opened() as lens:
+        found = lens.measure(examples, *statistics.values(), batch_size=batch_size)
+    return {key: statistic.table() for key, statistic in zip(statistics, found, strict=True)}
+
+
+def _key(statistic: Statistic) -> tuple[str, str]:
+    """What tells a statistic from others."""
+    return type(statistic).__name__, repr(sorted(statistic.settings.items()))
+
+
+def _table(score: Score, base: _Tables, tuned: _Tables) -> pd.DataFrame:
+    """The score of every expert: columns layer, expert, score, name. base, tuned: the statistics' tables."""
+    key = _key(score.statistic())
+    table = (base if score.of == "base" else tuned)[key]
+    values = table[score.column]
+    if score.of == "gain":
+        values = values - base[key][score.column]
+    return table[["layer", "expert"]].assign(score=values, name=score.name)

@@ -1,0 +1,76 @@
+"""The experts that the options of a masking command name: read at once, and chosen when the model is open."""
+
+import sys
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+from moe_lens.choosing.masking import check_choices, check_mode
+from moe_lens.choosing.measuring import Models, score_tables
+from moe_lens.choosing.selection import Choice, Ground, choices, parse, scores_of
+from moe_lens.commands.options import Opening, Reading, Scoring
+from moe_lens.errors import MoELensError
+from moe_lens.lens.lens import MoELens
+from moe_lens.results import portable, provenance
+
+
+class NamedExperts:
+    """What --experts, --compare or --mask name.
+
+    Raises MoELensError for what cannot be read, and for scores without the models or data that they need.
+    """
+
+    def __init__(
+        self,
+        texts: Sequence[str],
+        opening: Opening,
+        scoring: Scoring,
+        reading: Reading,
+        data: str,
+        *,
+        mode: str,
+        layers: Sequence[int] | None = None,
+        seed: int = 0,
+    ) -> None:
+        check_mode(mode)
+        self.selections = [selection for text in texts for selection in parse(text)]
+        self.scores = scores_of(self.selections)
+        self._opening, self._scoring, self._reading, self._data = opening, scoring, reading, data
+        self._mode, self._layers, self._seed = mode, layers, seed
+        alone = opening.delta is None and scoring.base is None
+        compared = any(score.of == "gain" for score in self.scores) or len({score.of for score in self.scores}) > 1
+        if compared and alone:
+            raise MoELensError(
+                "these scores compare a tuned model with its base; give --delta, or --base for a tuned --model"
+            )
+        if alone and any(score.needs_tuned for score in self.scores):
+            print(f"note: {opening.model} is taken to be router-tuned; give --delta if it is not", file=sys.stderr)
+        self._to_score = reading.load(data, split=scoring.score_split, limit=scoring.score_limit) if self.scores else []
+
+    def check(self, lens: MoELens) -> None:
+        """MoELensError for layers and experts that the model lacks or cannot spare, before any score is measured."""
+        for layer in self._layers or ():
+            lens.architecture.at(layer)
+        for selection in self.selections:
+            selection.check(lens.architecture)
+        unscored = [selection for selection in self.selections if selection.score is None]
+        check_choices(lens, choices(unscored, self._ground(lens)), self._mode)
+
+    def choose(self, lens: MoELens, out: Path) -> list[Choice]:
+        """The sets of experts; what their scores are is kept in `out`."""
+        tables = {}
+        if self.scores:
+            of = f"{self._data}, {self._scoring.score_split}"
+            examples = self._reading.fit(self._to_score, lens, of=of).examples
+            base = replace(self._opening, model=self._scoring.base or self._opening.model, delta=None)
+            facts = self._opening.facts(lens) | {"base": self._scoring.base and portable(self._scoring.base)}
+            made_by = provenance(model=self._opening.model, delta=self._opening.delta, data=examples, facts=facts)
+            models = Models(base=lambda: nullcontext(base.load()), tuned=lambda: nullcontext(lens))
+            tables = score_tables(self.scores, models, examples, out=out, made_by=made_by)
+        found = choices(self.selections, replace(self._ground(lens), tables=tables))
+        check_choices(lens, found, self._mode)
+        return found
+
+    def _ground(self, lens: MoELens) -> Ground:
+        return Ground(lens.architecture, self._opening.model, seed=self._seed, layers=self._layers)

@@ -1,0 +1,182 @@
+"""What a training command does: which options go together, the routers first where a score asks, then the method."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from moe_lens.choosing.measuring import Models, score_tables
+from moe_lens.choosing.scores import SCORES
+from moe_lens.choosing.selection import Ground, Selection, Share, Top, choices
+from moe_lens.commands import console
+from moe_lens.data import Example
+from moe_lens.errors import MoELensError
+from moe_lens.experts import ExpertSet
+from moe_lens.lens.delta import restored, weights_digest, with_delta
+from moe_lens.lens.lens import MoELens
+from moe_lens.report.plots import tuning_figure
+from moe_lens.results import provenance, write_json, write_table
+from moe_lens.tuning.low_rank import TuneLowRank, check_low_rank
+from moe_lens.tuning.methods import Method, TuneAll, TuneExperts, TuneRouters, router_parameters, save_trained
+from moe_lens.tuning.processes import Processes
+from moe_lens.tuning.schedule import Schedule
+from moe_lens.tuning.training import DevMetric, Tuned, tune
+
+METHODS = ("router", "ceft", "esft", "fft")
+ESFT_DEFAULT = Share(SCORES["esft-token"], 0.2)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What the trainings of one command share.
+
+    lens: the base model; called `model`. train, dev: examples. facts: of the data, for the provenance.
+    score, max_length, max_new_tokens, checkpoint_seconds: as `tune` takes them.
+    """
+
+    lens: MoELens
+    model: str
+    train: Sequence[Example]
+    dev: Sequence[Example]
+    schedule: Schedule
+    facts: Mapping[str, Any]
+    score: DevMetric
+    max_length: int | None
+    max_new_tokens: int
+    checkpoint_seconds: float
+
+    def run(self, method: Method, out: Path, rates: Sequence[float], *, shard: bool = False) -> Tuned:
+        """Train, or go on in `out`; afterwards the first process writes the delta, the log and the figure there."""
+        tuned = tune(
+            self.lens,
+            self.train,
+            self.dev,
+            method,
+            self.schedule,
+            learning_rates=rates,
+            out=out,
+            score=self.score,
+            max_length=self.max_length,
+            max_new_tokens=self.max_new_tokens,
+            checkpoint_seconds=self.checkpoint_seconds,
+            shard=shard,
+        )
+        if Processes.current().is_main:
+            self._write(tuned, method, out)
+        return tuned
+
+    @contextmanager
+    def tuned_routers(self, folder: Path, rates: Sequence[float], delta: Path | None) -> Iterator[MoELens]:
+        """Inside the block the lens's routers are tuned: those of `delta`, or else tuned now and kept in `folder`."""
+        if delta is not None:
+            with with_delta(self.lens.module, delta):
+                yield self.lens
+            return
+        with restored(self.lens.module, router_parameters(self.lens)):
+            self.run(TuneRouters(), folder, rates)
+            yield self.lens
+
+    def chosen(
+        self,
+        selection: Selection,
+        out: Path,
+        rates: Sequence[float],
+        delta: Path | None,
+        layers: Sequence[int] | None,
+    ) -> ExpertSet:
+        """The experts that a selection names, ranked on the training examples; routers are tuned if its score asks.
+
+        Its score is kept in `out`. rates, delta: of these routers, as in `tuned_routers`.
+        """
+        selection.check(self.lens.architecture)
+        tables = {}
+        if selection.score is not None:
+            by: dict[str, Any] = {"weights": weights_digest(self.lens.module), "template": self.lens.template.facts()}
+            if selection.score.needs_tuned and delta is None:
+                dev = (self.score, self.max_length, self.max_new_tokens)
+                by["routers"] = {"rates": list(rates), "schedule": repr(self.schedule), "dev": dev}
+            seed = self.schedule.seed
+            made_by = provenance(model=self.model, data=self.train, seed=seed, delta=delta, facts=by)
+            models = Models(
+                base=lambda: nullcontext(self.lens),
+                tuned=lambda: self.tuned_routers(out / "router", rates, delta),
+            )
+            tables = score_tables([selection.score], models, self.train, out=out, made_by=made_by)
+        ground = Ground(self.lens.architecture, self.model, tables, self.schedule.seed, layers)
+        [choice] = choices([selection], ground)
+        return choice.experts
+
+    def _write(self, tuned: Tuned, method: Method, out: Path) -> None:
+        schedule = {name: value for name, value in asdict(tuned.schedule).items() if name != "seed"}
+        facts = {**method.facts(), **schedule, **self.facts, "trainable": tuned.trained.count}
+        made_by = provenance(model=self.model, data=self.train, seed=self.schedule.seed, facts=facts)
+        save_trained(self.lens.module, tuned.trained, out, facts=made_by)
+        write_table(tuned.log, out / "tuning.parquet", made_by)
+        write_table(tuned.candidates, out / "learning_rates.parquet", made_by)
+        write_json(out / "cost.json", {"seconds": tuned.seconds, "trainable": tuned.trained.count})
+        console.save_figure(tuning_figure(tuned.log), out / "tuning.html")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is to be trained, as the options say it; MoELensError for those that do not go together."""
+
+    method: str
+    experts: Selection | None
+    layers: tuple[int, ...] | None
+    router_delta: Path | None
+    router_rate: str | None
+    lora_rank: int | None
+    lora_alpha: float | None
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise MoELensError(f"--method must be one of {', '.join(METHODS)}; got {self.method!r}")
+        if self.method not in ("ceft", "esft"):
+            if any(given is not None for given in (self.experts, self.router_delta, self.router_rate)):
+                raise MoELensError(
+                    f"--experts, --router-delta and --router-rate are for ceft and esft; --method is {self.method}"
+                )
+        elif self.router_delta is not None or self.router_rate is not None:
+            self._check_routers()
+        if self.layers is not None and self.method == "fft":
+            raise MoELensError("--layers is for router, ceft and esft; fft trains everything")
+        if self.lora_rank is not None and self.method == "fft":
+            raise MoELensError("--lora-rank is for router, ceft and esft, which say what it is put on; --method is fft")
+        if self.lora_alpha is not None and self.lora_rank is None:
+            raise MoELensError("--lora-alpha scales the product of --lora-rank; give that too")
+        if self.lora_rank is not None:
+            check_low_rank(self.lora_rank, self.lora_alpha)
+
+    def _check_routers(self) -> None:
+        """Options for tuned routers need experts that are chosen with such, and one of them leaves the other no use."""
+        named = self._selection(top_k=1)
+        if named.score is None or not named.score.needs_tuned:
+            raise MoELensError(
+                f"{named} needs no tuned routers; leave --router-delta and --router-rate out, or name experts by a "
+                "score of the tuned model, such as --experts ce:4"
+            )
+        if self.router_delta is not None and self.router_rate is not None:
+            raise MoELensError(
+                f"{self.router_delta} has the routers tuned; leave --router-rate out, or --router-delta to tune them"
+            )
+
+    def of(self, stage: Stage, out: Path, router_rates: Sequence[float]) -> Method:
+        """The method, once its experts are chosen; routers are tuned for that, at these rates, where a score asks."""
+        architecture = stage.lens.architecture
+        for layer in self.layers or ():
+            architecture.at(layer)
+        method: Method = TuneRouters(self.layers)
+        if self.method == "fft":
+            method = TuneAll()
+        elif self.method != "router":
+            named = self._selection(architecture.top_k)
+            experts = stage.chosen(named, out, router_rates, self.router_delta, self.layers)
+            method = TuneExperts(experts, name=self.method)
+        return method if self.lora_rank is None else TuneLowRank(method, self.lora_rank, self.lora_alpha, self.seed)
+
+    def _selection(self, top_k: int) -> Selection:
+        """The experts that learn: those asked for, else as many context-faithful ones as a token takes, or ESFT's."""
+        return self.experts or (Top(SCORES["ce"], top_k) if self.method == "ceft" else ESFT_DEFAULT)

@@ -1,0 +1,168 @@
+"""What every intervention is: a change of routing, told from others by what it holds; and the check of several."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from functools import cached_property
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from moe_lens.architecture import MoEArchitecture
+from moe_lens.errors import MoELensError
+from moe_lens.experts import ExpertSet, expect_experts
+from moe_lens.routing import Routing
+
+
+class Intervention:
+    """A change of routing: `excluded` experts cannot be selected, then the call edits what was decided.
+
+    A subclass is a dataclass, `@dataclass(frozen=True, eq=False, repr=False)`, of settings, tensors and other
+    interventions: `digest`, equality and a short repr follow from these.
+    """
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The layers this intervention acts on, in rising order."""
+        raise NotImplementedError
+
+    def __call__(self, layer: int, routing: Routing) -> Routing:
+        """The routing that the experts of `layer` get instead of `routing`."""
+        raise NotImplementedError
+
+    def excluded(self, layer: int, n_experts: int) -> Tensor:
+        """Experts of `layer` removed before the top-k, bool [expert] or [batch, expert]."""
+        return torch.zeros(n_experts, dtype=torch.bool)
+
+    def take(self, rows: Sequence[int]) -> "Intervention":
+        """The intervention for a batch made of these rows; the same for all rows unless it is `Rows`."""
+        return self
+
+    def check(self, architecture: MoEArchitecture) -> None:
+        """MoELensError unless the model has the layers and experts acted on."""
+        raise NotImplementedError
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 over class, settings and tensors: what tells an intervention from others, also in kept results."""
+        found = hashlib.sha256()
+        _feed(found, f"{type(self).__module__}.{type(self).__qualname__}")
+        _feed(found, _held(self))
+        return found.hexdigest()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Intervention) and self.digest == other.digest
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in _held(self).items())})"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class OnExperts(Intervention):
+    """An intervention on one set of experts, the same for every row and position."""
+
+    experts: ExpertSet
+    mode: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        expect_experts(self.experts)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.experts.brief()})"
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        return self.experts.layers
+
+    def check(self, architecture: MoEArchitecture) -> None:
+        for layer in self.layers:
+            architecture.at(layer)
+            unknown = [expert for expert in self.experts[layer] if expert >= architecture.n_experts]
+            if unknown:
+                raise MoELensError(
+                    f"layer {layer} has experts 0 to {architecture.n_experts - 1}; got {unknown} in '{self.experts}'"
+                )
+
+    def hits(self, layer: int, indices: Tensor) -> Tensor:
+        """Which selected experts [batch, pos, k] are in the set, bool [batch, pos, k]."""
+        return torch.isin(indices, torch.tensor(self.experts[layer], dtype=indices.dtype, device=indices.device))
+
+
+def excluded_by(interventions: Sequence[Intervention], layer: int, n_experts: int) -> Tensor | None:
+    """What these remove before `layer`'s top-k, bool [expert] or [batch, expert]; None if nothing."""
+    masks = [own.excluded(layer, n_experts) for own in interventions if layer in own.layers]
+    together = torch.stack(torch.broadcast_tensors(*masks)).any(0) if masks else None
+    return together if together is not None and together.any() else None
+
+
+def check_interventions(interventions: Sequence[Intervention], architecture: MoEArchitecture) -> None:
+    """MoELensError unless the model has their layers and experts, and enough experts without excluded ones.
+
+    With group-limited routing a token may be sent to the groups with the fewest experts left, so those have
+    to suffice.
+    """
+    for intervention in interventions:
+        if isinstance(intervention, ExpertSet):
+            raise MoELensError(
+                f"got experts, {intervention.brief()}, without what to do to them; give an intervention such as "
+                "Zero(experts), Renormalize(experts) or Reroute(experts)"
+            )
+        if not isinstance(intervention, Intervention):
+            raise MoELensError(f"expected an intervention such as Zero(experts); got {intervention!r:.80}")
+        intervention.check(architecture)
+    groups, chosen = architecture.groups or (1, 1)
+    for layer in architecture.moe_layers:
+        excluded = excluded_by(interventions, layer, architecture.n_experts)
+        if excluded is None:
+            continue
+        if architecture.at(layer).observed.chooses_by_token:
+            raise MoELensError(
+                f"layer {layer} selects experts by a fixed table of token ids, so there is no next expert to reroute "
+                "to; use Zero or Renormalize there"
+            )
+        per_group = (~excluded).reshape(-1, groups, architecture.n_experts // groups).sum(-1)  # [batch, group]
+        fewest = int(per_group.sort(-1).values[:, :chosen].sum(-1).min())
+        if fewest < architecture.top_k:
+            where = f" in some {chosen} of its {groups} groups" if architecture.groups else ""
+            raise MoELensError(
+                f"rerouting in layer {layer} leaves {fewest} experts{where}, fewer than the "
+                f"{architecture.top_k} that each token needs; remove fewer experts, or use Zero"
+            )
+
+
+def _held(intervention: Intervention) -> dict[str, Any]:
+    """What an intervention holds, by name: a dataclass's fields, else its attributes."""
+    if is_dataclass(intervention):
+        return {field.name: getattr(intervention, field.name) for field in fields(intervention)}
+    return {name: value for name, value in sorted(vars(intervention).items()) if name != "digest"}
+
+
+def _feed(found: "hashlib._Hash", value: object) -> None:
+    """Adds a value to a digest, whatever it is made of, so that different ones differ."""
+    match value:
+        case Intervention():
+            found.update(f"intervention {value.digest}\n".encode())
+        case Tensor():
+            found.update(f"tensor {value.dtype} {list(value.shape)}\n".encode())
+            found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        case Mapping():
+            found.update(f"mapping {len(value)}\n".encode())
+            for name, inner in value.items():
+                _feed(found, name)
+                _feed(found, inner)
+        case tuple() | list():
+            found.update(f"sequence {len(value)}\n".encode())
+            for inner in value:
+                _feed(found, inner)
+        case None | str() | int() | float() | bool() | ExpertSet():
+            text = repr(value) if not isinstance(value, ExpertSet) else f"experts {value}"
+            found.update(f"{type(value).__name__} {len(text)} {text}\n".encode())
+        case _:
+            raise MoELensError(
+                "an intervention is told from others by what it holds: numbers, texts, tensors, experts, or tuples "
+                f"and mappings of them; got {type(value).__name__}"
+            )
