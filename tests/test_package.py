@@ -18,7 +18,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 #: A module imports from its own group and from those above it in this list, never from one below. A name
 #: stands for the module or for everything in the folder of that name; the longest name that fits counts.
 GROUPS = (
-    ("errors", "extras"),
+    ("", "errors", "extras", "progress"),
     ("experts", "routing", "data", "results"),
     ("architecture", "metrics"),
     ("lens",),
@@ -29,7 +29,17 @@ GROUPS = (
     ("tuning",),
     ("commands",),
     ("organism", "paper"),
-    ("demo", "evaluate", "intervene", "tune", "doctor", "report.__main__", "organism.pretrain", "organism.measure"),
+    (
+        "demo",
+        "evaluate",
+        "intervene",
+        "tune",
+        "doctor",
+        "report.__main__",
+        "organism.pretrain",
+        "organism.measure",
+        "__main__",
+    ),
 )
 #: Command lines that are functions for others too: the organism's questions.
 IMPORTED_COMMANDS = {"organism.questions"}

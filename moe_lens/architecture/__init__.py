@@ -1,6 +1,5 @@
 """The MoE side of a causal language model: where its parts are, found by structure; only here are family names."""
 
-from moe_lens.architecture.discovery import MoEArchitecture
-from moe_lens.architecture.moe_layer import Inputs, MoELayer
+import lazy_loader
 
-__all__ = ["Inputs", "MoEArchitecture", "MoELayer"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

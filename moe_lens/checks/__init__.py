@@ -4,12 +4,12 @@ import time
 from collections.abc import Collection, Sequence
 
 import pandas as pd
-from tqdm import tqdm
 
 from moe_lens.checks.each import CHECKS, PASSES, Check, Finding
 from moe_lens.checks.reference import padded
 from moe_lens.errors import MODEL_CRASHES, MoELensError
 from moe_lens.lens.lens import MoELens, OutOfOrderError
+from moe_lens.progress import progress_bar
 
 __all__ = ["CHECKS", "CRASHES", "PASSES", "PROMPTS", "Finding", "run_checks"]
 
@@ -41,7 +41,7 @@ def run_checks(
     padded(lens, prompts)  # MoELensError for one without tokens
     rows = []
     chosen = {name: check for name, check in CHECKS.items() if names is None or name in names}
-    for name, check in tqdm(chosen.items(), desc="checking", unit="check", disable=not progress):
+    for name, check in progress_bar(chosen.items(), desc="checking", unit="check", disable=not progress):
         start = time.perf_counter()
         found, outcome = _outcome(check, lens, prompts)
         rows.append((name, outcome, found.error, found.allowed, time.perf_counter() - start, found.detail))

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
-from tqdm import tqdm
 
 from moe_lens.architecture.tiny import FAMILIES, tiny_model, tiny_tokenizer
 from moe_lens.checks import CHECKS, PROMPTS, run_checks
 from moe_lens.checks.description import describe
 from moe_lens.errors import MoELensError
 from moe_lens.lens.lens import MoELens
+from moe_lens.progress import progress_bar
 
 
 def survey(
@@ -22,7 +22,7 @@ def survey(
     not open has all its checks refused for that reason.
     """
     tokenizer, tables, found = tiny_tokenizer(), [], {}
-    for family in tqdm(families, desc="families", unit="family", disable=not progress):
+    for family in progress_bar(families, desc="families", unit="family", disable=not progress):
         try:
             lens = MoELens(tiny_model(family), tokenizer)
         except MoELensError as refusal:

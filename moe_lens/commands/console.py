@@ -6,25 +6,31 @@ from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from inspect import cleandoc
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
-import pandas as pd
-import plotly.graph_objects as go
-import torch
 import typer
-from pandas.api.types import is_numeric_dtype
 from rich.console import Console
 from rich.table import Table
 
+from moe_lens.commands.groups import grouped
 from moe_lens.errors import MoELensError
-from moe_lens.report.plots import style
-from moe_lens.results import write_bytes
+from moe_lens.progress import is_quiet
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import plotly.graph_objects as go
+    import torch
+
+Number = TypeVar("Number", int, float)
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 def run(main: Callable[..., None]) -> None:
-    """Runs a command line; bad input ends with its message and exit code 2, without a traceback."""
-    main.__doc__ = flowing(main.__doc__ or "")
+    """Runs a command line, as `grouped` makes it; bad input ends with its message and exit code 2, no traceback."""
+    command = grouped(main)
+    command.__doc__ = flowing(main.__doc__ or "")
     try:
-        typer.run(main)
+        typer.run(command)
     except MoELensError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
@@ -37,21 +43,27 @@ def flowing(text: str) -> str:
 
 
 def say(*lines: str) -> None:
-    """Prints the lines; of several processes that share the work, only the first does."""
-    if os.environ.get("RANK", "0") == "0":
+    """Prints the lines, unless all is quiet; of several processes that share the work, only the first does."""
+    if os.environ.get("RANK", "0") == "0" and not is_quiet():
         for line in lines:
             print(line, flush=True)
 
 
-def dtype_named(name: str | None) -> torch.dtype | None:
+def check_dtype(name: str | None) -> None:
+    """MoELensError unless this is the name of a dtype that models are loaded in, or None."""
+    if name is not None and name not in DTYPES:
+        raise MoELensError(f"dtype must be one of {', '.join(DTYPES)}; got {name!r}")
+
+
+def dtype_named(name: str | None) -> "torch.dtype | None":
     """The torch dtype of a name such as "bfloat16"; None stays None."""
-    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if name is not None and name not in dtypes:
-        raise MoELensError(f"dtype must be one of {', '.join(dtypes)}; got {name!r}")
-    return None if name is None else dtypes[name]
+    import torch
+
+    check_dtype(name)
+    return None if name is None else getattr(torch, name)
 
 
-def numbers(text: str, kind: Callable[[str], float], *, what: str) -> list[float]:
+def numbers(text: str, kind: Callable[[str], Number], *, what: str) -> list[Number]:
     """The numbers of a comma-separated option, in their order."""
     try:
         return [kind(part) for part in text.split(",")]
@@ -59,8 +71,10 @@ def numbers(text: str, kind: Callable[[str], float], *, what: str) -> list[float
         raise MoELensError(f"{what} must be numbers separated by commas; got {text!r}") from None
 
 
-def show(table: pd.DataFrame, columns: Sequence[str] | None = None, *, title: str) -> None:
+def show(table: "pd.DataFrame", columns: Sequence[str] | None = None, *, title: str) -> None:
     """Prints a table: numbers with three decimals, very small and very large ones readably; missing ones as a dash."""
+    from pandas.api.types import is_numeric_dtype
+
     shown = Table(title=title, title_justify="left", title_style="bold")
     names = list(table.columns if columns is None else columns)
     for name in names:
@@ -70,11 +84,14 @@ def show(table: pd.DataFrame, columns: Sequence[str] | None = None, *, title: st
     Console(width=None if sys.stdout.isatty() else 160).print(shown)
 
 
-def save_figure(figure: go.Figure, path: Path) -> list[Path]:
+def save_figure(figure: "go.Figure", path: Path) -> list[Path]:
     """Writes a plotly figure as a page that works offline and, where kaleido finds a browser, as a PNG beside it.
 
     Returns the files written.
     """
+    from moe_lens.report.plots import style
+    from moe_lens.results import write_bytes
+
     path.with_suffix(".png").unlink(missing_ok=True)  # of an earlier figure
     page = figure.to_html(include_plotlyjs=True, full_html=True, div_id=path.stem, config=style.CONFIG)
     write_bytes(path, page.encode())
@@ -91,7 +108,7 @@ def save_figure(figure: go.Figure, path: Path) -> list[Path]:
 
 
 def _cell(value: object) -> str:
-    if value is None or (isinstance(value, float) and pd.isna(value)):
+    if value is None or (isinstance(value, float) and value != value):
         return "–"
     if not isinstance(value, float):
         return str(value)

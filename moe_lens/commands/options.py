@@ -1,18 +1,23 @@
-"""The options that every command line takes for the data it reads, and what it then says of what it read."""
+"""The options that commands share: how a model is opened, how data are read, and what is then said of what was read."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, get_args
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from transformers import PreTrainedTokenizerBase
 from typer import Option
 
 from moe_lens.commands import console
-from moe_lens.data import Example, Fitted, fit, parse_columns, read_examples
 from moe_lens.data.files import ENDINGS
-from moe_lens.data.fitting import TooLong
 from moe_lens.data.lookup import ORGANISM_TASKS, SOURCES
 from moe_lens.errors import MoELensError
+from moe_lens.progress import is_drawn, is_quiet
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from moe_lens.data import Example, Fitted
+    from moe_lens.lens.lens import MoELens
 
 Data = Annotated[
     str,
@@ -36,9 +41,8 @@ MaxLength = Annotated[
     int | None, Option(help="The longest prompt, in tokens; --too-long says what is done with longer ones.")
 ]
 HowTooLong = Annotated[
-    str,
+    Literal["drop", "truncate"],
     Option(
-        "--too-long",
         help="drop: leave longer examples out. truncate: cut their context around the answer, and leave out only "
         "what is too long even so.",
     ),
@@ -48,25 +52,75 @@ SHOWN = 20
 
 
 @dataclass(frozen=True)
+class Opening:
+    """How a command opens its model; `dataclasses.replace` makes another of it, such as the base without the delta.
+
+    Raises MoELensError for values that make no sense, before anything is loaded.
+    """
+
+    model: Annotated[str, Option(help="'organism', 'organism:planted', a folder, or a hub id.")]
+    delta: Annotated[
+        Path | None, Option(help="Folder of a delta that moe_lens.tune wrote, which is put on the model.")
+    ] = None
+    dtype: Annotated[str | None, Option(help=f"{', '.join(console.DTYPES)}; default the checkpoint's own.")] = None
+    device: Annotated[
+        str | None,
+        Option(help="As transformers' device_map: cpu, cuda, or auto to spread a model over several GPUs."),
+    ] = None
+    trust_remote_code: Annotated[
+        bool, Option("--trust-remote-code", help="Run the Python code that some models bring beside their weights.")
+    ] = False
+    template: Annotated[
+        str | None,
+        Option(
+            help="How examples are asked: a template's name, or a .json or .toml file with PromptTemplate's fields."
+        ),
+    ] = None
+
+    def __post_init__(self) -> None:
+        console.check_dtype(self.dtype)
+
+    def load(self) -> "MoELens":
+        """The model, opened. In a log, or where all is quiet, transformers then draws no bars of its own any more."""
+        from transformers.utils import logging
+
+        from moe_lens.lens.lens import MoELens
+
+        if is_quiet() or not is_drawn():
+            logging.disable_progress_bar()
+        return MoELens.from_pretrained(
+            self.model,
+            delta=self.delta,
+            dtype=console.dtype_named(self.dtype),
+            device_map=self.device,
+            trust_remote_code=self.trust_remote_code,
+        )
+
+    def facts(self) -> dict:
+        """For the provenance: what of this changes the numbers and is not named there anyway."""
+        return {"dtype": self.dtype}
+
+
+@dataclass(frozen=True)
 class Reading:
-    """How a command line reads its data: the values of the options above.
+    """How a command reads its data.
 
     Raises MoELensError for values that make no sense, before anything is read.
     """
 
-    columns: str | None = None
-    skip_bad: bool = False
-    max_length: int | None = None
-    too_long: str = "drop"
+    columns: Columns = None
+    skip_bad: SkipBad = False
+    max_length: MaxLength = None
+    too_long: HowTooLong = "drop"
 
     def __post_init__(self) -> None:
-        if self.too_long not in get_args(TooLong):
-            raise MoELensError(f"--too-long must be one of {', '.join(get_args(TooLong))}; got {self.too_long!r}")
         if self.max_length is not None and self.max_length < 1:
             raise MoELensError(f"--max-length is a number of tokens, at least 1; got {self.max_length}")
 
-    def load(self, data: str, *, split: str, limit: int | None = None) -> list[Example]:
+    def load(self, data: str, *, split: str, limit: int | None = None) -> "list[Example]":
         """The first `limit` examples; bad rows, where they are skipped, are printed with their places."""
+        from moe_lens.data import parse_columns, read_examples
+
         columns = None if self.columns is None else parse_columns(self.columns)
         loaded = read_examples(data, split=split, limit=limit, columns=columns, skip_bad=self.skip_bad)
         if loaded.bad:
@@ -74,13 +128,20 @@ class Reading:
         return loaded.examples
 
     def fit(
-        self, examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, *, of: str, with_answer: bool = False
-    ) -> Fitted:
+        self,
+        examples: "Sequence[Example]",
+        tokenizer: "PreTrainedTokenizerBase",
+        *,
+        of: str,
+        with_answer: bool = False,
+    ) -> "Fitted":
         """Those that fit --max-length; how many of them did not is printed, `of` naming the data.
 
         with_answer: the answer that training appends counts too.
         """
-        fitted = fit(
+        from moe_lens.data import fit_length
+
+        fitted = fit_length(
             examples,
             tokenizer,
             max_length=self.max_length,
@@ -93,7 +154,7 @@ class Reading:
         console.say(f"{of}: {fitted}")
         return fitted
 
-    def facts(self, *fitted: Fitted) -> dict:
+    def facts(self, *fitted: "Fitted") -> dict:
         """For the provenance: the options, and the counts of what was read under them."""
         counts = [one.facts() for one in fitted]
         summed = {name: sum(count[name] for count in counts) for name in ("dropped", "truncated")}

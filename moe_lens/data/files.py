@@ -9,9 +9,6 @@ import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from moe_lens.errors import MoELensError
 
 ENDINGS = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
@@ -115,6 +112,9 @@ def _json_lines(path: Path, data: bytes) -> Records:
 
 
 def _parquet_rows(path: Path) -> Records:
+    import pyarrow as pa  # slow to import, and only these rows need it
+    import pyarrow.parquet as pq
+
     try:
         table = pq.ParquetFile(path)
         rows = (row for batch in table.iter_batches() for row in batch.to_pylist())

@@ -45,7 +45,7 @@ class Fitted:
         return {"dropped": len(self.dropped), "truncated": len(self.truncated)}
 
 
-def fit(
+def fit_length(
     examples: Iterable[Example],
     tokenizer: PreTrainedTokenizerBase,
     *,

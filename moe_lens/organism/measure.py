@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import pandas as pd
-from tqdm.auto import tqdm
 from typer import Option
 
 from moe_lens.causal.evaluation import answer_table, summarise
@@ -15,6 +14,7 @@ from moe_lens.data import Example, load_examples
 from moe_lens.lens.delta import fingerprint, save_delta, weights_digest
 from moe_lens.lens.lens import MoELens
 from moe_lens.organism.questions import TASKS
+from moe_lens.progress import progress_bar
 from moe_lens.results import data_digest, provenance, read_if_made_by, read_table, write_table
 from moe_lens.tuning import Schedule, router_parameters, tune_router
 
@@ -26,7 +26,7 @@ def task_table(lens: MoELens, *, seed: int | None, split: str, limit: int | None
     """One row per task: variant, seed of the router tuning (None for the base model), task, what `summarise` gives."""
     variant = "base" if seed is None else "router-tuned"
     rows = []
-    for task in tqdm(TASKS, desc=variant, unit="task"):
+    for task in progress_bar(TASKS, desc=variant, unit="task"):
         examples = load_examples(task, split=split, limit=limit)
         answers = answer_table(lens, examples, max_new_tokens=32 if task == "summary" else 8, progress=False)
         rows.append({"variant": variant, "seed": seed, "task": task, **summarise(answers)})

@@ -14,7 +14,6 @@ from typing import Annotated
 import torch
 import torch.nn.functional as F
 from torch import nn
-from tqdm import tqdm
 from transformers import OlmoeConfig, OlmoeForCausalLM, PreTrainedTokenizerFast
 from typer import Option
 
@@ -23,6 +22,7 @@ from moe_lens.errors import MoELensError
 from moe_lens.organism import PLANTED_FILE
 from moe_lens.organism.corpus import Document, Mix, PretrainingBatch, batch, document, train_tokenizer
 from moe_lens.organism.world import World
+from moe_lens.progress import progress_bar
 from moe_lens.results import write_json
 
 VARIANTS = ("conflict", "planted")
@@ -292,7 +292,7 @@ def _pretrain(recipe: Recipe, out: Path) -> OlmoeForCausalLM:
         optimizer.load_state_dict(state["optimizer"])
         first, seconds = state["step"], state["seconds"]
     started = time.perf_counter() - seconds
-    progress = tqdm(range(first, recipe.steps), initial=first, total=recipe.steps, desc=recipe.variant, mininterval=5)
+    progress = progress_bar(range(first, recipe.steps), initial=first, total=recipe.steps, desc=recipe.variant)
     for step in progress:
         phase, place = recipe.phase(step)
         if phase.fresh and place == 0:

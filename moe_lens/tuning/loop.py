@@ -10,10 +10,10 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from tqdm import tqdm
 
 from moe_lens.data import Encoded
 from moe_lens.errors import MoELensError
+from moe_lens.progress import progress_bar
 from moe_lens.tuning.checkpoint import Checkpoints, Progress
 from moe_lens.tuning.processes import Processes, empty, put, put_together, restore_training_state, training_state, whole
 from moe_lens.tuning.schedule import Schedule
@@ -117,7 +117,7 @@ class _Run:
         """Begin, or go on from the newest checkpoint, and train to the last step or until patience ends."""
         self._resume()
         silent = not self.processes.is_main
-        with tqdm(
+        with progress_bar(
             total=self.data.steps, initial=self.progress.step, desc=label, unit="step", disable=silent
         ) as counter:
             seen, began = 0, time.perf_counter()

@@ -9,11 +9,11 @@ from typing import Literal, get_args
 
 import pandas as pd
 import torch
-from tqdm import tqdm
 
+from moe_lens import progress
 from moe_lens.causal.evaluation import answer_table
 from moe_lens.data import Encoded, Example, collate, encode
-from moe_lens.data import fit as fit_length
+from moe_lens.data import fit_length
 from moe_lens.errors import MoELensError
 from moe_lens.lens.lens import MoELens
 from moe_lens.tuning.checkpoint import Checkpoints, Progress
@@ -118,7 +118,7 @@ def tune(
 
     with method.attached(lens) as trained:
         if processes.is_main:
-            tqdm.write(f"{method.name}: {trained}")
+            progress.write(f"{method.name}: {trained}")
         if processes.splits(blocks):  # nothing to go back to: what is split is no model any more if training fails
             courses = {rate: attempt(tried, trained) for rate, tried in schedules.items()}
         else:

@@ -1,16 +1,18 @@
-"""The options for data: one meaning in every command line, and what is said of what was read."""
+"""The options that commands share: one meaning in every command line, and what is said of what was read."""
 
 import json
+import subprocess
 import sys
 from inspect import signature
 from pathlib import Path
 
 import pytest
+import torch
 from byte_level_tokenizer import byte_level_tokenizer
 
 from moe_lens import MoELensError, evaluate, intervene, tune
 from moe_lens.commands import console, options
-from moe_lens.commands.options import Reading
+from moe_lens.commands.options import Opening, Reading
 from moe_lens.results import read_provenance, read_table
 
 SHARED = {
@@ -77,15 +79,28 @@ def test_what_does_not_fit_is_said_and_kept_in_the_provenance(file, capsys):
 
 
 @pytest.mark.parametrize(
-    ("reading", "says"),
+    ("group", "values", "says"),
     [
-        ({"too_long": "cut"}, "--too-long must be one of drop, truncate; got 'cut'"),
-        ({"max_length": 0}, "--max-length is a number of tokens, at least 1; got 0"),
+        (Reading, {"max_length": 0}, "--max-length is a number of tokens, at least 1; got 0"),
+        (
+            Opening,
+            {"model": "organism", "dtype": "int8"},
+            "dtype must be one of float32, bfloat16, float16; got 'int8'",
+        ),
     ],
 )
-def test_values_that_make_no_sense_are_refused_before_reading(reading, says):
+def test_values_that_make_no_sense_are_refused_before_reading(group, values, says):
     with pytest.raises(MoELensError, match=says):
-        Reading(**reading)
+        group(**values)
+
+
+def test_what_is_done_with_long_prompts_is_a_choice(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", "evaluate --model organism --out out --data swap --too-long cut".split())
+    with pytest.raises(SystemExit) as stopped:
+        console.run(evaluate.main)
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err
+    assert all(f"'{word}'" in said for word in ("--too-long", "cut", "drop", "truncate"))
 
 
 SIZES = ("--batch-size", "--limit", "--max-new-tokens")
@@ -130,7 +145,6 @@ def test_numbers_below_the_least_that_makes_sense_end_with_exit_code_2(
         ("mine.jsonl", "line 1: context, question, answer missing; it has q, passage, gold; name its columns"),
         ("mine.jsonl --skip-bad", "none of the 4 rows of mine.jsonl makes an example"),
         ("swap --limit 3 --max-length 5", "all 3 have more than 5 tokens"),
-        ("swap --too-long cut", "--too-long"),
     ],
 )
 def test_what_cannot_be_read_ends_with_one_message_and_exit_code_2(wrong, says, file, capsys, monkeypatch):
@@ -156,6 +170,23 @@ def test_a_file_is_evaluated_as_the_options_say(file, capsys, monkeypatch):
     assert len(read_table("out/answers.parquet")) == 2
     facts = read_provenance("out/answers.parquet")
     assert (facts["max_length"], facts["too_long"], facts["truncated"]) == (60, "truncate", 1)
+
+
+def test_a_model_is_opened_as_the_options_say():
+    opening = Opening("organism", dtype="bfloat16", device="cpu")
+    assert opening.facts() == {"dtype": "bfloat16"}
+    assert opening.load().module.dtype == torch.bfloat16
+
+
+def test_a_log_holds_nothing_of_an_opening():
+    script = "from moe_lens.commands.options import Opening; Opening('organism').load()"
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, check=True).stderr == b""
+
+
+def test_asking_for_help_needs_no_heavy_package():
+    script = "import sys, moe_lens.commands.console, moe_lens.commands.options; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True, text=True).stdout.split()
+    assert {"torch", "transformers", "nnsight", "pandas", "pyarrow", "scipy", "sklearn", "plotly"}.isdisjoint(loaded)
 
 
 def test_help_flows_in_any_terminal_but_for_its_commands():

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from small_tokenizers import bpe, slow_bytes, unigram
 
 from moe_lens.commands.options import SHOWN
-from moe_lens.data import Example, encode, fit, read_examples
+from moe_lens.data import Example, encode, fit_length, read_examples
 from moe_lens.data.lookup import SOURCES
 from moe_lens.errors import MoELensError
 
@@ -49,7 +49,7 @@ def spans(example: Example) -> list[str]:
 
 def cut(example: Example) -> Example:
     """The example with as much of its context as fits 200 tokens."""
-    [shorter] = fit([example], BYTES, max_length=200, too_long="truncate").examples
+    [shorter] = fit_length([example], BYTES, max_length=200, too_long="truncate").examples
     return shorter
 
 
@@ -74,7 +74,7 @@ CASES: dict[str, tuple[str, bytes, Callable[[Example], bool] | None]] = {
     "a number, a list or null where text belongs": ("a.jsonl", lines({"answer": 79}), None),
     "space around an answer": ("a.jsonl", lines({"answer": " Bern\n"}), holds(answers=("Bern",))),
     "an answer that is not in the context": (
-        "a.jsonl", lines({"answer": "Rome"}), lambda e: spans(e) == [] and fit([e], BYTES).without_answer == ("dirty",)
+        "a.jsonl", lines({"answer": "Rome"}), lambda e: spans(e) == [] and fit_length([e], BYTES).without_answer == ("dirty",)
     ),
     "an answer that is in the context several times": (
         "a.jsonl", lines({"context": "Bern, Bern, Berner"}), lambda e: spans(e) == ["Bern", "Bern"]
@@ -240,7 +240,7 @@ def test_whatever_the_text_its_spans_decode_to_it_from_any_file(kind, rows, endi
         assert plain(example.context.strip()) in plain(text_of(tokenizer, encoded.input_ids[encoded.context]))
         absent = Example("e", example.context, "q", (f"{example.context.strip()}\ue123",))
         assert encode(absent, tokenizer).answer_spans == (), "a span for what is not there"
-    fitted = fit(examples, tokenizer)
+    fitted = fit_length(examples, tokenizer)
     assert (len(fitted.examples), fitted.dropped, fitted.without_answer) == (len(rows), (), ())
 
 
@@ -268,9 +268,9 @@ def test_what_a_tokenizer_cannot_encode_exactly_is_named_or_left_out_never_guess
     lossy = Example("lossy", "In </s> Bern.", "Where?", ("Bern",))  # a slow tokenizer drops the spaces around </s>
     fine = Example("fine", "In Bern.", "Where?", ("Bern",))
     with pytest.raises(MoELensError, match=r"example 'lossy' cannot be encoded: spans need a fast tokenizer"):
-        fit([fine, lossy], slow_bytes())
-    fitted = fit([fine, lossy], slow_bytes(), skip_bad=True)
+        fit_length([fine, lossy], slow_bytes())
+    fitted = fit_length([fine, lossy], slow_bytes(), skip_bad=True)
     assert fitted.examples == (fine,)
     assert [reason.split(":")[0] for reason in fitted.bad] == ["example 'lossy' cannot be encoded"]
     with pytest.raises(MoELensError, match="no example is left; example 'lossy'"):
-        fit([lossy], slow_bytes(), skip_bad=True)
+        fit_length([lossy], slow_bytes(), skip_bad=True)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_tokenizers import unigram
 
-from moe_lens.data import Example, encode, fit, load_examples
+from moe_lens.data import Example, encode, fit_length, load_examples
 from moe_lens.errors import MoELensError
 
 PLAIN, UNIGRAM = byte_level_tokenizer(chat=False), unigram()
@@ -22,16 +22,16 @@ CLOSED = Example("closed", "", "Which one?", ("Paris",))
 
 
 def test_without_a_limit_all_are_kept_and_answers_outside_the_context_counted():
-    fitted = fit([LONG, SHORT, ELSEWHERE, CLOSED], PLAIN)
+    fitted = fit_length([LONG, SHORT, ELSEWHERE, CLOSED], PLAIN)
     assert fitted.examples == (LONG, SHORT, ELSEWHERE, CLOSED)
     assert (fitted.dropped, fitted.truncated, fitted.without_answer) == ((), (), ("elsewhere",))
 
 
 def test_longer_ones_are_dropped_or_cut_around_their_answer():
     limit = OVERHEAD + 40
-    dropped = fit([LONG, SHORT], PLAIN, max_length=limit)
+    dropped = fit_length([LONG, SHORT], PLAIN, max_length=limit)
     assert (dropped.examples, dropped.dropped, dropped.truncated) == ((SHORT,), ("long",), ())
-    cut = fit([LONG, SHORT], PLAIN, max_length=limit, too_long="truncate")
+    cut = fit_length([LONG, SHORT], PLAIN, max_length=limit, too_long="truncate")
     assert (cut.dropped, cut.truncated, cut.examples[1]) == ((), ("long",), SHORT)
     [shorter, _] = cut.examples
     before, after = shorter.context.split("Paris")
@@ -45,7 +45,7 @@ def test_longer_ones_are_dropped_or_cut_around_their_answer():
 
 
 def test_a_context_without_its_answer_keeps_its_beginning():
-    [cut] = fit(
+    [cut] = fit_length(
         [Example("e", "First of all " + "word " * 300, "Which one?", ("Paris",))],
         PLAIN,
         max_length=OVERHEAD + 30,
@@ -56,16 +56,16 @@ def test_a_context_without_its_answer_keeps_its_beginning():
 
 def test_the_length_of_the_answer_counts_where_training_appends_it():
     length = len(encode(SHORT, PLAIN).input_ids)
-    assert fit([SHORT, CLOSED], PLAIN, max_length=length).dropped == ()
-    assert fit([SHORT, CLOSED], PLAIN, max_length=length, with_answer=True).dropped == ("short",)
+    assert fit_length([SHORT, CLOSED], PLAIN, max_length=length).dropped == ()
+    assert fit_length([SHORT, CLOSED], PLAIN, max_length=length, with_answer=True).dropped == ("short",)
 
 
 def test_too_short_a_limit_and_unknown_words_are_refused():
     for how in ("drop", "truncate"):
         with pytest.raises(MoELensError, match="all 2 have more than 3 tokens"):
-            fit([LONG, CLOSED], PLAIN, max_length=3, too_long=how)
+            fit_length([LONG, CLOSED], PLAIN, max_length=3, too_long=how)
     with pytest.raises(MoELensError, match="must be one of drop, truncate; got 'cut'"):
-        fit([LONG], PLAIN, too_long="cut")
+        fit_length([LONG], PLAIN, too_long="cut")
 
 
 @pytest.mark.parametrize("tokenizer", [PLAIN, UNIGRAM], ids=["byte-level", "unigram"])
@@ -78,7 +78,7 @@ def test_too_short_a_limit_and_unknown_words_are_refused():
 def test_whatever_the_text_it_fits_and_keeps_its_answer(tokenizer, before, after, room):
     whole = Example("e", f"{before} Paris {after}", "Which one?", ("Paris",))
     limit = len(encode(Example("e", "Paris", "Which one?", ("Paris",)), tokenizer).input_ids) + 3 + room
-    [cut] = fit([whole], tokenizer, max_length=limit, too_long="truncate").examples
+    [cut] = fit_length([whole], tokenizer, max_length=limit, too_long="truncate").examples
     encoded = encode(cut, tokenizer)
     assert len(encoded.input_ids) <= limit
     assert encoded.answer_spans
@@ -89,7 +89,7 @@ def test_real_contexts_fit_the_papers_300_tokens_with_their_answers():
     if "MOE_LENS_SHARED" not in os.environ:
         pytest.skip("MOE_LENS_SHARED is not set")
     rows = load_examples(Path(os.environ["MOE_LENS_SHARED"]) / "data/nq-swap/dev.json", limit=200)
-    fitted = fit(rows, PLAIN, max_length=300, too_long="truncate")
+    fitted = fit_length(rows, PLAIN, max_length=300, too_long="truncate")
     assert len(fitted.examples) == 200
     assert len(fitted.truncated) > 150
     assert fitted.without_answer == ()

@@ -1,0 +1,71 @@
+"""Options said once: a command takes a group of them as one parameter, whose type is a dataclass of their fields."""
+
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from functools import wraps
+from inspect import Parameter, Signature, signature
+from typing import Annotated, Any, get_type_hints
+
+from typer import Exit, Option
+
+from moe_lens import __version__
+from moe_lens.progress import quietly
+
+
+def print_version(asked: bool) -> None:
+    """Prints the version and ends the command, if that is what was asked."""
+    if asked:
+        print(f"moe_lens {__version__}")
+        raise Exit
+
+
+Version = Annotated[bool, Option("--version", is_eager=True, callback=print_version, help="Show the version and exit.")]
+
+
+@dataclass(frozen=True)
+class Common:
+    """What every command takes."""
+
+    quiet: Annotated[bool, Option("--quiet", help="No progress bars, and nothing said but results.")] = False
+    version: Version = False
+
+
+def grouped(main: Callable[..., None]) -> Callable[..., None]:
+    """The command as typer takes it: an option for each field of its groups, and those of `Common`.
+
+    A group's default gives the defaults of its options, also where the field has none. Options that must be given come
+    first. Raises what a group raises for values that make no sense, before the command runs.
+    """
+    taken = [*signature(main, eval_str=True).parameters.values(), _COMMON]
+    groups: dict[str, Any] = {one.name: one.annotation for one in taken if is_dataclass(one.annotation)}
+
+    @wraps(main)
+    def command(**values: Any) -> None:
+        for name, group in groups.items():
+            values[name] = group(**{field.name: values.pop(field.name) for field in fields(group)})
+        with quietly() if values.pop(_COMMON.name).quiet else nullcontext():
+            main(**values)
+
+    options = [option for one in taken for option in (_options(one) if one.name in groups else [one])]
+    options = [option.replace(kind=Parameter.KEYWORD_ONLY) for option in options]
+    options.sort(key=lambda option: option.default is not Parameter.empty)
+    vars(command)["__signature__"] = Signature(options)
+    command.__annotations__ = {option.name: option.annotation for option in options}
+    return command
+
+
+_COMMON = Parameter("common", Parameter.KEYWORD_ONLY, default=Common(), annotation=Common)
+
+
+def _options(group: Parameter) -> Iterator[Parameter]:
+    """A parameter for each field of a group, with its default from the group's, or else from the field."""
+    annotations = get_type_hints(group.annotation, include_extras=True)
+    for field in fields(group.annotation):
+        default = field.default if group.default is Parameter.empty else getattr(group.default, field.name)
+        yield Parameter(
+            field.name,
+            Parameter.KEYWORD_ONLY,
+            default=Parameter.empty if default is MISSING else default,
+            annotation=annotations[field.name],
+        )
