@@ -1,49 +1,32 @@
 """What was found in a model, and whether it is read and masked right: `python -m moe_lens.doctor --help`."""
 
-import json
-import sys
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import pandas as pd
-import torch
-from torch import nn
-from transformers import logging
 from typer import Exit, Option
 
-from moe_lens.architecture import MoEArchitecture
-from moe_lens.architecture.listed import normalize
-from moe_lens.checks import CHECKS, CRASHES, PASSES, PROMPTS, run_checks
-from moe_lens.checks.description import describe, in_words
-from moe_lens.checks.models_page import MARKS, family_refusals, family_row, models_page, versions
-from moe_lens.checks.reference import bare_logits, padded
-from moe_lens.checks.survey import survey
-from moe_lens.commands import console
+from moe_lens.commands import console, options
 from moe_lens.errors import MoELensError
-from moe_lens.lens.lens import MoELens
-from moe_lens.lens.loading import load_skeleton
-from moe_lens.results import provenance, write_bytes
 
 
 def main(
-    model: Annotated[str | None, Option(help="'organism', 'organism:planted', a folder, or a hub id.")] = None,
+    opening: options.Opening = options.Opening(""),
     families: Annotated[
         bool, Option("--families", help="Instead of a model, tiny ones of all families of the installed transformers.")
     ] = False,
-    checks: Annotated[str | None, Option(help=f"With commas, of {', '.join(CHECKS)}; default all.")] = None,
+    checks: Annotated[
+        str | None,
+        Option(
+            help="With commas, of capture, weights_rule, zero, renormalize, reroute, generate, attention, "
+            "expert_outputs, logit_lens; default all."
+        ),
+    ] = None,
     prompt: Annotated[
         list[str] | None, Option(help="A text to check on. May be given several times; by default some short texts.")
     ] = None,
     config_only: Annotated[
         bool, Option("--config-only", help="Only say what is found, from the configuration, without weights.")
-    ] = False,
-    dtype: Annotated[str | None, Option(help="float32, bfloat16 or float16; default the checkpoint's own.")] = None,
-    device: Annotated[str | None, Option(help="As transformers' device_map: cpu, cuda, auto, …")] = None,
-    trust_remote_code: Annotated[
-        bool, Option("--trust-remote-code", help="Run the Python code that some models bring beside their weights.")
     ] = False,
     as_json: Annotated[bool, Option("--json", help="Print JSON instead of tables.")] = False,
     markdown: Annotated[Path | None, Option(help="With --families: write the page MODELS.md to this file.")] = None,
@@ -60,137 +43,25 @@ def main(
     The exit code is 1 if a check fails, 2 if the model cannot be read. A refusal is no failure: it says why something
     cannot be done exactly with this model.
     """
-    if families == (model is not None):
+    if families == bool(opening.model):
         raise MoELensError("expected either --model or --families")
     if markdown and (not families or checks):
         raise MoELensError("--markdown needs --families, with all checks")
-    of_a_model = {
-        "--prompt": prompt, "--config-only": config_only, "--dtype": dtype, "--device": device,
-        "--trust-remote-code": trust_remote_code,
-    }  # fmt: skip
-    given = [option for option, value in of_a_model.items() if value]
-    if families and given:
-        raise MoELensError(f"{', '.join(given)} needs --model; --families has its own models and texts")
-    names = None if checks is None else checks.split(",")
-    unknown = sorted(set(names or ()) - set(CHECKS))
-    if unknown:
-        raise MoELensError(f"--checks must be among {', '.join(CHECKS)}; got {', '.join(unknown)}")
+    of_a_model = [f"--{field.name.replace('_', '-')}" for field in fields(opening) if getattr(opening, field.name)]
+    of_a_model += ["--prompt"] * bool(prompt) + ["--config-only"] * config_only
+    if families and of_a_model:
+        raise MoELensError(f"{', '.join(of_a_model)} needs --model; --families has its own models and texts")
+
+    from moe_lens.checks.suite import PROMPTS, checks_named
+    from moe_lens.commands.examining import examine, examine_families
+
+    names = checks_named(None if checks is None else checks.split(","))
     if families:
-        table = _examine_families(names, as_json, markdown)
+        table = examine_families(names, as_json=as_json, markdown=markdown)
     else:
-        load = Loading(model, console.dtype_named(dtype), device, trust_remote_code)
-        table = _examine(load, tuple(prompt or PROMPTS), names, config_only, as_json)
+        table = examine(opening, tuple(prompt or PROMPTS), names, config_only=config_only, as_json=as_json)
     if (table["outcome"] == "failed").any():
         raise Exit(1)
-
-
-@dataclass(frozen=True)
-class Loading:
-    """Which model to load, and how."""
-
-    model: str
-    dtype: torch.dtype | None
-    device: str | None
-    trust_remote_code: bool
-
-
-def _examine(
-    load: Loading, prompts: Sequence[str], names: Sequence[str] | None, config_only: bool, as_json: bool
-) -> pd.DataFrame:
-    """Find and check one model and print the result; the table of `run_checks`, without rows if nothing is checked."""
-    skeleton = load_skeleton(load.model, dtype=load.dtype, trust_remote_code=load.trust_remote_code)
-    normalize(skeleton)
-    found = describe(skeleton, MoEArchitecture.of(skeleton))
-    if not as_json:
-        console.show(pd.DataFrame(in_words(found), columns=["what", "found"]), title=f"Found in {load.model}")
-    _say(f"weights: {_gigabytes(skeleton):.1f} GB in {found['dtype']}")
-    table = pd.DataFrame({"outcome": []})
-    if not config_only:
-        lens = MoELens.from_pretrained(
-            load.model, dtype=load.dtype, device_map=load.device, trust_remote_code=load.trust_remote_code
-        )
-        _say(_forecast(lens, prompts, names))
-        table = run_checks(lens, prompts, names=names, progress=True)
-    if as_json:
-        made_by = provenance(model=load.model, facts={"prompts": prompts, "device": load.device})
-        print(json.dumps({"found": found, "checks": plain_rows(table), "made_by": made_by}, indent=2))
-    elif not config_only:
-        console.show(readable(table), title=f"Checks of {load.model}")
-    return table
-
-
-def _examine_families(names: Sequence[str] | None, as_json: bool, markdown: Path | None) -> pd.DataFrame:
-    """Check a tiny model of every family and print the result; the table of `survey`."""
-    logging.set_verbosity_error()  # transformers says of many families which kernels they lack
-    table, found = survey(names=names, progress=True)
-    by_family = dict(list(table.groupby("family", sort=False)))
-    if markdown:
-        rows = [family_row(family, of_one, found.get(family)) for family, of_one in by_family.items()]
-        refusals = [item for family, of_one in by_family.items() for item in family_refusals(family, of_one)]
-        write_bytes(markdown, models_page(rows, refusals).encode())
-    if as_json:
-        made_by = provenance(model="families")
-        print(json.dumps({"found": found, "checks": plain_rows(table), "made_by": made_by}, indent=2))
-        return table
-    marks = table.assign(mark=table["outcome"].map(MARKS)).pivot(index="family", columns="check", values="mark")
-    marks = marks[list(dict.fromkeys(table["check"]))].reset_index()
-    console.show(marks, title=f"Tiny models of {len(by_family)} families under {versions()}")
-    for family, of_one in by_family.items():
-        for item in family_refusals(family, of_one):
-            print(item)
-    failed = table[table["outcome"] == "failed"]
-    if len(failed):
-        console.show(readable(failed, "family"), title="Failed")
-    worst = table.groupby("check", sort=False)[["error", "seconds"]].agg({"error": "max", "seconds": "sum"})
-    print("largest differences: " + ", ".join(f"{name} {error:.1g}" for name, error in worst["error"].items()))
-    print(f"{len(found)} of {len(by_family)} families are opened; {worst['seconds'].sum():.0f} s of checks")
-    return table
-
-
-def readable(table: pd.DataFrame, *first: str) -> pd.DataFrame:
-    """The table of `run_checks` for people: errors as powers of ten, seconds, the detail last; columns before them."""
-    shown = table[[*first, "check", "outcome", "error", "allowed", "seconds", "detail"]].copy()
-    for column in ("error", "allowed"):
-        shown[column] = [None if pd.isna(value) else f"{value:.1e}" if value else "0" for value in table[column]]
-    shown["seconds"] = [f"{value:.1f}" for value in table["seconds"]]
-    return shown
-
-
-def plain_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """The rows of `run_checks` as JSON can hold them: no number where a check was refused, "inf" for no bound."""
-    rows = table.to_dict("records")
-    return [{name: _plain(value) for name, value in row.items()} for row in rows]
-
-
-def _plain(value: Any) -> Any:
-    if not isinstance(value, float):
-        return value
-    return None if value != value else "inf" if value == float("inf") else value
-
-
-def _forecast(lens: MoELens, prompts: Sequence[str], names: Sequence[str] | None) -> str:
-    """What the checks will take, from one forward pass of the model as it is; MoELensError as from `padded`."""
-    tokens = padded(lens, prompts)["input_ids"].numel()
-    try:
-        bare_logits(lens, prompts)  # the first pass of a process does more than a pass
-        started = time.perf_counter()
-        bare_logits(lens, prompts)
-        one = time.perf_counter() - started
-    except CRASHES as crash:
-        return f"the model's own forward pass ends in {type(crash).__name__}: {crash}"
-    passes = sum(count for name, count in PASSES.items() if names is None or name in names)
-    return (
-        f"one forward pass of {len(prompts)} texts ({tokens} tokens with pads) takes {one:.2g} s; "
-        f"the checks take up to {passes} of them: about {passes * one:.0f} s"
-    )
-
-
-def _gigabytes(module: nn.Module) -> float:
-    return sum(p.numel() * p.element_size() for p in module.parameters()) / 1e9
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

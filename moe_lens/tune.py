@@ -2,26 +2,18 @@
 
 from math import inf
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from typer import Option
 
-from moe_lens.causal.evaluation import answer_table, summarise
 from moe_lens.choosing.scores import SCORES
 from moe_lens.commands import console, options
-from moe_lens.commands.asked import ESFT_DEFAULT, Asked
-from moe_lens.commands.stage import Stage
 from moe_lens.data.files import ending
 from moe_lens.errors import MoELensError
-from moe_lens.lens.lens import MoELens
-from moe_lens.results import write_json
-from moe_lens.tuning import Checkpoints, Schedule, save_merged
-from moe_lens.tuning.processes import Processes
-from moe_lens.tuning.training import check_rates
 
 
 def main(
-    model: Annotated[str, Option(help="What to train: 'organism', 'organism:planted', a folder, or a hub id.")],
+    opening: options.BaseOpening,
     data: options.Data,
     out: Annotated[
         Path,
@@ -44,7 +36,7 @@ def main(
             "(the highest until their scores sum to 0.2), random:8, planted, FILE.json, or literally '3:5,7;4:0' "
             f"(layer:experts). Scores: {', '.join(SCORES)}; ce is how often the router-tuned model selects an expert, "
             "oe how often the base model does. Default: for ceft ce:K, K the experts per token; for esft "
-            f"{ESFT_DEFAULT}."
+            "esft-token:p=0.2."
         ),
     ] = None,
     router_delta: Annotated[
@@ -85,10 +77,7 @@ def main(
     weight_decay: Annotated[
         float, Option(min=0, help="That of AdamW; it also shrinks weights which the loss would leave as they are.")
     ] = 0.0,
-    columns: options.Columns = None,
-    skip_bad: options.SkipBad = False,
-    max_length: options.MaxLength = 300,
-    too_long: options.HowTooLong = "drop",
+    reading: options.Reading = options.Reading(max_length=300),
     layers: Annotated[
         str | None, Option(help="Train routers or experts of these layers only, such as 0,2; default all.")
     ] = None,
@@ -99,7 +88,7 @@ def main(
     dev_split: Annotated[str, Option(help="Which split of --dev, or else of --data, that is.")] = "dev",
     limit: Annotated[int | None, Option(min=1, help="Train on the first so many examples only.")] = None,
     score: Annotated[
-        str,
+        Literal["em", "f1", "log_likelihood"],
         Option(
             help="What is measured on the dev data, the best state kept: em (answers that match exactly), f1 (words "
             "they share with the right one) or log_likelihood (of the right one; the quickest)."
@@ -118,13 +107,6 @@ def main(
     ] = False,
     shard: Annotated[
         bool, Option("--shard", help="Split the model over the processes (FSDP2) instead of a copy in each (DDP).")
-    ] = False,
-    dtype: Annotated[str | None, Option(help="float32, bfloat16 or float16; default the checkpoint's own.")] = None,
-    device: Annotated[
-        str | None, Option(help="As transformers' device_map: cpu, cuda, or auto to spread a model over several GPUs.")
-    ] = None,
-    trust_remote_code: Annotated[
-        bool, Option("--trust-remote-code", help="Run the Python code that some models bring beside their weights.")
     ] = False,
     seed: Annotated[
         int, Option(min=0, help="Seed of the order of the examples, of random experts and of LoRA's start.")
@@ -154,11 +136,19 @@ def main(
     \b
         torchrun --nproc-per-node 4 -m moe_lens.tune …      (or accelerate launch; with --shard for larger models)
     """
+    from moe_lens.causal.evaluation import answer_table, summarise
+    from moe_lens.choosing.selection import parse_one
+    from moe_lens.commands.training import Asked, Stage
+    from moe_lens.results import write_json
+    from moe_lens.tuning import Checkpoints, Schedule, save_merged
+    from moe_lens.tuning.processes import Processes
+    from moe_lens.tuning.training import check_rates
+
     within = None if layers is None else tuple(console.numbers(layers, int, what="--layers"))
-    asked = Asked(method, experts, within, router_delta, router_rate, lora_rank, lora_alpha, seed)
+    selection = None if experts is None else parse_one(experts)
+    asked = Asked(method, selection, within, router_delta, router_rate, lora_rank, lora_alpha, seed)
     if dev is None and ending(data) is not None:
         raise MoELensError(f"{data} has no dev split to choose and test on; give other examples with --dev")
-    reading = options.Reading(columns, skip_bad, max_length, too_long)
     rates = _rates(learning_rate, what="--learning-rate")
     check_rates(rates, shard=shard)
     loaded, held_out = reading.load(data, split=split, limit=limit), reading.load(dev or data, split=dev_split)
@@ -175,14 +165,12 @@ def main(
         seed=seed,
     )
     Checkpoints(out, {}).make_room(0)  # before minutes of loading
-    lens = MoELens.from_pretrained(
-        model, dtype=console.dtype_named(dtype), device_map=device, trust_remote_code=trust_remote_code
-    )
+    lens = opening.load()
     if merge:  # before hours of training
         Checkpoints(out, {}).make_room(sum(parameter.nbytes for parameter in lens.module.parameters()))
-    fitted = reading.fit(loaded, lens.tokenizer, of=f"{data}, to train on", with_answer=True)
-    facts, told = reading.facts(fitted), (score, max_length, max_new_tokens, checkpoint_seconds)
-    stage = Stage(lens, model, fitted.examples, held_out, schedule, facts, *told)
+    fitted = reading.fit(loaded, lens, of=f"{data}, to train on", with_answer=True)
+    told = (score, reading.max_length, max_new_tokens, checkpoint_seconds)
+    stage = Stage(lens, opening.model, fitted.examples, held_out, schedule, reading.facts(fitted), *told)
     tuned = stage.run(asked.of(stage, out, router_rates), out, rates, shard=shard)
     if not Processes.current().is_main:
         return
@@ -191,8 +179,8 @@ def main(
     if not shard:
         write_json(out / "dev.json", summarise(answer_table(lens, held_out, max_new_tokens=max_new_tokens)))
     console.show(tuned.candidates, title="On the dev data, by learning rate")
-    print(f"kept rate {tuned.schedule.learning_rate:g}")
-    print(f"written to {out}: {', '.join(sorted(file.name for file in out.iterdir()))}")
+    console.say(f"kept rate {tuned.schedule.learning_rate:g}")
+    console.say(f"written to {out}: {', '.join(sorted(file.name for file in out.iterdir()))}")
 
 
 def _rates(text: str, *, what: str) -> list[float]:

@@ -16,11 +16,10 @@ from moe_lens.lens.delta import weights_digest
 from moe_lens.lens.interventions import Intervention, check_interventions
 from moe_lens.lens.lens import MoELens
 from moe_lens.metrics import benjamini_hochberg, bootstrap_interval, compare, metrics_named
-from moe_lens.metrics.catalogue import JUDGE, OPTIONS, PREDICTION, Metric
+from moe_lens.metrics.catalogue import DEFAULT_METRICS, JUDGE, OPTIONS, PREDICTION, Metric
 from moe_lens.results import provenance
 
 UNMASKED = "none"
-DEFAULT_METRICS = ("em", "f1", "memory")
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,13 @@ from typing import Any
 
 import pandas as pd
 from accelerate.utils import broadcast_object_list, gather_object
-from tqdm import tqdm
 
 from moe_lens.data import Example
 from moe_lens.lens.interventions import Intervention
 from moe_lens.lens.lens import MoELens
 from moe_lens.lens.parallel import connected
 from moe_lens.metrics.catalogue import OPTIONS, PREDICTION
+from moe_lens.progress import progress_bar
 from moe_lens.results import read_if_made_by, write_table
 
 SHARD_BATCHES = 8
@@ -76,7 +76,7 @@ def outputs(
     state = connected()
     own = units[state.process_index :: state.num_processes]
     found = []
-    with tqdm(total=sum(len(unit.places) for unit in own), unit="answer", disable=not run.progress) as bar:
+    with progress_bar(total=sum(len(unit.places) for unit in own), unit="answer", disable=not run.progress) as bar:
         for unit in own:
             bar.set_description(unit.intervention, refresh=False)
             found.append((unit, _outputs(lens, examples, unit, interventions[unit.intervention], run)))

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from moe_lens.data import Example
 from moe_lens.errors import MoELensError
@@ -12,6 +11,7 @@ from moe_lens.experts import ExpertSet
 from moe_lens.lens.interventions import MODES
 from moe_lens.lens.lens import MoELens
 from moe_lens.metrics import benjamini_hochberg, bootstrap_interval, cohens_d, permutation_p_values
+from moe_lens.progress import progress_bar
 
 
 def single_expert_effects(
@@ -39,12 +39,7 @@ def single_expert_effects(
     shown = lens.progress if progress is None else progress
     experts = [(layer, e) for layer in lens.architecture.moe_layers for e in range(lens.architecture.n_experts)]
     drops = []
-    for layer, expert in tqdm(
-        experts,
-        desc="masking each expert",
-        unit="expert",
-        disable=not (lens.progress if progress is None else progress),
-    ):
+    for layer, expert in progress_bar(experts, desc="masking each expert", unit="expert", disable=not shown):
         with lens.intervene(MODES[mode](ExpertSet.of({layer: [expert]}))):
             masked = lens.answer_log_probabilities(examples, batch_size=batch_size, progress=False)
         drops.append(np.asarray(whole) - np.asarray(masked))

@@ -9,7 +9,8 @@ import pandas as pd
 from moe_lens.architecture import MoEArchitecture
 from moe_lens.architecture.paper_models import PAPER_MODELS, PaperModel
 from moe_lens.architecture.sizes import parameter_counts
-from moe_lens.checks import CHECKS, PROMPTS
+from moe_lens.checks.each import CHECKS
+from moe_lens.checks.suite import PROMPTS
 
 MARKS = {"passed": "✓", "refused": "–", "failed": "✗"}
 VERSIONED = ("torch", "transformers", "nnsight")

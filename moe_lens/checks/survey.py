@@ -6,14 +6,15 @@ from typing import Any
 import pandas as pd
 
 from moe_lens.architecture.tiny import FAMILIES, tiny_model, tiny_tokenizer
-from moe_lens.checks import CHECKS, PROMPTS, run_checks
 from moe_lens.checks.description import describe
+from moe_lens.checks.each import CHECKS
+from moe_lens.checks.suite import PROMPTS, run_checks
 from moe_lens.errors import MoELensError
 from moe_lens.lens.lens import MoELens
 from moe_lens.progress import progress_bar
 
 
-def survey(
+def survey_families(
     families: Sequence[str] = FAMILIES, *, names: Sequence[str] | None = None, progress: bool = False
 ) -> tuple[pd.DataFrame, dict[str, dict[str, Any]]]:
     """The checks of each family, and what `describe` finds in those that can be opened.

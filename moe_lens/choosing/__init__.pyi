@@ -1,5 +1,20 @@
-from .masking import Masked as Masked, mask as mask, random_controls as random_controls, write_masked as write_masked
-from .measuring import Models as Models, score_tables as score_tables
-from .planted import has_planted as has_planted, planted_experts as planted_experts
-from .scores import SCORES as SCORES, Score as Score
-from .selection import Choice as Choice, Given as Given, Ground as Ground, Planted as Planted, Random as Random, Selection as Selection, Share as Share, Top as Top, choices as choices, parse as parse
+from .masking import Masked as Masked
+from .masking import mask as mask
+from .masking import random_controls as random_controls
+from .masking import write_masked as write_masked
+from .measuring import Models as Models
+from .measuring import score_tables as score_tables
+from .planted import has_planted as has_planted
+from .planted import planted_experts as planted_experts
+from .scores import SCORES as SCORES
+from .scores import Score as Score
+from .selection import Choice as Choice
+from .selection import Given as Given
+from .selection import Ground as Ground
+from .selection import Planted as Planted
+from .selection import Random as Random
+from .selection import Selection as Selection
+from .selection import Share as Share
+from .selection import Top as Top
+from .selection import choices as choices
+from .selection import parse as parse

@@ -67,9 +67,7 @@ def score_tables(
 _Tables = Mapping[tuple[str, str], pd.DataFrame]
 
 
-def _measure(
-    opened: Opened, scores: Collection[Score], examples: Sequence[Example], batch_size: int | None
-) -> _Tables:
+def _measure(opened: Opened, scores: Collection[Score], examples: Sequence[Example], batch_size: int | None) -> _Tables:
     """The tables of the statistics that these scores are taken from, each measured once, in one pass."""
     if not scores:
         return {}

@@ -83,7 +83,13 @@ SCORES: Mapping[str, Score] = {
             lambda: statistics.ExpertSaliency(),
             "reap",
         ),
-        Score("ean", "EAN's saliency: summed norm of the output, base model", "base", lambda: statistics.ExpertSaliency(), "ean"),
+        Score(
+            "ean",
+            "EAN's saliency: summed norm of the output, base model",
+            "base",
+            lambda: statistics.ExpertSaliency(),
+            "ean",
+        ),
     )
 }
 """Every score by its name: `ce` is the paper's context-faithful experts, `oe` its original experts."""

@@ -33,10 +33,11 @@ class Ground:
 class Selection(ABC):
     """A way to choose a set of experts, to be resolved on a model.
 
-    score: the one that ranks the experts, None without one.
+    score: the one that ranks the experts, None without one. size: how many of each layer, None where that is not said.
     """
 
     score: Score | None
+    size: int | None
 
     @property
     @abstractmethod
@@ -58,6 +59,8 @@ class Selection(ABC):
 
     def check(self, architecture: MoEArchitecture) -> None:
         """MoELensError for more than the model has; before scores are measured, for which routers may be tuned."""
+        if self.size is not None and self.size > architecture.n_experts:
+            raise MoELensError(f"each layer has {architecture.n_experts} experts; '{self}' wants {self.size} of them")
 
     def __str__(self) -> str:
         return self.name
@@ -82,9 +85,6 @@ class Top(Selection):
     def family(self) -> str:
         return self.score.name
 
-    def check(self, architecture: MoEArchitecture) -> None:
-        _check_size(self.size, architecture, self.name)
-
     def experts(self, ground: Ground) -> ExpertSet:
         return ExpertSet.top(ground.tables[self.score.name], self.size)
 
@@ -95,6 +95,7 @@ class Share(Selection):
 
     score: Score
     p: float
+    size = None
 
     def __post_init__(self) -> None:
         if not 0 < self.p <= 1:
@@ -134,9 +135,6 @@ class Random(Selection):
     def label(self, experts: ExpertSet) -> str:
         return f"random set:{self.size}"  # random:N are the controls
 
-    def check(self, architecture: MoEArchitecture) -> None:
-        _check_size(self.size, architecture, self.name)
-
     def experts(self, ground: Ground) -> ExpertSet:
         architecture = ground.architecture
         filled = ExpertSet.of({layer: range(self.size) for layer in architecture.moe_layers})
@@ -150,6 +148,7 @@ class Planted(Selection):
     name = "planted"
     family = "planted"
     score = None
+    size = None
 
     def experts(self, ground: Ground) -> ExpertSet:
         return planted_experts(ground.model)
@@ -162,6 +161,7 @@ class Given(Selection):
     chosen: ExpertSet
     called: str = ""
     score = None
+    size = None
 
     def __post_init__(self) -> None:
         expect_experts(self.chosen)
@@ -258,11 +258,6 @@ def _ranked_or_drawn(name: str, rest: str, text: str) -> Iterable[Selection]:
         return [Share(SCORES[name], float(value))]
     shares = "" if name == "random" else f", or {name}:p=0.2 for the highest until their scores sum to 0.2"
     raise MoELensError(f"expected {name}:N or {name}:N,M with whole numbers, such as {name}:4{shares}; got {text!r}")
-
-
-def _check_size(size: int, architecture: MoEArchitecture, name: str) -> None:
-    if size > architecture.n_experts:
-        raise MoELensError(f"each layer has {architecture.n_experts} experts; {name!r} wants {size} of them")
 
 
 def _read(file: str) -> str:

@@ -84,6 +84,13 @@ def show(table: "pd.DataFrame", columns: Sequence[str] | None = None, *, title: 
     Console(width=None if sys.stdout.isatty() else 160).print(shown)
 
 
+def show_masking(rows: "pd.DataFrame", *, title: str) -> None:
+    """Prints the rows of a masking run, the random sets as their mean."""
+    columns = ("intervention", "size", "n", "em", "em_low", "em_high", "f1", "memory")
+    tests = ("em_drop", "p_value", "q_value", "rank")
+    show(rows[rows["family"] != "random"], [name for name in (*columns, *tests) if name in rows], title=title)
+
+
 def save_figure(figure: "go.Figure", path: Path) -> list[Path]:
     """Writes a plotly figure as a page that works offline and, where kaleido finds a browser, as a PNG beside it.
 

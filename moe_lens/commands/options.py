@@ -10,12 +10,11 @@ from typer import Option
 from moe_lens.commands import console
 from moe_lens.data.files import ENDINGS
 from moe_lens.data.lookup import ORGANISM_TASKS, SOURCES
+from moe_lens.data.prompts import FIGURE_10, TEMPLATES, PromptTemplate, template_named
 from moe_lens.errors import MoELensError
 from moe_lens.progress import is_drawn, is_quiet
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from moe_lens.data import Example, Fitted
     from moe_lens.lens.lens import MoELens
 
@@ -52,16 +51,13 @@ SHOWN = 20
 
 
 @dataclass(frozen=True)
-class Opening:
-    """How a command opens its model; `dataclasses.replace` makes another of it, such as the base without the delta.
+class BaseOpening:
+    """How a command opens a model that is not tuned yet.
 
     Raises MoELensError for values that make no sense, before anything is loaded.
     """
 
     model: Annotated[str, Option(help="'organism', 'organism:planted', a folder, or a hub id.")]
-    delta: Annotated[
-        Path | None, Option(help="Folder of a delta that moe_lens.tune wrote, which is put on the model.")
-    ] = None
     dtype: Annotated[str | None, Option(help=f"{', '.join(console.DTYPES)}; default the checkpoint's own.")] = None
     device: Annotated[
         str | None,
@@ -73,15 +69,24 @@ class Opening:
     template: Annotated[
         str | None,
         Option(
-            help="How examples are asked: a template's name, or a .json or .toml file with PromptTemplate's fields."
+            help=f"How examples are asked: {', '.join(TEMPLATES)}, or a .json or .toml file with the texts "
+            "with_context, closed_book and answer_cue. Default the paper's, figure-10."
         ),
     ] = None
 
     def __post_init__(self) -> None:
         console.check_dtype(self.dtype)
+        self.asked()
 
-    def load(self) -> "MoELens":
-        """The model, opened. In a log, or where all is quiet, transformers then draws no bars of its own any more."""
+    def asked(self) -> PromptTemplate:
+        """The template of --template."""
+        return FIGURE_10 if self.template is None else template_named(self.template)
+
+    def load(self, *, delta: Path | None = None) -> "MoELens":
+        """The model, opened, with the delta on it.
+
+        In a log, or where all is quiet, transformers then draws no bars of its own any more.
+        """
         from transformers.utils import logging
 
         from moe_lens.lens.lens import MoELens
@@ -90,15 +95,44 @@ class Opening:
             logging.disable_progress_bar()
         return MoELens.from_pretrained(
             self.model,
-            delta=self.delta,
+            delta=delta,
             dtype=console.dtype_named(self.dtype),
             device_map=self.device,
+            template=self.asked(),
             trust_remote_code=self.trust_remote_code,
         )
 
-    def facts(self) -> dict:
-        """For the provenance: what of this changes the numbers and is not named there anyway."""
-        return {"dtype": self.dtype}
+    def facts(self, lens: "MoELens") -> dict:
+        """For the provenance of what a lens gives: what changes its numbers and is not named there anyway."""
+        from moe_lens.lens.delta import weights_digest
+
+        return {"dtype": self.dtype, "template": lens.template.facts(), "weights": weights_digest(lens.module)}
+
+
+@dataclass(frozen=True)
+class Opening(BaseOpening):
+    """How a command opens its model, tuned or not; `dataclasses.replace` makes another of it, such as the base."""
+
+    delta: Annotated[
+        Path | None, Option(help="Folder of a delta that moe_lens.tune wrote, which is put on the model.")
+    ] = None
+
+    def load(self, *, delta: Path | None = None) -> "MoELens":
+        return super().load(delta=delta or self.delta)
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """On what the scores that rank experts are measured."""
+
+    base: Annotated[
+        str | None,
+        Option(help="The model before tuning, for scores that need it; default --model without --delta."),
+    ] = None
+    score_split: Annotated[
+        str, Option(help="Which split of --data scores are measured on (a file has no splits: all of it).")
+    ] = "train"
+    score_limit: Annotated[int | None, Option(min=1, help="Measure scores on the first so many examples only.")] = None
 
 
 @dataclass(frozen=True)
@@ -130,7 +164,7 @@ class Reading:
     def fit(
         self,
         examples: "Sequence[Example]",
-        tokenizer: "PreTrainedTokenizerBase",
+        lens: "MoELens",
         *,
         of: str,
         with_answer: bool = False,
@@ -143,7 +177,8 @@ class Reading:
 
         fitted = fit_length(
             examples,
-            tokenizer,
+            lens.tokenizer,
+            template=lens.template,
             max_length=self.max_length,
             too_long=self.too_long,
             with_answer=with_answer,

@@ -5,8 +5,10 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from transformers import PreTrainedTokenizerBase
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 from moe_lens.data.example import Example
 from moe_lens.errors import MoELensError
@@ -29,7 +31,7 @@ class Prompt:
     question: slice
     turn: str | None = None
 
-    def answer_lead(self, tokenizer: PreTrainedTokenizerBase) -> str:
+    def answer_lead(self, tokenizer: "PreTrainedTokenizerBase") -> str:
         """What stands between the prompt and an answer: a space, or what the chat template puts there.
 
         Raises MoELensError if the template writes the prompt of an answered turn in another way, for example
@@ -70,7 +72,7 @@ class PromptTemplate:
         """Its texts by name, for the provenance of what is made of such prompts."""
         return asdict(self)
 
-    def render(self, example: Example, tokenizer: PreTrainedTokenizerBase) -> Prompt:
+    def render(self, example: Example, tokenizer: "PreTrainedTokenizerBase") -> Prompt:
         """The prompt for a model: one user turn of its chat template, or plain text with the answer cue.
 
         Whitespace around the context and around the question is dropped.

@@ -1,6 +1,16 @@
 from .attention import attention_rows as attention_rows
-from .delta import apply_delta as apply_delta, save_delta as save_delta, weights_digest as weights_digest
-from .interventions import MODES as MODES, Intervention as Intervention, Renormalize as Renormalize, Reroute as Reroute, Rows as Rows, Zero as Zero
+from .delta import apply_delta as apply_delta
+from .delta import save_delta as save_delta
+from .delta import weights_digest as weights_digest
+from .interventions import MODES as MODES
+from .interventions import Intervention as Intervention
+from .interventions import Renormalize as Renormalize
+from .interventions import Reroute as Reroute
+from .interventions import Rows as Rows
+from .interventions import Zero as Zero
 from .lens import MoELens as MoELens
-from .needs import Needs as Needs, Statistic as Statistic
-from .record import CAPTURES as CAPTURES, Capture as Capture, Record as Record
+from .needs import Needs as Needs
+from .needs import Statistic as Statistic
+from .record import CAPTURES as CAPTURES
+from .record import Capture as Capture
+from .record import Record as Record

@@ -7,11 +7,11 @@ from itertools import islice, zip_longest
 from typing import TypeVar
 
 import torch
-from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from moe_lens.data import Encoded, Example, PromptTemplate, encode
 from moe_lens.errors import MoELensError
+from moe_lens.progress import progress_bar
 
 BATCHES_PER_WINDOW = 64
 Found = TypeVar("Found")
@@ -46,7 +46,7 @@ def prompt_batches(
         for place, (example, text) in enumerate(_with_continuations(examples, continuations))
     )
     numbered = enumerate(prompts)
-    with tqdm(total=total, unit="example", disable=not progress) as bar:
+    with progress_bar(total=total, unit="example", disable=not progress) as bar:
         while window := list(islice(numbered, batch_size * BATCHES_PER_WINDOW)):
             window.sort(key=lambda item: -len(item[1].input_ids))
             for start in range(0, len(window), batch_size):

@@ -99,6 +99,8 @@ _ALL = (
 
 METRICS = {metric.name: metric for metric in _ALL}
 
+DEFAULT_METRICS = ("em", "f1", "memory")
+
 
 def metrics_named(names: Sequence[str]) -> list[Metric]:
     """The metrics of these names, each once; MoELensError for none or an unknown one."""

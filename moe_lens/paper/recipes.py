@@ -2,18 +2,17 @@
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 
-from moe_lens.choosing.scores import Score
-from moe_lens.choosing.selection import choose_experts, score_of
-from moe_lens.choosing.tuned_scores import expert_scores, with_delta
+from moe_lens.choosing.measuring import Models, score_tables
+from moe_lens.choosing.selection import Ground, Selection, choices, parse_one
 from moe_lens.data import Example
 from moe_lens.errors import MoELensError
+from moe_lens.lens.delta import with_delta
 from moe_lens.lens.lens import MoELens
-from moe_lens.organism import planted_experts
 from moe_lens.results import write_json, write_table
 from moe_lens.tuning import Method, Schedule, TuneAll, TuneExperts, TuneRouters, save_trained, tune
 
@@ -26,14 +25,13 @@ class Recipe:
     """One way to tune a model.
 
     name: the variant's in tables, such as "CEFT". kind: what learns: "router", "experts" or "all".
-    layers: whose routers learn, None for all. experts: which, as `choose_experts` takes it, such as "ce:4".
-    rate: the learning rate, None for the best on dev.
+    layers: whose routers learn, None for all. experts: which learn. rate: the learning rate, None for the best on dev.
     """
 
     name: str
     kind: str
     layers: tuple[int, ...] | None = None
-    experts: str | None = None
+    experts: Selection | None = None
     rate: float | None = None
 
     def __post_init__(self) -> None:
@@ -48,57 +46,46 @@ class Recipe:
     def folder(self) -> str:
         """A name that tells it from all others, fit for a folder."""
         layers = "" if self.layers is None else "-layers-" + "+".join(map(str, self.layers))
-        experts = "" if self.experts is None else "-" + self.experts.replace(":", "-").replace("=", "")
+        experts = "" if self.experts is None else "-" + self.experts.name.replace(":", "-").replace("=", "")
         return self.kind + layers + experts + ("" if self.rate is None else f"-rate-{self.rate:g}")
-
-    @property
-    def score(self) -> Score | None:
-        """The score that ranks its experts, None if it needs none."""
-        return None if self.experts is None else score_of(self.experts)
 
     @property
     def needs_router(self) -> bool:
         """Whether its experts are chosen with tuned routers."""
-        return self.score is not None and self.score.needs_tuned
+        score = None if self.experts is None else self.experts.score
+        return score is not None and score.needs_tuned
 
-    def method(
-        self,
-        lens: MoELens,
-        train: Sequence[Example],
-        *,
-        model: str,
-        seed: int,
-        router: Path | None,
-    ) -> Method:
+    def method(self, lens: MoELens, train: Sequence[Example], *, model: str, seed: int, router: Path | None) -> Method:
         """What `tune` takes. model: the lens's name, to look up planted experts. seed: of random experts.
 
         router: the folder of tuned routers, where they are needed to choose its experts on `train`.
         """
         if self.kind == "router":
             return TuneRouters(self.layers)
-        if self.kind == "all":
+        if self.experts is None:
             return TuneAll()
-        scores = None
-        if self.score is not None:
-            scores = expert_scores(self.score, lens, train, partial(with_delta, lens, router))
-        experts = choose_experts(
-            self.experts,
-            table=scores,
-            planted=partial(planted_experts, model),
-            moe_layers=lens.architecture.moe_layers,
-            n_experts=lens.architecture.n_experts,
-            seed=seed,
-        )
-        return TuneExperts(experts, name=self.folder)
+
+        @contextmanager
+        def tuned() -> Iterator[MoELens]:
+            if router is None:
+                raise MoELensError(f"{self.experts} ranks experts in a router-tuned model; give its routers")
+            with with_delta(lens.module, router):
+                yield lens
+
+        self.experts.check(lens.architecture)
+        scores = [] if self.experts.score is None else [self.experts.score]
+        tables = score_tables(scores, Models(base=lambda: nullcontext(lens), tuned=tuned), train)
+        [choice] = choices([self.experts], Ground(lens.architecture, model, tables, seed))
+        return TuneExperts(choice.experts, name=self.folder)
 
 
 ROUTER = Recipe("router-tuned", "router")
 FFT = Recipe("FFT", "all")
 
 
-def experts(name: str, specification: str) -> Recipe:
-    """The recipe that trains the experts of a specification."""
-    return Recipe(name, "experts", experts=specification)
+def experts(name: str, selection: Selection | str) -> Recipe:
+    """The recipe that trains the experts of a selection, which may be written as in --experts."""
+    return Recipe(name, "experts", experts=parse_one(selection) if isinstance(selection, str) else selection)
 
 
 def router_of(layers: Sequence[int]) -> Recipe:
@@ -124,7 +111,7 @@ def read_cost(folder: Path) -> Cost:
     return Cost(**json.loads((folder / COST_FILE).read_text(encoding="utf-8")))
 
 
-def train(
+def keep_trained(
     recipe: Recipe,
     lens: MoELens,
     train: Sequence[Example],

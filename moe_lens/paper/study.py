@@ -10,14 +10,14 @@ import pandas as pd
 
 from moe_lens.architecture import MoEArchitecture
 from moe_lens.causal.evaluation import answer_table, summarise
-from moe_lens.commands import console
-from moe_lens.data import Example, load_examples
+from moe_lens.commands.options import BaseOpening, Reading
+from moe_lens.data import Example
 from moe_lens.data.files import ending
 from moe_lens.errors import MoELensError
 from moe_lens.lens.delta import FACTS_FILE, read_facts, weights_digest
 from moe_lens.lens.lens import MoELens
-from moe_lens.paper.recipes import ROUTER, Recipe, read_cost, router_of, train
-from moe_lens.results import data_digest, provenance, read_if_made_by, read_provenance, write_table
+from moe_lens.paper.recipes import ROUTER, Recipe, keep_trained, read_cost, router_of
+from moe_lens.results import data_digest, kept, provenance, read_if_made_by, read_provenance
 from moe_lens.statistics import AttentionMass
 from moe_lens.tuning import Schedule
 
@@ -31,13 +31,15 @@ class Study:
     What is kept is used again only where all of its provenance is the same, exact package versions included: after an
     upgrade everything is computed anew.
 
-    tasks: names for `load_examples`, each with train, dev and test splits. limit: examples of every split, None for
-    all; test_limit: of the test split if that is fewer. schedule: of every tuning; its seed is that of scripts that
+    opening, reading: how the model is opened and the data are read. tasks: names for `load_examples`, each with train,
+    dev and test splits. limit: examples of every split, None for all; test_limit: of the test split if that is fewer.
+    schedule: of every tuning; its seed is that of scripts that
     show one training, and of what is drawn at random. rates: by what learns (`Recipe.kind`), tried with that seed; the
     best on dev is kept, for the other seeds too. more_seeds: of scripts that repeat the training.
     """
 
-    model: str
+    opening: BaseOpening
+    reading: Reading
     tasks: tuple[str, ...]
     out: Path
     limit: int | None
@@ -47,8 +49,6 @@ class Study:
     more_seeds: tuple[int, ...]
     max_new_tokens: int
     batch_size: int
-    dtype: str | None
-    device: str | None
 
     def __post_init__(self) -> None:
         for task in self.tasks:
@@ -60,21 +60,28 @@ class Study:
         """All of them, the one that chooses the rates first."""
         return (self.schedule.seed, *self.more_seeds)
 
+    @property
+    def model(self) -> str:
+        """Its name, as it was given."""
+        return self.opening.model
+
     def open(self, tuned: Path | None = None) -> MoELens:
         """The model, as tuned in a folder that `trained` gave."""
-        return MoELens.from_pretrained(
-            self.model, dtype=console.dtype_named(self.dtype), device_map=self.device, delta=tuned
-        )
+        lens = self.opening.load(delta=tuned)
+        lens.batch_size = self.batch_size
+        return lens
 
     def examples(self, task: str, split: str = "test") -> list[Example]:
-        """A task's first examples, as many as the limits let in; of dev no more than `DEV_EXAMPLES`."""
+        """A task's first examples, as many as the limits let in and as fit; of dev no more than `DEV_EXAMPLES`."""
         return self._read(task, split)[0]
 
     def _read(self, task: str, split: str) -> tuple[list[Example], dict]:
         """The examples with their `data_digest`, read once."""
         if (task, split) not in self._data:
             at_most = {"dev": DEV_EXAMPLES, "test": self.test_limit}.get(split)
-            found = load_examples(task, split=split, limit=self.limit)[:at_most]
+            found = self.reading.load(task, split=split, limit=self.limit)[:at_most]
+            if self.reading.max_length is not None:
+                found = list(self.reading.fit(found, self._base, of=f"{task}, {split}").examples)
             self._data[task, split] = found, data_digest(found)
         return self._data[task, split]
 
@@ -86,12 +93,17 @@ class Study:
     @cached_property
     def weights(self) -> str:
         """What tells this model's weights from others of the same name."""
-        return weights_digest(self.open().module)
+        return weights_digest(self._base.module)
 
     @cached_property
     def architecture(self) -> MoEArchitecture:
         """The model's."""
-        return self.open().architecture
+        return self._base.architecture
+
+    @cached_property
+    def _base(self) -> MoELens:
+        """The base model, never tuned."""
+        return self.open()
 
     def made_by(self, *, delta: Path | None = None, **facts: object) -> dict:
         """Provenance of a table of this study, with all examples that were read so far."""
@@ -113,12 +125,13 @@ class Study:
         return read_if_made_by(path, self.made_by(**facts)) is not None
 
     def _settings(self) -> dict:
-        facts = {"weights": self.weights, "dtype": self.dtype, "max_new_tokens": self.max_new_tokens}
+        facts = self.opening.facts(self._base) | {"max_new_tokens": self.max_new_tokens}
+        facts |= {"max_length": self.reading.max_length, "too_long": self.reading.too_long}
         return facts | {"epochs": self.schedule.epochs, "train_batch_size": self.schedule.batch_size}
 
     def _measured_by(self, task: str, tuned: Path | None) -> dict:
         """Provenance of what a model does on a task's test examples, whatever the study."""
-        facts = {"task": task, "weights": self.weights, "dtype": self.dtype, "max_new_tokens": self.max_new_tokens}
+        facts = self.opening.facts(self._base) | {"task": task, "max_new_tokens": self.max_new_tokens}
         return provenance(model=self.model, delta=tuned, facts=facts | {"data": self._read(task, "test")[1]})
 
     def router(self, task: str, layers: Sequence[int] | None = None) -> Path:
@@ -145,7 +158,7 @@ class Study:
             rates = (read_cost(chosen).learning_rate,)
         made_by = self._trained_by(task, rates, router, seed)
         if not _made_by(folder, made_by):
-            train(
+            keep_trained(
                 recipe,
                 self.open(),
                 self.examples(task, "train"),
@@ -170,25 +183,21 @@ class Study:
     def answers(self, task: str, tuned: Path | None = None) -> pd.DataFrame:
         """`answer_table` of a task's test examples, by the base model or a tuned one; kept in the run."""
         part = self.out / "answers" / f"{_name(task)}-by-{'base' if tuned is None else tuned.name}.parquet"
-        made_by = self._measured_by(task, tuned)
-        kept = read_if_made_by(part, made_by)
-        if kept is None:
-            lens, examples = self.open(tuned), self.examples(task)
-            kept = answer_table(lens, examples, max_new_tokens=self.max_new_tokens, batch_size=self.batch_size)
-            write_table(kept, part, made_by)
-        return kept
+
+        def answered() -> pd.DataFrame:
+            return answer_table(self.open(tuned), self.examples(task), max_new_tokens=self.max_new_tokens)
+
+        return kept(part, self._measured_by(task, tuned), answered)
 
     def attention_mass(self, task: str, router: Path | None = None) -> pd.DataFrame:
         """`AttentionMass` of a task's test examples, in the base model or with tuned routers; kept in the run."""
-        examples = self.examples(task)
         part = self.out / "attention" / f"{_name(task)}-{'base' if router is None else router.name}.parquet"
-        made_by = self._measured_by(task, router)
-        kept = read_if_made_by(part, made_by)
-        if kept is None:
-            [mass] = self.open(router).measure(examples, AttentionMass(), batch_size=self.batch_size)
-            kept = mass.table()
-            write_table(kept, part, made_by)
-        return kept
+
+        def measured() -> pd.DataFrame:
+            [mass] = self.open(router).measure(self.examples(task), AttentionMass())
+            return mass.table()
+
+        return kept(part, self._measured_by(task, router), measured)
 
     def first_layers(self, task: str) -> dict[str, Path]:
         """Routers tuned in the first layer, the first two, … and all: "first 1" and so on, to their folders."""

@@ -1,7 +1,10 @@
 from .answer_probability import AnswerProbability as AnswerProbability
-from .attention_mass import AttentionMass as AttentionMass, average_heads as average_heads
+from .attention_mass import AttentionMass as AttentionMass
+from .attention_mass import average_heads as average_heads
 from .coactivation import CoActivation as CoActivation
-from .expert_outputs import ExpertSaliency as ExpertSaliency, ExpertVocabulary as ExpertVocabulary, OutputSimilarity as OutputSimilarity
+from .expert_outputs import ExpertSaliency as ExpertSaliency
+from .expert_outputs import ExpertVocabulary as ExpertVocabulary
+from .expert_outputs import OutputSimilarity as OutputSimilarity
 from .router_load import RouterLoad as RouterLoad
 from .selected_experts import SelectedExperts as SelectedExperts
 from .usage import ExpertUsage as ExpertUsage

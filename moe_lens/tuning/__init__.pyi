@@ -1,7 +1,16 @@
 from .checkpoint import Checkpoints as Checkpoints
-from .loop import DevScore as DevScore, fit as fit, log_table as log_table
+from .loop import DevScore as DevScore
+from .loop import fit as fit
+from .loop import log_table as log_table
 from .low_rank import TuneLowRank as TuneLowRank
 from .merging import save_merged as save_merged
-from .methods import Method as Method, Trainable as Trainable, TuneAll as TuneAll, TuneExperts as TuneExperts, TuneRouters as TuneRouters, router_parameters as router_parameters, save_trained as save_trained
+from .methods import Method as Method
+from .methods import Trainable as Trainable
+from .methods import TuneAll as TuneAll
+from .methods import TuneExperts as TuneExperts
+from .methods import TuneRouters as TuneRouters
+from .methods import router_parameters as router_parameters
+from .methods import save_trained as save_trained
 from .schedule import Schedule as Schedule
-from .training import Tuned as Tuned, tune as tune
+from .training import Tuned as Tuned
+from .training import tune as tune

@@ -24,6 +24,7 @@ class Trainable:
     changed: the names of the model's own parameters that training changes, which exist also before and after.
     fingerprint: of these before training, as a delta records it. base: the whole model's `weights_digest` then.
     rows: for those of them in which only some experts change, the ids of these.
+    template: how the lens asked its examples, text by name.
     """
 
     names: tuple[str, ...]
@@ -32,6 +33,7 @@ class Trainable:
     changed: tuple[str, ...]
     fingerprint: str
     base: str
+    template: Mapping[str, str]
     rows: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def __str__(self) -> str:
@@ -63,7 +65,7 @@ class TuneRouters:
 
     @contextmanager
     def attached(self, lens: MoELens) -> Iterator[Trainable]:
-        trainable = _trainable(lens.module, router_parameters(lens, self.layers))
+        trainable = _trainable(lens, router_parameters(lens, self.layers))
         with grouped_experts(lens.module, lens.architecture):
             yield trainable
 
@@ -86,7 +88,7 @@ class TuneExperts:
     @contextmanager
     def attached(self, lens: MoELens) -> Iterator[Trainable]:
         module, rows, apart = lens.module, *_parameters_of(lens, self.experts)
-        trainable = _trainable(module, (*rows, *apart), rows)
+        trainable = _trainable(lens, (*rows, *apart), rows)
         fused = {path.rpartition(".")[0] for path in rows}
         layers = [site.layer for site in lens.architecture.moe if site.experts in fused]
         with trained_slices(module, lens.architecture, self.experts.restrict(layers)) as slices:
@@ -104,7 +106,7 @@ class TuneAll:
 
     @contextmanager
     def attached(self, lens: MoELens) -> Iterator[Trainable]:
-        trainable = _trainable(lens.module, tuple(name for name, _ in lens.module.named_parameters()))
+        trainable = _trainable(lens, tuple(name for name, _ in lens.module.named_parameters()))
         with grouped_experts(lens.module, lens.architecture):
             yield trainable
 
@@ -133,7 +135,7 @@ def save_trained(module: nn.Module, trained: Trainable, folder: str | Path, *, f
         module,
         trained.changed,
         folder,
-        facts=facts,
+        facts={"template": dict(trained.template), **facts},
         fingerprint=trained.fingerprint,
         rows=trained.rows,
         base_digest=trained.base,
@@ -165,11 +167,9 @@ def _names_below(module: nn.Module, path: str) -> list[str]:
     return names
 
 
-def _trainable(
-    module: nn.Module, changed: tuple[str, ...], rows: Mapping[str, tuple[int, ...]] | None = None
-) -> Trainable:
+def _trainable(lens: MoELens, changed: tuple[str, ...], rows: Mapping[str, tuple[int, ...]] | None = None) -> Trainable:
     """What changes if the named parameters, or these experts of them, are trained where they are."""
-    rows = rows or {}
+    module, rows = lens.module, rows or {}
     sizes = {name: parameter.numel() for name, parameter in module.named_parameters()}
     lengths = {name: len(module.get_parameter(name)) for name in rows}
     return Trainable(
@@ -179,5 +179,6 @@ def _trainable(
         changed=changed,
         fingerprint=fingerprint(module, changed, rows),
         base=weights_digest(module),
+        template=lens.template.facts(),
         rows=rows,
     )

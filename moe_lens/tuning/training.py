@@ -12,8 +12,7 @@ import torch
 
 from moe_lens import progress
 from moe_lens.causal.evaluation import answer_table
-from moe_lens.data import Encoded, Example, collate, encode
-from moe_lens.data import fit_length
+from moe_lens.data import Encoded, Example, collate, encode, fit_length
 from moe_lens.errors import MoELensError
 from moe_lens.lens.lens import MoELens
 from moe_lens.tuning.checkpoint import Checkpoints, Progress
@@ -89,15 +88,15 @@ def tune(
     if isinstance(method, str | type):
         raise MoELensError(f"expected a method such as TuneRouters() or TuneExperts(experts); got {method!r}")
     _check(lens, rates, dev, score, max_new_tokens, shard=shard)
-    fitted = fit_length(train, lens.tokenizer, max_length=max_length, with_answer=True)
-    kept = [encode(example, lens.tokenizer, with_answer=True) for example in fitted.examples]
+    fitted = fit_length(train, lens.tokenizer, max_length=max_length, template=lens.template, with_answer=True)
+    kept = _encoded(lens, fitted.examples)
     processes = Processes.current()
     if processes.count > 1 and not getattr(lens.module, "hf_device_map", None):
         lens.module.to(processes.device)
     run = {
         "method": method.facts(),
         "data": _hash(kept),
-        "dev": [_hash([encode(example, lens.tokenizer, with_answer=True) for example in dev]), score, max_new_tokens],
+        "dev": [_hash(_encoded(lens, dev)), score, max_new_tokens],
     }
     blocks = lens.architecture.layers if shard else ()
     measured = dev_score(lens, dev, score, max_new_tokens=max_new_tokens, whole_model=not shard) if dev else None
@@ -188,7 +187,7 @@ def dev_score(
         return right / count
 
     def log_likelihood() -> float:
-        prompts = [encode(example, lens.tokenizer, with_answer=True) for example in own]
+        prompts = _encoded(lens, own)
         prompts.sort(key=lambda prompt: len(prompt.input_ids))
         nats = 0.0
         for start in range(0, len(prompts), 16):
@@ -221,6 +220,11 @@ def check_rates(rates: Sequence[float], *, shard: bool) -> None:
     """MoELensError for several rates where the model is split over processes."""
     if shard and len(set(rates)) > 1:
         raise MoELensError(f"a model split over processes is trained once; give one learning rate, not {len(rates)}")
+
+
+def _encoded(lens: MoELens, examples: Sequence[Example]) -> list[Encoded]:
+    """The examples as the lens asks them, with their answers."""
+    return [encode(example, lens.tokenizer, template=lens.template, with_answer=True) for example in examples]
 
 
 def _hash(prompts: Sequence[Encoded]) -> str:
