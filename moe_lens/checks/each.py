@@ -14,6 +14,7 @@ from moe_lens.checks.reference import (
     given_streams,
     padded,
     rescaled,
+    watched,
     watching,
     without_last_weights,
     zeroed,
@@ -22,7 +23,8 @@ from moe_lens.errors import MoELensError
 from moe_lens.experts import ExpertSet
 from moe_lens.lens.interventions import Renormalize, Reroute, Zero
 from moe_lens.lens.lens import MoELens
-from moe_lens.lens.record import Record
+from moe_lens.lens.record import CAPTURES, Record, read_layers
+from moe_lens.routing import Routing
 
 NEW_TOKENS = 5
 CLOSE = {torch.float32: 1e-4, torch.float64: 1e-6}
@@ -42,28 +44,44 @@ Check = Callable[[MoELens, Sequence[str]], Finding]
 
 
 def capture(lens: MoELens, texts: Sequence[str]) -> Finding:
-    """Recorded logits, routing and residual streams are, bit for bit, what torch hooks see in the bare model."""
-    sites = lens.architecture.moe
-    routers, gatings = [site.router for site in sites], [site.gating_module for site in sites]
-    with (
-        watching(lens.module, routers, "output") as decided,
-        watching(lens.module, gatings, sites[0].gating_side) as gated,
-        watching(lens.module, lens.architecture.layers, "output") as layers,
-    ):
+    """All that is recorded (logits, routing, streams) is, bit for bit, what torch hooks see in the bare model."""
+    with watched(lens) as reader:
         plain = bare_logits(lens, texts)
-    logits, record = lens.run_with_cache(texts, capture=("routing", "residual"))
+    logits, record, refused = _recorded(lens, texts)
     errors = {"logits": _apart(logits, plain)}
-    for site in sites:
-        routing = record.routing[site.layer]
-        router_logits, _, _ = site.decision(decided[site.router])
-        indices, weights = site.gating(gated[site.gating_module])
-        pairs = ((routing.logits, router_logits), (routing.indices, indices), (routing.weights, weights))
-        errors[f"routing of layer {site.layer}"] = max(_apart(a.flatten(0, 1), b) for a, b in pairs)
-    for layer, path in enumerate(lens.architecture.layers):
-        output = layers[path][0] if isinstance(layers[path], tuple) else layers[path]
-        errors[f"residual of layer {layer}"] = _apart(record.residual[layer], output)
-    worst = max(errors, key=errors.get)
-    return Finding(errors[worst], 0.0, "" if errors[worst] == 0 else worst)
+    everywhere = torch.arange(plain.shape[1], device=plain.device)
+    for name, by_layer in read_layers(reader(len(texts)), record.captured, everywhere).items():
+        for layer, value in by_layer.items():
+            pairs = zip(_tensors(record.captured[name][layer]), _tensors(value), strict=True)
+            errors[f"{name} of layer {layer}"] = max(_apart(a, b) for a, b in pairs)
+    worst = max(errors, key=errors.__getitem__)
+    said = [*([worst] if errors[worst] else []), *refused]
+    return Finding(errors[worst], 0.0, "; ".join(said))
+
+
+def _recorded(lens: MoELens, texts: Sequence[str]) -> tuple[Tensor, Record, list[str]]:
+    """Logits and a record of all captures without a check of their own, and why some of them are refused."""
+    names = [name for name in CAPTURES if name not in CHECKS]
+    try:
+        return *lens.run_with_cache(texts, capture=names), []
+    except MoELensError:
+        refused = {name: refusal for name in names if (refusal := _refusal(lens, texts, name)) and name != "routing"}
+    said = [f"{name} is refused: {refusal}" for name, refusal in refused.items()]
+    return *lens.run_with_cache(texts, capture=[name for name in names if name not in refused]), said
+
+
+def _refusal(lens: MoELens, texts: Sequence[str], name: str) -> str | None:
+    """Why the lens does not record this, None if it does."""
+    try:
+        lens.run_with_cache(texts, capture=(name,))
+    except MoELensError as refusal:
+        return str(refusal)
+    return None
+
+
+def _tensors(value: Routing | Tensor) -> tuple[Tensor, ...]:
+    """What is compared of something that was recorded."""
+    return (value.logits, value.indices, value.weights) if isinstance(value, Routing) else (value,)
 
 
 def weights_rule(lens: MoELens, texts: Sequence[str]) -> Finding:

@@ -2,6 +2,9 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -11,6 +14,7 @@ from moe_lens.architecture import MoELayer
 from moe_lens.errors import MoELensError
 from moe_lens.experts import ExpertSet
 from moe_lens.lens.lens import MoELens
+from moe_lens.lens.reader import TraceReader
 
 Edit = Callable[[Tensor, Tensor], Tensor]
 """Gating weights [token, k] and whether their experts are in the set [token, k] to other gating weights."""
@@ -49,7 +53,7 @@ def watching(module: nn.Module, paths: Sequence[str], side: str) -> Iterator[dic
 
     def keep(path: str) -> Callable:
         def hook(_: nn.Module, arguments: tuple, named: dict, *output: Any) -> None:
-            seen[path] = output[0] if output else (arguments, named)
+            seen[path] = _copied(output[0]) if output else (_copied(arguments), _copied(named))
 
         return hook
 
@@ -61,6 +65,55 @@ def watching(module: nn.Module, paths: Sequence[str], side: str) -> Iterator[dic
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _copied(value: Any) -> Any:
+    """A copy of what a module got or gave: what follows it may write into its tensors."""
+    match value:
+        case Tensor():
+            return value.clone()
+        case tuple():
+            return tuple(map(_copied, value))
+        case dict():
+            return {name: _copied(inner) for name, inner in value.items()}
+        case _:
+            return value
+
+
+@contextmanager
+def watched(lens: MoELens) -> Iterator[Callable[[int], TraceReader]]:
+    """Inside the block the last call of every module that a lens reads is kept by torch hooks.
+
+    Afterwards what it gives reads these calls as the lens reads a trace: a reader, for the number of rows in the batch.
+    """
+    architecture = lens.architecture
+    parts = [(site.router, site.experts, site.gating_module, site.outputs_module) for site in architecture.moe]
+    parts += [(site.shared_experts, site.shared_gate, site.experts.rpartition(".")[0]) for site in architecture.moe]
+    paths = [path for path in dict.fromkeys([*architecture.layers, *chain.from_iterable(parts)]) if path]
+    calls = {path: _Call(lens.module.get_submodule(path)) for path in paths}
+
+    def reader(rows: int) -> TraceReader:
+        batcher = SimpleNamespace(total=rows, batching=False)
+        model = SimpleNamespace(get=calls.__getitem__, interleaver=SimpleNamespace(batcher=batcher))
+        return TraceReader(model, architecture)
+
+    with watching(lens.module, paths, "inputs") as inputs, watching(lens.module, paths, "output") as outputs:
+        yield reader
+    for path, call in calls.items():
+        call.inputs, call.output = inputs.get(path), outputs.get(path)
+
+
+@dataclass
+class _Call:
+    """The last call of a module, as a trace shows it."""
+
+    module: nn.Module
+    inputs: Any = None
+    output: Any = None
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        with torch.no_grad():
+            return self.module(*arguments, **named)
 
 
 @contextmanager

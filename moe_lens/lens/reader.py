@@ -143,7 +143,7 @@ class TraceReader:
             raise MoELensError(f"layer {layer} has no module around its experts whose output could be read")
         output = self.model.get(path).output
         output = output[0] if isinstance(output, tuple) else output
-        return output if output.ndim == 3 else self.by_position(output)
+        return output if output.ndim == 3 else output.reshape(self.n_rows(), -1, self.architecture.d_model)
 
     def layer_output(self, layer: int) -> Tensor:
         """The residual stream after the layer, [batch, pos, d_model]."""
