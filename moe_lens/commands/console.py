@@ -1,6 +1,7 @@
 """What the command lines share: exit codes, tables on the terminal, and saved figures."""
 
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 Number = TypeVar("Number", int, float)
 DTYPES = ("float32", "bfloat16", "float16")
+COUNTS = {"n", "missing", "size", "examples", "tokens", "seed", "layer", "expert", "step"}
+"""Columns whose numbers count or name something, and have no decimals."""
+RANDOM = re.compile(r"random~(\d+x\d+(?:\+\d+x\d+)*)(?:#(\d+))?")
 
 
 def run(main: Callable[..., None]) -> None:
@@ -72,16 +76,21 @@ def numbers(text: str, kind: Callable[[str], Number], *, what: str) -> list[Numb
 
 
 def show(table: "pd.DataFrame", columns: Sequence[str] | None = None, *, title: str) -> None:
-    """Prints a table: numbers with three decimals, very small and very large ones readably; missing ones as a dash."""
+    """Prints a table: counts whole, other numbers with three decimals, very small and very large ones readably.
+
+    What is missing is a dash; rows and columns without anything are left out, and memory where nobody knows of any.
+    """
     from pandas.api.types import is_numeric_dtype
 
-    shown = Table(title=title, title_justify="left", title_style="bold")
-    names = list(table.columns if columns is None else columns)
-    for name in names:
-        shown.add_column(name.replace("_", " "), justify="right" if is_numeric_dtype(table[name]) else "left")
-    for row in table[names].itertuples(index=False):
-        shown.add_row(*map(_cell, row))
-    Console(width=None if sys.stdout.isatty() else 160).print(shown)
+    told = _telling(table if columns is None else table[list(columns)])
+    shown = Table()
+    for name in told:
+        shown.add_column(name.replace("_", " "), justify="right" if is_numeric_dtype(told[name]) else "left")
+    for row in zip(*(_cells(told[name]) for name in told), strict=True):
+        shown.add_row(*row)
+    console = Console(width=None if sys.stdout.isatty() else 160, markup=False, emoji=False, highlight=False)
+    console.print(title, style="bold")
+    console.print(shown)
 
 
 def show_masking(rows: "pd.DataFrame", *, title: str) -> None:
@@ -114,11 +123,41 @@ def save_figure(figure: "go.Figure", path: Path) -> list[Path]:
     return [path, picture]
 
 
-def _cell(value: object) -> str:
-    if value is None or (isinstance(value, float) and value != value):
+def _telling(table: "pd.DataFrame") -> "pd.DataFrame":
+    """The rows and columns that say something; those of a table that says nothing at all stay."""
+    told = table
+    if {"metric", "n"} <= set(table):
+        told = table[(table["metric"] != "memory") | (table["n"] != 0)]
+    told = told.dropna(how="all")
+    return told.dropna(axis="columns", how="all") if len(told) else table
+
+
+def _cells(column: "pd.Series") -> list[str]:
+    """The values of a column as they are printed."""
+    from pandas.api.types import is_numeric_dtype
+
+    if column.name in COUNTS and is_numeric_dtype(column) and (column.dropna() % 1 == 0).all():
+        column = column.astype("Int64")
+    return [_cell(value, missing) for value, missing in zip(column.tolist(), column.isna(), strict=True)]
+
+
+def _cell(value: object, missing: bool) -> str:
+    if missing:
         return "–"
+    if isinstance(value, str):
+        return RANDOM.sub(_random_in_words, value)
     if not isinstance(value, float):
         return str(value)
     if abs(value) >= 1e4:
         return f"{value:,.0f}"
     return f"{value:.2g}" if 0 < abs(value) < 1e-3 else f"{value:.3f}"
+
+
+def _random_in_words(name: re.Match[str]) -> str:
+    """The name of random sets with unlike layers, such as random~0x2+1x1, for people."""
+    layers: dict[str, list[str]] = {}
+    for part in name[1].split("+"):
+        layer, _, size = part.partition("x")
+        layers.setdefault(size, []).append(layer)
+    told = [f"{size} in layer{'s' * (len(of) > 1)} {', '.join(of)}" for size, of in layers.items()]
+    return f"random, {' and '.join(told)}{f', set {name[2]}' if name[2] else ''}"
