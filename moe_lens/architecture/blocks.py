@@ -32,7 +32,7 @@ def after_experts(
         rest = given.new_zeros(hidden.numel() - given.numel())  # of experts that all see every token
         return torch.cat([given.flatten(), rest]).view(hidden.shape)
 
-    def other_child(name: str) -> Callable:
+    def other_child(name: str) -> Callable[..., Tensor]:
         def output(x: Tensor, *call: Any, **named: Any) -> Tensor:
             if x.numel() == given.numel() and x.any() and _factor(x, given) is not None:
                 if not isinstance(block._modules[name], nn.Identity):
@@ -70,7 +70,7 @@ def _factor(output: Tensor, given: Tensor) -> float | None:
     return round(factor, 4) if close else None
 
 
-def _giving(child: nn.Module | None, forward: Callable) -> nn.Module | None:
+def _giving(child: nn.Module | None, forward: Callable[..., Any]) -> nn.Module | None:
     """A stand-in with the attributes of `child` that computes `forward` instead."""
     if child is None:
         return None
@@ -80,8 +80,10 @@ def _giving(child: nn.Module | None, forward: Callable) -> nn.Module | None:
     return stand_in
 
 
-def _zeros(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else torch.zeros(tensor.shape, dtype=tensor.dtype)
+def _zeros(tensor: Tensor | None) -> nn.Parameter | None:
+    if tensor is None:
+        return None
+    return nn.Parameter(torch.zeros(tensor.shape, dtype=tensor.dtype), requires_grad=False)
 
 
 def _further(block: nn.Module) -> dict[str, Any]:
