@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -25,7 +25,7 @@ PACKAGES = ("moe_lens", "torch", "transformers", "nnsight", "numpy")
 _PROVENANCE_KEY = b"moe_lens.provenance"
 
 
-def write_table(table: pd.DataFrame, path: str | Path, provenance: dict) -> None:
+def write_table(table: pd.DataFrame, path: str | Path, provenance: dict[str, Any]) -> None:
     """The table as parquet, with its provenance as JSON in the file's metadata; the index is not stored."""
     columns = pa.Table.from_pandas(table, preserve_index=False)
     labels = {**columns.schema.metadata, _PROVENANCE_KEY: _json(provenance).encode()}
@@ -42,7 +42,7 @@ def read_table(path: str | Path) -> pd.DataFrame:
         raise MoELensError(f"cannot read {path} as a parquet table: {error}") from None
 
 
-def read_provenance(path: str | Path) -> dict:
+def read_provenance(path: str | Path) -> dict[str, Any]:
     """The provenance of a table that `write_table` wrote; MoELensError if it has none."""
     try:
         labels = pq.read_schema(path).metadata or {}
@@ -50,10 +50,11 @@ def read_provenance(path: str | Path) -> dict:
         raise MoELensError(f"cannot read {path} as a parquet table: {error}") from None
     if _PROVENANCE_KEY not in labels:
         raise MoELensError(f"{path} carries no provenance; expected a table that write_table wrote")
-    return json.loads(labels[_PROVENANCE_KEY])
+    found: dict[str, Any] = json.loads(labels[_PROVENANCE_KEY])
+    return found
 
 
-def refuse_another_run(path: str | Path, provenance: dict) -> None:
+def refuse_another_run(path: str | Path, provenance: dict[str, Any]) -> None:
     """MoELensError if the table there is of another model, delta or data than `provenance`, and would be lost."""
     if not Path(path).exists():
         return
@@ -64,7 +65,7 @@ def refuse_another_run(path: str | Path, provenance: dict) -> None:
         raise MoELensError(f"{path} holds the results of another run: {told}. Choose another folder, or remove it")
 
 
-def read_if_made_by(path: str | Path | None, provenance: dict) -> pd.DataFrame | None:
+def read_if_made_by(path: str | Path | None, provenance: dict[str, Any]) -> pd.DataFrame | None:
     """The table that `write_table` wrote under this provenance, whatever the command; None if there is none."""
     if path is None or not Path(path).exists():
         return None
@@ -75,7 +76,7 @@ def read_if_made_by(path: str | Path | None, provenance: dict) -> pd.DataFrame |
     return read_table(path) if wanted == found else None
 
 
-def kept(path: str | Path | None, made_by: dict, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+def kept(path: str | Path | None, made_by: dict[str, Any], make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
     """The table at `path` if it was made by the same, whatever the command; else what `make` gives, kept there now.
 
     path: None keeps nothing.
@@ -121,8 +122,8 @@ def provenance(
     delta: str | Path | None = None,
     data: "Sequence[Example] | None" = None,
     seed: int | None = None,
-    facts: dict | None = None,
-) -> dict:
+    facts: dict[str, Any] | None = None,
+) -> dict[str, Any]:
     """Where a result came from; the same run gives the same provenance, so there is no time in it.
 
     model: hub id, folder or name. delta: the file or folder of trained parameters put on it; its content is
@@ -142,7 +143,7 @@ def provenance(
     }
 
 
-def data_digest(examples: "Sequence[Example]") -> dict:
+def data_digest(examples: "Sequence[Example]") -> dict[str, Any]:
     """What tells examples from others: how many there are, and a hash over all that is in them."""
     digest = hashlib.sha256()
     for example in examples:

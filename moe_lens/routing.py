@@ -102,7 +102,8 @@ class ScoringRule:
         if self.also == SHARED_IN_SUM:
             return bare * (weights.float().sum(-1, keepdim=True) / bare.sum(-1, keepdim=True))
         factors = (weights.float() / bare).flatten()
-        count, total = torch.zeros(2, logits.shape[-1], device=logits.device)
+        count = torch.zeros(logits.shape[-1], device=logits.device)
+        total = torch.zeros_like(count)
         count.index_add_(0, indices.flatten(), torch.ones_like(factors))
         total.index_add_(0, indices.flatten(), factors)
         return bare * (total / count.clamp(min=1))[indices]

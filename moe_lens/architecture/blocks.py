@@ -104,14 +104,14 @@ class _Call:
         self.order: list[str] = []
         self.passed: list[str] = []
 
-    def router(self, name: str, routed: Any) -> Callable:
+    def router(self, name: str, routed: Any) -> Callable[..., Any]:
         def output(*call: Any, **named: Any) -> Any:
             self.order.append(name)
             return routed
 
         return output
 
-    def output_of(self, name: str, child: nn.Module | None) -> Callable:
+    def output_of(self, name: str, child: nn.Module | None) -> Callable[..., Any]:
         def output(x: Tensor, *call: Any, **named: Any) -> Tensor:
             self.order.append(name)
             if name == self._giver:
@@ -134,7 +134,7 @@ def _factor_of(output: Tensor, given: Tensor) -> float | None:
     return round(factor, 4) if close else None
 
 
-def _giving(child: nn.Module | None, forward: Callable) -> nn.Module | None:
+def _giving(child: nn.Module | None, forward: Callable[..., Any]) -> nn.Module | None:
     """A stand-in with the attributes of `child` that computes `forward` instead."""
     if child is None:
         return None
@@ -144,8 +144,10 @@ def _giving(child: nn.Module | None, forward: Callable) -> nn.Module | None:
     return stand_in
 
 
-def _zeros(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else torch.zeros(tensor.shape, dtype=tensor.dtype)
+def _zeros(tensor: Tensor | None) -> nn.Parameter | None:
+    if tensor is None:
+        return None
+    return nn.Parameter(torch.zeros(tensor.shape, dtype=tensor.dtype), requires_grad=False)
 
 
 def _further(block: nn.Module) -> dict[str, Any]:

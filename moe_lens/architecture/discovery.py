@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from inspect import unwrap
+from typing import TYPE_CHECKING, cast
 
 from torch import nn
 
@@ -9,6 +10,9 @@ from moe_lens.architecture.moe_layer import MoELayer
 from moe_lens.architecture.sites import Site, find_sites
 from moe_lens.errors import MoELensError
 from moe_lens.routing import ScoringRule
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 SHARED_COUNT_NAMES = ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts")
 GROUP_COUNT_NAMES = ("num_group", "n_group")
@@ -101,9 +105,14 @@ class MoEArchitecture:
         raise MoELensError(f"layer {layer} has no routed experts; the MoE layers are {self.moe_layers}")
 
 
-def text_config(model: nn.Module) -> object:
+def pretrained(model: nn.Module) -> "PreTrainedModel":
+    """The model under the type that has transformers' attributes, of which torch's type of a module knows none."""
+    return cast("PreTrainedModel", model)
+
+
+def text_config(model: nn.Module) -> "PreTrainedConfig":
     """The configuration of the model's language part."""
-    return model.config.get_text_config(decoder=True)
+    return pretrained(model).config.get_text_config(decoder=True)
 
 
 def _layer_stack(sites: list[Site]) -> str:
@@ -134,10 +143,11 @@ def _shared_count(model: nn.Module, site: MoELayer) -> int:
 
 
 def _groups(router: nn.Module) -> tuple[int, int] | None:
-    count = next((getattr(router, name) for name in GROUP_COUNT_NAMES if getattr(router, name, None)), 1)
-    if count == 1 or getattr(router, "topk_method", None) == "greedy":
+    settings = vars(router)
+    count = next((settings[name] for name in GROUP_COUNT_NAMES if settings.get(name)), 1)
+    if count == 1 or settings.get("topk_method") == "greedy":
         return None
-    return count, router.topk_group
+    return count, settings["topk_group"]
 
 
 def _final_norm(stack: str, d_model: int, modules: dict[str, nn.Module]) -> str:
@@ -165,7 +175,7 @@ def _is_norm(module: nn.Module) -> bool:
 
 
 def _head(model: nn.Module, modules: dict[str, nn.Module]) -> str:
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    head = pretrained(model).get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     if head is None:
         raise MoELensError(f"{type(model).__name__} has no language-model head; load it as a causal language model")
     return next(path for path, module in modules.items() if module is head)

@@ -130,7 +130,8 @@ class MoELayer:
     def output_weights(self, module: nn.Module) -> list[list[Tensor]]:
         """Per routed expert of `module`, the whole model, its last weight and bias, if any; writing to them changes it.
 
-        An expert whose last weights are zero adds nothing. Raises MoELensError if they cannot be told.
+        A weight is [d_model, width] or, as some families store it, [width, d_model]; a bias is [d_model]. An expert
+        whose last weights are zero adds nothing. Raises MoELensError if they cannot be told.
         """
         experts = module.get_submodule(self.experts)
         if isinstance(experts, nn.ModuleList):

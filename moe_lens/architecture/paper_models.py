@@ -1,6 +1,7 @@
 """The models of the paper's Table 7 at their published configurations, and what the table says of them."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
@@ -18,7 +19,7 @@ class PaperModel:
 
     name: str
     model_type: str
-    settings: dict
+    settings: dict[str, Any]
     activated: float
     total: float
     top_k: int
@@ -29,7 +30,8 @@ class PaperModel:
     def skeleton(self) -> PreTrainedModel:
         """The model on the meta device, without weights."""
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(CONFIG_MAPPING[self.model_type](**self.settings))
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(CONFIG_MAPPING[self.model_type](**self.settings))
+        return model
 
 
 OLMOE = PaperModel(

@@ -51,6 +51,7 @@ def _not_plain(module: nn.Module) -> str | None:
     for inner in module.modules():
         if type(inner).__module__.startswith(QUANTIZED_MODULES):
             return f"a {type(inner).__name__}"
-    packed = ((name, tensor) for name, tensor in module.named_parameters() if not is_plain(tensor))
-    name, tensor = next(packed, (None, None))
-    return None if name is None else f"{name} as {type(tensor).__name__} of {tensor.dtype}"
+    for name, tensor in module.named_parameters():
+        if not is_plain(tensor):
+            return f"{name} as {type(tensor).__name__} of {tensor.dtype}"
+    return None

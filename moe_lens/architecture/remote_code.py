@@ -3,20 +3,23 @@
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers.utils
 import transformers.utils.import_utils
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin
-from transformers.cache_utils import Cache, DynamicCache
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from moe_lens.errors import MoELensError
+
+GONE = "is_torch_fx_available"
+"""What files for transformers 4 import and transformers 5 lacks."""
 
 
 @contextmanager
@@ -27,9 +30,9 @@ def prepare_remote(folder: str | Path) -> Iterator[None]:
     caches at run time is added to transformers' cache classes for good, but only what the file mentions.
     """
     places = [transformers.utils, transformers.utils.import_utils]
-    lacking = [place for place in places if not hasattr(place, "is_torch_fx_available")]
+    lacking = [place for place in places if not hasattr(place, GONE)]
     for place in lacking:
-        place.is_torch_fx_available = lambda: False
+        setattr(place, GONE, lambda: False)
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
         if reference := (getattr(config, "auto_map", None) or {}).get("AutoModelForCausalLM"):
@@ -37,7 +40,7 @@ def prepare_remote(folder: str | Path) -> Iterator[None]:
         yield
     finally:
         for place in lacking:
-            del place.is_torch_fx_available
+            delattr(place, GONE)
 
 
 def load_remote(folder: str | Path, **chosen: Any) -> nn.Module:
@@ -55,7 +58,7 @@ def load_remote(folder: str | Path, **chosen: Any) -> nn.Module:
     return model
 
 
-def _adapt(model_class: type) -> None:
+def _adapt(model_class: type[Any]) -> None:
     """Let a model class for transformers 4 be built, run and saved under transformers 5."""
     source = inspect.getsource(sys.modules[model_class.__module__])
     for name, (owner, method) in _CACHE_METHODS.items():
@@ -74,7 +77,7 @@ def _adapt(model_class: type) -> None:
         model_class.prepare_inputs_for_generation = _prepare_inputs
 
 
-def _keeping_logits(forward: Callable) -> Callable:
+def _keeping_logits(forward: Callable[..., Any]) -> Callable[..., Any]:
     """The forward pass of a causal language model that also takes `logits_to_keep`, as those of transformers 5 do."""
 
     @functools.wraps(forward)
@@ -88,18 +91,18 @@ def _keeping_logits(forward: Callable) -> Callable:
     kept = inspect.Parameter("logits_to_keep", inspect.Parameter.KEYWORD_ONLY, default=0)
     named = [p for p in own.parameters.values() if p.kind is inspect.Parameter.VAR_KEYWORD]
     others = [p for p in own.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
-    keeping.__signature__ = own.replace(parameters=[*others, kept, *named])
+    vars(keeping)["__signature__"] = own.replace(parameters=[*others, kept, *named])
     return keeping
 
 
-def _prepare_inputs(self: nn.Module, input_ids: torch.Tensor, **kwargs: Any) -> dict[str, Any]:
+def _prepare_inputs(self: Any, input_ids: torch.LongTensor, **kwargs: Any) -> dict[str, Any]:
     """What one step of generation takes: as transformers 5 prepares it, always with an attention mask [batch, pos].
 
     Old code of a model's own takes a cache's "no limit" (-1) for a limit of one token; and its forward pass needs a
     mask, which transformers leaves out where nothing is padded.
     """
     # transformers looks for the name `kwargs` to see that whatever `forward` takes can be given.
-    inputs = GenerationMixin.prepare_inputs_for_generation(self, input_ids, **kwargs)
+    inputs: dict[str, Any] = GenerationMixin.prepare_inputs_for_generation(self, input_ids, **kwargs)
     if inputs.get("attention_mask") is None:
         cache, ids = inputs.get("past_key_values"), inputs["input_ids"]
         length = ids.shape[1] + (0 if cache is None else cache.get_seq_length())
@@ -112,7 +115,9 @@ def _usable_length(self: Cache, new_seq_length: int, layer_idx: int = 0) -> int:
     return self.get_seq_length(layer_idx)
 
 
-def _from_legacy(cls: type, past_key_values: tuple | None = None) -> DynamicCache:
+def _from_legacy(
+    cls: type[DynamicCache], past_key_values: Iterable[tuple[torch.Tensor, torch.Tensor]] | None = None
+) -> DynamicCache:
     """A cache that holds the (keys, values) of each layer, [batch, head, pos, d_head]."""
     cache = cls()
     for layer, (keys, values) in enumerate(past_key_values or ()):
@@ -120,9 +125,9 @@ def _from_legacy(cls: type, past_key_values: tuple | None = None) -> DynamicCach
     return cache
 
 
-def _to_legacy(self: DynamicCache) -> tuple[tuple[torch.Tensor, torch.Tensor], ...]:
+def _to_legacy(self: DynamicCache) -> tuple[tuple[torch.Tensor | None, torch.Tensor | None], ...]:
     """The (keys, values) of each layer, [batch, head, pos, d_head]."""
-    return tuple((layer.keys, layer.values) for layer in self.layers)
+    return tuple((layer.keys, layer.values) for layer in cast("list[DynamicLayer]", self.layers))
 
 
 _CACHE_METHODS = {

@@ -101,7 +101,7 @@ class RouterProbe:
     def _random(self, tensor: Tensor) -> Tensor:
         if not tensor.is_floating_point():
             return torch.zeros(tensor.shape, dtype=tensor.dtype)
-        return torch.randn(tensor.shape, generator=self._generator) / max(tensor.shape[-1:], default=1) ** 0.5
+        return torch.randn(tensor.shape, generator=self._generator).div(max(tensor.shape[-1:], default=1) ** 0.5)
 
     def changed(self, name: str) -> "RouterProbe":
         """The same probe with other random numbers in one tensor, of its own or its arguments."""

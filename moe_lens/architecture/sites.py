@@ -208,7 +208,8 @@ def _draft(
         logits = output[1]
     elif site.kind is SortedSlots:
         logits = output[4]
-    n_experts, top_k = logits.shape[-1], next((int(m.top_k) for m in (router, block) if hasattr(m, "top_k")), 0)
+    stated = (getattr(module, "top_k", None) for module in (router, block))
+    n_experts, top_k = logits.shape[-1], next((int(k) for k in stated if k is not None), 0)
     observed = ObservedRouter(
         n_experts, top_k, ScoringRule("softmax", False), slots, are_probabilities(logits), n_experts, None, False
     )
@@ -219,12 +220,13 @@ def _decided(draft: MoELayer, output: Any, block: nn.Module) -> tuple[Tensor, Te
     """Logits, indices and weights; where the output is logits alone, chosen by the block's own code."""
     if draft.observed.output_slots is not None:
         return draft.decision(output)
-    if not hasattr(block, "route_tokens_to_experts"):
+    choose = getattr(block, "route_tokens_to_experts", None)
+    if choose is None:
         raise MoELensError(
             f"the router at {draft.router!r} returns logits alone and {type(block).__name__} does not say how it "
             "chooses by them; expected a method route_tokens_to_experts"
         )
-    weights, indices = block.route_tokens_to_experts(output)
+    weights, indices = choose(output)
     return output, indices, weights
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from moe_lens.architecture import MoEArchitecture
+from moe_lens.architecture.discovery import MoEArchitecture, pretrained
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ def parameter_counts(model: nn.Module, architecture: MoEArchitecture | None = No
     routed = sum(_count(model.get_submodule(site.experts)) for site in architecture.moe)
     idle = routed - routed * architecture.top_k // architecture.n_experts
     total = _count(model)
-    embedding, head = model.get_input_embeddings(), model.get_submodule(architecture.head)
+    embedding, head = pretrained(model).get_input_embeddings(), model.get_submodule(architecture.head)
     own_head = _count(nn.ModuleList([embedding, head])) - _count(embedding)
     return ParameterCounts(total=total, activated=total - idle, embedding=_count(embedding), head=own_head)
 

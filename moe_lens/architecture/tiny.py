@@ -53,7 +53,7 @@ def tiny_model(
     config = tiny_config(family, vocab_size=vocab_size, changes=changes)
     auto = AutoModelForCausalLM if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING else AutoModelForImageTextToText
     torch.manual_seed(seed)
-    model = auto.from_config(config, dtype=dtype).eval()
+    model: nn.Module = auto.from_config(config, dtype=dtype).eval()
     _randomize(model, torch.Generator().manual_seed(seed))
     return model
 
@@ -66,7 +66,7 @@ def tiny_config(
         raise MoELensError(f"no tiny model of {family!r} is known; expected one of {', '.join(FAMILIES)}")
     own = CONFIG_MAPPING[family]
     sizes = SIZES | dict.fromkeys(VOCABULARY_NAMES, vocab_size)
-    wanted = FAMILY_SIZES[family] | changes
+    wanted = {**FAMILY_SIZES[family], **changes}
     if "text_config" not in own.sub_configs:
         return _sized(own, sizes, wanted)
     text = _sized(own.sub_configs["text_config"], sizes, wanted).to_dict()

@@ -4,12 +4,15 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from moe_lens.data.example import Example
 from moe_lens.data.files import Records, read_rows
 from moe_lens.errors import MoELensError
 
-Row = dict
+Record = Mapping[str, Any]
+"""One record of a data set in its original format, which may be nested."""
+Row = dict[str, object]
 """What an example is made of: `context`, `question`, `answer` (a text or a list of them), and, where they are
 known, `id`, `original_answer` and `options`."""
 
@@ -26,7 +29,7 @@ class Hub:
     revision: str
     splits: Mapping[str, str]
     config: str | None = None
-    keep: Callable[[dict], bool] = lambda record: True
+    keep: Callable[[Record], bool] = lambda record: True
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class Source:
     """
 
     name: str
-    rows: Callable[[dict], Iterable[Row]]
+    rows: Callable[[Record], Iterable[Row]]
     hub: Hub | None = None
     files: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     carved: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
@@ -69,7 +72,7 @@ def carve(examples: list[Example], sizes: Mapping[str, int], split: str) -> list
     return [examples[place] for place in sorted(drawn[start:])]
 
 
-def first_of(record: Mapping, *names: str) -> object:
+def first_of(record: Record, *names: str) -> Any:
     """The first of these fields that the record has.
 
     Raises MoELensError if it has none.
@@ -80,6 +83,6 @@ def first_of(record: Mapping, *names: str) -> object:
     raise MoELensError(f"expected {' or '.join(names)}; it has {', '.join(map(str, record)) or 'nothing'}")
 
 
-def unique(texts: Iterable[object]) -> list:
+def unique(texts: Iterable[object]) -> list[object]:
     """The texts in their order, each once, without space around them."""
     return list(dict.fromkeys(text.strip() if isinstance(text, str) else text for text in texts))

@@ -62,9 +62,19 @@ class Batch:
     labels: torch.Tensor | None
 
     @property
+    def answer_labels(self) -> torch.Tensor:
+        """The labels from the first position at which any row has one to the last, int64 [batch, pos].
+
+        Raises MoELensError where no answers were appended.
+        """
+        if self.labels is None:
+            raise MoELensError("expected examples that carry their answers; encode them with with_answer=True")
+        return self.labels[:, int((self.labels != IGNORED_LABEL).any(dim=0).nonzero()[0]) :]
+
+    @property
     def first_label(self) -> int:
         """The first position at which any row has a label; the padding is on the left, so answers are last."""
-        return int((self.labels != IGNORED_LABEL).any(dim=0).nonzero()[0])
+        return self.input_ids.shape[1] - self.answer_labels.shape[1]
 
 
 def encode(
@@ -96,15 +106,15 @@ def encode(
             f"no token covers the question of example {example.id!r}; use a tokenizer that keeps all text, such as a "
             "byte-level one"
         )
-    found = [] if prompt.context is None else occurrences(example.answers, prompt.text[prompt.context])
-    answers = [shift(answer, prompt.context.start) for answer in found]
+    at = prompt.context
+    answers = [] if at is None else [shift(found, at.start) for found in occurrences(example.answers, prompt.text[at])]
     appended = example.answers[0] if with_answer and continuation is None else continuation
     answer_ids = [] if appended is None else _answer_ids(appended, prompt, ids, tokenizer)
     return Encoded(
         id=example.id,
         text=prompt.text,
         input_ids=(*ids, *answer_ids),
-        context=None if prompt.context is None else offsets.tokens(prompt.context),
+        context=None if at is None else offsets.tokens(at),
         question=question,
         answer_spans=tuple(span for answer in answers if (span := offsets.tokens(answer)) is not None),
         prompt_length=len(ids),

@@ -63,8 +63,9 @@ def csv_rows(path: Path, text: str, *, delimiter: str, columns: Sequence[str] | 
         for row in reader:
             place = f"{path}, line {reader.line_num}"
             if None in row or None in row.values():
-                row = MoELensError(f"expected {len(reader.fieldnames)} cells, one for each column")
-            yield place, row
+                yield place, MoELensError(f"expected {len(reader.fieldnames or ())} cells, one for each column")
+            else:
+                yield place, row
     except csv.Error as error:
         raise MoELensError(f"{path}, line {reader.line_num}: not CSV ({error})") from None
 

@@ -1,13 +1,13 @@
 """Examples that fit a length in tokens: longer ones dropped or cut around their answer, and what that did, counted."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, get_args
 
 from transformers import PreTrainedTokenizerBase
 
-from moe_lens.data.encoding import encode, occurrences
+from moe_lens.data.encoding import Encoded, encode, occurrences
 from moe_lens.data.example import Example
 from moe_lens.data.prompts import FIGURE_10, PromptTemplate
 from moe_lens.errors import MoELensError
@@ -71,7 +71,8 @@ def fit_length(
     if max_length is not None and max_length < 1:
         raise MoELensError(f"max_length is a number of tokens, at least 1; got {max_length}")
     encoded_as = partial(encode, tokenizer=tokenizer, template=template, with_answer=with_answer)
-    kept, dropped, truncated, without_answer, bad = [], [], [], [], []
+    kept: list[Example] = []
+    dropped, truncated, without_answer, bad = list[str](), list[str](), list[str](), list[str]()
     for example in examples:
         try:
             encoded = encoded_as(example)
@@ -93,10 +94,10 @@ def fit_length(
         raise MoELensError(f"no example is left; {bad[0]}")
     if not kept:
         raise MoELensError(f"no example is left: all {len(dropped)} have more than {max_length} tokens")
-    return Fitted(*map(tuple, (kept, dropped, truncated, without_answer, bad)))
+    return Fitted(tuple(kept), tuple(dropped), tuple(truncated), tuple(without_answer), tuple(bad))
 
 
-def _truncated(example: Example, max_length: int, encoded_as: partial) -> Example | None:
+def _truncated(example: Example, max_length: int, encoded_as: Callable[[Example], Encoded]) -> Example | None:
     """The example with as much of its context as fits; None if not even an answer does."""
     context = example.context.strip()
     encoded = encoded_as(example)

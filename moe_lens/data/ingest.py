@@ -113,10 +113,14 @@ def _rows(record: object, columns: Mapping[str, str], source: Source | None) -> 
     """
     try:
         record = rename(record, columns)
-        if source is None or not isinstance(record, Mapping) or all(isinstance(record.get(f), str) for f in PLAIN):
-            yield record
-        else:
-            yield from source.rows(record)
+    except MoELensError as error:
+        yield error
+        return
+    if source is None or not isinstance(record, Mapping) or all(isinstance(record.get(f), str) for f in PLAIN):
+        yield record
+        return
+    try:
+        yield from source.rows(record)
     except MoELensError as error:
         yield error
     except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:

@@ -1,12 +1,12 @@
 """Finding what a specification of data names: a task of the organism, a named data set, a file, or `datasets`' own."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
 
-from moe_lens.data.dataset import Source
+from moe_lens.data.dataset import Record, Source
 from moe_lens.data.files import ENDINGS, Records, ending, read_rows
 from moe_lens.data.sources import confiqa, counterfact, gigaword, hotpotqa, memotrap, mmlu, mrqa, nq_swap, squad
 from moe_lens.errors import MoELensError
@@ -138,7 +138,7 @@ def _datasets(
     revision: str | None = None,
     *,
     streaming: bool = False,
-) -> Records:
+) -> Iterator[tuple[str, Record]]:
     """The records that the package `datasets` loads; `failure` begins the error where it cannot."""
     import datasets  # takes seconds to import, and only these records need it
 

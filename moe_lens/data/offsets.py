@@ -4,6 +4,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import accumulate, groupby
+from typing import cast
 
 from transformers import PreTrainedTokenizerBase
 
@@ -40,7 +41,7 @@ class DecodedOffsets:
     Raises MoELensError if the tokens do not decode to the text they came from, letter by letter.
     """
 
-    def __init__(self, text: str, ids: Sequence[int], leading: int, decode: Callable[[Sequence[int]], str]) -> None:
+    def __init__(self, text: str, ids: list[int], leading: int, decode: Callable[[list[int]], str]) -> None:
         self._text, self._ids, self._leading, self._decode = text, ids, leading, decode
         self._length = cache(lambda n: _decoded_length(text, decode(ids[:n])))
         if self._length(len(ids)) != len(text):
@@ -78,7 +79,7 @@ def tokenise(
 
 
 def _told_apart(
-    text: str, ids: Sequence[int], offsets: Sequence[tuple[int, int]], decode: Callable[[Sequence[int]], str]
+    text: str, ids: list[int], offsets: Sequence[tuple[int, int]], decode: Callable[[list[int]], str]
 ) -> list[tuple[int, int]]:
     """The offsets, with tokens that all claim the same several characters told apart by what they decode to.
 
@@ -107,11 +108,11 @@ def _decoded_length(text: str, decoded: str) -> int:
     return len(decoded)
 
 
-def _decoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[Sequence[int]], str]:
+def _decoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[int]], str]:
     quiet = {"clean_up_tokenization_spaces": False}
     if not tokenizer.is_fast:
         quiet["spaces_between_special_tokens"] = False
-    return lambda ids: tokenizer.decode(ids, **quiet)
+    return lambda ids: cast(str, tokenizer.decode(ids, **quiet))
 
 
 def _not_exact() -> MoELensError:

@@ -5,7 +5,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast, overload
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -40,7 +40,7 @@ class Prompt:
         if self.turn is None:
             return " "
         turns = [_turn("user", self.turn), _turn("assistant", ANSWER_MARK)]
-        answered = tokenizer.apply_chat_template(turns, tokenize=False)
+        answered = cast(str, tokenizer.apply_chat_template(turns, tokenize=False))
         if not answered.startswith(self.text) or ANSWER_MARK not in answered:
             raise MoELensError(
                 "the tokenizer's chat template does not continue the prompt with the answer, so none can be "
@@ -82,7 +82,7 @@ class PromptTemplate:
         if not tokenizer.chat_template:
             return replace(message, text=message.text + self.answer_cue)
         turns = [_turn("user", message.text)]
-        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        text = cast(str, tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
         start = text.find(message.text)
         if start < 0:
             raise MoELensError(
@@ -150,6 +150,10 @@ def _range(before: str, text: str) -> slice:
     return slice(len(before), len(before) + len(text))
 
 
+@overload
+def shift(span: slice, by: int) -> slice: ...
+@overload
+def shift(span: slice | None, by: int) -> slice | None: ...
 def shift(span: slice | None, by: int) -> slice | None:
     """The span moved right; None stays None."""
     return None if span is None else slice(span.start + by, span.stop + by)

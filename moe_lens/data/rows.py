@@ -71,7 +71,7 @@ def example_of(row: object, *, number: int, task: str) -> Example:
     )
 
 
-def _nested(record: Mapping, column: str) -> object:
+def _nested(record: Mapping[str, object], column: str) -> object:
     if column in record:
         return record[column]
     value: object = record

@@ -79,4 +79,6 @@ def _draws(examples: int, resamples: int, seed: int) -> np.ndarray:
 
 
 def _rates(counts: np.ndarray, tokens: np.ndarray, draws: np.ndarray) -> np.ndarray:
-    return draws @ counts / (draws @ tokens)[:, None]
+    """Activation rates [resample, expert of a layer] of counts [example, expert of a layer] and tokens [example]."""
+    rates: np.ndarray = draws @ counts / (draws @ tokens)[:, None]
+    return rates

@@ -25,7 +25,7 @@ class Metric:
     """A score of one answer, in [0, 1]; NaN where it is not defined for the example.
 
     reads: what `score` takes beside the example: its "prediction" (a text), the log-probabilities of its "options"
-        (nats, in their order), or the "judge"'s verdict (None for none).
+        (nats, in their order; None where it has none), or the "judge"'s verdict (None for none).
     source: where it is defined.
     prepare: loads what `score` needs, so that what is missing (MoELensError) is known before a model has run.
     """
@@ -47,14 +47,16 @@ def _memory(prediction: str, example: "Example") -> float:
 
 
 def _accuracy(log_probabilities: Sequence[float] | None, example: "Example") -> float:
-    if not example.options:
+    if log_probabilities is None:
         return math.nan
     return float(example.options[int(np.argmax(log_probabilities))] in example.answers)
 
 
 def _accuracy_per_character(log_probabilities: Sequence[float] | None, example: "Example") -> float:
+    if log_probabilities is None:
+        return math.nan
     lengths = [len(option) for option in example.options]
-    return _accuracy(np.divide(log_probabilities, lengths) if lengths else None, example)
+    return _accuracy(np.divide(log_probabilities, lengths).tolist(), example)
 
 
 def _verdict(verdict: bool | None, example: "Example") -> float:

@@ -54,7 +54,8 @@ def benjamini_hochberg(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
 
     Benjamini and Hochberg (1995), for tests that are independent or positively dependent.
     """
-    return false_discovery_control(_checked(p_values), method="bh")
+    q: np.ndarray = false_discovery_control(_checked(p_values), method="bh")
+    return q
 
 
 def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:

@@ -49,7 +49,7 @@ def jensen_shannon(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """
     p, q = _shares(first), _shares(second)
     middle = (p + q) / 2
-    divergence = (rel_entr(p, middle) + rel_entr(q, middle)).sum(-1) / 2 / np.log(2)
+    divergence: np.ndarray = (rel_entr(p, middle) + rel_entr(q, middle)).sum(-1) / 2 / np.log(2)
     return divergence.clip(min=0)  # rounding can end just below
 
 
@@ -91,4 +91,5 @@ def _shares(rates: np.ndarray) -> np.ndarray:
             f"{np.count_nonzero(sums == 0)} of {sums.size} rows of rates are all 0, which is no distribution over "
             "experts; take the rates of all experts, RoutingVectors()"
         )
-    return rates / sums
+    shares: np.ndarray = rates / sums
+    return shares

@@ -47,7 +47,7 @@ def paired_gain(
     rows = []
     for group, part in paired.groupby(list(by), sort=True):
         before, after = (part[f"{value}_{model}"].to_numpy(np.float64) for model in ("base", "tuned"))
-        row = dict(zip(by, group, strict=True))
+        row: dict[str, float] = dict(zip(by, group, strict=True))
         row |= {"n": len(part), "undefined": int((before == 0).sum()), "base": before.mean(), "tuned": after.mean()}
         row |= _with_intervals(before, after, resamples=resamples, seed=seed)
         rows.append(row)
@@ -86,7 +86,7 @@ def _with_intervals(before: np.ndarray, after: np.ndarray, *, resamples: int, se
         index = rng.integers(0, len(before), size=(rows, len(before)), dtype=np.int32)
         for name, values in _gains(before[index], after[index]).items():
             drawn[name].append(values)
-    row = {}
+    row: dict[str, float] = {}
     for name, values in observed.items():
         resampled = np.concatenate(drawn[name])
         resampled = resampled[np.isfinite(resampled)]

@@ -54,7 +54,7 @@ def separability(
     for _ in range(permutations):
         other = rng.permutation(labels)
         shuffled.append((_vote(other[near], len(groups)) == other).mean())
-    row = {"examples": len(matrix), "groups": len(groups)}
+    row: dict[str, float] = {"examples": len(matrix), "groups": len(groups)}
     for name, values in (("silhouette", silhouette_samples(matrix, labels)), ("knn_accuracy", hits)):
         interval = bootstrap_interval(values, resamples=2000, seed=seed)
         row |= {name: interval.mean, f"{name}_low": interval.low, f"{name}_high": interval.high}
@@ -67,7 +67,8 @@ def _vote(near: np.ndarray, n_groups: int) -> np.ndarray:
     votes = (near[:, :, None] == np.arange(n_groups)).astype(float)
     earlier = np.linspace(0.1, 0, near.shape[1])[None, :, None] / near.shape[1]  # decides ties only
     first = (votes * earlier).max(1)
-    return (votes.sum(1) + first).argmax(1)
+    winners: np.ndarray = (votes.sum(1) + first).argmax(1)
+    return winners
 
 
 def _matrix(vectors: pd.DataFrame, by: str) -> tuple[np.ndarray, pd.DataFrame]:

@@ -16,7 +16,8 @@ def bleu(prediction: str, answers: Sequence[str]) -> float:
     with case. Its mean over examples is not the BLEU of the corpus, which pools the counts.
     """
     sacrebleu = optional("sacrebleu", extra="text")
-    return min(1.0, sacrebleu.sentence_bleu(prediction, list(checked_answers(answers))).score / 100)
+    score = sacrebleu.sentence_bleu(prediction, list(checked_answers(answers))).score
+    return min(1.0, float(score) / 100)
 
 
 def rouge_l(prediction: str, answers: Sequence[str]) -> float:

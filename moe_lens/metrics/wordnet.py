@@ -46,7 +46,9 @@ def read_wordnet(folder: Path) -> Any:
     changes no relation between words.
     """
 
-    class PlainFiles(optional("nltk.corpus.reader.wordnet", extra="text").WordNetCorpusReader):
+    reader: Any = optional("nltk.corpus.reader.wordnet", extra="text").WordNetCorpusReader
+
+    class PlainFiles(reader):
         def open(self, file: str) -> Any:
             if file == "lexnames" and not (folder / file).exists():
                 return io.StringIO("".join(f"{i:02} file-{i:02} 0\n" for i in range(LEXICOGRAPHER_FILES)))

@@ -18,15 +18,15 @@ def answer_loss(module: nn.Module, batch: Batch, *, tokens: int | None = None) -
     Only the positions that predict them are projected on the vocabulary: with left padding, the last ones.
     """
     device = input_device(module)
-    mask, first = batch.attention_mask.to(device), batch.first_label
+    mask, labels = batch.attention_mask.to(device), batch.answer_labels
     logits = module(
         input_ids=batch.input_ids.to(device),
         attention_mask=mask,
         position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
-        logits_to_keep=batch.labels.shape[1] - first + 1,
+        logits_to_keep=labels.shape[1] + 1,
         use_cache=False,
     ).logits
-    labels = batch.labels[:, first:].flatten().to(logits.device)
+    labels = labels.flatten().to(logits.device)
     tokens = int((labels != IGNORED_LABEL).sum()) if tokens is None else tokens
     summed = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels, ignore_index=IGNORED_LABEL, reduction="sum")
     return summed / tokens

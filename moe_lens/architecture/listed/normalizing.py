@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from moe_lens.architecture.discovery import pretrained
 from moe_lens.architecture.listed.proof import (
     check_gradients,
     check_same,
@@ -14,7 +15,7 @@ from moe_lens.architecture.listed.proof import (
     probe,
     tolerance_of,
 )
-from moe_lens.architecture.listed.readable import BlockRouting, as_tuple, exchange, parts_of, restore
+from moe_lens.architecture.listed.readable import BlockRouting, Parts, as_tuple, exchange, parts_of, restore
 from moe_lens.architecture.listed.understanding import understand
 from moe_lens.errors import MoELensError
 
@@ -27,30 +28,29 @@ def normalize(model: nn.Module) -> tuple[str, ...]:
     Raises MoELensError, leaving `model` as it was, for a block whose output cannot be reproduced.
     """
     scales = (1.0, *_scales(model))
-    blocks = {path: block for path, block in model.named_modules() if parts_of(block) is not None}
+    blocks = [(path, block, parts) for path, block in model.named_modules() if (parts := parts_of(block)) is not None]
     seen: dict[type, BlockRouting] = {}
     try:
-        for path, block in blocks.items():
+        for path, block, parts in blocks:
             own = type(block)
             if not _on_meta(block):
-                _make_readable(block, path, scales)
+                _make_readable(block, parts, path, scales)
             else:
                 if own not in seen:
-                    seen[own] = _make_readable(_with_random_weights(block), path, scales)
+                    seen[own] = _make_readable(_with_random_weights(block), parts, path, scales)
                 exchange(block, seen[own])
     except BaseException:
-        for block in blocks.values():
+        for _, block, _ in blocks:
             restore(block)
         raise
-    return tuple(blocks)
+    return tuple(path for path, _, _ in blocks)
 
 
-def _make_readable(block: nn.Module, path: str, scales: Sequence[float]) -> BlockRouting:
+def _make_readable(block: nn.Module, parts: Parts, path: str, scales: Sequence[float]) -> BlockRouting:
     """Exchange the classes of a block with weights, and prove that it computes what it did; give back how it routes.
 
     Raises MoELensError, with the classes exchanged or not, for a block whose output cannot be reproduced.
     """
-    parts = parts_of(block)
     for module in (block, getattr(block, parts.router), getattr(block, parts.experts)):
         if "forward" in vars(module):
             raise MoELensError(
@@ -71,7 +71,7 @@ def _make_readable(block: nn.Module, path: str, scales: Sequence[float]) -> Bloc
 
 def _scales(model: nn.Module) -> tuple[float, ...]:
     """The numbers that the model's config calls a scale."""
-    config = model.config.to_dict() if hasattr(model, "config") else {}
+    config = pretrained(model).config.to_dict() if hasattr(model, "config") else {}
     numbers = {name: value for name, value in config.items() if isinstance(value, int | float)}
     return tuple(float(value) for name, value in numbers.items() if "scal" in name and value > 0)
 

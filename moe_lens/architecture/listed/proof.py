@@ -39,7 +39,7 @@ def check_same(before: tuple[Any, ...], after: tuple[Any, ...], path: str, toler
 
 
 def check_gradients(block: nn.Module, parts: Parts, path: str, tokens: Tensor) -> None:
-    """MoELensError unless the block's output has gradients to the router and to an expert that was selected."""
+    """MoELensError unless the output on tokens [1, token, d_model] has gradients to router and a selected expert."""
     with torch.no_grad():
         _, _, indices = getattr(block, parts.router)(tokens[0])
     expert = f"{parts.experts}.{indices[0, 0].item()}"

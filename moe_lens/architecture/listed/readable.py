@@ -24,22 +24,28 @@ def parts_of(block: nn.Module) -> Parts | None:
     A list of modules, a weight [expert, d_model] beside it, and at most one more module with weights: what is shared.
     """
     children = dict(block.named_children())
-    lists = [name for name, child in children.items() if type(child) is nn.ModuleList and len(child) > 1]
+    lists = {name: len(child) for name, child in children.items() if type(child) is nn.ModuleList and len(child) > 1}
     if len(lists) != 1:
         return None
+    [(experts, n_experts)] = lists.items()
     weights = {name: getattr(child, "weight", None) for name, child in children.items()}
     routers = [
         name
         for name, weight in weights.items()
-        if isinstance(weight, Tensor) and weight.ndim == 2 and len(weight) == len(children[lists[0]])
+        if isinstance(weight, Tensor) and weight.ndim == 2 and len(weight) == n_experts
     ]
-    rest = [name for name in children if name not in lists + routers]
+    rest = [name for name in children if name not in (experts, *routers)]
     others = [name for name in rest if next(children[name].parameters(), None) is not None]
-    return Parts(routers[0], lists[0], *(others or [None])) if len(routers) == 1 and len(others) <= 1 else None
+    if len(routers) != 1 or len(others) > 1:
+        return None
+    return Parts(routers[0], experts, next(iter(others), None))
 
 
 class ScoringRouter(nn.Module):
-    """A gate [token, d_model] -> logits [token, expert] that also makes the choice, by `rule`."""
+    """A gate [token, d_model] -> logits [token, expert] that also makes the choice, by `rule`.
+
+    It returns logits, gating weights [token, k] and indices [token, k].
+    """
 
     rule: ScoringRule
     top_k: int
@@ -51,18 +57,25 @@ class ScoringRouter(nn.Module):
 
 
 class ChoosingRouter(nn.Module):
-    """A gate that makes the choice by its own code, and keeps its logits to itself; `scale` is the block's."""
+    """A gate of `weight` [expert, d_model] that makes the choice by its own code, and keeps its logits to itself.
+
+    It returns what a `ScoringRouter` does, weights times the block's `scale`.
+    """
 
     scale: float
+    weight: Tensor
 
     def forward(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        indices, weights = choice_in(super().forward(hidden_states[None]))
+        [(indices, weights)] = choices_in(super().forward(hidden_states[None]))
         logits = nn.functional.linear(hidden_states.float(), self.weight.float())
         return logits, weights * self.scale, indices
 
 
 class IndexedExperts(nn.ModuleList):
-    """A list of experts, called as the fused experts of transformers are; a token's outputs are added up."""
+    """A list of experts, called as the fused experts of transformers are; a token's outputs are added up.
+
+    Hidden states [token, d_model], indices [token, k] and gating weights [token, k] give [token, d_model].
+    """
 
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         total = torch.zeros_like(hidden_states, dtype=top_k_weights.dtype)
@@ -74,7 +87,10 @@ class IndexedExperts(nn.ModuleList):
 
 
 class RoutedBlock(nn.Module):
-    """An MoE block that is nothing but router, routed experts and shared experts."""
+    """An MoE block [..., d_model] -> [..., d_model] that is nothing but router, routed experts and shared experts.
+
+    Where it `returns_logits`, those of the router [token, expert] come second.
+    """
 
     parts: Parts
     returns_logits: bool
@@ -118,18 +134,16 @@ def _put(module: nn.Module, readable: type, facts: dict[str, Any]) -> None:
 def restore(model: nn.Module) -> None:
     """Undo `normalize`: each module gets its own class, and with it its own forward pass, back."""
     for module in model.modules():
-        if type(module) is IndexedExperts:
-            module.__class__ = nn.ModuleList
-        elif isinstance(module, READABLE):
-            module.__class__ = type(module).__bases__[1]
+        if isinstance(module, READABLE):
+            module.__class__ = type(module).__bases__[-1]
 
 
-def choice_in(decided: Any) -> tuple[Tensor, Tensor] | None:
-    """Selected experts and gating weights [token, k] in what a router returned, None without them."""
+def choices_in(decided: Any) -> list[tuple[Tensor, Tensor]]:
+    """Selected experts and gating weights, both [token, k], in what a router returned: one pair, or none."""
     tensors = [part for part in as_tuple(decided) if isinstance(part, Tensor) and part.ndim == 2]
     indices = [part for part in tensors if not part.is_floating_point()]
     weights = [part for part in tensors if part.is_floating_point() and indices and part.shape == indices[0].shape]
-    return (indices[0], weights[0]) if len(indices) == 1 and len(weights) == 1 else None
+    return list(zip(indices, weights, strict=True)) if len(indices) == 1 and len(weights) == 1 else []
 
 
 def as_tuple(output: Any) -> tuple[Any, ...]:

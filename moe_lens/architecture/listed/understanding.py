@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from moe_lens.architecture.listed.proof import relative_error, tolerance_of
-from moe_lens.architecture.listed.readable import BlockRouting, ChoosingRouter, Parts, ScoringRouter, choice_in
+from moe_lens.architecture.listed.readable import BlockRouting, ChoosingRouter, Parts, ScoringRouter, choices_in
 from moe_lens.errors import MODEL_CRASHES, MoELensError
 from moe_lens.routing import SCORES, ScoringRule
 
@@ -51,7 +51,7 @@ ScaleFor = Callable[[Tensor, Tensor], float | None]
 
 def _scoring(logits: Tensor, scale_for: ScaleFor) -> list[tuple[type, dict[str, Any]]]:
     """All rules that turn `logits` [token, expert] into the choice that the block makes."""
-    found = []
+    found: list[tuple[type, dict[str, Any]]] = []
     for score in SCORES:
         for renormalizes in (False, True):
             rule = ScoringRule(score, renormalizes)
@@ -66,11 +66,11 @@ def _scoring(logits: Tensor, scale_for: ScaleFor) -> list[tuple[type, dict[str, 
 
 def _choosing(decided: Any, path: str, parts: Parts, scale_for: ScaleFor) -> list[tuple[type, dict[str, Any]]]:
     """The router's own choice, if the block uses it."""
-    choice = choice_in(decided)
-    if choice is None:
+    choices = choices_in(decided)
+    if not choices:
         raise MoELensError(
             f"the router {parts.router!r} of {path!r} returns {type(decided).__name__}; expected logits, or the "
             "selected experts and their gating weights [token, k]"
         )
-    scale = scale_for(*choice)
+    scale = scale_for(*choices[0])
     return [] if scale is None else [(ChoosingRouter, {"scale": scale})]

@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator
 
-from moe_lens.data.dataset import Row, Source, first_of, unique
+from moe_lens.data.dataset import Record, Row, Source, first_of, unique
 
 SUBSETS = ("QA", "MR", "MC")
 
 
-def rows(record: dict) -> Iterator[Row]:
+def rows(record: Record) -> Iterator[Row]:
     """The row of a record: asked of its counterfactual context, whose answer's aliases count as right too."""
     yield {
         "context": first_of(record, "cf_context", "cf_context_piece"),

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 
-from moe_lens.data.dataset import Hub, Row, Source
+from moe_lens.data.dataset import Hub, Record, Row, Source
 
 
-def rows(record: dict) -> Iterator[Row]:
+def rows(record: Record) -> Iterator[Row]:
     """The row of a record of the authors' file or of the hub: memory would complete it with the true object."""
     if "requested_rewrite" in record:
         edit = record["requested_rewrite"]

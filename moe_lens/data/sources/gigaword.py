@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from moe_lens.data.dataset import Row, Source, first_of
+from moe_lens.data.dataset import Record, Row, Source, first_of
 from moe_lens.data.files import Records, ending, read_rows, read_text
 from moe_lens.errors import MoELensError
 
@@ -11,7 +11,7 @@ QUESTION = "What is a short summary of the context, as a headline?"
 ARTICLES, HEADLINES = ".article", ".title"
 
 
-def rows(record: dict) -> Iterator[Row]:
+def rows(record: Record) -> Iterator[Row]:
     """The row of a record with a document and its summary."""
     yield {
         "id": record.get("id"),

@@ -2,16 +2,16 @@
 
 from collections.abc import Iterator
 
-from moe_lens.data.dataset import Row, first_of
+from moe_lens.data.dataset import Record, Row, first_of
 from moe_lens.data.sources import mrqa
 
 
-def rows(record: dict) -> Iterator[Row]:
+def rows(record: Record) -> Iterator[Row]:
     """The row of a record: one line per paragraph, its title first; "yes" and "no" are answers too."""
-    context = record.get("context")
-    if "header" in record or isinstance(context, str):
+    if "header" in record or isinstance(record.get("context"), str):
         yield from mrqa.rows(record)
         return
+    context = record["context"]
     pairs = zip(context["title"], context["sentences"], strict=True) if isinstance(context, dict) else context
     yield {
         "id": first_of(record, "_id", "id"),

@@ -3,11 +3,11 @@
 import ast
 from collections.abc import Iterator
 
-from moe_lens.data.dataset import Hub, Row, Source
+from moe_lens.data.dataset import Hub, Record, Row, Source
 from moe_lens.errors import MoELensError
 
 
-def rows(record: dict) -> Iterator[Row]:
+def rows(record: Record) -> Iterator[Row]:
     """The row of a record: no context; the other ending is what memory says.
 
     `classes` is a list, or one written out as in Python.

@@ -3,14 +3,14 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from moe_lens.data.dataset import Hub, Row, Source
+from moe_lens.data.dataset import Hub, Record, Row, Source
 from moe_lens.data.files import Records, csv_rows, ending, read_rows, read_text
 from moe_lens.errors import MoELensError
 
 LETTERS = "ABCD"
 
 
-def rows(record: dict) -> Iterator[Row]:
+def rows(record: Record) -> Iterator[Row]:
     """The row of a record: the options are not shown in the question; each is scored as a continuation of it."""
     options = record["choices"] if "choices" in record else [record[letter] for letter in LETTERS]
     right = record["answer"]

@@ -1,11 +1,12 @@
 """The MRQA 2019 form (Fisch et al.), in which the paper uses Natural Questions, SQuAD and HotpotQA."""
 
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
-from moe_lens.data.dataset import Hub, Row, Source, unique
+from moe_lens.data.dataset import Hub, Record, Row, Source, unique
 
 
-def rows(record: dict) -> Iterator[Row]:
+def rows(record: Record) -> Iterator[Row]:
     """One row per question of an MRQA record, or of the hub's flat record; the first line's header has none.
 
     The answers as annotated come first and then the ways they are written in the context, which may differ in case.
@@ -26,7 +27,7 @@ def source(
     subset: str,
     *,
     dev: int,
-    rows: Callable[[dict], Iterable[Row]] = rows,
+    rows: Callable[[Record], Iterable[Row]] = rows,
     train_file: str | None = None,
     test_file: str | None = None,
 ) -> Source:
@@ -51,7 +52,7 @@ def source(
     )
 
 
-def _as_written(detected: dict | list, context: str) -> Iterator[str]:
+def _as_written(detected: dict[str, Any] | list[dict[str, Any]], context: str) -> Iterator[str]:
     """The answers' texts in the context; character spans there include their last character."""
     found = detected["char_spans"] if isinstance(detected, dict) else [answer["char_spans"] for answer in detected]
     for spans in found:

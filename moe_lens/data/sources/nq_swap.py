@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 
-from moe_lens.data.dataset import Hub, Row, Source, first_of, unique
+from moe_lens.data.dataset import Hub, Record, Row, Source, first_of, unique
 
 
-def rows(record: dict) -> Iterator[Row]:
+def rows(record: Record) -> Iterator[Row]:
     """The row of the hub's record, or of what the authors' substitution script writes (and its header has none)."""
     if "header" in record or ("dataset" in record and "query" not in record):
         return
@@ -29,9 +29,9 @@ def rows(record: dict) -> Iterator[Row]:
     }
 
 
-def _texts(answers: object) -> list[str]:
-    answers = [answers] if isinstance(answers, str) else answers
-    return [answer["text"] if isinstance(answer, dict) else answer for answer in answers]
+def _texts(answers: str | list[str | dict[str, str]]) -> list[str]:
+    listed = [answers] if isinstance(answers, str) else answers
+    return [answer["text"] if isinstance(answer, dict) else answer for answer in listed]
 
 
 SOURCE = Source(

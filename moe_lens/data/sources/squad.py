@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator
 
-from moe_lens.data.dataset import Row, first_of, unique
+from moe_lens.data.dataset import Record, Row, first_of, unique
 from moe_lens.data.sources import mrqa
 
 
-def rows(record: dict) -> Iterator[Row]:
+def rows(record: Record) -> Iterator[Row]:
     """One row per question of an article, of the hub's flat record or of an MRQA record."""
     if "paragraphs" in record:
         for paragraph in record["paragraphs"]:
