@@ -245,5 +245,4 @@ def _provenance(lens: MoELens, examples: Sequence[Example], out: Path | None) ->
     """Of parts whose caller gave none; empty where no parts are kept."""
     if out is None:
         return {}
-    name = str(lens.module.config.name_or_path or type(lens.module).__name__)
-    return provenance(model=name, data=examples, facts={"weights": weights_digest(lens.module)})
+    return provenance(model=lens.name, data=examples, facts={"weights": weights_digest(lens.module)})

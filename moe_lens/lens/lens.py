@@ -57,7 +57,7 @@ class MoELens:
     The accessors are read inside `with lens.model.trace(...)`, in this order within a layer, layers in rising
     order. Give a trace its prompts at once, not by several invokes: routing is flattened over the batch.
 
-    template: how examples are asked, in measuring, answering, training and scoring alike. batch_size, progress: what
+    name: what it was opened by. template: how examples are asked, in measuring, answering, training and scoring alike. batch_size, progress: what
     holds where a call does not say otherwise. All three may be assigned.
 
     >>> lens = MoELens.from_pretrained("organism")
@@ -84,6 +84,7 @@ class MoELens:
         # Without a device, wrapping would move a model from the CPU to a free accelerator.
         device = None if getattr(module, "hf_device_map", None) else module.device
         self.model = TransformersModel(module, tokenizer=self.tokenizer, device=device)
+        self.name = str(module.config.name_or_path or type(module).__name__)
         self._reader = reader = TraceReader(self.model, self.architecture)
         self.routers = ByLayer(reader.router)
         self.router_logits = ByLayer(reader.router_logits)
@@ -137,13 +138,14 @@ class MoELens:
                     f"open it with template=PromptTemplate(**{trained_with!r})",
                     stacklevel=2,
                 )
-        return cls(module, tokenizer, template=asked)
+        lens = cls(module, tokenizer, template=asked)
+        lens.name = lens.name if isinstance(model, nn.Module) else str(model)
+        return lens
 
     def __repr__(self) -> str:
-        name = self.module.config.name_or_path or type(self.module).__name__
         under = f", under {', '.join(map(repr, self.interventions))}" if self.interventions else ""
         device = f"{str(self.module.dtype).removeprefix('torch.')} on {self.module.device}"
-        return f"MoELens({Path(str(name)).name}: {self.architecture.in_short()}; {device}{under})"
+        return f"MoELens({self.name}: {self.architecture.in_short()}; {device}{under})"
 
     @property
     def interventions(self) -> tuple[Intervention, ...]:

@@ -99,10 +99,18 @@ def _bad_input_explained(name: str | Path) -> Iterator[None]:
                 f"{str(name)!r} brings Python code of its own, which is not run unless you ask for it; read the code, "
                 "then pass trust_remote_code=True (on a command line: --trust-remote-code)"
             ) from error
-        raise MoELensError(
-            f"expected a packaged model ({', '.join(ORGANISM_VARIANTS)}), a model folder or a hub id; cannot "
-            f"load {str(name)!r}: {error}"
-        ) from error
+        raise MoELensError(f"cannot load {str(name)!r}: {_why(name, error)}") from error
+
+
+def _why(name: str | Path, error: Exception) -> str:
+    """Why a name cannot be loaded: it names no folder, or one that is no model's, or what transformers says of it."""
+    text = str(name)
+    if Path(name).is_dir():
+        return str(error) if (Path(name) / "config.json").exists() else "it is a folder without a model's config.json"
+    if text.startswith((".", "/", "~")) or text.count("/") > 1:
+        return "there is no such folder"
+    known = ", ".join(ORGANISM_VARIANTS)
+    return f"there is no such folder here, it is no packaged model ({known}), and of the hub transformers says: {error}"
 
 
 def load_tokenizer(name: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -110,4 +118,6 @@ def load_tokenizer(name: str | Path, *, trust_remote_code: bool = False) -> PreT
     try:
         return AutoTokenizer.from_pretrained(resolve(name), trust_remote_code=trust_remote_code)
     except (OSError, ValueError, ImportError) as error:
-        raise MoELensError(f"no tokenizer at {str(name)!r}: {error}; pass tokenizer=") from error
+        raise MoELensError(
+            f"no tokenizer at {str(name)!r}: {_why(name, error)}; pass tokenizer= where it lies elsewhere"
+        ) from error
