@@ -57,8 +57,8 @@ class MoELens:
     The accessors are read inside `with lens.model.trace(...)`, in this order within a layer, layers in rising
     order. Give a trace its prompts at once, not by several invokes: routing is flattened over the batch.
 
-    name: what it was opened by. template: how examples are asked, in measuring, answering, training and scoring alike. batch_size, progress: what
-    holds where a call does not say otherwise. All three may be assigned.
+    name: what it was opened by. template: how examples are asked, in measuring, answering, training and scoring alike.
+    batch_size, progress: what holds where a call does not say otherwise. All of them may be assigned.
 
     >>> lens = MoELens.from_pretrained("organism")
     >>> with lens.intervene(Zero(ExpertSet.of({2: [5, 7]}))):
