@@ -30,18 +30,7 @@ def clusters_figure(table: pd.DataFrame) -> go.Figure:
     for column, panel in enumerate(panels, start=1):
         for task, look in style.looks(tasks).items():
             part = table[(table["task"] == task) & (table["panel"] == panel)]
-            marks = go.Scatter(
-                x=part["x"],
-                y=part["y"],
-                mode="markers",
-                name=task,
-                legendgroup=task,
-                showlegend=column == 1,
-                marker={**look.mark, "size": 7 if len(panels) == 1 else 5, "opacity": 0.7},
-                hovertext=style.hover(part),
-                hoverinfo="text",
-            )
-            figure.add_trace(marks, row=1, col=column)
+            _draw_task(figure, part, look, column, name=task, size=7 if len(panels) == 1 else 5)
     figure.update_xaxes(showticklabels=False, ticks="", showgrid=False, mirror=True)
     figure.update_yaxes(showticklabels=False, ticks="", showgrid=False, mirror=True)
     title, subtitle = _words(table.drop_duplicates("panel"), examples=len(table) // len(panels), tasks=len(tasks))
@@ -55,6 +44,22 @@ def clusters_figure(table: pd.DataFrame) -> go.Figure:
     )
     figure.update_annotations(font_size=16)  # the headings of panels, which may be three
     return figure.update_layout(legend={"itemsizing": "constant"}, margin={"l": 24})
+
+
+def _draw_task(figure: go.Figure, part: pd.DataFrame, look: style.Look, column: int, *, name: str, size: int) -> None:
+    """The examples of one task as marks on one map."""
+    marks = go.Scatter(
+        x=part["x"],
+        y=part["y"],
+        mode="markers",
+        name=name,
+        legendgroup=name,
+        showlegend=column == 1,
+        marker={**look.mark, "size": size, "opacity": 0.7},
+        hovertext=style.hover(part),
+        hoverinfo="text",
+    )
+    figure.add_trace(marks, row=1, col=column)
 
 
 def _words(maps: pd.DataFrame, *, examples: int, tasks: int) -> tuple[str, str]:

@@ -43,20 +43,22 @@ def gains_figure(table: pd.DataFrame, *, what: str, column: str = "gain", ordere
             part = table[(table["panel"] == panel) & (table["series"] == name)].sort_values("layer")
             if len(part):
                 _draw_series(figure, part, look, place, column=column, base=float(steep))
-    layers = sorted(set(table["layer"]))
-    named = layers[:: -(-len(layers) // 8)]
-    figure.update_xaxes(title_text="layer", tickvals=named, showgrid=False)
-    if steep:
-        figure.update_yaxes(type="log", dtick=1, ticksuffix="×", exponentformat="none")
-    else:
-        figure.update_yaxes(tickformat="+.0%", nticks=6)
-    figure.update_yaxes(title_text=times if steep else gained, col=1)
-    base = 1 if steep else 0
-    figure.add_hline(base, line={"color": style.INK, "width": 1})
+    _draw_axes(figure, sorted(set(table["layer"])), times if steep else gained, steep=steep)
     n = f" of {style.counts(table['n'])} examples" if "n" in table.columns else ""
     subtitle = f"{way}{n}; bands: 95 % intervals; {'1×' if steep else '0 %'} is the base model"
     title = _title(table.assign(gain=table[column]), what)
     return style.dress(figure, title=title, subtitle=subtitle, plot_height=300, headings=any(panels))
+
+
+def _draw_axes(figure: go.Figure, layers: list[int], gained: str, *, steep: bool) -> None:
+    """As many layers named as can be read, what is gained on the other axis, and a line at the base model."""
+    figure.update_xaxes(title_text="layer", tickvals=layers[:: -(-len(layers) // 8)], showgrid=False)
+    if steep:
+        figure.update_yaxes(type="log", dtick=1, ticksuffix="×", exponentformat="none")
+    else:
+        figure.update_yaxes(tickformat="+.0%", nticks=6)
+    figure.update_yaxes(title_text=gained, col=1)
+    figure.add_hline(1 if steep else 0, line={"color": style.INK, "width": 1})
 
 
 def _title(table: pd.DataFrame, what: str) -> str:
