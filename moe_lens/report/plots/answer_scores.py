@@ -4,6 +4,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from moe_lens.report.plots import style
+from moe_lens.report.section import Section
 
 COLUMNS = ("variant", "task", "em", "em_low", "em_high")
 #: The model variants that look the same in every figure; those of one method share a colour.
@@ -69,6 +70,23 @@ def metrics_figure(table: pd.DataFrame) -> go.Figure:
     title = _highest(first["label"].iloc[0].replace("<br>", " on "), first.set_index("variant")["score"])
     subtitle = f"{', '.join(tasks)}: {table['n'].max()} answers; bars: 95 % intervals"
     return style.dress(figure, title=title, subtitle=subtitle, plot_height=300, below=44 + 26 * (len(tasks) > 1))
+
+
+SECTIONS = {
+    "tasks.parquet": Section(
+        "Answers",
+        "Exact match of each model variant on each task.",
+        draw=answers_figure,
+        place=10,
+    ),
+    "metrics.parquet": Section(
+        "Other scores",
+        "The same answers by other scores: those of summaries (Table 9), a judge's (Table 8), or without context "
+        "(Table 10).",
+        draw=metrics_figure,
+        place=20,
+    ),
+}
 
 
 def _bars(table: pd.DataFrame, *, x: str, y: str) -> go.Figure:

@@ -5,6 +5,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from moe_lens.report.plots import style
+from moe_lens.report.section import Section
 
 COLUMNS = ("task", "x", "y", "silhouette", "knn_accuracy", "knn_accuracy_low", "knn_accuracy_high", "chance")
 CLEAR = 0.1
@@ -44,6 +45,17 @@ def clusters_figure(table: pd.DataFrame) -> go.Figure:
     )
     figure.update_annotations(font_size=16)  # the headings of panels, which may be three
     return figure.update_layout(legend={"itemsizing": "constant"}, margin={"l": 24})
+
+
+SECTIONS = {
+    "clusters.parquet": Section(
+        "Do tasks take different experts",
+        "The activation rates of the context-faithful experts, example by example (Figure 4). Silhouette and the share "
+        "of nearest neighbours of the same task are taken from the vectors themselves, not from the map.",
+        draw=clusters_figure,
+        place=60,
+    ),
+}
 
 
 def _draw_task(figure: go.Figure, part: pd.DataFrame, look: style.Look, column: int, *, name: str, size: int) -> None:

@@ -6,6 +6,7 @@ from plotly.subplots import make_subplots
 
 from moe_lens.report.plots import style
 from moe_lens.report.plots.answer_scores import VARIANTS
+from moe_lens.report.section import Section
 
 
 def sizes_figure(table: pd.DataFrame) -> go.Figure:
@@ -36,6 +37,16 @@ def sizes_figure(table: pd.DataFrame) -> go.Figure:
     figure.update_yaxes(range=[0, 1.02], dtick=0.2)
     figure.update_yaxes(title_text="exact match (EM)", col=1)
     return style.dress(figure, title=_title(tuned), subtitle=style.bars(table, ["em"]), plot_height=300, headings=True)
+
+
+SECTIONS = {
+    "sizes.parquet": Section(
+        "How many experts have to learn",
+        "Exact match by the number of experts per layer that are trained, those of CEFT and random ones (Table 5).",
+        draw=sizes_figure,
+        place=130,
+    ),
+}
 
 
 def _draw_sizes(figure: go.Figure, part: pd.DataFrame, look: style.Look, column: int, *, name: str) -> None:

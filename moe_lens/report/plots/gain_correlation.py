@@ -5,6 +5,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from moe_lens.report.plots import style
+from moe_lens.report.section import Section
 
 COLUMNS = ("target", "model", "gain", "em", "r", "r_low", "r_high")
 
@@ -37,6 +38,16 @@ def correlation_figure(table: pd.DataFrame) -> go.Figure:
         subtitle=f"{table['model'].nunique()} models; {'; '.join(told)} (95 % intervals)",
         plot_height=320,
     )
+
+
+SECTIONS = {
+    "correlation.parquet": Section(
+        "Does attention gain go with exact match",
+        "Models tuned in their first layers, the base model at 0 (Figure 13).",
+        draw=correlation_figure,
+        place=110,
+    ),
+}
 
 
 def _marks(part: pd.DataFrame, look: style.Look) -> go.Scatter:

@@ -5,6 +5,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from moe_lens.report.plots import style
+from moe_lens.report.section import Section
 
 #: column -> how it was averaged, the axis of a gain, the axis of times the base
 WAYS = {
@@ -48,6 +49,38 @@ def gains_figure(table: pd.DataFrame, *, what: str, column: str = "gain", ordere
     subtitle = f"{way}{n}; bands: 95 % intervals; {'1×' if steep else '0 %'} is the base model"
     title = _title(table.assign(gain=table[column]), what)
     return style.dress(figure, title=title, subtitle=subtitle, plot_height=300, headings=any(panels))
+
+
+def attention_gain_figure(table: pd.DataFrame) -> go.Figure:
+    """Attention gain over the layers: of both targets (Figure 6), or in panels of a target each, of models of which
+    ever more layers were tuned (Figure 12)."""
+    return gains_figure(table, what="Attention", ordered="panel" in table.columns)
+
+
+def probability_gain_figure(table: pd.DataFrame) -> go.Figure:
+    """The gain of the answer's probability over the layers (Figure 8), not as in Eq. 12 but as the ratio of means.
+
+    Examples with a base probability near 0 rule Eq. 12's mean of ratios, which is in the table's column `gain`.
+    """
+    return gains_figure(table, what="The answer's probability", column="ratio_of_means")
+
+
+SECTIONS = {
+    "attention_gain.parquet": Section(
+        "Where attention goes",
+        "The relative gain of Eq. 11: the mean over examples of (tuned - base) / base. One tiny denominator can rule "
+        "that mean; median and ratio_of_means stand beside it.",
+        draw=attention_gain_figure,
+        place=70,
+    ),
+    "probability_gain.parquet": Section(
+        "How probable the answer becomes",
+        "The answer's probability after each layer by the logit lens (Figure 8), as the ratio of means; "
+        "the column gain is Eq. 12, a mean of ratios, which examples with a base probability near 0 rule.",
+        draw=probability_gain_figure,
+        place=90,
+    ),
+}
 
 
 def _draw_axes(figure: go.Figure, layers: list[int], gained: str, *, steep: bool) -> None:

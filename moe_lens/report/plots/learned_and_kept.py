@@ -6,6 +6,7 @@ import plotly.graph_objects as go
 from moe_lens.errors import MoELensError
 from moe_lens.report.plots import style
 from moe_lens.report.plots.answer_scores import VARIANTS
+from moe_lens.report.section import Section
 
 
 def tradeoff_figure(table: pd.DataFrame) -> go.Figure:
@@ -35,6 +36,16 @@ def tradeoff_figure(table: pd.DataFrame) -> go.Figure:
     figure.update_yaxes(title_text=f"EM on {tasks[1]}: kept", range=[0, 1.02], dtick=0.2)
     subtitle = f"a mark per learning rate, larger for higher ones; {style.bars(table, ['em'])}"
     return style.dress(figure, title=_title(points), subtitle=subtitle, plot_height=360)
+
+
+SECTIONS = {
+    "tradeoff.parquet": Section(
+        "What is learned, and what is kept",
+        "Exact match on the task trained on and on one that may be forgotten, at each method's learning rates.",
+        draw=tradeoff_figure,
+        place=140,
+    ),
+}
 
 
 def _course(points: pd.DataFrame, look: style.Look, *, name: str) -> go.Scatter:

@@ -6,6 +6,7 @@ import plotly.graph_objects as go
 
 from moe_lens.errors import MoELensError
 from moe_lens.report.plots import style
+from moe_lens.report.section import Section
 
 COLUMNS = ("intervention", "family", "size", "mode", "em", "em_low", "em_high", "n")
 
@@ -55,6 +56,19 @@ def masking_figure(rows: pd.DataFrame) -> go.Figure:
         subtitle=_summary(masked, unmasked),
         plot_height=330,
     )
+
+
+SECTIONS = {
+    "masking.parquet": Section(
+        "Do they cause it",
+        "What is left of exact match when experts are masked. zero: their gating weight becomes 0; "
+        "renormalize: the other weights are then rescaled to the old sum; reroute: they are taken away "
+        "before the selection, so that the next expert steps in. A set of experts matters if masking it "
+        "costs more than masking random sets of the same size.",
+        draw=masking_figure,
+        place=40,
+    ),
+}
 
 
 def _sides(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:

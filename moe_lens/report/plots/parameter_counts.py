@@ -5,6 +5,7 @@ import plotly.graph_objects as go
 
 from moe_lens.report.plots import style
 from moe_lens.report.plots.answer_scores import VARIANTS
+from moe_lens.report.section import Section
 
 
 def parameters_figure(table: pd.DataFrame) -> go.Figure:
@@ -34,6 +35,16 @@ def parameters_figure(table: pd.DataFrame) -> go.Figure:
         plot_height=60 + 40 * len(table),
         below=84,
     )
+
+
+SECTIONS = {
+    "parameters.parquet": Section(
+        "What training costs",
+        "Trainable parameters of each method (Figure 9).",
+        draw=parameters_figure,
+        place=120,
+    ),
+}
 
 
 def size(count: float) -> str:

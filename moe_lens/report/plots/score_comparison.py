@@ -8,6 +8,7 @@ from plotly.subplots import make_subplots
 
 from moe_lens.errors import MoELensError
 from moe_lens.report.plots import style
+from moe_lens.report.section import Section
 
 #: metric -> (axis label, axis range, the value that chance gives)
 METRICS = {
@@ -49,6 +50,16 @@ def scores_figure(table: pd.DataFrame, metrics: Sequence[str] | None = None) -> 
     figure.update_yaxes(range=[-0.6, len(table) - 0.4])
     title, subtitle = _words(table, metrics)
     return style.dress(figure, title=title, subtitle=subtitle, plot_height=36 * len(table), below=96)
+
+
+SECTIONS = {
+    "scores.parquet": Section(
+        "Which score finds them",
+        "Each score ranks the experts; the panels compare its ranking with experts known to matter.",
+        draw=scores_figure,
+        place=150,
+    ),
+}
 
 
 def _with_intervals(table: pd.DataFrame) -> list[str]:

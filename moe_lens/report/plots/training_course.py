@@ -6,6 +6,7 @@ from plotly.subplots import make_subplots
 
 from moe_lens.errors import MoELensError
 from moe_lens.report.plots import style
+from moe_lens.report.section import Section
 
 DEV_SCORES = {"dev_em": "dev EM", "dev_f1": "dev F1", "dev_log_likelihood": "dev log-likelihood"}
 SHARES = ("dev_em", "dev_f1")
@@ -42,6 +43,22 @@ def tuning_figure(log: pd.DataFrame) -> go.Figure:
         subtitle += f"; best {DEV_SCORES[column]} {best[column]:.2f} after step {best['step']:g} (star)"
     height = 420 if measured else 300
     return style.dress(figure, title=title, subtitle=subtitle, plot_height=height)
+
+
+SECTIONS = {
+    "tuning.parquet": Section(
+        "Training",
+        "Loss on the answers and learning rate at every step.",
+        draw=tuning_figure,
+        place=170,
+    ),
+    "learning_rates.parquet": Section(
+        "Learning rates tried",
+        "The rate that did best on the dev data was kept.",
+        draw=None,
+        place=180,
+    ),
+}
 
 
 def _draw_course(figure: go.Figure, log: pd.DataFrame, row: int, *, column: str, colour: str) -> None:

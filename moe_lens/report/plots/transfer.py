@@ -4,6 +4,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from moe_lens.report.plots import style
+from moe_lens.report.section import Section
 
 COLUMNS = ("trained", "task", "em_gain", "em_gain_low", "em_gain_high")
 
@@ -35,6 +36,16 @@ def transfer_figure(table: pd.DataFrame) -> go.Figure:
         plot_height=90 * len(rows),
         below=90,
     )
+
+
+SECTIONS = {
+    "transfer.parquet": Section(
+        "Does it carry over",
+        "Routers tuned on one task and tried on the others (the paper's Figure 5).",
+        draw=transfer_figure,
+        place=50,
+    ),
+}
 
 
 def _map(cells: pd.DataFrame, columns: list[str]) -> go.Heatmap:

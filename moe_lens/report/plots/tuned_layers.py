@@ -6,6 +6,7 @@ from plotly.subplots import make_subplots
 
 from moe_lens.errors import MoELensError
 from moe_lens.report.plots import style
+from moe_lens.report.section import Section
 
 KINDS = {"single": "only this layer", "first": "this layer and all below"}
 
@@ -35,6 +36,16 @@ def layers_figure(table: pd.DataFrame) -> go.Figure:
     figure.update_yaxes(range=[0, 1.02], dtick=0.2)
     figure.update_yaxes(title_text="exact match (EM)", col=1)
     return style.dress(figure, title=_title(table), subtitle=style.bars(table, ["em"]), plot_height=300, headings=True)
+
+
+SECTIONS = {
+    "layers.parquet": Section(
+        "Which layers have to be tuned",
+        "Exact match after tuning the routers of one layer, or of all layers up to one (Figure 11).",
+        draw=layers_figure,
+        place=100,
+    ),
+}
 
 
 def _draw_layers(figure: go.Figure, part: pd.DataFrame, column: int) -> None:

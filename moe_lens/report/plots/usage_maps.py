@@ -6,6 +6,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from moe_lens.report.plots import style
+from moe_lens.report.section import Section
 
 COLUMNS = ("layer", "expert", "score")
 CELL = {"tall": 30, "flat": 13}  # pixels per layer, for models of few and of many layers
@@ -51,6 +52,36 @@ def usage_figure(
     title = f"{label[:1].upper()}{label[1:]} is highest for {_highest(table)}"
     subtitle = f"{table['layer'].nunique()} layers, {table['expert'].nunique()} experts each"
     return style.dress(figure, title=title, subtitle=subtitle, plot_height=inner, headings=any(panels))
+
+
+def _usage_map(table: pd.DataFrame) -> go.Figure:
+    """The map of experts; those with True in a column `planted` are outlined."""
+    if "planted" not in table.columns:
+        return usage_figure(table)
+    planted = table.loc[table["planted"], ["layer", "expert"]].drop_duplicates()
+    return usage_figure(table, planted, marks_label="planted")
+
+
+def _score_map(table: pd.DataFrame) -> go.Figure:
+    """The map of one named score, the name standing in the column `name`."""
+    style.require(table, ("name",), figure="the map of a score")
+    return usage_figure(table, label=f"score {table['name'].iloc[0]}")
+
+
+SECTIONS = {
+    "usage.parquet": Section(
+        "Which experts are used",
+        "How often each router selects each expert. A router's ratios sum to 1 within a layer.",
+        draw=_usage_map,
+        place=30,
+    ),
+    "score-*.parquet": Section(
+        "How a score ranks the experts",
+        "A score by which experts were chosen: the highest of each layer.",
+        draw=_score_map,
+        place=160,
+    ),
+}
 
 
 def _shared_top(table: pd.DataFrame) -> float:

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 import pandas as pd
 
 from moe_lens.errors import MoELensError
+from moe_lens.report.document import View, view
 from moe_lens.report.plots import style
-from moe_lens.report.views.document import View, view
 
 COLUMNS = ("position", "token", "part", "layer", "n_experts", "rank", "expert", "weight")
 
