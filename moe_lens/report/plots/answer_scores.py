@@ -5,6 +5,7 @@ import plotly.graph_objects as go
 
 from moe_lens.report.plots import style
 from moe_lens.report.section import Section
+from moe_lens.report.tables import over_seeds, require, require_once
 
 COLUMNS = ("variant", "task", "em", "em_low", "em_high")
 #: The model variants that look the same in every figure; those of one method share a colour.
@@ -38,8 +39,8 @@ def answers_figure(table: pd.DataFrame) -> go.Figure:
         MoELensError: a column is missing, the table is empty, or a variant has two rows for one task
             (and seed).
     """
-    table = style.require(table, COLUMNS, figure="answers_figure")
-    table = style.over_seeds(table, ("variant", "task"), ["em"], figure="answers_figure")
+    table = require(table, COLUMNS, figure="answers_figure")
+    table = over_seeds(table, ("variant", "task"), ["em"], figure="answers_figure")
     figure = _bars(table, x="task", y="em")
     figure.update_yaxes(title_text="exact match (EM)")
     variants, tasks = (table[column].nunique() for column in ("variant", "task"))
@@ -58,8 +59,8 @@ def metrics_figure(table: pd.DataFrame) -> go.Figure:
         MoELensError: a column is missing, the table is empty, or a variant has two rows for a metric and task.
     """
     columns = ("variant", "metric", "task", "n", "mean", "low", "high")
-    table = style.require(table, columns, figure="metrics_figure")
-    style.require_once(table, ("variant", "metric", "task"), figure="metrics_figure")
+    table = require(table, columns, figure="metrics_figure")
+    require_once(table, ("variant", "metric", "task"), figure="metrics_figure")
     names = table["metric"].map(METRICS).fillna(table["metric"])
     tasks = list(dict.fromkeys(table["task"]))
     label = names if len(tasks) == 1 else names + "<br>" + table["task"]

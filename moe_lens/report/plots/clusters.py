@@ -6,6 +6,7 @@ from plotly.subplots import make_subplots
 
 from moe_lens.report.plots import style
 from moe_lens.report.section import Section
+from moe_lens.report.tables import require
 
 COLUMNS = ("task", "x", "y", "silhouette", "knn_accuracy", "knn_accuracy_low", "knn_accuracy_high", "chance")
 CLEAR = 0.1
@@ -24,7 +25,7 @@ def clusters_figure(table: pd.DataFrame) -> go.Figure:
     Raises:
         MoELensError: a column is missing or the table is empty.
     """
-    table = style.require(table, COLUMNS, figure="clusters_figure")
+    table = require(table, COLUMNS, figure="clusters_figure")
     table = table if "panel" in table.columns else table.assign(panel="")
     tasks, panels = list(dict.fromkeys(table["task"])), list(dict.fromkeys(table["panel"]))
     figure = make_subplots(1, len(panels), horizontal_spacing=0.02, subplot_titles=panels if any(panels) else None)

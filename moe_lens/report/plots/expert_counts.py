@@ -7,6 +7,7 @@ from plotly.subplots import make_subplots
 from moe_lens.report.plots import style
 from moe_lens.report.plots.answer_scores import VARIANTS
 from moe_lens.report.section import Section
+from moe_lens.report.tables import over_seeds, require
 
 
 def sizes_figure(table: pd.DataFrame) -> go.Figure:
@@ -21,8 +22,8 @@ def sizes_figure(table: pd.DataFrame) -> go.Figure:
         MoELensError: a column is missing, the table is empty, or a point stands there twice.
     """
     keys = ("variant", "size", "task")
-    table = style.require(table, (*keys, "em", "em_low", "em_high"), figure="sizes_figure")
-    table = style.over_seeds(table, keys, ["em"], figure="sizes_figure")
+    table = require(table, (*keys, "em", "em_low", "em_high"), figure="sizes_figure")
+    table = over_seeds(table, keys, ["em"], figure="sizes_figure")
     tuned, base = table[table["variant"] != "base"], table[table["variant"] == "base"]
     tasks = list(dict.fromkeys(table["task"]))
     figure = make_subplots(1, len(tasks), shared_yaxes=True, subplot_titles=tasks, horizontal_spacing=0.05)

@@ -6,6 +6,7 @@ from plotly.subplots import make_subplots
 
 from moe_lens.report.plots import style
 from moe_lens.report.section import Section
+from moe_lens.report.tables import require
 
 COLUMNS = ("target", "model", "gain", "em", "r", "r_low", "r_high")
 
@@ -20,7 +21,7 @@ def correlation_figure(table: pd.DataFrame) -> go.Figure:
     Raises:
         MoELensError: a column is missing or the table is empty.
     """
-    table = style.require(table, COLUMNS, figure="correlation_figure")
+    table = require(table, COLUMNS, figure="correlation_figure")
     targets = list(dict.fromkeys(table["target"]))
     figure = make_subplots(1, len(targets), shared_yaxes=True, horizontal_spacing=0.05)
     for column, (target, look) in enumerate(style.looks(targets).items(), start=1):

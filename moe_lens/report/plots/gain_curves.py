@@ -6,6 +6,7 @@ from plotly.subplots import make_subplots
 
 from moe_lens.report.plots import style
 from moe_lens.report.section import Section
+from moe_lens.report.tables import require, require_once
 
 #: column -> how it was averaged, the axis of a gain, the axis of times the base
 WAYS = {
@@ -31,9 +32,9 @@ def gains_figure(table: pd.DataFrame, *, what: str, column: str = "gain", ordere
         MoELensError: a column is missing, the table is empty, or a series has two rows for a layer (and panel).
     """
     columns = ("series", "layer", column, f"{column}_low", f"{column}_high")
-    table = style.require(table, columns, figure="gains_figure")
+    table = require(table, columns, figure="gains_figure")
     table = table if "panel" in table.columns else table.assign(panel="")
-    style.require_once(table, ("panel", "series", "layer"), figure="gains_figure")
+    require_once(table, ("panel", "series", "layer"), figure="gains_figure")
     steep = table[column].max() > STEEP
     way, gained, times = WAYS[column]
     panels, series = list(dict.fromkeys(table["panel"])), list(dict.fromkeys(table["series"]))

@@ -7,6 +7,7 @@ from moe_lens.errors import MoELensError
 from moe_lens.report.plots import style
 from moe_lens.report.plots.answer_scores import VARIANTS
 from moe_lens.report.section import Section
+from moe_lens.report.tables import over_seeds, require
 
 
 def tradeoff_figure(table: pd.DataFrame) -> go.Figure:
@@ -22,8 +23,8 @@ def tradeoff_figure(table: pd.DataFrame) -> go.Figure:
         MoELensError: a column is missing, the table is empty, there are not two tasks, or a point stands there twice.
     """
     keys = ("variant", "learning_rate", "task")
-    table = style.require(table, (*keys, "em", "em_low", "em_high"), figure="tradeoff_figure")
-    table = style.over_seeds(table, keys, ["em"], figure="tradeoff_figure")
+    table = require(table, (*keys, "em", "em_low", "em_high"), figure="tradeoff_figure")
+    table = over_seeds(table, keys, ["em"], figure="tradeoff_figure")
     tasks = list(dict.fromkeys(table["task"]))
     if len(tasks) != 2:
         raise MoELensError(f"tradeoff_figure takes two tasks, the learned one first; this table has {tasks}")

@@ -7,6 +7,7 @@ import plotly.graph_objects as go
 from moe_lens.errors import MoELensError
 from moe_lens.report.plots import style
 from moe_lens.report.section import Section
+from moe_lens.report.tables import require
 
 COLUMNS = ("intervention", "family", "size", "mode", "em", "em_low", "em_high", "n")
 
@@ -38,7 +39,7 @@ def masking_figure(rows: pd.DataFrame) -> go.Figure:
     Raises:
         MoELensError: a column is missing, nothing is masked, or there are several modes or different unmasked runs.
     """
-    masked, unmasked = _sides(style.require(rows, COLUMNS, figure="masking_figure"))
+    masked, unmasked = _sides(require(rows, COLUMNS, figure="masking_figure"))
     sizes, figure = sorted(set(masked["size"])), go.Figure()
     if not unmasked.empty:
         _draw_unmasked(figure, unmasked, edges=(-0.5, len(sizes) - 0.5))

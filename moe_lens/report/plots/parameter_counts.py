@@ -6,6 +6,7 @@ import plotly.graph_objects as go
 from moe_lens.report.plots import style
 from moe_lens.report.plots.answer_scores import VARIANTS
 from moe_lens.report.section import Section
+from moe_lens.report.tables import require, require_once
 
 
 def parameters_figure(table: pd.DataFrame) -> go.Figure:
@@ -17,8 +18,8 @@ def parameters_figure(table: pd.DataFrame) -> go.Figure:
     Raises:
         MoELensError: a column is missing, the table is empty, or a method stands twice for a model.
     """
-    table = style.require(table, ("model", "method", "trainable", "total"), figure="parameters_figure")
-    style.require_once(table, ("model", "method"), figure="parameters_figure")
+    table = require(table, ("model", "method", "trainable", "total"), figure="parameters_figure")
+    require_once(table, ("model", "method"), figure="parameters_figure")
     figure = go.Figure()
     for method, look in style.looks(table["method"], VARIANTS).items():
         figure.add_trace(_bars(table[table["method"] == method], look, name=method))

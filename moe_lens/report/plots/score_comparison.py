@@ -9,6 +9,7 @@ from plotly.subplots import make_subplots
 from moe_lens.errors import MoELensError
 from moe_lens.report.plots import style
 from moe_lens.report.section import Section
+from moe_lens.report.tables import over_seeds, require
 
 #: metric -> (axis label, axis range, the value that chance gives)
 METRICS = {
@@ -39,8 +40,8 @@ def scores_figure(table: pd.DataFrame, metrics: Sequence[str] | None = None) -> 
             f"scores_figure found no metric: it needs one of {', '.join(METRICS)}, or m, m_low and m_high; "
             f"this table has {', '.join(map(str, table.columns))}"
         )
-    table = style.require(table, ("score", *metrics), figure="scores_figure")
-    table = style.over_seeds(table, ("score",), metrics, figure="scores_figure")
+    table = require(table, ("score", *metrics), figure="scores_figure")
+    table = over_seeds(table, ("score",), metrics, figure="scores_figure")
     table = table.sort_values(metrics[0], kind="stable", ignore_index=True)
     figure = make_subplots(1, len(metrics), shared_yaxes=True, horizontal_spacing=0.045)
     for column, metric in enumerate(metrics, start=1):

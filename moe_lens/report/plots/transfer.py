@@ -5,6 +5,7 @@ import plotly.graph_objects as go
 
 from moe_lens.report.plots import style
 from moe_lens.report.section import Section
+from moe_lens.report.tables import require, require_once
 
 COLUMNS = ("trained", "task", "em_gain", "em_gain_low", "em_gain_high")
 
@@ -19,8 +20,8 @@ def transfer_figure(table: pd.DataFrame) -> go.Figure:
     Raises:
         MoELensError: a column is missing, the table is empty, or a pair stands there twice.
     """
-    table = style.require(table, COLUMNS, figure="transfer_figure")
-    style.require_once(table, ("trained", "task"), figure="transfer_figure")
+    table = require(table, COLUMNS, figure="transfer_figure")
+    require_once(table, ("trained", "task"), figure="transfer_figure")
     rows, columns = list(dict.fromkeys(table["trained"])), list(dict.fromkeys(table["task"]))
     cells = table.assign(text=style.hover(table)).pivot(index="trained", columns="task").loc[rows[::-1]]
     figure = go.Figure(_map(cells, columns))

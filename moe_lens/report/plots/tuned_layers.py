@@ -7,6 +7,7 @@ from plotly.subplots import make_subplots
 from moe_lens.errors import MoELensError
 from moe_lens.report.plots import style
 from moe_lens.report.section import Section
+from moe_lens.report.tables import over_seeds, require
 
 KINDS = {"single": "only this layer", "first": "this layer and all below"}
 
@@ -22,8 +23,8 @@ def layers_figure(table: pd.DataFrame) -> go.Figure:
     Raises:
         MoELensError: a column is missing, no layer was tuned, or a model stands there twice.
     """
-    table = style.require(table, ("kind", "layer", "em", "em_low", "em_high"), figure="layers_figure")
-    table = style.over_seeds(table, ("kind", "layer"), ["em"], figure="layers_figure")
+    table = require(table, ("kind", "layer", "em", "em_low", "em_high"), figure="layers_figure")
+    table = over_seeds(table, ("kind", "layer"), ["em"], figure="layers_figure")
     kinds = [kind for kind in KINDS if (table["kind"] == kind).any()]
     if not kinds:
         raise MoELensError(f"layers_figure got no tuned layer: no row's kind is {' or '.join(map(repr, KINDS))}")

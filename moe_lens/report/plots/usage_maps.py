@@ -7,6 +7,7 @@ from plotly.subplots import make_subplots
 
 from moe_lens.report.plots import style
 from moe_lens.report.section import Section
+from moe_lens.report.tables import require, require_once
 
 COLUMNS = ("layer", "expert", "score")
 CELL = {"tall": 30, "flat": 13}  # pixels per layer, for models of few and of many layers
@@ -35,9 +36,9 @@ def usage_figure(
     Raises:
         MoELensError: a column is missing, the table is empty, or an expert has two scores in one panel.
     """
-    table = style.require(table, COLUMNS, figure="usage_figure")
+    table = require(table, COLUMNS, figure="usage_figure")
     table = table if "panel" in table.columns else table.assign(panel="")
-    style.require_once(table, ("panel", "layer", "expert"), figure="usage_figure")
+    require_once(table, ("panel", "layer", "expert"), figure="usage_figure")
     panels, layers = list(dict.fromkeys(table["panel"])), sorted(set(table["layer"]))
     map_height = max(110, len(layers) * CELL["tall" if len(layers) <= 8 else "flat"])
     inner = len(panels) * (map_height + GAP) - GAP
@@ -64,7 +65,7 @@ def _usage_map(table: pd.DataFrame) -> go.Figure:
 
 def _score_map(table: pd.DataFrame) -> go.Figure:
     """The map of one named score, the name standing in the column `name`."""
-    style.require(table, ("name",), figure="the map of a score")
+    require(table, ("name",), figure="the map of a score")
     return usage_figure(table, label=f"score {table['name'].iloc[0]}")
 
 
@@ -122,7 +123,7 @@ def _draw_map(figure: go.Figure, part: pd.DataFrame, row: int, *, layers: list[i
 
 def _draw_outlines(figure: go.Figure, marks: pd.DataFrame, row: int, *, layers: list[int], name: str) -> None:
     """A frame around each marked cell: one line, broken between the frames."""
-    style.require(marks, ("layer", "expert"), figure="usage_figure's marks")
+    require(marks, ("layer", "expert"), figure="usage_figure's marks")
     x: list[float | None] = []
     y: list[float | None] = []
     for layer, expert in zip(marks["layer"], marks["expert"], strict=True):

@@ -4,8 +4,8 @@ import pandas as pd
 
 from moe_lens.errors import MoELensError
 from moe_lens.report.document import View, view
-from moe_lens.report.plots import style
 from moe_lens.report.section import Section
+from moe_lens.report.tables import require
 
 COLUMNS = ("position", "token", "part", "layer", "attention")
 
@@ -26,7 +26,7 @@ def attention_view(
     note: what is to be said of the case, such as both answers.
     Raises MoELensError for a table that lacks a column, or for different prompts or layers.
     """
-    tables = [style.require(table, COLUMNS, figure="attention_view") for table in (base, tuned)]
+    tables = [require(table, COLUMNS, figure="attention_view") for table in (base, tuned)]
     keys = ["layer", "position"]
     first, second = (table.sort_values(keys).reset_index(drop=True) for table in tables)
     if not first[[*keys, "token"]].equals(second[[*keys, "token"]]):
@@ -46,7 +46,7 @@ def attention_view(
 
 def attention_case_view(table: pd.DataFrame) -> View:
     """The first case of a table of several."""
-    style.require(table, ("case", "model", "note"), figure="the attention of a case")
+    require(table, ("case", "model", "note"), figure="the attention of a case")
     case = table[table["case"] == table["case"].iloc[0]]
     base, tuned = (case[case["model"] == model] for model in ("base", "tuned"))
     return attention_view(base, tuned, note=case["note"].iloc[0])

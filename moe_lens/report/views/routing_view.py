@@ -7,7 +7,7 @@ import pandas as pd
 
 from moe_lens.errors import MoELensError
 from moe_lens.report.document import View, view
-from moe_lens.report.plots import style
+from moe_lens.report.tables import require
 from moe_lens.report.views.tokens import experts_of_tokens
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def routing_view(panels: Mapping[str, pd.DataFrame], *, title: str = "Which expe
     """
     if not panels:
         raise MoELensError("a view needs one or more panels; got none")
-    tables = {name: style.require(table, COLUMNS, figure="routing_view") for name, table in panels.items()}
+    tables = {name: require(table, COLUMNS, figure="routing_view") for name, table in panels.items()}
     first = next(iter(tables.values()))
     tokens = first.drop_duplicates("position").sort_values("position")
     for name, table in tables.items():
