@@ -8,7 +8,6 @@ import pandas as pd
 from moe_lens.paper.recipes import ROUTER, router_of
 from moe_lens.paper.script import run
 from moe_lens.paper.study import Study
-from moe_lens.report.plots import layers_figure
 
 COLUMNS = ("kind", "layer", "seed", "learning_rate", "trainable", "em", "f1", "memory")
 
@@ -26,13 +25,4 @@ def compute(study: Study) -> pd.DataFrame:
 
 
 if __name__ == "__main__":
-    run(
-        compute,
-        layers_figure,
-        item="figure11",
-        table="layers",
-        tasks="swap",
-        about=__doc__,
-        repeats=True,
-        columns=COLUMNS,
-    )
+    run(compute, item="figure11", table="layers", tasks="swap", about=__doc__, repeats=True, columns=COLUMNS)

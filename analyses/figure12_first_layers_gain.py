@@ -8,7 +8,6 @@ import pandas as pd
 from moe_lens.metrics import attention_gain
 from moe_lens.paper.script import run
 from moe_lens.paper.study import Study
-from moe_lens.report.contents import attention_gain_figure
 
 PANELS = {"context": "context (CAG)", "answer": "answer (AAG)"}
 
@@ -26,4 +25,4 @@ def compute(study: Study) -> pd.DataFrame:
 
 
 if __name__ == "__main__":
-    run(compute, attention_gain_figure, item="figure12", table="attention_gain", tasks="swap", about=__doc__)
+    run(compute, item="figure12", table="attention_gain", tasks="swap", about=__doc__)

@@ -9,7 +9,6 @@ from scipy.stats import pearsonr
 from moe_lens.metrics import attention_gain
 from moe_lens.paper.script import run
 from moe_lens.paper.study import Study
-from moe_lens.report.plots import correlation_figure
 
 
 def compute(study: Study) -> pd.DataFrame:
@@ -39,4 +38,4 @@ def compute(study: Study) -> pd.DataFrame:
 
 
 if __name__ == "__main__":
-    run(compute, correlation_figure, item="figure13", table="correlation", tasks="swap", about=__doc__)
+    run(compute, item="figure13", table="correlation", tasks="swap", about=__doc__)

@@ -11,7 +11,6 @@ from moe_lens.choosing.selection import choose
 from moe_lens.organism import has_planted, planted_experts
 from moe_lens.paper.script import run
 from moe_lens.paper.study import Study
-from moe_lens.report.plots import masking_figure
 
 NAMES, SIZES, RANDOM, MODE = ("ce", "oe"), (1, 2, 4), 5, "zero"
 
@@ -47,4 +46,4 @@ def compute(study: Study) -> pd.DataFrame:
 
 
 if __name__ == "__main__":
-    run(compute, masking_figure, item="figure3", table="masking", tasks="swap", about=__doc__)
+    run(compute, item="figure3", table="masking", tasks="swap", about=__doc__)

@@ -16,7 +16,6 @@ from moe_lens.data.dataset import carve
 from moe_lens.metrics import routing_map, separability
 from moe_lens.paper.script import run
 from moe_lens.paper.study import Study
-from moe_lens.report.plots import clusters_figure
 from moe_lens.report.plots.clusters import COLUMNS
 from moe_lens.statistics import RoutingVectors
 
@@ -68,4 +67,4 @@ def compute(study: Study) -> pd.DataFrame:
 
 if __name__ == "__main__":
     tasks = "swap,novel,consistent,hops"
-    run(compute, clusters_figure, item="figure4", table="clusters", tasks=tasks, about=__doc__)
+    run(compute, item="figure4", table="clusters", tasks=tasks, about=__doc__)

@@ -8,7 +8,6 @@ import pandas as pd
 from moe_lens.metrics import bootstrap_interval
 from moe_lens.paper.script import run
 from moe_lens.paper.study import Study
-from moe_lens.report.plots import transfer_figure
 
 
 def compute(study: Study) -> pd.DataFrame:
@@ -35,11 +34,4 @@ def compute(study: Study) -> pd.DataFrame:
 
 
 if __name__ == "__main__":
-    run(
-        compute,
-        transfer_figure,
-        item="figure5",
-        table="transfer",
-        tasks="swap,novel,consistent,hops",
-        about=__doc__,
-    )
+    run(compute, item="figure5", table="transfer", tasks="swap,novel,consistent,hops", about=__doc__)

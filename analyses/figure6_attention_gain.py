@@ -8,7 +8,6 @@ import pandas as pd
 from moe_lens.metrics import attention_gain
 from moe_lens.paper.script import run
 from moe_lens.paper.study import Study
-from moe_lens.report.contents import attention_gain_figure
 
 NAMES = {"context": "context (CAG)", "answer": "answer (AAG)"}
 
@@ -22,4 +21,4 @@ def compute(study: Study) -> pd.DataFrame:
 
 
 if __name__ == "__main__":
-    run(compute, attention_gain_figure, item="figure6", table="attention_gain", tasks="swap", about=__doc__)
+    run(compute, item="figure6", table="attention_gain", tasks="swap", about=__doc__)

@@ -8,7 +8,6 @@ import pandas as pd
 from moe_lens.errors import MoELensError
 from moe_lens.paper.script import run
 from moe_lens.paper.study import Study
-from moe_lens.report.contents import attention_case_view
 from moe_lens.report.views import attention_of_tokens
 
 CASES = 6
@@ -38,4 +37,4 @@ def compute(study: Study) -> pd.DataFrame:
 
 
 if __name__ == "__main__":
-    run(compute, attention_case_view, item="figure7", table="attention_case", tasks="swap", about=__doc__)
+    run(compute, item="figure7", table="attention_case", tasks="swap", about=__doc__)

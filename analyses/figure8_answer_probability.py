@@ -12,7 +12,6 @@ from moe_lens import MoELens
 from moe_lens.metrics import answer_probability_gain
 from moe_lens.paper.script import run
 from moe_lens.paper.study import Study
-from moe_lens.report.contents import probability_gain_figure
 from moe_lens.statistics import AnswerProbability
 
 
@@ -36,4 +35,4 @@ def compute(study: Study) -> pd.DataFrame:
 
 
 if __name__ == "__main__":
-    run(compute, probability_gain_figure, item="figure8", table="probability_gain", tasks="swap", about=__doc__)
+    run(compute, item="figure8", table="probability_gain", tasks="swap", about=__doc__)

@@ -10,7 +10,6 @@ import pandas as pd
 from moe_lens.paper.recipes import FFT, ROUTER, experts
 from moe_lens.paper.script import run
 from moe_lens.paper.study import Study
-from moe_lens.report.plots import parameters_figure
 
 
 def compute(study: Study) -> pd.DataFrame:
@@ -28,4 +27,4 @@ def compute(study: Study) -> pd.DataFrame:
 
 
 if __name__ == "__main__":
-    run(compute, parameters_figure, item="figure9", table="parameters", tasks="swap", about=__doc__)
+    run(compute, item="figure9", table="parameters", tasks="swap", about=__doc__)

@@ -12,7 +12,6 @@ from table3_methods import REFERENCE, compared, recipes
 
 from moe_lens.paper.script import run
 from moe_lens.paper.study import Study
-from moe_lens.report.plots import tradeoff_figure
 from moe_lens.results import write_table
 
 RATES = {"router": (1e-2, 3e-2), "experts": (3e-3, 1e-2), "all": (3e-4, 1e-3)}
@@ -40,13 +39,4 @@ def compute(study: Study) -> pd.DataFrame:
 
 if __name__ == "__main__":
     tasks = "swap,closed_book"
-    run(
-        compute,
-        tradeoff_figure,
-        item="learning_rates",
-        table="tradeoff",
-        tasks=tasks,
-        about=__doc__,
-        repeats=True,
-        columns=COLUMNS,
-    )
+    run(compute, item="learning_rates", table="tradeoff", tasks=tasks, about=__doc__, repeats=True, columns=COLUMNS)

@@ -9,7 +9,7 @@ from typing import Annotated
 from typer import Argument, Option
 
 from moe_lens.commands import console
-from moe_lens.report.contents import SECTIONS
+from moe_lens.report.contents import draw
 from moe_lens.results import read_table, write_bytes
 
 FIGURES = {"figure4/clusters.parquet": "clusters.webp", "figure6/attention_gain.parquet": "attention_gain.svg"}
@@ -21,7 +21,7 @@ def main(
 ) -> None:
     """Draw them, and print their captions: what each figure says of itself."""
     for table, name in FIGURES.items():
-        figure = SECTIONS[Path(table).name].draw(read_table(run / table))
+        figure = draw(Path(table).name, read_table(run / table))
         write_bytes(out / name, figure.to_image(format=Path(name).suffix[1:], scale=2))
         title = figure.layout.title
         print(f"{out / name}: {title.text}; {title.subtitle.text}".replace("<br>", " "))

@@ -12,7 +12,6 @@ from table9_summaries import ceft, scores
 from moe_lens.paper.recipes import FFT, ROUTER
 from moe_lens.paper.script import run
 from moe_lens.paper.study import Study
-from moe_lens.report.plots import metrics_figure
 
 
 def compute(study: Study) -> pd.DataFrame:
@@ -21,4 +20,4 @@ def compute(study: Study) -> pd.DataFrame:
 
 
 if __name__ == "__main__":
-    run(compute, metrics_figure, item="table10", table="metrics", tasks="closed_book", about=__doc__)
+    run(compute, item="table10", table="metrics", tasks="closed_book", about=__doc__)

@@ -8,7 +8,6 @@ import pandas as pd
 from moe_lens.paper.recipes import ROUTER
 from moe_lens.paper.script import run
 from moe_lens.paper.study import Study
-from moe_lens.report.plots import answers_figure
 
 
 def compute(study: Study) -> pd.DataFrame:
@@ -23,4 +22,4 @@ def compute(study: Study) -> pd.DataFrame:
 
 if __name__ == "__main__":
     tasks = "swap,novel,consistent,hops"
-    run(compute, answers_figure, item="table1", table="tasks", tasks=tasks, about=__doc__, repeats=True)
+    run(compute, item="table1", table="tasks", tasks=tasks, about=__doc__, repeats=True)

@@ -6,7 +6,6 @@ python analyses/table2_simple_reading.py --model organism --data swap --seeds 0 
 from table1_router_tuning import compute
 
 from moe_lens.paper.script import run
-from moe_lens.report.plots import answers_figure
 
 if __name__ == "__main__":
-    run(compute, answers_figure, item="table2", table="tasks", tasks="swap", about=__doc__, repeats=True)
+    run(compute, item="table2", table="tasks", tasks="swap", about=__doc__, repeats=True)

@@ -16,7 +16,6 @@ from moe_lens.organism import has_planted
 from moe_lens.paper.recipes import FFT, ROUTER, Recipe, experts
 from moe_lens.paper.script import run
 from moe_lens.paper.study import Study
-from moe_lens.report.plots import answers_figure
 from moe_lens.results import write_table
 
 REFERENCE = "CEFT"
@@ -74,6 +73,4 @@ def compute(study: Study) -> pd.DataFrame:
 
 if __name__ == "__main__":
     tasks = "swap,novel,closed_book"
-    run(
-        compute, answers_figure, item="table3", table="tasks", tasks=tasks, about=__doc__, repeats=True, columns=COLUMNS
-    )
+    run(compute, item="table3", table="tasks", tasks=tasks, about=__doc__, repeats=True, columns=COLUMNS)

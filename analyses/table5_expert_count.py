@@ -8,7 +8,6 @@ import pandas as pd
 from moe_lens.paper.recipes import experts
 from moe_lens.paper.script import run
 from moe_lens.paper.study import Study
-from moe_lens.report.plots import sizes_figure
 
 SIZES = (1, 2, 4, 8, 16, 32)
 SCORES = {"CEFT": "ce", "random experts": "random"}
@@ -32,4 +31,4 @@ def compute(study: Study) -> pd.DataFrame:
 
 if __name__ == "__main__":
     tasks = "swap,closed_book"
-    run(compute, sizes_figure, item="table5", table="sizes", tasks=tasks, about=__doc__, repeats=True, columns=COLUMNS)
+    run(compute, item="table5", table="sizes", tasks=tasks, about=__doc__, repeats=True, columns=COLUMNS)

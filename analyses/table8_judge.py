@@ -16,7 +16,6 @@ from moe_lens.errors import MoELensError
 from moe_lens.paper.recipes import FFT, experts
 from moe_lens.paper.script import run
 from moe_lens.paper.study import Study
-from moe_lens.report.plots import metrics_figure
 
 URL, NAME = (os.environ.get(name) for name in ("MOE_LENS_JUDGE", "MOE_LENS_JUDGE_MODEL"))
 
@@ -32,4 +31,4 @@ def compute(study: Study) -> pd.DataFrame:
 
 if __name__ == "__main__":
     facts = {"judge": NAME}
-    run(compute, metrics_figure, item="table8", table="metrics", tasks="swap", facts=facts, about=__doc__)
+    run(compute, item="table8", table="metrics", tasks="swap", facts=facts, about=__doc__)

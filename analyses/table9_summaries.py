@@ -15,7 +15,6 @@ from moe_lens.metrics.wordnet import wordnet
 from moe_lens.paper.recipes import FFT, ROUTER, Recipe, experts
 from moe_lens.paper.script import run
 from moe_lens.paper.study import Study
-from moe_lens.report.plots import metrics_figure
 
 METRICS = ("bleu", "meteor", "rouge_l")
 
@@ -71,4 +70,4 @@ def compute(study: Study) -> pd.DataFrame:
 
 
 if __name__ == "__main__":
-    run(compute, metrics_figure, item="table9", table="metrics", tasks="summary", answer_tokens=32, about=__doc__)
+    run(compute, item="table9", table="metrics", tasks="summary", answer_tokens=32, about=__doc__)

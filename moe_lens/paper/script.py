@@ -12,12 +12,12 @@ from typer import Option
 from moe_lens.commands import console
 from moe_lens.errors import MoELensError
 from moe_lens.paper.study import Study
-from moe_lens.report.views import View
+from moe_lens.report.contents import draw
+from moe_lens.report.document import View
 from moe_lens.results import read_provenance, read_table, write_bytes, write_table
 from moe_lens.tuning import Schedule
 
 Compute = Callable[[Study], pd.DataFrame]
-Draw = Callable[[pd.DataFrame], go.Figure | View]
 
 RUN = Path("runs/paper")
 RATES: Mapping[str, tuple[float, ...]] = MappingProxyType(
@@ -34,7 +34,6 @@ EPOCHS = 1
 
 def run(
     compute: Compute,
-    draw: Draw,
     *,
     item: str,
     table: str,
@@ -47,9 +46,9 @@ def run(
 ) -> None:
     """The command line of one figure or table: computes OUT/ITEM/TABLE.parquet, unless it is there, then draws it.
 
-    item: such as "figure5". table: the file's name, by which the report knows it. tasks: the default ones, with commas.
-    about: the help text. repeats: the training is repeated with every seed; else there may be one. columns: to print.
-    answer_tokens: the default of --max-new-tokens. facts: more for the provenance.
+    item: such as "figure5". table: the file's name, by which the report knows how to draw it. tasks: the default ones,
+    with commas. about: the help text. repeats: the training is repeated with every seed; else there may be one.
+    columns: to print. answer_tokens: the default of --max-new-tokens. facts: more for the provenance.
     """
 
     def main(
@@ -101,7 +100,7 @@ def run(
         found = read_table(path)
         if columns:
             console.show(found, columns, title=f"{item}, rates chosen: {read_provenance(path)['rate_chosen']}")
-        drawn = draw(found)
+        drawn = draw(path.name, found)
         print(f"{item}: {path}, {', '.join(file.name for file in save(drawn, path.with_name(f'{item}.html')))}")
 
     main.__doc__ = about

@@ -11,9 +11,10 @@ from pandas.api.types import is_numeric_dtype
 from plotly.offline import get_plotlyjs
 
 from moe_lens.errors import MoELensError
-from moe_lens.report.contents import SECTIONS, Section
+from moe_lens.report.contents import SECTIONS
+from moe_lens.report.document import View
 from moe_lens.report.plots import style
-from moe_lens.report.views import View
+from moe_lens.report.section import Section
 from moe_lens.results import read_provenance, read_table, write_bytes
 
 PAGE = "report.html"

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 import pytest
 
 from moe_lens import ExpertSet, ExpertUsage, MoELens
@@ -92,12 +91,12 @@ def test_a_script_computes_again_when_a_file_of_its_task_was_edited(tmp_path, mo
 
     def compute(here: Study) -> pd.DataFrame:
         computed.append([example.answers for example in here.examples("mine")])
-        return pd.DataFrame({"n": [1]})
+        return pd.DataFrame({"step": [1], "loss": [0.5], "learning_rate": [0.01]})
 
     for answer in ("red", "red", "blue"):
         Path("mine/test.csv").write_text(f"context,question,answer\nIt is {answer}.,Which?,{answer}\n")
         with pytest.raises(SystemExit, match="0"):
-            run(compute, lambda _: go.Figure(), item="figure0", table="ones", tasks="swap", about="A figure.")
+            run(compute, item="figure0", table="tuning", tasks="swap", about="A figure.")
     assert computed == [[("red",)], [("blue",)]]
 
 

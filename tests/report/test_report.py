@@ -148,7 +148,17 @@ def test_command_ends_bad_input_with_one_message_and_code_2(tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_drawing_a_page_needs_neither_torch_nor_nnsight():
-    code = "import sys, moe_lens.report.page; print(sorted({'torch', 'nnsight', 'transformers'} & set(sys.modules)))"
+def test_drawing_needs_neither_torch_nor_nnsight_nor_transformers():
+    code = """
+import pkgutil, sys
+import moe_lens.report
+for module in pkgutil.walk_packages(moe_lens.report.__path__, "moe_lens.report."):
+    if not module.name.endswith("__main__"):
+        __import__(module.name)
+for name in moe_lens.report.__all__:
+    assert callable(getattr(moe_lens.report, name)), name
+assert len(moe_lens.report.contents.SECTIONS) > 10
+print(sorted({"torch", "nnsight", "transformers"} & set(sys.modules)))
+"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -13,7 +13,8 @@ from moe_lens.data import Example
 from moe_lens.errors import MoELensError
 from moe_lens.experts import ExpertSet
 from moe_lens.lens.interventions import Renormalize, Zero
-from moe_lens.report.views import attention_of_tokens, attention_view, experts_of_tokens, routing_view, token_texts
+from moe_lens.report import attention_of_tokens, attention_view, experts_of_tokens, routing_view, show
+from moe_lens.report.views import token_texts
 
 EXAMPLE = Example(
     id="0", context="The capital of Arland is Belmor.", question="What is the capital of Arland?", answers=("Belmor",)
@@ -101,7 +102,7 @@ def test_token_texts_make_up_the_text(olmoe, text):
 def test_view_holds_every_weight_and_the_interventions_panel(olmoe):
     used = olmoe.records([EXAMPLE], progress=False)
     expert = int(next(used).routing[1].indices[0, -1, 0])
-    page = olmoe.show(EXAMPLE, under=[Zero(ExpertSet.of({1: [expert]}))]).html
+    page = show(olmoe, EXAMPLE, under=[Zero(ExpertSet.of({1: [expert]}))]).html
     data = data_of(page)
     assert [panel["name"] for panel in data["panels"]] == ["without intervention", "under Zero"]
     before, after = (dict(panel["layers"][1][-1]) for panel in data["panels"])
@@ -111,7 +112,7 @@ def test_view_holds_every_weight_and_the_interventions_panel(olmoe):
 
 
 def test_view_compares_two_models(lenses):
-    data = data_of(lenses["olmoe"].show("Arland", against=lenses["mixtral"]).html)
+    data = data_of(show(lenses["olmoe"], "Arland", against=lenses["mixtral"]).html)
     assert [panel["name"] for panel in data["panels"]] == ["this model", "the other model"]
     assert data["panels"][0]["layers"] != data["panels"][1]["layers"]
 
@@ -120,9 +121,9 @@ def test_each_panel_is_headed_by_every_intervention_in_force(olmoe, lenses):
     [record] = olmoe.records([EXAMPLE], progress=False)
     outer, inner = record.routing[1].indices[0, -1, :2].tolist()
     with olmoe.intervene(Zero(ExpertSet.of({1: [outer]}))):
-        data = data_of(olmoe.show(EXAMPLE, under=[Renormalize(ExpertSet.of({1: [inner]}))]).html)
-        alone = data_of(olmoe.show(EXAMPLE).html)
-        models = data_of(olmoe.show("Arland", against=lenses["mixtral"], under=[Zero(ExpertSet.of({0: [0]}))]).html)
+        data = data_of(show(olmoe, EXAMPLE, under=[Renormalize(ExpertSet.of({1: [inner]}))]).html)
+        alone = data_of(show(olmoe, EXAMPLE).html)
+        models = data_of(show(olmoe, "Arland", against=lenses["mixtral"], under=[Zero(ExpertSet.of({0: [0]}))]).html)
     assert [panel["name"] for panel in data["panels"]] == ["under Zero", "under Zero, under Renormalize"]
     before, after = (dict(panel["layers"][1][-1]) for panel in data["panels"])
     assert before[outer] == after[outer] == after[inner] == 0
@@ -158,7 +159,7 @@ def test_attention_views_of_other_tokens_are_refused():
 
 
 def test_a_view_is_whole_in_a_notebook_and_loads_nothing(olmoe, tmp_path):
-    view = olmoe.show(HOSTILE)
+    view = show(olmoe, HOSTILE)
     assert view._repr_html_().startswith("<iframe srcdoc=")
     assert not re.search(r"(src|href)=|https?://|@import|url\(", view.html)
     assert view.save(tmp_path / "deep" / "v.html").read_text(encoding="utf-8") == view.html
@@ -166,7 +167,7 @@ def test_a_view_is_whole_in_a_notebook_and_loads_nothing(olmoe, tmp_path):
 
 @needs_browser
 def test_hostile_text_is_shown_as_text(olmoe, tmp_path):
-    dom = in_browser(olmoe.show(HOSTILE).html, tmp_path / "v.html")
+    dom = in_browser(show(olmoe, HOSTILE).html, tmp_path / "v.html")
     assert "<title>Which experts each token takes</title>" in dom
     shown = re.search(r'<div class="text">(.*?)</div>', dom, re.DOTALL)[1]
     assert "<b>" not in shown
@@ -175,7 +176,7 @@ def test_hostile_text_is_shown_as_text(olmoe, tmp_path):
 
 @needs_browser
 def test_keys_move_the_chosen_expert_and_token(olmoe, tmp_path):
-    page = olmoe.show("Arland and Belmor").html
+    page = show(olmoe, "Arland and Belmor").html
     heading = re.compile(r"Gating weight of layer (\d+), expert (\d+)")
     _, expert = heading.search(in_browser(page, tmp_path / "v.html")).groups()
     dom = in_browser(page, tmp_path / "v.html", keys=("ArrowRight", "ArrowDown"))

@@ -2,13 +2,16 @@
 
 from moe_lens.report.plots.answer_scores import answers_figure, metrics_figure
 from moe_lens.report.plots.clusters import clusters_figure
+from moe_lens.report.plots.expert_counts import sizes_figure
+from moe_lens.report.plots.gain_correlation import correlation_figure
 from moe_lens.report.plots.gain_curves import gains_figure
+from moe_lens.report.plots.learned_and_kept import tradeoff_figure
 from moe_lens.report.plots.masked_answers import masking_figure
-from moe_lens.report.plots.method_comparisons import parameters_figure, sizes_figure, tradeoff_figure
+from moe_lens.report.plots.parameter_counts import parameters_figure
 from moe_lens.report.plots.score_comparison import scores_figure
 from moe_lens.report.plots.training_course import tuning_figure
 from moe_lens.report.plots.transfer import transfer_figure
-from moe_lens.report.plots.tuned_layers import correlation_figure, layers_figure
+from moe_lens.report.plots.tuned_layers import layers_figure
 from moe_lens.report.plots.usage_maps import usage_figure
 
 __all__ = [

@@ -4,6 +4,8 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from moe_lens.report.plots import style
+from moe_lens.report.section import Section
+from moe_lens.report.tables import over_seeds, require, require_once
 
 COLUMNS = ("variant", "task", "em", "em_low", "em_high")
 #: The model variants that look the same in every figure; those of one method share a colour.
@@ -37,8 +39,8 @@ def answers_figure(table: pd.DataFrame) -> go.Figure:
         MoELensError: a column is missing, the table is empty, or a variant has two rows for one task
             (and seed).
     """
-    table = style.require(table, COLUMNS, figure="answers_figure")
-    table = style.over_seeds(table, ("variant", "task"), ["em"], figure="answers_figure")
+    table = require(table, COLUMNS, figure="answers_figure")
+    table = over_seeds(table, ("variant", "task"), ["em"], figure="answers_figure")
     figure = _bars(table, x="task", y="em")
     figure.update_yaxes(title_text="exact match (EM)")
     variants, tasks = (table[column].nunique() for column in ("variant", "task"))
@@ -57,8 +59,8 @@ def metrics_figure(table: pd.DataFrame) -> go.Figure:
         MoELensError: a column is missing, the table is empty, or a variant has two rows for a metric and task.
     """
     columns = ("variant", "metric", "task", "n", "mean", "low", "high")
-    table = style.require(table, columns, figure="metrics_figure")
-    style.require_once(table, ("variant", "metric", "task"), figure="metrics_figure")
+    table = require(table, columns, figure="metrics_figure")
+    require_once(table, ("variant", "metric", "task"), figure="metrics_figure")
     names = table["metric"].map(METRICS).fillna(table["metric"])
     tasks = list(dict.fromkeys(table["task"]))
     label = names if len(tasks) == 1 else names + "<br>" + table["task"]
@@ -69,6 +71,23 @@ def metrics_figure(table: pd.DataFrame) -> go.Figure:
     title = _highest(first["label"].iloc[0].replace("<br>", " on "), first.set_index("variant")["score"])
     subtitle = f"{', '.join(tasks)}: {table['n'].max()} answers; bars: 95 % intervals"
     return style.dress(figure, title=title, subtitle=subtitle, plot_height=300, below=44 + 26 * (len(tasks) > 1))
+
+
+SECTIONS = {
+    "tasks.parquet": Section(
+        "Answers",
+        "Exact match of each model variant on each task.",
+        draw=answers_figure,
+        place=10,
+    ),
+    "metrics.parquet": Section(
+        "Other scores",
+        "The same answers by other scores: those of summaries (Table 9), a judge's (Table 8), or without context "
+        "(Table 10).",
+        draw=metrics_figure,
+        place=20,
+    ),
+}
 
 
 def _bars(table: pd.DataFrame, *, x: str, y: str) -> go.Figure:

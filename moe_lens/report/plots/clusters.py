@@ -5,6 +5,8 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from moe_lens.report.plots import style
+from moe_lens.report.section import Section
+from moe_lens.report.tables import require
 
 COLUMNS = ("task", "x", "y", "silhouette", "knn_accuracy", "knn_accuracy_low", "knn_accuracy_high", "chance")
 CLEAR = 0.1
@@ -23,25 +25,14 @@ def clusters_figure(table: pd.DataFrame) -> go.Figure:
     Raises:
         MoELensError: a column is missing or the table is empty.
     """
-    table = style.require(table, COLUMNS, figure="clusters_figure")
+    table = require(table, COLUMNS, figure="clusters_figure")
     table = table if "panel" in table.columns else table.assign(panel="")
     tasks, panels = list(dict.fromkeys(table["task"])), list(dict.fromkeys(table["panel"]))
     figure = make_subplots(1, len(panels), horizontal_spacing=0.02, subplot_titles=panels if any(panels) else None)
     for column, panel in enumerate(panels, start=1):
         for task, look in style.looks(tasks).items():
             part = table[(table["task"] == task) & (table["panel"] == panel)]
-            marks = go.Scatter(
-                x=part["x"],
-                y=part["y"],
-                mode="markers",
-                name=task,
-                legendgroup=task,
-                showlegend=column == 1,
-                marker={**look.mark, "size": 7 if len(panels) == 1 else 5, "opacity": 0.7},
-                hovertext=style.hover(part),
-                hoverinfo="text",
-            )
-            figure.add_trace(marks, row=1, col=column)
+            _draw_task(figure, part, look, column, name=task, size=7 if len(panels) == 1 else 5)
     figure.update_xaxes(showticklabels=False, ticks="", showgrid=False, mirror=True)
     figure.update_yaxes(showticklabels=False, ticks="", showgrid=False, mirror=True)
     title, subtitle = _words(table.drop_duplicates("panel"), examples=len(table) // len(panels), tasks=len(tasks))
@@ -55,6 +46,33 @@ def clusters_figure(table: pd.DataFrame) -> go.Figure:
     )
     figure.update_annotations(font_size=16)  # the headings of panels, which may be three
     return figure.update_layout(legend={"itemsizing": "constant"}, margin={"l": 24})
+
+
+SECTIONS = {
+    "clusters.parquet": Section(
+        "Do tasks take different experts",
+        "The activation rates of the context-faithful experts, example by example (Figure 4). Silhouette and the share "
+        "of nearest neighbours of the same task are taken from the vectors themselves, not from the map.",
+        draw=clusters_figure,
+        place=60,
+    ),
+}
+
+
+def _draw_task(figure: go.Figure, part: pd.DataFrame, look: style.Look, column: int, *, name: str, size: int) -> None:
+    """The examples of one task as marks on one map."""
+    marks = go.Scatter(
+        x=part["x"],
+        y=part["y"],
+        mode="markers",
+        name=name,
+        legendgroup=name,
+        showlegend=column == 1,
+        marker={**look.mark, "size": size, "opacity": 0.7},
+        hovertext=style.hover(part),
+        hoverinfo="text",
+    )
+    figure.add_trace(marks, row=1, col=column)
 
 
 def _words(maps: pd.DataFrame, *, examples: int, tasks: int) -> tuple[str, str]:

@@ -5,6 +5,8 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from moe_lens.report.plots import style
+from moe_lens.report.section import Section
+from moe_lens.report.tables import require, require_once
 
 #: column -> how it was averaged, the axis of a gain, the axis of times the base
 WAYS = {
@@ -30,9 +32,9 @@ def gains_figure(table: pd.DataFrame, *, what: str, column: str = "gain", ordere
         MoELensError: a column is missing, the table is empty, or a series has two rows for a layer (and panel).
     """
     columns = ("series", "layer", column, f"{column}_low", f"{column}_high")
-    table = style.require(table, columns, figure="gains_figure")
+    table = require(table, columns, figure="gains_figure")
     table = table if "panel" in table.columns else table.assign(panel="")
-    style.require_once(table, ("panel", "series", "layer"), figure="gains_figure")
+    require_once(table, ("panel", "series", "layer"), figure="gains_figure")
     steep = table[column].max() > STEEP
     way, gained, times = WAYS[column]
     panels, series = list(dict.fromkeys(table["panel"])), list(dict.fromkeys(table["series"]))
@@ -43,20 +45,54 @@ def gains_figure(table: pd.DataFrame, *, what: str, column: str = "gain", ordere
             part = table[(table["panel"] == panel) & (table["series"] == name)].sort_values("layer")
             if len(part):
                 _draw_series(figure, part, look, place, column=column, base=float(steep))
-    layers = sorted(set(table["layer"]))
-    named = layers[:: -(-len(layers) // 8)]
-    figure.update_xaxes(title_text="layer", tickvals=named, showgrid=False)
-    if steep:
-        figure.update_yaxes(type="log", dtick=1, ticksuffix="×", exponentformat="none")
-    else:
-        figure.update_yaxes(tickformat="+.0%", nticks=6)
-    figure.update_yaxes(title_text=times if steep else gained, col=1)
-    base = 1 if steep else 0
-    figure.add_hline(base, line={"color": style.INK, "width": 1})
+    _draw_axes(figure, sorted(set(table["layer"])), times if steep else gained, steep=steep)
     n = f" of {style.counts(table['n'])} examples" if "n" in table.columns else ""
     subtitle = f"{way}{n}; bands: 95 % intervals; {'1×' if steep else '0 %'} is the base model"
     title = _title(table.assign(gain=table[column]), what)
     return style.dress(figure, title=title, subtitle=subtitle, plot_height=300, headings=any(panels))
+
+
+def attention_gain_figure(table: pd.DataFrame) -> go.Figure:
+    """Attention gain over the layers: of both targets (Figure 6), or in panels of a target each, of models of which
+    ever more layers were tuned (Figure 12)."""
+    return gains_figure(table, what="Attention", ordered="panel" in table.columns)
+
+
+def probability_gain_figure(table: pd.DataFrame) -> go.Figure:
+    """The gain of the answer's probability over the layers (Figure 8), not as in Eq. 12 but as the ratio of means.
+
+    Examples with a base probability near 0 rule Eq. 12's mean of ratios, which is in the table's column `gain`.
+    """
+    return gains_figure(table, what="The answer's probability", column="ratio_of_means")
+
+
+SECTIONS = {
+    "attention_gain.parquet": Section(
+        "Where attention goes",
+        "The relative gain of Eq. 11: the mean over examples of (tuned - base) / base. One tiny denominator can rule "
+        "that mean; median and ratio_of_means stand beside it.",
+        draw=attention_gain_figure,
+        place=70,
+    ),
+    "probability_gain.parquet": Section(
+        "How probable the answer becomes",
+        "The answer's probability after each layer by the logit lens (Figure 8), as the ratio of means; "
+        "the column gain is Eq. 12, a mean of ratios, which examples with a base probability near 0 rule.",
+        draw=probability_gain_figure,
+        place=90,
+    ),
+}
+
+
+def _draw_axes(figure: go.Figure, layers: list[int], gained: str, *, steep: bool) -> None:
+    """As many layers named as can be read, what is gained on the other axis, and a line at the base model."""
+    figure.update_xaxes(title_text="layer", tickvals=layers[:: -(-len(layers) // 8)], showgrid=False)
+    if steep:
+        figure.update_yaxes(type="log", dtick=1, ticksuffix="×", exponentformat="none")
+    else:
+        figure.update_yaxes(tickformat="+.0%", nticks=6)
+    figure.update_yaxes(title_text=gained, col=1)
+    figure.add_hline(1 if steep else 0, line={"color": style.INK, "width": 1})
 
 
 def _title(table: pd.DataFrame, what: str) -> str:

@@ -6,6 +6,8 @@ import plotly.graph_objects as go
 
 from moe_lens.errors import MoELensError
 from moe_lens.report.plots import style
+from moe_lens.report.section import Section
+from moe_lens.report.tables import require
 
 COLUMNS = ("intervention", "family", "size", "mode", "em", "em_low", "em_high", "n")
 
@@ -37,17 +39,7 @@ def masking_figure(rows: pd.DataFrame) -> go.Figure:
     Raises:
         MoELensError: a column is missing, nothing is masked, or there are several modes or different unmasked runs.
     """
-    rows = style.require(rows, COLUMNS, figure="masking_figure")
-    masked = _with_random_means(rows[rows["family"] != "none"])
-    unmasked = rows[rows["family"] == "none"].drop_duplicates(["em", "em_low", "em_high"])
-    if masked.empty:
-        raise MoELensError("masking_figure got no masked run: every row's family is 'none'")
-    if len(unmasked) > 1:
-        names = ", ".join(unmasked["intervention"])
-        raise MoELensError(f"masking_figure compares with one unmasked run, but got {len(unmasked)}: {names}")
-    if masked["mode"].nunique() > 1:
-        modes = ", ".join(masked["mode"].unique())
-        raise MoELensError(f"masking_figure shows one mode, but got {modes}; draw the rows of each alone")
+    masked, unmasked = _sides(require(rows, COLUMNS, figure="masking_figure"))
     sizes, figure = sorted(set(masked["size"])), go.Figure()
     if not unmasked.empty:
         _draw_unmasked(figure, unmasked, edges=(-0.5, len(sizes) - 0.5))
@@ -65,6 +57,34 @@ def masking_figure(rows: pd.DataFrame) -> go.Figure:
         subtitle=_summary(masked, unmasked),
         plot_height=330,
     )
+
+
+SECTIONS = {
+    "masking.parquet": Section(
+        "Do they cause it",
+        "What is left of exact match when experts are masked. zero: their gating weight becomes 0; "
+        "renormalize: the other weights are then rescaled to the old sum; reroute: they are taken away "
+        "before the selection, so that the next expert steps in. A set of experts matters if masking it "
+        "costs more than masking random sets of the same size.",
+        draw=masking_figure,
+        place=40,
+    ),
+}
+
+
+def _sides(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The masked runs, with the means of their random sets, and the unmasked run: one row or none."""
+    masked = _with_random_means(rows[rows["family"] != "none"])
+    unmasked = rows[rows["family"] == "none"].drop_duplicates(["em", "em_low", "em_high"])
+    if masked.empty:
+        raise MoELensError("masking_figure got no masked run: every row's family is 'none'")
+    if len(unmasked) > 1:
+        names = ", ".join(unmasked["intervention"])
+        raise MoELensError(f"masking_figure compares with one unmasked run, but got {len(unmasked)}: {names}")
+    if masked["mode"].nunique() > 1:
+        modes = ", ".join(masked["mode"].unique())
+        raise MoELensError(f"masking_figure shows one mode, but got {modes}; draw the rows of each alone")
+    return masked, unmasked
 
 
 def _with_random_means(masked: pd.DataFrame) -> pd.DataFrame:

@@ -8,6 +8,8 @@ from plotly.subplots import make_subplots
 
 from moe_lens.errors import MoELensError
 from moe_lens.report.plots import style
+from moe_lens.report.section import Section
+from moe_lens.report.tables import over_seeds, require
 
 #: metric -> (axis label, axis range, the value that chance gives)
 METRICS = {
@@ -38,8 +40,8 @@ def scores_figure(table: pd.DataFrame, metrics: Sequence[str] | None = None) -> 
             f"scores_figure found no metric: it needs one of {', '.join(METRICS)}, or m, m_low and m_high; "
             f"this table has {', '.join(map(str, table.columns))}"
         )
-    table = style.require(table, ("score", *metrics), figure="scores_figure")
-    table = style.over_seeds(table, ("score",), metrics, figure="scores_figure")
+    table = require(table, ("score", *metrics), figure="scores_figure")
+    table = over_seeds(table, ("score",), metrics, figure="scores_figure")
     table = table.sort_values(metrics[0], kind="stable", ignore_index=True)
     figure = make_subplots(1, len(metrics), shared_yaxes=True, horizontal_spacing=0.045)
     for column, metric in enumerate(metrics, start=1):
@@ -49,6 +51,16 @@ def scores_figure(table: pd.DataFrame, metrics: Sequence[str] | None = None) -> 
     figure.update_yaxes(range=[-0.6, len(table) - 0.4])
     title, subtitle = _words(table, metrics)
     return style.dress(figure, title=title, subtitle=subtitle, plot_height=36 * len(table), below=96)
+
+
+SECTIONS = {
+    "scores.parquet": Section(
+        "Which score finds them",
+        "Each score ranks the experts; the panels compare its ranking with experts known to matter.",
+        draw=scores_figure,
+        place=150,
+    ),
+}
 
 
 def _with_intervals(table: pd.DataFrame) -> list[str]:

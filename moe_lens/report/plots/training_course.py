@@ -6,6 +6,8 @@ from plotly.subplots import make_subplots
 
 from moe_lens.errors import MoELensError
 from moe_lens.report.plots import style
+from moe_lens.report.section import Section
+from moe_lens.report.tables import require
 
 DEV_SCORES = {"dev_em": "dev EM", "dev_f1": "dev F1", "dev_log_likelihood": "dev log-likelihood"}
 SHARES = ("dev_em", "dev_f1")
@@ -22,7 +24,7 @@ def tuning_figure(log: pd.DataFrame) -> go.Figure:
     Raises:
         MoELensError: a column is missing, there are several dev scores, or the log has no rows.
     """
-    log = style.require(log, ("step", "loss", "learning_rate"), figure="tuning_figure")
+    log = require(log, ("step", "loss", "learning_rate"), figure="tuning_figure")
     measured = [column for column in DEV_SCORES if column in log.columns and log[column].notna().any()]
     if len(measured) > 1:
         raise MoELensError(f"a run is measured by one dev score; the log has {', '.join(measured)}")
@@ -42,6 +44,22 @@ def tuning_figure(log: pd.DataFrame) -> go.Figure:
         subtitle += f"; best {DEV_SCORES[column]} {best[column]:.2f} after step {best['step']:g} (star)"
     height = 420 if measured else 300
     return style.dress(figure, title=title, subtitle=subtitle, plot_height=height)
+
+
+SECTIONS = {
+    "tuning.parquet": Section(
+        "Training",
+        "Loss on the answers and learning rate at every step.",
+        draw=tuning_figure,
+        place=170,
+    ),
+    "learning_rates.parquet": Section(
+        "Learning rates tried",
+        "The rate that did best on the dev data was kept.",
+        draw=None,
+        place=180,
+    ),
+}
 
 
 def _draw_course(figure: go.Figure, log: pd.DataFrame, row: int, *, column: str, colour: str) -> None:

@@ -4,6 +4,8 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from moe_lens.report.plots import style
+from moe_lens.report.section import Section
+from moe_lens.report.tables import require, require_once
 
 COLUMNS = ("trained", "task", "em_gain", "em_gain_low", "em_gain_high")
 
@@ -18,16 +20,41 @@ def transfer_figure(table: pd.DataFrame) -> go.Figure:
     Raises:
         MoELensError: a column is missing, the table is empty, or a pair stands there twice.
     """
-    table = style.require(table, COLUMNS, figure="transfer_figure")
-    style.require_once(table, ("trained", "task"), figure="transfer_figure")
+    table = require(table, COLUMNS, figure="transfer_figure")
+    require_once(table, ("trained", "task"), figure="transfer_figure")
     rows, columns = list(dict.fromkeys(table["trained"])), list(dict.fromkeys(table["task"]))
     cells = table.assign(text=style.hover(table)).pivot(index="trained", columns="task").loc[rows[::-1]]
-    gain, low, high = (cells[name][columns].to_numpy() for name in COLUMNS[2:])
-    sure = (low > 0) | (high < 0)
-    heat = go.Heatmap(
+    figure = go.Figure(_map(cells, columns))
+    for row in rows[::-1]:
+        for column in columns:
+            _write_gain(figure, row, column, *(cells.loc[row, (name, column)] for name in COLUMNS[2:]))
+    figure.update_xaxes(title_text="answered", showgrid=False, ticks="", showline=False)
+    figure.update_yaxes(title_text="tuned on", showgrid=False, ticks="", showline=False)
+    return style.dress(
+        figure,
+        title=_title(table),
+        subtitle="exact match minus that of the base model; bold: the 95 % interval leaves out 0",
+        plot_height=90 * len(rows),
+        below=90,
+    )
+
+
+SECTIONS = {
+    "transfer.parquet": Section(
+        "Does it carry over",
+        "Routers tuned on one task and tried on the others (the paper's Figure 5).",
+        draw=transfer_figure,
+        place=50,
+    ),
+}
+
+
+def _map(cells: pd.DataFrame, columns: list[str]) -> go.Heatmap:
+    """The gains as colours, the rows of `cells` from below."""
+    return go.Heatmap(
         x=columns,
-        y=rows[::-1],
-        z=gain,
+        y=list(cells.index),
+        z=cells["em_gain"][columns].to_numpy(),
         zmin=-1,
         zmax=1,
         colorscale=style.DIVERGING,
@@ -38,25 +65,16 @@ def transfer_figure(table: pd.DataFrame) -> go.Figure:
         showlegend=False,
         colorbar={"title": {"text": "EM gain", "side": "right"}, "thickness": 14, "outlinewidth": 0, "nticks": 5},
     )
-    figure = go.Figure(heat)
-    for i, row in enumerate(rows[::-1]):
-        for j, column in enumerate(columns):
-            strong = abs(gain[i, j]) > 0.6
-            figure.add_annotation(
-                x=column,
-                y=row,
-                text=f"<b>{gain[i, j]:+z.2f}</b>" if sure[i, j] else f"{gain[i, j]:+z.2f}",
-                showarrow=False,
-                font={"color": "white" if strong else style.INK},
-            )
-    figure.update_xaxes(title_text="answered", showgrid=False, ticks="", showline=False)
-    figure.update_yaxes(title_text="tuned on", showgrid=False, ticks="", showline=False)
-    return style.dress(
-        figure,
-        title=_title(table),
-        subtitle="exact match minus that of the base model; bold: the 95 % interval leaves out 0",
-        plot_height=90 * len(rows),
-        below=90,
+
+
+def _write_gain(figure: go.Figure, row: str, column: str, gain: float, low: float, high: float) -> None:
+    """A cell's gain in numbers, bold where its interval leaves out 0."""
+    figure.add_annotation(
+        x=column,
+        y=row,
+        text=f"<b>{gain:+z.2f}</b>" if low > 0 or high < 0 else f"{gain:+z.2f}",
+        showarrow=False,
+        font={"color": "white" if abs(gain) > 0.6 else style.INK},
     )
 
 

@@ -6,9 +6,12 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from moe_lens.report.plots import style
+from moe_lens.report.section import Section
+from moe_lens.report.tables import require, require_once
 
 COLUMNS = ("layer", "expert", "score")
 CELL = {"tall": 30, "flat": 13}  # pixels per layer, for models of few and of many layers
+GAP = 62  # pixels between two maps
 
 
 def usage_figure(
@@ -33,32 +36,59 @@ def usage_figure(
     Raises:
         MoELensError: a column is missing, the table is empty, or an expert has two scores in one panel.
     """
-    table = style.require(table, COLUMNS, figure="usage_figure")
+    table = require(table, COLUMNS, figure="usage_figure")
     table = table if "panel" in table.columns else table.assign(panel="")
-    style.require_once(table, ("panel", "layer", "expert"), figure="usage_figure")
+    require_once(table, ("panel", "layer", "expert"), figure="usage_figure")
     panels, layers = list(dict.fromkeys(table["panel"])), sorted(set(table["layer"]))
     map_height = max(110, len(layers) * CELL["tall" if len(layers) <= 8 else "flat"])
-    gap = 62
-    inner = len(panels) * (map_height + gap) - gap
-    figure = make_subplots(
-        len(panels),
-        1,
-        shared_xaxes=True,
-        vertical_spacing=gap / inner,
-        subplot_titles=panels if any(panels) else None,
-    )
-    spans = table.groupby("panel")["score"].agg(["min", "max"])
-    top = spans.loc[spans["min"] >= 0, "max"].max()
-    for row, panel in enumerate(panels, start=1):
-        part = table[table["panel"] == panel]
+    inner = len(panels) * (map_height + GAP) - GAP
+    headings = panels if any(panels) else None
+    figure = make_subplots(len(panels), 1, shared_xaxes=True, vertical_spacing=GAP / inner, subplot_titles=headings)
+    top = _shared_top(table)
+    for row, (_, part) in enumerate(table.groupby("panel", sort=False), start=1):
         _draw_map(figure, part, row, layers=layers, top=top, length=map_height)
         if marks is not None:
-            style.require(marks, ("layer", "expert"), figure="usage_figure's marks")
             _draw_outlines(figure, marks, row, layers=layers, name=marks_label)
     _draw_axes(figure, layers, int(table["expert"].max()), rows=len(panels))
     title = f"{label[:1].upper()}{label[1:]} is highest for {_highest(table)}"
     subtitle = f"{table['layer'].nunique()} layers, {table['expert'].nunique()} experts each"
     return style.dress(figure, title=title, subtitle=subtitle, plot_height=inner, headings=any(panels))
+
+
+def _usage_map(table: pd.DataFrame) -> go.Figure:
+    """The map of experts; those with True in a column `planted` are outlined."""
+    if "planted" not in table.columns:
+        return usage_figure(table)
+    planted = table.loc[table["planted"], ["layer", "expert"]].drop_duplicates()
+    return usage_figure(table, planted, marks_label="planted")
+
+
+def _score_map(table: pd.DataFrame) -> go.Figure:
+    """The map of one named score, the name standing in the column `name`."""
+    require(table, ("name",), figure="the map of a score")
+    return usage_figure(table, label=f"score {table['name'].iloc[0]}")
+
+
+SECTIONS = {
+    "usage.parquet": Section(
+        "Which experts are used",
+        "How often each router selects each expert. A router's ratios sum to 1 within a layer.",
+        draw=_usage_map,
+        place=30,
+    ),
+    "score-*.parquet": Section(
+        "How a score ranks the experts",
+        "A score by which experts were chosen: the highest of each layer.",
+        draw=_score_map,
+        place=160,
+    ),
+}
+
+
+def _shared_top(table: pd.DataFrame) -> float:
+    """The end of the colour scale that the panels without negative scores share."""
+    spans = table.groupby("panel")["score"].agg(["min", "max"])
+    return spans.loc[spans["min"] >= 0, "max"].max()
 
 
 def _draw_map(figure: go.Figure, part: pd.DataFrame, row: int, *, layers: list[int], top: float, length: int) -> None:
@@ -93,6 +123,7 @@ def _draw_map(figure: go.Figure, part: pd.DataFrame, row: int, *, layers: list[i
 
 def _draw_outlines(figure: go.Figure, marks: pd.DataFrame, row: int, *, layers: list[int], name: str) -> None:
     """A frame around each marked cell: one line, broken between the frames."""
+    require(marks, ("layer", "expert"), figure="usage_figure's marks")
     x: list[float | None] = []
     y: list[float | None] = []
     for layer, expert in zip(marks["layer"], marks["expert"], strict=True):

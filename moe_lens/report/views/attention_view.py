@@ -3,8 +3,9 @@
 import pandas as pd
 
 from moe_lens.errors import MoELensError
-from moe_lens.report.plots import style
-from moe_lens.report.views.document import View, view
+from moe_lens.report.document import View, view
+from moe_lens.report.section import Section
+from moe_lens.report.tables import require
 
 COLUMNS = ("position", "token", "part", "layer", "attention")
 
@@ -25,7 +26,7 @@ def attention_view(
     note: what is to be said of the case, such as both answers.
     Raises MoELensError for a table that lacks a column, or for different prompts or layers.
     """
-    tables = [style.require(table, COLUMNS, figure="attention_view") for table in (base, tuned)]
+    tables = [require(table, COLUMNS, figure="attention_view") for table in (base, tuned)]
     keys = ["layer", "position"]
     first, second = (table.sort_values(keys).reset_index(drop=True) for table in tables)
     if not first[[*keys, "token"]].equals(second[[*keys, "token"]]):
@@ -41,6 +42,24 @@ def attention_view(
     }
     hint = "Layers: click, or use the left and right arrow keys."
     return view(title, f"{note} {hint}".strip(), script="attention.js", data=data, height=520)
+
+
+def attention_case_view(table: pd.DataFrame) -> View:
+    """The first case of a table of several."""
+    require(table, ("case", "model", "note"), figure="the attention of a case")
+    case = table[table["case"] == table["case"].iloc[0]]
+    base, tuned = (case[case["model"] == model] for model in ("base", "tuned"))
+    return attention_view(base, tuned, note=case["note"].iloc[0])
+
+
+SECTIONS = {
+    "attention_case.parquet": Section(
+        "One case",
+        "A prompt that tuning set right (Figures 7 and 14), its tokens coloured by the gain in attention.",
+        draw=attention_case_view,
+        place=80,
+    ),
+}
 
 
 def _by_layer(table: pd.DataFrame, layers: list[int]) -> list[list[float]]:

@@ -66,7 +66,7 @@ def token_texts(ids: list[int], tokenizer: "PreTrainedTokenizerBase") -> list[st
     """
     texts, start, done = [], 0, 0  # tokens before `done` are spelt out; decoding begins one piece earlier, at `start`
     for place, token in enumerate(ids):
-        before, now = tokenizer.decode(ids[start:done]), tokenizer.decode(ids[start : place + 1])
+        before, now = (str(tokenizer.decode(ids[start:end])) for end in (done, place + 1))
         if now.endswith("\N{REPLACEMENT CHARACTER}"):
             texts.append("\N{REPLACEMENT CHARACTER}")
             continue

@@ -36,7 +36,7 @@ class View:
 
 
 def view(title: str, note: str, *, script: str, data: Value, height: int = 620) -> View:
-    """A page with a heading, a grey line below it, and what `script` (a file beside this one) makes of `data`."""
+    """A page with a heading, a grey line below it, and what `script` (a file in views/) makes of `data`."""
     return View(
         _PAGE.format(
             title=html.escape(title),

@@ -1,0 +1,26 @@
+"""Section: what a run's page says about a table, where it says it, and how the table is drawn."""
+
+from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from moe_lens.report.document import View
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading, a sentence and a drawing, declared in the file of the figure: `SECTIONS = {"x.parquet": Section(…)}`.
+
+    The key is the table's file name, or a pattern of such names.
+
+    draw: from the table to its figure or view; None for a table that is shown as numbers only.
+    place: sections stand in its rising order; it goes in tens, so that a new one fits between any two.
+    """
+
+    heading: str
+    sentence: str
+    _: KW_ONLY
+    draw: Callable[[pd.DataFrame], go.Figure | View] | None
+    place: int
