@@ -27,7 +27,7 @@ def faithful_experts(study: Study, routers: Mapping[str, Path]) -> ExpertSet:
     faithful = ExpertSet()
     for task, router in routers.items():
         lens = study.open(router)
-        [usage] = lens.measure(study.examples(task, "train"), ExpertUsage(), batch_size=study.batch_size)
+        [usage] = lens.measure(study.examples(task, "train"), ExpertUsage())
         faithful |= ExpertSet.top(usage.table(), lens.architecture.top_k)
     return faithful
 
@@ -38,7 +38,7 @@ def vectors(study: Study, routers: Mapping[str, Path | None], experts: ExpertSet
     for task, router in routers.items():
         examples = study.examples(task)
         examples = carve(examples, {"drawn": min(PER_TASK, len(examples))}, "drawn")
-        [found] = study.open(router).measure(examples, RoutingVectors(experts), batch_size=study.batch_size)
+        [found] = study.open(router).measure(examples, RoutingVectors(experts))
         parts.append(found.table().assign(task=task))
     return pd.concat(parts, ignore_index=True)
 

@@ -17,13 +17,7 @@ from moe_lens.statistics import AnswerProbability
 
 def probabilities(study: Study, lens: MoELens) -> pd.DataFrame:
     """`AnswerProbability` of the test examples: the residual stream after each layer, normed as before the head."""
-    [found] = lens.measure(
-        study.examples(study.tasks[0]),
-        AnswerProbability(lens.project_on_vocab),
-        with_answer=True,
-        positions="answer",
-        batch_size=study.batch_size,
-    )
+    [found] = lens.measure(study.examples(study.tasks[0]), AnswerProbability(lens.project_on_vocab))
     return found.table()
 
 

@@ -7,6 +7,8 @@ python analyses/figure9_parameters.py --model organism --data swap --out runs/pa
 
 import pandas as pd
 
+from moe_lens.choosing.scores import SCORES
+from moe_lens.choosing.selection import Random, Share
 from moe_lens.paper.recipes import FFT, ROUTER, experts
 from moe_lens.paper.script import run
 from moe_lens.paper.study import Study
@@ -16,9 +18,9 @@ def compute(study: Study) -> pd.DataFrame:
     """One row per method: model, method, trainable and total parameters."""
     lens, train = study.open(), study.examples(study.tasks[0], "train")
     size = lens.architecture.top_k
-    esft = [experts(f"ESFT-{score}", f"esft-{score}:p=0.2") for score in ("token", "gate")]
+    esft = [experts(f"ESFT-{score}", Share(SCORES[f"esft-{score}"], 0.2)) for score in ("token", "gate")]
     rows = []
-    for recipe in (ROUTER, experts("CEFT", f"random:{size}"), *esft, FFT):  # which of them are trained is all the same
+    for recipe in (ROUTER, experts("CEFT", Random(size)), *esft, FFT):  # which of them are trained is all the same
         method = recipe.method(lens, train, model=study.model, seed=study.schedule.seed, router=None)
         with method.attached(lens) as trained:
             counts = {"trainable": trained.count, "total": trained.total}

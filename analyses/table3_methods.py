@@ -11,8 +11,10 @@ from itertools import product
 import numpy as np
 import pandas as pd
 
+from moe_lens.choosing.planted import has_planted
+from moe_lens.choosing.scores import SCORES
+from moe_lens.choosing.selection import Planted, Random, Top
 from moe_lens.metrics import compare, holm, seeds_interval
-from moe_lens.organism import has_planted
 from moe_lens.paper.recipes import FFT, ROUTER, Recipe, experts
 from moe_lens.paper.script import run
 from moe_lens.paper.study import Study
@@ -26,10 +28,10 @@ def recipes(study: Study) -> list[Recipe]:
     """What is compared on this model."""
     size = study.architecture.top_k
     chosen = {"CEFT": "ce", "CEFT, ce-last": "ce-last", "ESFT-token": "esft-token", "ESFT-gate": "esft-gate"}
-    found = [ROUTER, *(experts(name, f"{score}:{size}") for name, score in chosen.items())]
-    found.append(experts("random experts", f"random:{size}"))
+    found = [ROUTER, *(experts(name, Top(SCORES[score], size)) for name, score in chosen.items())]
+    found.append(experts("random experts", Random(size)))
     if study.model.startswith("organism") and has_planted(study.model):
-        found.append(experts("planted experts", "planted"))
+        found.append(experts("planted experts", Planted()))
     return [*found, FFT]
 
 

@@ -12,6 +12,8 @@ import pandas as pd
 from table9_summaries import ceft, scores
 
 from moe_lens.causal.judge import Judge
+from moe_lens.choosing.scores import SCORES
+from moe_lens.choosing.selection import Top
 from moe_lens.errors import MoELensError
 from moe_lens.paper.recipes import FFT, experts
 from moe_lens.paper.script import run
@@ -25,7 +27,7 @@ def compute(study: Study) -> pd.DataFrame:
     if not (URL and NAME):
         raise MoELensError("table 8 asks a judge: set MOE_LENS_JUDGE (a URL with its /v1) and MOE_LENS_JUDGE_MODEL")
     judge = Judge(NAME, URL, cache=study.out / "table8" / "judge")
-    esft = experts("ESFT", f"esft-gate:{study.architecture.top_k}")
+    esft = experts("ESFT", Top(SCORES["esft-gate"], study.architecture.top_k))
     return scores(study, (FFT, esft, ceft(study)), ["acc_llm", "em", "f1"], judge=judge)
 
 

@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from moe_lens.causal import evaluate
 from moe_lens.causal.judge import Judge
+from moe_lens.choosing.scores import SCORES
+from moe_lens.choosing.selection import Top
 from moe_lens.errors import MoELensError
 from moe_lens.metrics.wordnet import wordnet
 from moe_lens.paper.recipes import FFT, ROUTER, Recipe, experts
@@ -21,7 +24,7 @@ METRICS = ("bleu", "meteor", "rouge_l")
 
 def ceft(study: Study) -> Recipe:
     """CEFT with as many experts per layer as a token takes."""
-    return experts("CEFT", f"ce:{study.architecture.top_k}")
+    return experts("CEFT", Top(SCORES["ce"], study.architecture.top_k))
 
 
 def scores(
@@ -45,11 +48,11 @@ def scores(
         options = all(example.options for example in examples)
         for recipe in recipes:
             tuned: Path | None = None if recipe is None else study.trained(trained_on or task, recipe)
-            found = study.open(tuned).evaluate(
+            found = evaluate(
+                study.open(tuned),
                 examples,
                 metrics=["em" if name == "accuracy" and not options else name for name in metrics],
                 max_new_tokens=study.max_new_tokens,
-                batch_size=study.batch_size,
                 judge=judge,
                 seed=study.schedule.seed,
             )

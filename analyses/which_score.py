@@ -7,20 +7,23 @@ effect of each single expert of the router-tuned model.
     python analyses/which_score.py --model organism:planted --routers RUN/planted --out RUN/which_score
 """
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
 import pandas as pd
 from typer import Option
 
-from moe_lens import ExpertSet, MoELens, MoELensError, Zero, load_examples
-from moe_lens.causal.evaluation import answer_table, summarise
-from moe_lens.causal.sweep import single_expert_effects
-from moe_lens.choosing.scores import SCORES, measure_usage, score_table
+from moe_lens import ExpertSet, MoELens, MoELensError, load_examples
+from moe_lens.causal import single_expert_effects
+from moe_lens.choosing import SCORES, Given, Ground, Models, Planted, Selection, Top, choices, mask, score_tables
+from moe_lens.choosing.masking import CONTROL
+from moe_lens.choosing.planted import has_planted, planted_experts
 from moe_lens.commands import console
 from moe_lens.metrics import auc, precision_at, rank_correlation
-from moe_lens.organism import has_planted, planted_experts
 from moe_lens.results import provenance, write_table
+
+STRONGEST = "strongest"
 
 
 def main(
@@ -36,44 +39,39 @@ def main(
     deltas = {int(folder.name.removeprefix("router-")): folder for folder in routers.glob("router-*")}
     if not deltas:
         raise MoELensError(f"no router-SEED folders in {routers}; run python -m moe_lens.organism.measure first")
-    base = measure_usage(MoELens.from_pretrained(model), train, SCORES.values())
     planted = planted_experts(model) if has_planted(model) else None
     scores, effects, masks = [], [], []
     for seed, folder in sorted(deltas.items()):
         lens = MoELens.from_pretrained(model, delta=folder)
-        tuned = measure_usage(lens, train, SCORES.values())
+        base = MoELens.from_pretrained(model)
+        models = Models(base=lambda base=base: nullcontext(base), tuned=lambda lens=lens: nullcontext(lens))
+        tables = score_tables(SCORES.values(), models, train)
         effect = single_expert_effects(lens, dev).assign(seed=seed)
-        unmasked = answer_table(lens, test, max_new_tokens=8)
-
-        def masked(experts: ExpertSet, lens: MoELens = lens, unmasked: pd.DataFrame = unmasked) -> dict:
-            with lens.intervene(Zero(experts)):
-                answers = answer_table(lens, test, max_new_tokens=8, progress=False)
-            return summarise(answers, unmasked)
-
+        wanted: list[Selection] = [Top(score, size) for score in SCORES.values()]
+        wanted.append(Given(ExpertSet.top(effect, size, score="effect"), called=STRONGEST))
+        wanted += [] if planted is None else [Planted()]
+        chosen = choices(wanted, Ground(lens.architecture, model, tables))
+        rows = mask(lens, test, chosen, controls=n_random, max_new_tokens=8).rows.assign(seed=seed)
         for score in SCORES.values():
-            table = score_table(score, base=base, tuned=tuned)
-            row = {"seed": seed, "score": score.name, "about": score.about, "spearman": rank_correlation(table, effect)}
+            table = tables[score.name]
+            row = {"score": score.name, "about": score.about, "spearman": rank_correlation(table, effect)}
             if planted is not None:
                 row |= {"auc": auc(table, planted), "precision": precision_at(table, planted, size)}
-            scores.append(row | masked(ExpertSet.top(table, size)))
-        strongest = ExpertSet.top(effect, size, score="effect")
-        sets = {"strongest": strongest} | ({} if planted is None else {"planted": planted})
-        n_experts = lens.architecture.n_experts
-        sets |= {f"random#{i}": ExpertSet.random_like(strongest, i, n_experts=n_experts) for i in range(n_random)}
-        masks += [{"seed": seed, "intervention": "none", **summarise(unmasked)}]
-        masks += [{"seed": seed, "intervention": name, **masked(experts)} for name, experts in sets.items()]
+            [masked] = rows[rows["intervention"] == f"{score.name}:{size}"].to_dict("records")
+            scores.append(row | masked)
+        masks.append(rows[rows["family"].isin(["none", "chosen", "planted", CONTROL])])
         effects.append(effect)
 
     made_by = provenance(model=model, data=test, facts={"size": size, "seeds": sorted(deltas)})
-    tables = {"scores": pd.DataFrame(scores), "effects": pd.concat(effects), "masks": pd.DataFrame(masks)}
-    for name, table in tables.items():
+    found = {"scores": pd.DataFrame(scores), "effects": pd.concat(effects), "masks": pd.concat(masks)}
+    for name, table in found.items():
         write_table(table, out / f"{name}.parquet", made_by)
-    kinds = tables["masks"].assign(intervention=lambda rows: rows["intervention"].str.partition("#")[0])
-    shown = {"score": tables["scores"], "intervention": kinds}
-    for key, table in shown.items():
+    kinds = found["masks"].assign(intervention=lambda rows: rows["intervention"].str.partition("#")[0])
+    for key, table in {"score": found["scores"], "intervention": kinds}.items():
         mean = table.groupby(key, sort=False).mean(numeric_only=True).reset_index()
+        shown = [name for name in mean if name not in ("seed", "size", "em_low", "em_high", "p_value", "q_value")]
         title = f"{model}, top {size} zero-masked, mean of {len(deltas)} tuned routers"
-        console.show(mean.drop(columns=["seed", "em_low", "em_high", "p_value"]), title=title)
+        console.show(mean, shown, title=title)
 
 
 if __name__ == "__main__":

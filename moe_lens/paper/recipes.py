@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from moe_lens.choosing.measuring import Models, score_tables
-from moe_lens.choosing.selection import Ground, Selection, choices, parse_one
+from moe_lens.choosing.selection import Ground, Selection, choices
 from moe_lens.data import Example
 from moe_lens.errors import MoELensError
 from moe_lens.lens.delta import with_delta
@@ -83,9 +83,9 @@ ROUTER = Recipe("router-tuned", "router")
 FFT = Recipe("FFT", "all")
 
 
-def experts(name: str, selection: Selection | str) -> Recipe:
-    """The recipe that trains the experts of a selection, which may be written as in --experts."""
-    return Recipe(name, "experts", experts=parse_one(selection) if isinstance(selection, str) else selection)
+def experts(name: str, selection: Selection) -> Recipe:
+    """The recipe that trains the experts of a selection."""
+    return Recipe(name, "experts", experts=selection)
 
 
 def router_of(layers: Sequence[int]) -> Recipe:

@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 from typer import Option
 
 from moe_lens.commands import console
+from moe_lens.commands.options import BaseOpening, Reading
 from moe_lens.errors import MoELensError
 from moe_lens.paper.study import Study
 from moe_lens.report.contents import draw
@@ -52,7 +53,7 @@ def run(
     """
 
     def main(
-        model: Annotated[str, Option(help="organism, organism:planted, a folder, or a hub id.")] = "organism",
+        opening: BaseOpening = BaseOpening("organism"),
         data: Annotated[str, Option(help="Tasks or data sets with train, dev and test splits, with commas.")] = tasks,
         out: Annotated[Path, Option(help="Run directory; scripts of the same one share their work.")] = RUN,
         limit: Annotated[int | None, Option(help="Use the first so many examples of each split only.")] = None,
@@ -65,8 +66,7 @@ def run(
         train_batch_size: Annotated[int, Option(help="Examples per step of the tuning.")] = 16,
         max_new_tokens: Annotated[int, Option(help="Longest answer, in tokens.")] = answer_tokens,
         batch_size: Annotated[int, Option(help="Examples answered at once.")] = 64,
-        dtype: Annotated[str | None, Option(help="float32, bfloat16 or float16.")] = None,
-        device: Annotated[str | None, Option(help="As transformers' device_map.")] = None,
+        reading: Reading = Reading(),
         seeds: Annotated[
             str, Option(help="Of the order of examples and of random sets; with commas where all is repeated.")
         ] = "0",
@@ -81,7 +81,8 @@ def run(
             if learning_rate is not None:
                 rates = dict.fromkeys(RATES, tuple(console.numbers(learning_rate, float, what="--learning-rate")))
             study = Study(
-                model,
+                opening,
+                reading,
                 tuple(data.split(",")),
                 out,
                 limit,
@@ -91,8 +92,6 @@ def run(
                 tuple(more),
                 max_new_tokens,
                 batch_size,
-                dtype,
-                device,
             )
             if not study.has(path, item=item, **facts):
                 computed = compute(study)
@@ -101,7 +100,7 @@ def run(
         if columns:
             console.show(found, columns, title=f"{item}, rates chosen: {read_provenance(path)['rate_chosen']}")
         drawn = draw(path.name, found)
-        print(f"{item}: {path}, {', '.join(file.name for file in save(drawn, path.with_name(f'{item}.html')))}")
+        console.say(f"{item}: {path}, {', '.join(file.name for file in save(drawn, path.with_name(f'{item}.html')))}")
 
     main.__doc__ = about
     console.run(main)

@@ -3,10 +3,8 @@
 import html
 import json
 from pathlib import Path
-from typing import Annotated
 
 import pandas as pd
-import typer
 from pandas.api.types import is_numeric_dtype
 from plotly.offline import get_plotlyjs
 
@@ -136,13 +134,3 @@ _PAGE = """<!DOCTYPE html>
 </body>
 </html>
 """
-
-
-def main(
-    folder: Annotated[
-        Path, typer.Argument(help="A run directory: its tables, also those in folders below, are shown.")
-    ],
-    title: Annotated[str, typer.Option(help="The page's heading.")] = "moe_lens report",
-) -> None:
-    """Write FOLDER/report.html: figures, numbers and provenance of a run on one page that works offline."""
-    typer.echo(f"wrote {build_report(folder, title=title)}")

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
+from moe_lens.choosing.tuned_scores import expert_scores, with_delta
 from test_methods import TEXTS
 from test_selection import to_train
 from training_cases import EXAMPLES, fresh
 
 from moe_lens import ExpertSet
 from moe_lens.choosing.scores import SCORES
-from moe_lens.choosing.tuned_scores import expert_scores, with_delta
 from moe_lens.statistics import ExpertUsage
 from moe_lens.tuning import TuneRouters, save_trained
 

@@ -12,7 +12,6 @@ from remote_models import KINDS, remote_folder
 from moe_lens import doctor
 from moe_lens.checks import CHECKS, PASSES, PROMPTS, run_checks
 from moe_lens.checks.description import describe, numbers
-from moe_lens.checks.survey import survey_families
 from moe_lens.commands import console
 from moe_lens.lens.interventions import Zero
 from moe_lens.lens.lens import MoELens
