@@ -16,6 +16,7 @@ import torch
 from typer import Option
 
 from moe_lens import MoELens, load_examples
+from moe_lens.causal import evaluate
 from moe_lens.commands import console
 from moe_lens.data import FIGURE_10
 from moe_lens.results import provenance, write_table
@@ -51,10 +52,10 @@ def main(
 
     def evaluated() -> list[str]:
         options = {"batch_size": batch_size, "max_new_tokens": max_new_tokens, "progress": False}
-        return lens.evaluate(examples, **options).answers["prediction"].tolist()
+        return evaluate(lens, examples, **options).answers["prediction"].tolist()
 
     ways: dict[str, Callable[[], list[str]]] = {
-        "lens.evaluate": evaluated,
+        "evaluate": evaluated,
         "loop, batches": lambda: loop(batch_size),
         "loop, one by one": lambda: loop(1),
     }
@@ -74,8 +75,8 @@ def main(
             "way": name,
             "seconds": medians[name],
             "examples per second": len(examples) / medians[name],
-            "times as long as lens.evaluate": medians[name] / medians["lens.evaluate"],
-            "same answers": sum(a == b for a, b in zip(said[name], said["lens.evaluate"], strict=True)) / len(examples),
+            "times as long as evaluate": medians[name] / medians["evaluate"],
+            "same answers": sum(a == b for a, b in zip(said[name], said["evaluate"], strict=True)) / len(examples),
         }
         for name in ways
     ]
