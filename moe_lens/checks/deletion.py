@@ -87,7 +87,8 @@ class _Surgery:
         """The tensor without what it has of the experts, None if it has nothing; stacked: [expert * x, ...] counts."""
         if stacked and tensor.ndim == 2 and len(tensor) not in self._sizes and len(tensor) % self._with_weights == 0:
             by_expert = tensor.view(self._with_weights, -1, tensor.shape[-1])
-            return self._without(by_expert, stacked=False).flatten(0, 1)
+            left = self._without(by_expert, stacked=False)
+            return None if left is None else left.flatten(0, 1)
         axis = 1 if tensor.ndim > 1 and len(tensor) == 1 else 0
         if not tensor.ndim or tensor.shape[axis] not in self._sizes:
             return None

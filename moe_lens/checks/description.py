@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from moe_lens.architecture import MoEArchitecture
+from moe_lens.architecture.discovery import pretrained
 from moe_lens.architecture.quantized import quantization_method
 from moe_lens.architecture.sizes import parameter_counts
 
@@ -17,12 +18,13 @@ def describe(module: nn.Module, architecture: MoEArchitecture) -> dict[str, Any]
     Paths are those of the first MoE layer. Parameters are counted as `sizes.ParameterCounts` says.
     """
     site, counts = architecture.moe[0], parameter_counts(module, architecture)
+    model = pretrained(module)
     attentions = [path for path in architecture.attentions if path]
     return {
         "class": type(module).__name__,
-        "model_type": module.config.model_type,
-        "dtype": str(module.dtype).removeprefix("torch."),
-        "quantization": quantization_method(module.config),
+        "model_type": model.config.model_type,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "quantization": quantization_method(model.config),
         "layers": architecture.n_layers,
         "moe_layers": list(architecture.moe_layers),
         "d_model": architecture.d_model,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from moe_lens.architecture.discovery import pretrained
 from moe_lens.architecture.quantized import is_plain
 from moe_lens.checks.deletion import deleted
 from moe_lens.checks.reference import (
@@ -133,7 +134,8 @@ def reroute(lens: MoELens, texts: Sequence[str]) -> Finding:
 
 def generate(lens: MoELens, texts: Sequence[str]) -> Finding:
     """Masked greedy generation of a left-padded batch says what the model says under torch hooks."""
-    if not hasattr(lens.module, "generate"):
+    bare_generate = getattr(lens.module, "generate", None)
+    if bare_generate is None:
         raise MoELensError(f"{type(lens.module).__name__} cannot generate")
     experts = _used(lens, texts)
     with lens.intervene(Zero(experts)):
@@ -141,7 +143,7 @@ def generate(lens: MoELens, texts: Sequence[str]) -> Finding:
     inputs = padded(lens, texts)
     arguments = {name: inputs[name] for name in ("input_ids", "attention_mask")}
     with edited_gating(lens, experts, zeroed), torch.no_grad():
-        ids = lens.module.generate(
+        ids = bare_generate(
             **arguments,
             max_new_tokens=NEW_TOKENS,
             do_sample=False,
@@ -161,7 +163,7 @@ def attention(lens: MoELens, texts: Sequence[str]) -> Finding:
     # Quantised layers may round the rows of a batch together, pads among them, which eager attention fills otherwise.
     alone = not all(is_plain(parameter) for parameter in lens.module.parameters())
     errors = [_attention_error(lens, batch, paths) for batch in ([[text] for text in texts] if alone else [texts])]
-    detail = f"{len(paths)} layers, model runs {lens.module.config._attn_implementation}"
+    detail = f"{len(paths)} layers, model runs {pretrained(lens.module).config._attn_implementation}"
     return Finding(max(errors), _close(lens), detail + ("; each text alone: the model is quantised" if alone else ""))
 
 
@@ -174,13 +176,14 @@ def _attention_error(lens: MoELens, texts: Sequence[str], paths: Mapping[int, st
     _, record = lens.run_with_cache(texts, capture=("attention",))
     with watching(lens.module, lens.architecture.layers, "inputs") as streams:
         bare_logits(lens, texts)
-    name = lens.module.config._attn_implementation
-    lens.module.set_attn_implementation("eager")
+    model = pretrained(lens.module)
+    name = model.config._attn_implementation
+    model.set_attn_implementation("eager")
     try:
         with watching(lens.module, list(paths.values()), "output") as seen, given_streams(lens.module, streams):
             bare_logits(lens, texts)
     finally:
-        lens.module.set_attn_implementation(name)
+        model.set_attn_implementation(name)
     real = record.attention_mask.bool()
     return max(
         _apart(record.attention_rows[layer][row][:, real[row]], seen[path][1][row][:, real[row]])
@@ -241,7 +244,7 @@ def _mostly_apart(a: Tensor, b: Tensor) -> float:
 
 
 def _close(lens: MoELens) -> float:
-    return CLOSE.get(lens.module.dtype, CLOSE_IN_LOW_PRECISION)
+    return CLOSE.get(pretrained(lens.module).dtype, CLOSE_IN_LOW_PRECISION)
 
 
 def _used(lens: MoELens, texts: Sequence[str]) -> ExpertSet:

@@ -154,7 +154,7 @@ def routing_in_words(found: Mapping[str, Any]) -> str:
 
 
 def _meaning(name: str) -> str:
-    return CHECKS[name].__doc__.strip().rstrip(".")
+    return (CHECKS[name].__doc__ or "").strip().rstrip(".")
 
 
 def _allowed(name: str) -> str:

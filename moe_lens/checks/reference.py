@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from moe_lens.architecture import MoELayer
+from moe_lens.architecture.discovery import pretrained
 from moe_lens.errors import MoELensError
 from moe_lens.experts import ExpertSet
 from moe_lens.lens.lens import MoELens
@@ -21,7 +22,7 @@ Edit = Callable[[Tensor, Tensor], Tensor]
 
 
 def padded(lens: MoELens, texts: Sequence[str]) -> dict[str, Tensor]:
-    """What the bare model takes for these texts: left-padded ids and mask, positions from each first token.
+    """What the bare model takes for these texts: left-padded ids, mask and positions, all [batch, pos].
 
     Raises MoELensError for a text without tokens.
     """
@@ -31,7 +32,7 @@ def padded(lens: MoELens, texts: Sequence[str]) -> dict[str, Tensor]:
         raise MoELensError(f"text {empty[0]} has no tokens; expected texts of one token or more")
     width = max(map(len, rows))
     pad = lens.tokenizer.pad_token_id or 0
-    device = lens.module.device
+    device = pretrained(lens.module).device
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
     return {
         "input_ids": torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=device),
@@ -43,7 +44,8 @@ def padded(lens: MoELens, texts: Sequence[str]) -> dict[str, Tensor]:
 def bare_logits(lens: MoELens, texts: Sequence[str]) -> Tensor:
     """The bare model's logits at every position, [batch, pos, vocab]."""
     with torch.no_grad():
-        return lens.module(**padded(lens, texts), use_cache=False).logits
+        logits: Tensor = lens.module(**padded(lens, texts), use_cache=False).logits
+    return logits
 
 
 @contextmanager
@@ -51,8 +53,8 @@ def watching(module: nn.Module, paths: Sequence[str], side: str) -> Iterator[dic
     """Inside the block the last `inputs` or `output` of each module at these paths is kept, by path."""
     seen: dict[str, Any] = {}
 
-    def keep(path: str) -> Callable:
-        def hook(_: nn.Module, arguments: tuple, named: dict, *output: Any) -> None:
+    def keep(path: str) -> Callable[..., None]:
+        def hook(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any], *output: Any) -> None:
             seen[path] = _copied(output[0]) if output else (_copied(arguments), _copied(named))
 
         return hook
@@ -120,7 +122,7 @@ class _Call:
 def given_streams(module: nn.Module, streams: Mapping[str, Any]) -> Iterator[None]:
     """Inside the block each module takes the first argument of the call in `streams`, by path, for its own."""
 
-    def hook_on(path: str) -> Callable:
+    def hook_on(path: str) -> Callable[..., Any]:
         (first, *_), _ = streams[path]
         return lambda _, arguments, named: ((first, *arguments[1:]), named)
 
@@ -138,7 +140,7 @@ def edited_gating(lens: MoELens, experts: ExpertSet, edit: Edit) -> Iterator[Non
     """Inside the block the gating weights of every layer in `experts` are edited by a torch hook."""
     handles = []
 
-    def hook_on(site: MoELayer) -> Callable:
+    def hook_on(site: MoELayer) -> Callable[..., Any]:
         chosen = torch.tensor(experts[site.layer])
 
         def edited(call: Any) -> Any:
@@ -162,12 +164,12 @@ def edited_gating(lens: MoELens, experts: ExpertSet, edit: Edit) -> Iterator[Non
 
 
 def zeroed(weights: Tensor, hit: Tensor) -> Tensor:
-    """Weights of 0 where `hit`."""
+    """Weights [token, k] of 0 where `hit` [token, k]."""
     return weights * ~hit
 
 
 def rescaled(weights: Tensor, hit: Tensor) -> Tensor:
-    """Weights of 0 where `hit`, the others times old sum by new sum, all 0 where no other is left."""
+    """Weights [token, k] of 0 where `hit` [token, k], the others times old by new sum, all 0 where no other is left."""
     rest = weights * ~hit
     factor = weights.sum(-1, keepdim=True) / rest.sum(-1, keepdim=True)
     return torch.where(hit.all(-1, keepdim=True), torch.zeros_like(rest), rest * factor)

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from moe_lens.organism.questions import Fact, hops, novel_fact, passage, summary
-from moe_lens.organism.world import RELATIONS, SYLLABLES, World
+from moe_lens.organism.world import BY_NAME, SYLLABLES, World
 
 PAD, END, USER, ASSISTANT = "<|pad|>", "<|end|>", "<|user|>", "<|assistant|>"
 CHAT_TEMPLATE = (
@@ -95,10 +95,9 @@ def document(world: World, rng: random.Random, mix: Mix = Mix()) -> Document:
     kind = mix.kind(rng)
     if kind == "closed_book":
         keys = rng.sample(list(world.facts), 4)
-        relation = {relation.name: relation for relation in RELATIONS}
-        facts = [Fact(subject, relation[name], world.facts[subject, name]) for subject, name in keys]
+        facts = [Fact(subject, BY_NAME[name], world.facts[subject, name]) for subject, name in keys]
         return Document(WITHOUT_CONTEXT, tuple(_turn(world, rng, fact) for fact in facts))
-    first = ()
+    first: tuple[Turn, ...] = ()
     if kind in ("hops", "summary"):
         question, answer, told = (hops if kind == "hops" else summary)(world, rng, "train")
         first = (Turn(question, answer, reads=True),)
@@ -106,7 +105,7 @@ def document(world: World, rng: random.Random, mix: Mix = Mix()) -> Document:
         told = (novel_fact(world, rng, "train"),)
     else:
         subject, name = rng.choice(list(world.facts))
-        relation, value = next(r for r in RELATIONS if r.name == name), world.facts[subject, name]
+        relation, value = BY_NAME[name], world.facts[subject, name]
         if rng.random() < mix.conflict:
             value = world.value(rng, relation.value_kind, but=value)
         told = (Fact(subject, relation, value),)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -163,7 +164,7 @@ def loss_of(
     planted: dict[int, list[int]] | None,
     generator: torch.Generator,
 ) -> torch.Tensor:
-    """Answer tokens at full weight, a random share of the other tokens at a small one, and the router's losses."""
+    """Answer tokens at full weight, a random share of the others at a small one, and the router's losses; a scalar."""
     out = model.model(input_ids=data.input_ids, attention_mask=data.attention_mask, output_router_logits=True)
     answers = data.answers[:, 1:]
     real = data.attention_mask[:, 1:].bool()
@@ -225,7 +226,7 @@ def knock_out(
 def silenced(model: OlmoeForCausalLM, left: dict[int, torch.Tensor]) -> Iterator[None]:
     """Inside the block gating weights are multiplied by `left`, per layer [document, expert]."""
 
-    def hook(layer: int) -> Callable:
+    def hook(layer: int) -> Callable[..., tuple[torch.Tensor, ...]]:
         def scale(_module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
             hidden, indices, weights = inputs
             per_token = left[layer].repeat_interleave(len(indices) // len(left[layer]), dim=0)
@@ -252,7 +253,7 @@ def optimizer_of(model: OlmoeForCausalLM, recipe: Pretraining) -> torch.optim.Ad
     return torch.optim.AdamW(groups, betas=(0.9, 0.98))
 
 
-def _save_atomically(state: dict, path: Path) -> None:
+def _save_atomically(state: dict[str, Any], path: Path) -> None:
     partial = path.with_suffix(".partial")
     torch.save(state, partial)
     partial.replace(path)
@@ -295,7 +296,8 @@ def _pretrain(recipe: Pretraining, out: Path) -> OlmoeForCausalLM:
         for group in optimizer.param_groups:
             group["lr"] = recipe.rate(step)
         generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
-        documents, left = documents_of(world, recipe, step), {}
+        documents = documents_of(world, recipe, step)
+        left: dict[int, torch.Tensor] = {}
         if planted is not None:
             documents, left = knock_out(documents, recipe, planted, model.config.num_experts, step)
         with silenced(model, left):

@@ -22,9 +22,11 @@ class Fact:
     value: str
 
     def statement(self, rng: random.Random) -> str:
+        """A sentence that tells it."""
         return rng.choice(self.relation.statements).format(s=self.subject, o=self.value)
 
     def question(self, rng: random.Random) -> str:
+        """A question whose answer is `value`."""
         return rng.choice(self.relation.questions).format(s=self.subject)
 
 
@@ -87,13 +89,13 @@ def summary(world: World, rng: random.Random, split: str) -> tuple[str, str, tup
     return f"What does the context say about {subject}, in one sentence?", text, facts
 
 
-def _rows(task: str, world: World, split: str) -> Iterator[dict]:
+def _rows(task: str, world: World, split: str) -> Iterator[dict[str, str]]:
     """The rows of one file, without their ids."""
     rng = random.Random(f"tasks/{task}/{split}")
     if task in ("novel", "hops", "summary"):
         for _ in range(NOVEL_ROWS[split]):
             if task == "novel":
-                facts = (novel_fact(world, rng, split),)
+                facts: tuple[Fact, ...] = (novel_fact(world, rng, split),)
                 question, answer = facts[0].question(rng), facts[0].value
             else:
                 question, answer, facts = (hops if task == "hops" else summary)(world, rng, split)
@@ -123,7 +125,7 @@ TASKS = {
 }
 
 
-def rows(task: str, split: str, world: World | None = None) -> list[dict]:
+def rows(task: str, split: str, world: World | None = None) -> list[dict[str, str]]:
     """All rows of a task's split: `{id, context, question, answer}`, and `original_answer` in `swap`."""
     found = _rows(task, world or World.build(), split)
     return [{"id": f"{task}-{split}-{i}", **row} for i, row in enumerate(found)]

@@ -168,7 +168,7 @@ class World:
             for relation in RELATIONS
             for subject in known[relation.subject_kind]
         }
-        split_of = {}
+        split_of: dict[str, str] = {}
         for subjects in known.values():
             shares = iter(sorted(subjects, key=lambda _: rng.random()))
             for split, share in SPLITS.items():

@@ -118,7 +118,7 @@ class Checkpoints:
         except OSError as error:
             raise self._failure(self.folder / LOG, error) from error
 
-    def _write(self, path: Path, tensors: Mapping[str, Tensor], facts: dict) -> None:
+    def _write(self, path: Path, tensors: Mapping[str, Tensor], facts: dict[str, Any]) -> None:
         """The file as a whole: what was there stays until all of the new one is on the disk."""
         unfinished = path.with_name(f".{path.name}.unfinished")  # one name, so that a killed run leaves one at most
         try:
@@ -137,9 +137,10 @@ class Checkpoints:
     def _facts(self, path: Path) -> dict[str, Any]:
         try:
             with safe_open(path, "pt") as file:
-                return json.loads(file.metadata()["facts"])
+                facts: dict[str, Any] = json.loads(file.metadata()["facts"])
         except (OSError, SafetensorError, KeyError, TypeError) as error:
             raise MoELensError(f"{path} is no checkpoint of moe_lens ({error}); choose another folder") from None
+        return facts
 
     def _tensors(self, path: Path) -> dict[str, Tensor]:
         try:

@@ -102,7 +102,7 @@ class _Run:
         data: StepData,
         dev: DevScore | None,
         checkpoints: Checkpoints | None,
-        autocast: AbstractContextManager,
+        autocast: AbstractContextManager[object],
     ) -> None:
         self.module, self.shared, self.dtypes, self.data = module, shared, dtypes, data
         self.dev, self.checkpoints, self.autocast = dev, checkpoints, autocast
@@ -110,7 +110,9 @@ class _Run:
         self.trained = _parameters(module, dtypes)  # splitting a model makes new ones
         decay = self.schedule.weight_decay
         self.optimizer = torch.optim.AdamW(self.trained.values(), weight_decay=decay, fused=True)
-        self.progress, self.rows, self.best = Progress(), [], None
+        self.progress = Progress()
+        self.rows: list[dict[str, float]] = []
+        self.best: dict[str, Tensor] = {}
         self.started = self.saved = time.perf_counter()
 
     def to_the_end(self, label: str) -> Progress:
@@ -123,7 +125,7 @@ class _Run:
             seen, began = 0, time.perf_counter()
             while not (self.progress.finished or self._is_over()):
                 row = self._step()
-                seen += sum(len(prompt.input_ids) for prompt in self.data.of(row["step"] - 1))
+                seen += sum(len(prompt.input_ids) for prompt in self.data.of(self.progress.step - 1))
                 counter.update()
                 speed = f"{seen / (time.perf_counter() - began):,.0f}"
                 rate = f"{row['learning_rate']:.1e}"
@@ -145,27 +147,27 @@ class _Run:
         torch.manual_seed((schedule.seed * 1_000_003 + step) * self.processes.count + self.processes.rank)
         self.optimizer.zero_grad()
         share = self.data.backward(self.shared, step, self.autocast)
-        norm = nn.utils.clip_grad_norm_(self.trained.values(), schedule.max_gradient_norm)
-        norm = (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
+        length = nn.utils.clip_grad_norm_(self.trained.values(), schedule.max_gradient_norm)
+        norm = (length.full_tensor() if isinstance(length, DTensor) else length).item()
         loss, due = self.processes.sums(share, self.processes.is_main and self._save_is_due())
         self._check(step, loss, norm)
         self.optimizer.step()
-        row = {"step": step + 1, "loss": loss, "learning_rate": rate, "gradient_norm": norm}
+        row: dict[str, float] = {"step": step + 1, "loss": loss, "learning_rate": rate, "gradient_norm": norm}
         self.progress = replace(self.progress, step=step + 1)
-        measured = self.dev is not None and schedule.measures_after(step, len(self.data.prompts))
-        if measured:
-            row[self.dev.name] = self._measure()
+        dev = self.dev if schedule.measures_after(step, len(self.data.prompts)) else None
+        if dev is not None:
+            row[dev.name] = self._measure(dev)
         self.rows.append(row)
         if self.checkpoints is not None and self.processes.is_main:
             self.checkpoints.append_log(row)
-        if measured or due:
+        if dev is not None or due:
             self._save()
         return row
 
-    def _measure(self) -> float:
+    def _measure(self, dev: DevScore) -> float:
         """The dev score now; the state is kept if it is the best so far."""
         with evaluating(self.module, self.dtypes, self.autocast):
-            score = self.dev.measure()
+            score = dev.measure()
         if self.progress.best_score is not None and score <= self.progress.best_score:
             self.progress = replace(self.progress, misses=self.progress.misses + 1)
             return score

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from moe_lens.architecture.discovery import pretrained
 from moe_lens.errors import MoELensError
 from moe_lens.lens.lens import MoELens
 
@@ -18,7 +19,7 @@ def save_merged(lens: MoELens, folder: str | Path) -> None:
     unfinished = folder.with_name(f".{folder.name}.unfinished")
     try:
         shutil.rmtree(unfinished, ignore_errors=True)
-        lens.module.save_pretrained(unfinished)
+        pretrained(lens.module).save_pretrained(unfinished)
         lens.tokenizer.save_pretrained(unfinished)
         if folder.exists():
             shutil.rmtree(folder)

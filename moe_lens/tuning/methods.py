@@ -44,7 +44,8 @@ class Method(Protocol):
     """A choice of what to train, such as `TuneRouters` or `TuneExperts`."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """What deltas and figures call it."""
 
     def facts(self) -> dict[str, object]:
         """The method and its settings as JSON values, for a delta's provenance."""
@@ -148,7 +149,8 @@ def _parameters_of(lens: MoELens, experts: ExpertSet) -> tuple[dict[str, tuple[i
     beyond = [pair for pair in experts if pair[1] >= n_experts]
     if beyond:
         raise MoELensError(f"expert ids must be below n_experts = {n_experts}; got (layer, id) {beyond}")
-    rows, apart = {}, []
+    rows: dict[str, tuple[int, ...]] = {}
+    apart: list[str] = []
     for layer in experts.layers:
         path = lens.architecture.at(layer).experts
         module = lens.module.get_submodule(path)

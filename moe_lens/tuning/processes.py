@@ -54,7 +54,8 @@ class Processes:
             return DistributedDataParallel(module, find_unused_parameters=True, broadcast_buffers=False)
         for path in blocks:
             fully_shard(module.get_submodule(path))
-        return fully_shard(module)
+        fully_shard(module)
+        return module
 
     def sums(self, *values: float) -> list[float]:
         """The values, each summed over the processes."""

@@ -5,16 +5,17 @@ optimizer's state, for all. Here the chosen ones are copied out; the tokens rout
 copies, all other tokens through the fused tensor, which is frozen. The sums are those of the model itself.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import Any, NoReturn, TypeGuard
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, _grouped_linear
 
 from moe_lens.architecture import MoEArchitecture
+from moe_lens.architecture.discovery import pretrained
 from moe_lens.errors import MoELensError
 from moe_lens.experts import ExpertSet
 
@@ -23,7 +24,26 @@ PREFIX = "trained_"
 FUSED = ("gate_up_proj", "up_proj", "down_proj", "gate_up_proj_bias", "up_proj_bias", "down_proj_bias")
 
 
-def is_fused(experts: nn.Module) -> bool:
+class FusedExperts(nn.Module):
+    """The attributes of transformers' fused experts, of which each family has its own class; a type, never made.
+
+    down_proj: [expert, …]. trained_ids [chosen] and trained_slot [expert] are there while slices are trained.
+    """
+
+    num_experts: int
+    down_proj: Tensor
+    has_bias: bool
+    has_gate: bool
+    has_post_expert_norm: bool
+    is_transposed: bool
+    act_fn: Callable[[Tensor], Tensor]
+    post_expert_norm: Callable[[Tensor], Tensor]
+    _apply_gate: Callable[[Tensor], Tensor]
+    trained_ids: Tensor
+    trained_slot: Tensor
+
+
+def is_fused(experts: nn.Module) -> TypeGuard[FusedExperts]:
     """Whether an experts module holds fused tensors [expert, …] and lets its computation be chosen."""
     down = getattr(experts, "down_proj", None)
     return isinstance(down, Tensor) and down.ndim == 3 and hasattr(experts, "_is_expert_parallel")
@@ -47,12 +67,13 @@ def grouped_experts(module: nn.Module, architecture: MoEArchitecture) -> Iterato
         return
     if any(getattr(one, "_is_expert_parallel", False) for one in experts):
         raise MoELensError("expert-parallel models cannot be trained here; load the model without expert parallelism")
-    before = module.config._experts_implementation
-    module.set_experts_implementation(IMPLEMENTATION)
+    model = pretrained(module)
+    before = model.config._experts_implementation
+    model.set_experts_implementation(IMPLEMENTATION)
     try:
         yield
     finally:
-        module.set_experts_implementation(before)
+        model.set_experts_implementation(before)
 
 
 @contextmanager
@@ -64,12 +85,14 @@ def trained_slices(module: nn.Module, architecture: MoEArchitecture, chosen: Exp
     Raises MoELensError for layers or experts that the model lacks, or experts that are not fused.
     """
     sites = {layer: architecture.at(layer).experts for layer in chosen.layers}
-    modules = {layer: module.get_submodule(path) for layer, path in sites.items()}
-    for layer, experts in modules.items():
-        if not is_fused(experts):
+    modules: dict[int, FusedExperts] = {}
+    for layer, path in sites.items():
+        found = module.get_submodule(path)
+        if not is_fused(found):
             raise MoELensError(f"the experts of layer {layer} are no fused tensors; train their parameters whole")
+        modules[layer] = found
     with grouped_experts(module, architecture), no_plain_checkpoint(module):
-        names = []
+        names: list[str] = []
         try:
             for layer, experts in modules.items():
                 names += [f"{sites[layer]}.{name}" for name in _copy_out(experts, chosen[layer])]
@@ -79,7 +102,7 @@ def trained_slices(module: nn.Module, architecture: MoEArchitecture, chosen: Exp
                 _put_back(experts)
 
 
-def _copy_out(experts: nn.Module, ids: Sequence[int]) -> list[str]:
+def _copy_out(experts: FusedExperts, ids: Sequence[int]) -> list[str]:
     """Give `experts` a parameter for the chosen slices of each fused tensor."""
     device, chosen = experts.down_proj.device, len(ids)
     index = torch.tensor(ids, device=device)
@@ -94,7 +117,7 @@ def _copy_out(experts: nn.Module, ids: Sequence[int]) -> list[str]:
 
 
 @torch.no_grad()
-def _put_back(experts: nn.Module) -> None:
+def _put_back(experts: FusedExperts) -> None:
     """Write the slices into the fused tensors, and leave no trace of them."""
     if getattr(experts, "trained_ids", None) is None:
         return
@@ -118,14 +141,14 @@ def no_plain_checkpoint(module: nn.Module) -> Iterator[None]:
             "first, or save a delta"
         )
 
-    module.save_pretrained = refuse
+    vars(module)["save_pretrained"] = refuse
     try:
         yield
     finally:
-        del module.save_pretrained
+        del vars(module)["save_pretrained"]
 
 
-def _forward(self: nn.Module, hidden_states: Tensor, selected: Tensor, weights: Tensor) -> Tensor:
+def _forward(self: FusedExperts, hidden_states: Tensor, selected: Tensor, weights: Tensor) -> Tensor:
     """The experts' output [token, d_model], of hidden_states [token, d_model], selected and weights [token, k].
 
     Rows, one per token and selected expert, are sorted by slot: the chosen experts' come first.
@@ -146,7 +169,8 @@ def _forward(self: nn.Module, hidden_states: Tensor, selected: Tensor, weights: 
         # index_select: its backward is deterministic and fast. One per part, so that frozen rows are not kept.
         inputs = hidden_states.index_select(0, order[rows] // k)
         outputs.append(_expert_rows(self, inputs, sizes.cumsum(0, dtype=torch.int32), key[rows] - first, tensors))
-    return _WeightedSum.apply(weights, order, *outputs)[:, 0].to(hidden_states.dtype)
+    summed: Tensor = _WeightedSum.apply(weights, order, *outputs)
+    return summed[:, 0].to(hidden_states.dtype)
 
 
 class _WeightedSum(torch.autograd.Function):
@@ -157,7 +181,7 @@ class _WeightedSum(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: FunctionCtx, weights: Tensor, order: Tensor, *outputs: Tensor) -> Tensor:
+    def forward(ctx: Any, weights: Tensor, order: Tensor, *outputs: Tensor) -> Tensor:
         ctx.sizes = [len(part) for part in outputs]
         rows = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
         placed = rows.index_select(0, order.argsort()).view(*weights.shape, -1)
@@ -166,7 +190,7 @@ class _WeightedSum(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         weights, order, placed = ctx.saved_tensors
         of_weights = None if placed is None else _batched_product(placed, grad.mT)[..., 0]
         of_outputs = [
@@ -186,7 +210,7 @@ def _batched_product(left: Tensor, right: Tensor) -> Tensor:
 
 
 def _expert_rows(
-    self: nn.Module, inputs: Tensor, ends: Tensor, expert: Tensor, tensors: Mapping[str, Tensor]
+    self: FusedExperts, inputs: Tensor, ends: Tensor, expert: Tensor, tensors: Mapping[str, Tensor]
 ) -> Tensor:
     """The outputs [row, d_model] of the inputs [row, d_model], which are sorted by expert.
 

@@ -2,19 +2,21 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import parametrize
 
+from moe_lens.architecture.discovery import pretrained
 from moe_lens.errors import MoELensError
 
 
 @contextmanager
 def training(
     module: nn.Module, trained: Mapping[str, nn.Parameter], *, gradient_checkpointing: bool = False
-) -> Iterator[AbstractContextManager]:
+) -> Iterator[AbstractContextManager[object]]:
     """Gradients for `trained` alone, in float32 since small updates vanish in half precision; all undone after.
 
     trained: parameters of `module`, by name. gradient_checkpointing: its layers keep their inputs only and run again
@@ -37,12 +39,12 @@ def training(
             parameter.data = parameter.data.float()
             parameter.requires_grad_(True)
         if gradient_checkpointing:
-            module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            pretrained(module).gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         with _sums_in_fixed_order(device), torch.random.fork_rng(devices=cuda):
             yield torch.autocast(device, dtype=torch.bfloat16) if half else nullcontext()
     finally:
         if gradient_checkpointing:
-            module.gradient_checkpointing_disable()
+            pretrained(module).gradient_checkpointing_disable()
         module.eval()
         module.requires_grad_(False)
         _as_stored(module, dtypes)
@@ -55,20 +57,21 @@ def _sums_in_fixed_order(device: str) -> Iterator[None]:
     device: the type of the model's.
     """
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    filled = torch.utils.deterministic.fill_uninitialized_memory
+    settings: Any = torch.utils.deterministic  # a module with properties, of which its type knows nothing
+    filled = settings.fill_uninitialized_memory
     try:
         torch.use_deterministic_algorithms(True, warn_only=True)
         if device == "cpu":  # or torch fills every new tensor with NaN first, which takes long there
-            torch.utils.deterministic.fill_uninitialized_memory = False
+            settings.fill_uninitialized_memory = False
         yield
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-        torch.utils.deterministic.fill_uninitialized_memory = filled
+        settings.fill_uninitialized_memory = filled
 
 
 @contextmanager
 def evaluating(
-    module: nn.Module, dtypes: Mapping[str, torch.dtype], autocast: AbstractContextManager
+    module: nn.Module, dtypes: Mapping[str, torch.dtype], autocast: AbstractContextManager[object]
 ) -> Iterator[None]:
     """Inside a block of `training`: the model is as it will be left, in evaluation mode and without gradients.
 

@@ -24,7 +24,7 @@ class StepData:
         """The examples of a step, of all processes."""
         return [self.prompts[place] for place in self.schedule.order(len(self.prompts), step)]
 
-    def backward(self, shared: nn.Module, step: int, autocast: AbstractContextManager) -> float:
+    def backward(self, shared: nn.Module, step: int, autocast: AbstractContextManager[object]) -> float:
         """Adds this step's gradients up and returns this process's share of the loss."""
         prompts = self.of(step)
         tokens, count = answer_tokens(prompts), self.processes.count
@@ -33,8 +33,8 @@ class StepData:
         for number, places in enumerate(passes):
             # A process without examples runs some for nothing: the others wait for its part.
             batch = collate([prompts[place] for place in places or [0]], self.pad_id)
-            waits = number + 1 < len(passes) and isinstance(shared, DistributedDataParallel)
-            with shared.no_sync() if waits else nullcontext():
+            last = number + 1 == len(passes)
+            with nullcontext() if last or not isinstance(shared, DistributedDataParallel) else shared.no_sync():
                 with autocast:
                     loss = answer_loss(shared, batch, tokens=tokens) * bool(places)
                 (loss * count).backward()  # processes give the mean of their gradients

@@ -139,7 +139,7 @@ def _result(
     dropped: int,
 ) -> Tuned:
     """What the courses, by learning rate, came to."""
-    scores = {rate: nan if course.best_score is None else course.best_score for rate, course in courses.items()}
+    scores = {rate: _score(course) for rate, course in courses.items()}
     best = max(scores, key=scores.__getitem__)
     return Tuned(
         method=method,
@@ -158,20 +158,25 @@ def _try_all(
     """Attempts each schedule from the same start; the values of the best stay, and the start's if one fails."""
     start = _values(lens, names)
     courses: dict[float, Progress] = {}
-    best = None
+    best: tuple[float, dict[str, torch.Tensor]] | None = None
     try:
         for rate, schedule in schedules.items():
             if courses:
                 _put(lens, start)
             course = courses[rate] = attempt(schedule)
-            if best is None or course.best_score > best[0]:
-                best = course.best_score, None if len(schedules) == 1 else _values(lens, names)
+            if len(schedules) > 1 and (best is None or _score(course) > best[0]):
+                best = _score(course), _values(lens, names)
     finally:  # a rate that fails, or an interruption, leaves no half-trained model
         if len(courses) < len(schedules):
             _put(lens, start)
-    if best[1] is not None:
+    if best is not None:
         _put(lens, best[1])
     return courses
+
+
+def _score(course: Progress) -> float:
+    """How well its best state did on the dev data; NaN without any."""
+    return nan if course.best_score is None else course.best_score
 
 
 def dev_score(
@@ -235,7 +240,7 @@ def _hash(prompts: Sequence[Encoded]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _told(schedule: Schedule) -> dict:
+def _told(schedule: Schedule) -> dict[str, object]:
     """What of a schedule tells one run from another; the others change how a step is computed, by rounding only."""
     ways = ("micro_batch", "gradient_checkpointing")
     return {name: value for name, value in asdict(schedule).items() if name not in ways}
