@@ -36,7 +36,7 @@ def compute(study: Study) -> pd.DataFrame:
         controls=RANDOM,
         max_new_tokens=study.max_new_tokens,
         out=study.out / "figure3",
-        made_by=study.made_by(delta=router),
+        made_by=study.made_by({}, delta=router),
         seed=seed,
     ).rows
 

@@ -32,7 +32,7 @@ def compute(study: Study) -> pd.DataFrame:
                     rows.append(study.answer_row(recipe.name, task, tuned, seed))
                     answers.setdefault((f"{recipe.name} {rate:g}", task), []).append(study.answers(task, tuned)["em"])
     comparisons = compared(study, answers, [f"{REFERENCE} {rate:g}" for rate in RATES["experts"]])
-    made_by = study.made_by(item="learning_rates", reference=REFERENCE)
+    made_by = study.made_by({"item": "learning_rates", "reference": REFERENCE})
     write_table(comparisons, study.out / "learning_rates" / "comparisons.parquet", made_by)
     return pd.DataFrame(rows)
 

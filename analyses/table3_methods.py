@@ -68,7 +68,7 @@ def compute(study: Study) -> pd.DataFrame:
             for task in study.tasks:
                 rows.append(study.answer_row(recipe.name, task, tuned, seed))
                 answers.setdefault((recipe.name, task), []).append(study.answers(task, tuned)["em"])
-    made_by = study.made_by(item="table3", reference=REFERENCE)
+    made_by = study.made_by({"item": "table3", "reference": REFERENCE})
     write_table(compared(study, answers, [REFERENCE]), study.out / "table3" / "comparisons.parquet", made_by)
     return pd.DataFrame(rows)
 

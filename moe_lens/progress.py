@@ -18,7 +18,7 @@ QUIET, NO_BARS = "MOE_LENS_QUIET", "TQDM_DISABLE"
 
 
 def progress_bar(
-    iterable: Iterable | None = None,
+    iterable: Iterable[Any] | None = None,
     *,
     desc: str = "",
     total: float | None = None,

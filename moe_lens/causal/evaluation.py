@@ -45,7 +45,7 @@ def evaluate(
     batch_size: int | None = None,
     judge: Judge | None = None,
     out: Path | None = None,
-    made_by: dict | None = None,
+    made_by: dict[str, Any] | None = None,
     progress: bool | None = None,
     seed: int = 0,
 ) -> Evaluation:
@@ -192,7 +192,7 @@ def _answers(
         texts = found.get((name, PREDICTION), [None] * len(examples))
         table = pd.DataFrame({"intervention": name, "id": [example.id for example in examples], "prediction": texts})
         for metric in metrics:
-            if metric.reads == JUDGE:
+            if metric.reads == JUDGE and judge is not None:
                 verdicts = judge.verdicts(examples, texts)
                 table[metric.name] = _scores(metric, [verdict.right for verdict in verdicts], examples)
                 table["unjudged"] = [verdict.failure for verdict in verdicts]
@@ -241,7 +241,7 @@ def _check(
         metric.prepare()
 
 
-def _provenance(lens: MoELens, examples: Sequence[Example], out: Path | None) -> dict:
+def _provenance(lens: MoELens, examples: Sequence[Example], out: Path | None) -> dict[str, Any]:
     """Of parts whose caller gave none; empty where no parts are kept."""
     if out is None:
         return {}

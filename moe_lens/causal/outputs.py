@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import pandas as pd
 from accelerate.utils import broadcast_object_list, gather_object
@@ -29,7 +29,7 @@ class Run:
     max_new_tokens: int
     batch_size: int
     out: Path | None
-    provenance: dict
+    provenance: dict[str, Any]
     progress: bool = True
 
 
@@ -87,11 +87,14 @@ def outputs(
     return {key: [values[place] for place in sorted(values)] for key, values in gathered.items()}
 
 
-def from_first_process(make: Callable[[], Any]) -> Any:
+Made = TypeVar("Made")
+
+
+def from_first_process(make: Callable[[], Made]) -> Made:
     """What `make` gives in the first process, in all of them."""
     state = connected()
     made = [make() if state.is_main_process else None]
-    return broadcast_object_list(made)[0]
+    return cast(Made, broadcast_object_list(made)[0])
 
 
 def _outputs(
@@ -113,7 +116,9 @@ def _outputs(
     if unit.reads == OPTIONS:
         rows = tuple(place for place in unit.places for _ in examples[place].options)
     with lens.intervene(*(intervention.take(rows) for intervention in interventions)):
-        found = _READERS[unit.reads](lens, asked, run)
+        found = (
+            predictions(lens, asked, run) if unit.reads == PREDICTION else option_log_probabilities(lens, asked, run)
+        )
     if part is not None:
         write_table(pd.DataFrame({"id": [example.id for example in asked], "output": found}), part, made_by)
     return found
@@ -138,6 +143,3 @@ def option_log_probabilities(lens: MoELens, examples: Sequence[Example], run: Ru
     asked = [replace(example, answers=(option,)) for example in examples for option in example.options]
     found = iter(lens.answer_log_probabilities(asked, batch_size=run.batch_size, progress=False, with_end=False))
     return [tuple(next(found) for _ in example.options) or None for example in examples]
-
-
-_READERS = {PREDICTION: predictions, OPTIONS: option_log_probabilities}

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain
 from types import SimpleNamespace
 from typing import Any
 
@@ -89,9 +88,11 @@ def watched(lens: MoELens) -> Iterator[Callable[[int], TraceReader]]:
     Afterwards what it gives reads these calls as the lens reads a trace: a reader, for the number of rows in the batch.
     """
     architecture = lens.architecture
-    parts = [(site.router, site.experts, site.gating_module, site.outputs_module) for site in architecture.moe]
-    parts += [(site.shared_experts, site.shared_gate, site.experts.rpartition(".")[0]) for site in architecture.moe]
-    paths = [path for path in dict.fromkeys([*architecture.layers, *chain.from_iterable(parts)]) if path]
+    parts: list[str | None] = [*architecture.layers]
+    for site in architecture.moe:
+        parts += [site.router, site.experts, site.gating_module, site.outputs_module, site.experts.rpartition(".")[0]]
+        parts += [site.shared_experts, site.shared_gate]
+    paths = [path for path in dict.fromkeys(parts) if path]
     calls = {path: _Call(lens.module.get_submodule(path)) for path in paths}
 
     def reader(rows: int) -> TraceReader:

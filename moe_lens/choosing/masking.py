@@ -46,7 +46,7 @@ def mask(
     max_new_tokens: int = 16,
     batch_size: int | None = None,
     out: Path | None = None,
-    made_by: dict | None = None,
+    made_by: dict[str, Any] | None = None,
     seed: int = 0,
 ) -> Masked:
     """Masks each choice of experts, and random sets like it, and says what the answers lose by it.
@@ -68,7 +68,7 @@ def mask(
     return Masked(answers, masking_rows(answers, sets, mode, seed=seed))
 
 
-def write_masked(found: Masked, out: Path, made_by: dict) -> list[str]:
+def write_masked(found: Masked, out: Path, made_by: dict[str, Any]) -> list[str]:
     """Writes answers.parquet, masking.parquet and summary.json; returns the names of the files."""
     write_table(found.answers, out / "answers.parquet", made_by)
     write_table(found.rows, out / "masking.parquet", made_by)

@@ -58,10 +58,11 @@ def score_tables(
             _measure(models.tuned, [score for score in missing if score.needs_tuned], examples, batch_size),
         )
 
-    return {
-        score.name: kept(files[score], told[score], lambda score=score: _table(score, *measured())).drop(columns="name")
-        for score in wanted
-    }
+    def one(score: Score) -> pd.DataFrame:
+        found = kept(files[score], told[score], lambda: _table(score, *measured()))
+        return found.drop(columns="name")
+
+    return {score.name: one(score) for score in wanted}
 
 
 _Tables = Mapping[tuple[str, str], pd.DataFrame]

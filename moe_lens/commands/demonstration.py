@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -86,7 +87,7 @@ def _usage_maps(tables: Mapping[str, pd.DataFrame], planted: ExpertSet) -> pd.Da
     return maps.assign(planted=[pair in planted for pair in zip(maps["layer"], maps["expert"], strict=True)])
 
 
-def _answers(lens: MoELens, variant: str, limit: int) -> list[dict]:
+def _answers(lens: MoELens, variant: str, limit: int) -> list[dict[str, Any]]:
     """A row per task for the model as it is now."""
     rows = []
     for task in TASKS:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 from typer import Option
 
@@ -15,6 +15,8 @@ from moe_lens.errors import MoELensError
 from moe_lens.progress import is_drawn, is_quiet
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from moe_lens.data import Example, Fitted
     from moe_lens.lens.lens import MoELens
 
@@ -24,26 +26,6 @@ Data = Annotated[
         help=f"A task of the organism ({', '.join(ORGANISM_TASKS)}); a data set ({', '.join(SOURCES)}), or "
         f"NAME:PATH for one in its original format, a file or the folder of its splits; a {', '.join(ENDINGS)} file "
         "with the columns context, question, answer; or whatever `datasets` loads: ID, ID@REVISION, FOLDER."
-    ),
-]
-Columns = Annotated[
-    str | None,
-    Option(
-        help="The names that columns have in the data, such as question=q,answer=gold.text; also of id, context, "
-        "original_answer and options."
-    ),
-]
-SkipBad = Annotated[
-    bool, Option("--skip-bad", help="Leave out rows that make no example, and say which, instead of stopping.")
-]
-MaxLength = Annotated[
-    int | None, Option(help="The longest prompt, in tokens; --too-long says what is done with longer ones.")
-]
-HowTooLong = Annotated[
-    Literal["drop", "truncate"],
-    Option(
-        help="drop: leave longer examples out. truncate: cut their context around the answer, and leave out only "
-        "what is too long even so.",
     ),
 ]
 SHOWN = 20
@@ -102,7 +84,7 @@ class BaseOpening:
             trust_remote_code=self.trust_remote_code,
         )
 
-    def facts(self, lens: "MoELens") -> dict:
+    def facts(self, lens: "MoELens") -> dict[str, Any]:
         """For the provenance of what a lens gives: what changes its numbers and is not named there anyway."""
         from moe_lens.lens.delta import weights_digest
 
@@ -135,6 +117,16 @@ class Scoring:
     score_limit: Annotated[int | None, Option(min=1, help="Measure scores on the first so many examples only.")] = None
 
 
+class Asker(Protocol):
+    """What turns examples into tokens: a lens, or what is known of one."""
+
+    @property
+    def tokenizer(self) -> "PreTrainedTokenizerBase": ...
+
+    @property
+    def template(self) -> PromptTemplate: ...
+
+
 @dataclass(frozen=True)
 class Reading:
     """How a command reads its data.
@@ -142,10 +134,26 @@ class Reading:
     Raises MoELensError for values that make no sense, before anything is read.
     """
 
-    columns: Columns = None
-    skip_bad: SkipBad = False
-    max_length: MaxLength = None
-    too_long: HowTooLong = "drop"
+    columns: Annotated[
+        str | None,
+        Option(
+            help="The names that columns have in the data, such as question=q,answer=gold.text; also of id, context, "
+            "original_answer and options."
+        ),
+    ] = None
+    skip_bad: Annotated[
+        bool, Option("--skip-bad", help="Leave out rows that make no example, and say which, instead of stopping.")
+    ] = False
+    max_length: Annotated[
+        int | None, Option(help="The longest prompt, in tokens; --too-long says what is done with longer ones.")
+    ] = None
+    too_long: Annotated[
+        Literal["drop", "truncate"],
+        Option(
+            help="drop: leave longer examples out. truncate: cut their context around the answer, and leave out only "
+            "what is too long even so.",
+        ),
+    ] = "drop"
 
     def __post_init__(self) -> None:
         if self.max_length is not None and self.max_length < 1:
@@ -164,12 +172,12 @@ class Reading:
     def fit(
         self,
         examples: "Sequence[Example]",
-        lens: "MoELens",
+        asker: Asker,
         *,
         of: str,
         with_answer: bool = False,
     ) -> "Fitted":
-        """Those that fit --max-length; how many of them did not is printed, `of` naming the data.
+        """Those that fit --max-length as `asker`, a lens, asks them; how many do not is printed, `of` naming the data.
 
         with_answer: the answer that training appends counts too.
         """
@@ -177,8 +185,8 @@ class Reading:
 
         fitted = fit_length(
             examples,
-            lens.tokenizer,
-            template=lens.template,
+            asker.tokenizer,
+            template=asker.template,
             max_length=self.max_length,
             too_long=self.too_long,
             with_answer=with_answer,
@@ -189,7 +197,7 @@ class Reading:
         console.say(f"{of}: {fitted}")
         return fitted
 
-    def facts(self, *fitted: "Fitted") -> dict:
+    def facts(self, *fitted: "Fitted") -> dict[str, Any]:
         """For the provenance: the options, and the counts of what was read under them."""
         counts = [one.facts() for one in fitted]
         summed = {name: sum(count[name] for count in counts) for name in ("dropped", "truncated")}

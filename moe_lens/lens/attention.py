@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from moe_lens.architecture.discovery import pretrained
 from moe_lens.errors import MoELensError
 
 IMPLEMENTATIONS = ("sdpa", "eager")
@@ -26,7 +27,7 @@ def attention_rows(model: nn.Module, rows: Sequence[int] | Tensor) -> Iterator[N
     its own name, because some families branch on that name. Raises MoELensError for a model that runs neither
     sdpa nor eager attention.
     """
-    name = model.config._attn_implementation
+    name = pretrained(model).config._attn_implementation
     if name not in IMPLEMENTATIONS:
         raise MoELensError(
             f"attention can be recorded with the {' or '.join(IMPLEMENTATIONS)} implementation; this model "
@@ -45,7 +46,7 @@ def attention_rows(model: nn.Module, rows: Sequence[int] | Tensor) -> Iterator[N
 class _RowsAttention:
     """An attention function: outputs as `implementation` makes them, weights of the chosen rows only."""
 
-    def __init__(self, rows: list[int], implementation: Callable | None) -> None:
+    def __init__(self, rows: list[int], implementation: Callable[..., Any] | None) -> None:
         self._rows = rows
         self._implementation = implementation
 
@@ -75,8 +76,8 @@ class _RowsAttention:
         return output, weights
 
 
-def _eager_attention(module: nn.Module) -> Callable:
-    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+def _eager_attention(module: nn.Module) -> Callable[..., Any]:
+    eager: Callable[..., Any] | None = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
     if eager is None:
         raise MoELensError(
             f"{type(module).__name__} brings no eager attention function to compute attention rows with; "

@@ -2,7 +2,7 @@
 
 import gc
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from itertools import islice, zip_longest
 from typing import TypeVar
 
@@ -40,7 +40,7 @@ def prompt_batches(
         raise MoELensError(f"expected a list of examples or texts; put the one that came into a list: [{examples!r}]")
     if batch_size < 1:
         raise MoELensError(f"a batch has at least 1 example; got batch_size={batch_size}")
-    total = len(examples) if hasattr(examples, "__len__") else None
+    total = len(examples) if isinstance(examples, Sized) else None
     prompts = (
         encode_prompt(place, example, tokenizer, template=template, with_answer=with_answer, continuation=text)
         for place, (example, text) in enumerate(_with_continuations(examples, continuations))
@@ -65,11 +65,7 @@ def encode_prompt(
     continuation: str | None = None,
 ) -> Encoded:
     """An example as tokens; a bare text is taken as it is, without spans and with its place as id."""
-    if not isinstance(example, str | Example):
-        hint = ""
-        if isinstance(example, Mapping | list):
-            hint = "; turn chat messages into text with tokenizer.apply_chat_template(messages, tokenize=False, …)"
-        raise MoELensError(f"expected an Example or a text, got {type(example).__name__} at place {place}{hint}")
+    _expect_prompt(example, place)
     if isinstance(example, Example):
         return encode(example, tokenizer, template=template, with_answer=with_answer, continuation=continuation)
     if with_answer or continuation is not None:
@@ -86,6 +82,16 @@ def encode_prompt(
         answer_spans=(),
         prompt_length=len(ids),
     )
+
+
+def _expect_prompt(example: object, place: int) -> None:
+    """MoELensError unless it is an example or a text."""
+    if isinstance(example, str | Example):
+        return
+    hint = ""
+    if isinstance(example, Mapping | list):
+        hint = "; turn chat messages into text with tokenizer.apply_chat_template(messages, tokenize=False, …)"
+    raise MoELensError(f"expected an Example or a text, got {type(example).__name__} at place {place}{hint}")
 
 
 def _with_continuations(

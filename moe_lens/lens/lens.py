@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from moe_lens.architecture import MoEArchitecture
+from moe_lens.architecture.discovery import pretrained
 from moe_lens.architecture.listed import normalize
 from moe_lens.architecture.quantized import refuse_quantized_experts
 from moe_lens.data import FIGURE_10, Encoded, Example, PromptTemplate, template_named
@@ -84,7 +85,7 @@ class MoELens:
         # Without a device, wrapping would move a model from the CPU to a free accelerator.
         device = None if getattr(module, "hf_device_map", None) else module.device
         self.model = TransformersModel(module, tokenizer=self.tokenizer, device=device)
-        self.name = str(module.config.name_or_path or type(module).__name__)
+        self.name = str(pretrained(module).config.name_or_path or type(module).__name__)
         self._reader = reader = TraceReader(self.model, self.architecture)
         self.routers = ByLayer(reader.router)
         self.router_logits = ByLayer(reader.router_logits)

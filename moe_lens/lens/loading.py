@@ -6,7 +6,7 @@ from contextlib import contextmanager, nullcontext
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -57,9 +57,10 @@ def load_model(
 
 def _check_devices(device_map: Any) -> None:
     """MoELensError for a device in `device_map` that is not there."""
+    there = ["cpu"]
     kind = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    count = 0 if kind is None else torch.accelerator.device_count()
-    there = ["cpu", *(f"{kind.type}:{i}" for i in range(count))]
+    if kind is not None:
+        there += [f"{kind.type}:{i}" for i in range(torch.accelerator.device_count())]
     for asked in device_map.values() if isinstance(device_map, dict) else [device_map]:
         if asked is None or asked in PLACED_BY_TRANSFORMERS:
             continue
@@ -81,7 +82,8 @@ def load_skeleton(name: str | Path, *, dtype: torch.dtype | None = None, trust_r
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
         chosen = {} if dtype is None else {"dtype": dtype}
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code, **chosen).eval()
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code, **chosen)
+    return cast(nn.Module, model.eval())
 
 
 @contextmanager

@@ -4,12 +4,13 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from moe_lens.architecture import MoEArchitecture
+from moe_lens.architecture.discovery import pretrained
 from moe_lens.errors import MoELensError
 
 
@@ -35,7 +36,7 @@ class LogitLens:
         ids = torch.zeros(flat.shape[:2], dtype=torch.long, device=residual.device)
         with self._layers_give((flat, *given[1:]) if isinstance(given, tuple) else flat):
             logits = self._model(input_ids=ids, use_cache=False).logits
-        return logits.reshape(*residual.shape[: -len(stream)], -1)
+        return cast(Tensor, logits.reshape(*residual.shape[: -len(stream)], -1))
 
     @cached_property
     def _verified_output(self) -> Any:
@@ -46,7 +47,7 @@ class LogitLens:
         model, seen = self._model, []
         last = model.get_submodule(self._architecture.layers[-1])
         handle = last.register_forward_hook(lambda *call: seen.append(call[-1]))
-        ids = torch.zeros(1, 2, dtype=torch.long, device=model.device)
+        ids = torch.zeros(1, 2, dtype=torch.long, device=pretrained(model).device)
         try:
             with torch.no_grad():
                 logits = model(input_ids=ids, use_cache=False).logits

@@ -109,7 +109,8 @@ class TraceReader:
             return single.view(batch, width, k, -1)[:, rows]
         tokens = (torch.arange(batch, device=indices.device)[:, None] * width + rows).flatten()
         arguments, named = site.each_selected(experts.inputs, None if kept is None else tokens)
-        return experts(*arguments, **named).reshape(batch, len(rows), k, -1)
+        outputs: Tensor = experts(*arguments, **named)
+        return outputs.reshape(batch, len(rows), k, -1)
 
     def router_input(self, layer: int) -> Tensor:
         """What the router is given of each token, [batch, pos, d_model]."""
@@ -127,12 +128,11 @@ class TraceReader:
             what = "has no shared experts" if site.shared_experts is None else "adds its shared experts in its own way"
             raise MoELensError(f"layer {layer} {what}; leave 'shared_output' out of what is captured")
         module = self.model.get(site.shared_experts)
-        if site.shared_gate is not None:
+        gate: Tensor | None = None
+        if site.shared_gate is not None:  # called again: it may run at another moment
             arguments, named = module.inputs
-            openness = self.model.get(site.shared_gate)(*arguments, **named).sigmoid()
-        output = module.output
-        if site.shared_gate is not None:
-            output = openness * output
+            gate = self.model.get(site.shared_gate)(*arguments, **named).sigmoid()
+        output: Tensor = module.output if gate is None else gate * module.output
         output = output if site.shared_scale == 1 else site.shared_scale * output
         return output if output.ndim == 3 else self._of_one_invoke(output)
 
@@ -141,14 +141,12 @@ class TraceReader:
         path = self.architecture.at(layer).experts.rpartition(".")[0]
         if path in self.architecture.layers:
             raise MoELensError(f"layer {layer} has no module around its experts whose output could be read")
-        output = self.model.get(path).output
-        output = output[0] if isinstance(output, tuple) else output
+        output = _first(self.model.get(path).output)
         return output if output.ndim == 3 else output.reshape(self.n_rows(), -1, self.architecture.d_model)
 
     def layer_output(self, layer: int) -> Tensor:
         """The residual stream after the layer, [batch, pos, d_model]."""
-        output = self._layer(layer).output
-        return output[0] if isinstance(output, tuple) else output
+        return _first(self._layer(layer).output)
 
     def set_layer_output(self, layer: int, residual: Tensor) -> None:
         """Continue with another residual stream, [batch, pos, d_model]."""
@@ -161,13 +159,13 @@ class TraceReader:
         path = self._path(self.architecture.attentions, layer)
         if path is None:
             raise MoELensError(f"layer {layer} has no attention")
-        output = self.model.get(path).output
-        if output[1] is None:
+        _, weights, *_ = self.model.get(path).output
+        if not isinstance(weights, Tensor):
             raise MoELensError(
                 "attention is not computed row by row here; open `with attention_rows(lens.module, rows):` "
                 "(moe_lens.lens.attention) around the trace"
             )
-        return output[1]
+        return weights
 
     def by_position(self, tokens: Tensor) -> Tensor:
         """[token, x] of the whole batch as [batch, pos, x]: routers and experts see one axis of tokens."""
@@ -175,7 +173,7 @@ class TraceReader:
 
     def n_rows(self) -> int:
         """Rows of the whole running batch."""
-        return self.model.interleaver.batcher.total
+        return int(self.model.interleaver.batcher.total)
 
     def _of_one_invoke(self, tokens: Tensor) -> Tensor:
         if self.model.interleaver.batcher.batching:
@@ -192,3 +190,8 @@ class TraceReader:
         if not 0 <= layer < self.architecture.n_layers:
             raise MoELensError(f"the model has layers 0 to {self.architecture.n_layers - 1}; got {layer}")
         return paths[layer]
+
+
+def _first(output: Tensor | tuple[Tensor, ...]) -> Tensor:
+    """A module's output, or the first thing in it."""
+    return output[0] if isinstance(output, tuple) else output

@@ -230,9 +230,8 @@ def read_layers(reader: TraceReader, capture: Collection[str], kept: Tensor) -> 
     wanted = {name: set(CAPTURES[name].layers(architecture)) for name in capture}
     seen: dict[str, dict[int, Any]] = {name: {} for name in capture}
     for layer in range(architecture.n_layers):
-        site = architecture.at(layer) if layer in architecture.moe_layers else None
         parts = [
-            (when if isinstance(when, Moment) else when(site), name, read)
+            (when if isinstance(when, Moment) else when(architecture.at(layer)), name, read)
             for name in CAPTURES
             if name in capture and layer in wanted[name]
             for when, read in CAPTURES[name].reads

@@ -3,12 +3,13 @@
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from moe_lens.architecture.discovery import pretrained
 from moe_lens.data import Batch, Encoded, collate
 from moe_lens.data.encoding import IGNORED_LABEL
 from moe_lens.lens.positions import Positions, any_position_mask
@@ -33,14 +34,14 @@ class BatchRunner:
         kept = batch.input_ids.shape[1] - batch.first_label + 1
         with torch.no_grad(), self.model.trace(**self._inputs(batch), logits_to_keep=kept):
             logits = self.model.output.logits.save()
-        labels = batch.labels[:, batch.first_label :].to(logits.device)
+        labels = cast(Tensor, batch.labels)[:, batch.first_label :].to(logits.device)
         log_probabilities = logits[:, :-1].float().log_softmax(-1)
         chosen = log_probabilities.gather(-1, labels.clamp(min=0)[..., None])[..., 0]
-        return chosen.masked_fill(labels == IGNORED_LABEL, 0).sum(-1).tolist()
+        return cast(list[float], chosen.masked_fill(labels == IGNORED_LABEL, 0).sum(-1).tolist())
 
     def generate(self, prompts: Sequence[Encoded], max_new_tokens: int) -> list[str]:
         """The greedy continuation of each prompt, without special tokens, in the order given."""
-        pad, end = self._pad_id, self.module.generation_config.eos_token_id
+        pad, end = self._pad_id, pretrained(self.module).generation_config.eos_token_id
         batch = collate(prompts, pad)
         arguments = {
             "input_ids": batch.input_ids,
@@ -56,7 +57,7 @@ class BatchRunner:
         ends = torch.tensor([] if end is None else end, dtype=new.dtype, device=new.device)
         ended = torch.isin(new, ends).cumsum(-1) > 0
         rows = zip(new, ended, strict=True)
-        return [self.tokenizer.decode(row[~after], skip_special_tokens=True) for row, after in rows]
+        return [cast(str, self.tokenizer.decode(row[~after], skip_special_tokens=True)) for row, after in rows]
 
     def record(self, prompts: Sequence[Encoded], capture: Collection[str], positions: Iterable[Positions]) -> Record:
         """What the model does on the prompts, in one trace: what `capture` names, at any of the `positions`."""
@@ -92,9 +93,10 @@ class BatchRunner:
 
     def _inputs(self, batch: Batch) -> dict[str, Any]:
         """What a forward pass over the whole batch takes; positions are counted from each row's first token."""
-        mask = batch.attention_mask.to(self.module.device)
+        device = pretrained(self.module).device
+        mask = batch.attention_mask.to(device)
         return {
-            "input_ids": batch.input_ids.to(self.module.device),
+            "input_ids": batch.input_ids.to(device),
             "attention_mask": mask,
             "position_ids": (mask.cumsum(-1) - 1).clamp(min=0),
             "use_cache": False,

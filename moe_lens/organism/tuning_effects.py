@@ -56,7 +56,12 @@ def measure_organism(model: str, out: Path, *, seeds: Sequence[int], split: str,
     lens = MoELens.from_pretrained(model)
     train, dev = (load_examples("swap", split=part, limit=limit) for part in ("train", "dev"))
     answered = [example for task in TASKS for example in load_examples(task, split=split, limit=limit)]
-    facts = {"weights": weights_digest(lens.module), "split": split, "rates": list(RATES), "schedule": repr(SCHEDULE)}
+    facts: dict[str, object] = {
+        "weights": weights_digest(lens.module),
+        "split": split,
+        "rates": list(RATES),
+        "schedule": repr(SCHEDULE),
+    }
     facts |= {"tuned_on": data_digest(train), "dev": data_digest(dev), "template": lens.template.facts()}
     tables = []
     for seed in (None, *seeds):

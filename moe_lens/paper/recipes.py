@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from moe_lens.choosing.measuring import Models, score_tables
 from moe_lens.choosing.selection import Ground, Selection, choices
@@ -123,7 +124,7 @@ def keep_trained(
     schedule: Schedule,
     rates: Sequence[float],
     max_new_tokens: int,
-    made_by: dict,
+    made_by: dict[str, Any],
 ) -> None:
     """Train a lens and keep it in `folder`, going on where an interrupted call with the same folder stopped.
 

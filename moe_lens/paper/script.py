@@ -93,9 +93,9 @@ def run(
                 max_new_tokens,
                 batch_size,
             )
-            if not study.has(path, item=item, **facts):
+            if not study.has(path, {**facts, "item": item}):
                 computed = compute(study)
-                write_table(computed, path, study.made_by(item=item, **facts))  # which now knows what was read
+                write_table(computed, path, study.made_by({**facts, "item": item}))  # which now knows what was read
         found = read_table(path)
         if columns:
             console.show(found, columns, title=f"{item}, rates chosen: {read_provenance(path)['rate_chosen']}")

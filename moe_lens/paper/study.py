@@ -5,16 +5,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+from transformers import PreTrainedTokenizerBase
 
 from moe_lens.architecture import MoEArchitecture
 from moe_lens.causal.evaluation import answer_table, summarise
 from moe_lens.commands.options import BaseOpening, Reading
-from moe_lens.data import Example
+from moe_lens.data import Example, PromptTemplate
 from moe_lens.data.files import ending
 from moe_lens.errors import MoELensError
-from moe_lens.lens.delta import FACTS_FILE, read_facts, weights_digest
+from moe_lens.lens.delta import FACTS_FILE, read_facts
 from moe_lens.lens.lens import MoELens
 from moe_lens.paper.recipes import ROUTER, Recipe, keep_trained, read_cost, router_of
 from moe_lens.results import data_digest, kept, provenance, read_if_made_by, read_provenance
@@ -22,6 +24,16 @@ from moe_lens.statistics import AttentionMass
 from moe_lens.tuning import Schedule
 
 DEV_EXAMPLES = 100
+
+
+@dataclass(frozen=True)
+class _Base:
+    """What a study knows of the model before tuning. facts: for provenance."""
+
+    architecture: MoEArchitecture
+    tokenizer: PreTrainedTokenizerBase
+    template: PromptTemplate
+    facts: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -75,7 +87,7 @@ class Study:
         """A task's first examples, as many as the limits let in and as fit; of dev no more than `DEV_EXAMPLES`."""
         return self._read(task, split)[0]
 
-    def _read(self, task: str, split: str) -> tuple[list[Example], dict]:
+    def _read(self, task: str, split: str) -> tuple[list[Example], dict[str, Any]]:
         """The examples with their `data_digest`, read once."""
         if (task, split) not in self._data:
             at_most = {"dev": DEV_EXAMPLES, "test": self.test_limit}.get(split)
@@ -86,52 +98,55 @@ class Study:
         return self._data[task, split]
 
     @cached_property
-    def _data(self) -> dict[tuple[str, str], tuple[list[Example], dict]]:
+    def _data(self) -> dict[tuple[str, str], tuple[list[Example], dict[str, Any]]]:
         """What was read so far, by task and split."""
         return {}
 
-    @cached_property
-    def weights(self) -> str:
-        """What tells this model's weights from others of the same name."""
-        return weights_digest(self._base.module)
-
-    @cached_property
+    @property
     def architecture(self) -> MoEArchitecture:
         """The model's."""
         return self._base.architecture
 
     @cached_property
-    def _base(self) -> MoELens:
-        """The base model, never tuned."""
-        return self.open()
+    def _base(self) -> _Base:
+        """What is known of the base model; the model itself is not kept in memory."""
+        lens = self.open()
+        return _Base(lens.architecture, lens.tokenizer, lens.template, self.opening.facts(lens))
 
-    def made_by(self, *, delta: Path | None = None, **facts: object) -> dict:
+    def made_by(self, facts: Mapping[str, object], *, delta: Path | None = None) -> dict[str, Any]:
         """Provenance of a table of this study, with all examples that were read so far."""
-        facts |= {"tasks": list(self.tasks), "limit": self.limit, "test_limit": self.test_limit}
-        facts |= {"seeds": list(self.seeds), "rates": {kind: list(rates) for kind, rates in self.rates.items()}}
-        facts |= {"rate_chosen": f"best exact match on dev with seed {self.schedule.seed}, used with every seed"}
-        facts["data"] = {}
+        data: dict[str, dict[str, Any]] = {}
         for (task, split), (_, digest) in self._data.items():
-            facts["data"].setdefault(task, {})[split] = digest
-        return provenance(model=self.model, delta=delta, facts=facts | self._settings())
+            data.setdefault(task, {})[split] = digest
+        told = {
+            **facts,
+            "tasks": list(self.tasks),
+            "limit": self.limit,
+            "test_limit": self.test_limit,
+            "seeds": list(self.seeds),
+            "rates": {kind: list(rates) for kind, rates in self.rates.items()},
+            "rate_chosen": f"best exact match on dev with seed {self.schedule.seed}, used with every seed",
+            "data": data,
+        }
+        return provenance(model=self.model, delta=delta, facts=told | self._settings())
 
-    def has(self, path: Path, **facts: object) -> bool:
+    def has(self, path: Path, facts: Mapping[str, object]) -> bool:
         """Whether a table with these facts is there, and all the examples that it was made from are the same now."""
         if not path.exists():
             return False
         for task, splits in (read_provenance(path)["data"] or {}).items():
             for split in splits if task in self.tasks else ():
                 self._read(task, split)
-        return read_if_made_by(path, self.made_by(**facts)) is not None
+        return read_if_made_by(path, self.made_by(facts)) is not None
 
-    def _settings(self) -> dict:
-        facts = self.opening.facts(self._base) | {"max_new_tokens": self.max_new_tokens}
+    def _settings(self) -> dict[str, Any]:
+        facts = self._base.facts | {"max_new_tokens": self.max_new_tokens}
         facts |= {"max_length": self.reading.max_length, "too_long": self.reading.too_long}
         return facts | {"epochs": self.schedule.epochs, "train_batch_size": self.schedule.batch_size}
 
-    def _measured_by(self, task: str, tuned: Path | None) -> dict:
+    def _measured_by(self, task: str, tuned: Path | None) -> dict[str, Any]:
         """Provenance of what a model does on a task's test examples, whatever the study."""
-        facts = self.opening.facts(self._base) | {"task": task, "max_new_tokens": self.max_new_tokens}
+        facts = self._base.facts | {"task": task, "max_new_tokens": self.max_new_tokens}
         return provenance(model=self.model, delta=tuned, facts=facts | {"data": self._read(task, "test")[1]})
 
     def router(self, task: str, layers: Sequence[int] | None = None) -> Path:
@@ -173,7 +188,7 @@ class Study:
             )
         return folder
 
-    def _trained_by(self, task: str, rates: Sequence[float], router: Path | None, seed: int) -> dict:
+    def _trained_by(self, task: str, rates: Sequence[float], router: Path | None, seed: int) -> dict[str, Any]:
         """Provenance of a training. router: of the routers by which the experts are chosen."""
         chosen_by = None if router is None else provenance(model=self.model, delta=router)["delta"]
         train, dev = (self._read(task, split)[1] for split in ("train", "dev"))
@@ -205,7 +220,7 @@ class Study:
         some = {f"first {n}": self.router(task, layers[:n]) for n in range(1, len(layers))}
         return some | {f"all {len(layers)}": self.router(task)}
 
-    def answer_row(self, variant: str, task: str, tuned: Path | None = None, seed: int | None = None) -> dict:
+    def answer_row(self, variant: str, task: str, tuned: Path | None = None, seed: int | None = None) -> dict[str, Any]:
         """variant, task, seed and `summarise` of the answers: EM with its interval, F1, answers from memory.
 
         Of a tuned model also its `Cost`.
@@ -221,7 +236,7 @@ def _name(task: str) -> str:
     return last if last == task else f"{last}-{hashlib.sha256(task.encode()).hexdigest()[:8]}"
 
 
-def _made_by(folder: Path, made_by: dict) -> bool:
+def _made_by(folder: Path, made_by: dict[str, Any]) -> bool:
     """Whether a delta checkpoint with this provenance, whatever the command, is in the folder."""
     if not (folder / FACTS_FILE).exists():
         return False

@@ -3,6 +3,7 @@
 import html
 import json
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from pandas.api.types import is_numeric_dtype
@@ -95,7 +96,7 @@ def _row(tag: str, kinds: list[str], texts: list[str]) -> str:
     return f"<tr>{''.join(cells)}</tr>"
 
 
-def _source(name: str, provenance: dict) -> str:
+def _source(name: str, provenance: dict[str, Any]) -> str:
     """One table's provenance for the foot of the page."""
     text = json.dumps(provenance, indent=2, ensure_ascii=False)
     name, text = html.escape(name), html.escape(text)

@@ -126,4 +126,5 @@ def _target_spans(record: Record, target: Target, row: int) -> tuple[slice, ...]
         start = int(record.starts[row])
         return (slice(start, start + 1),)
     spans = {"context": record.context_spans, "question": record.question_spans}.get(target)
-    return (spans[row],) if spans and spans[row] is not None else ()
+    span = None if spans is None else spans[row]
+    return () if span is None else (span,)

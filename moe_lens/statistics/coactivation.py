@@ -57,4 +57,6 @@ def _probability(sums: Sums) -> np.ndarray:
     """N_ij / N_i of the sums over some texts, [expert, other]."""
     together = sums["together"]
     alone = together.diagonal()[:, None]
-    return np.divide(together, alone, out=np.full(together.shape, np.nan), where=alone > 0)
+    out = np.full(together.shape, np.nan)
+    np.divide(together, alone, out=out, where=alone > 0)
+    return out

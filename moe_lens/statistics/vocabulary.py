@@ -1,9 +1,10 @@
 """VocabularySpecialisation: which experts a token of the vocabulary goes to, wherever it stands."""
 
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self, cast, get_args
 
 import numpy as np
 import pandas as pd
+from torch import Tensor
 
 from moe_lens.errors import MoELensError
 from moe_lens.lens.needs import Needs
@@ -37,14 +38,8 @@ class VocabularySpecialisation:
         """Adds a record's tokens; MoELensError for a record without what is needed."""
         record.expect(self.needs.captures)
         mask = record.position_mask(self.positions)
-        if self.source == "input":
-            words = record.input_ids[mask]
-        else:
-            predicted = record.input_ids.new_zeros(record.input_ids.shape)
-            record.kept_mask(self.positions)  # raises where a position was not kept
-            predicted[:, record.kept] = record.logits.argmax(-1)
-            words = predicted[mask]
-        words = words.cpu().numpy()  # [token]
+        read = record.input_ids if self.source == "input" else self._predicted(record)
+        words = read[mask].cpu().numpy()  # [token]
         self._tokens = _added(self._tokens, pd.Series(words).value_counts())
         for layer, routing in record.routing.items():
             experts = routing.indices[mask.to(routing.indices.device)].cpu().numpy()  # [token, k]
@@ -52,6 +47,13 @@ class VocabularySpecialisation:
             counts = pd.Series(1, index=pairs).groupby(level=[0, 1]).sum()
             self._selected[layer] = _added(self._selected.get(layer, counts.iloc[:0]), counts)
         return self
+
+    def _predicted(self, record: Record) -> Tensor:
+        """The token found most likely at each position that counts, int64 [batch, pos]."""
+        predicted = record.input_ids.new_zeros(record.input_ids.shape)
+        record.kept_mask(self.positions)  # raises where a position was not kept
+        predicted[:, record.kept] = cast(Tensor, record.logits).argmax(-1)
+        return predicted
 
     def merge(self, other: Self) -> Self:
         """Adds what another statistic of the same settings has seen; MoELensError for any other."""

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -106,13 +106,7 @@ def check_interventions(interventions: Sequence[Intervention], architecture: MoE
     to suffice.
     """
     for intervention in interventions:
-        if isinstance(intervention, ExpertSet):
-            raise MoELensError(
-                f"got experts, {intervention.brief()}, without what to do to them; give an intervention such as "
-                "Zero(experts), Renormalize(experts) or Reroute(experts)"
-            )
-        if not isinstance(intervention, Intervention):
-            raise MoELensError(f"expected an intervention such as Zero(experts); got {intervention!r:.80}")
+        _expect_intervention(intervention)
         intervention.check(architecture)
     groups, chosen = architecture.groups or (1, 1)
     for layer in architecture.moe_layers:
@@ -134,10 +128,19 @@ def check_interventions(interventions: Sequence[Intervention], architecture: MoE
             )
 
 
+def _expect_intervention(value: object) -> None:
+    """MoELensError unless it is an intervention."""
+    if isinstance(value, ExpertSet):
+        raise MoELensError(
+            f"got experts, {value.brief()}, without what to do to them; give an intervention such as Zero(experts), "
+            "Renormalize(experts) or Reroute(experts)"
+        )
+    if not isinstance(value, Intervention):
+        raise MoELensError(f"expected an intervention such as Zero(experts); got {value!r:.80}")
+
+
 def _held(intervention: Intervention) -> dict[str, Any]:
-    """What an intervention holds, by name: a dataclass's fields, else its attributes."""
-    if is_dataclass(intervention):
-        return {field.name: getattr(intervention, field.name) for field in fields(intervention)}
+    """What an intervention holds, by name: a dataclass's fields, or whatever attributes it has."""
     return {name: value for name, value in sorted(vars(intervention).items()) if name != "digest"}
 
 

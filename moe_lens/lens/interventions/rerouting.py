@@ -50,7 +50,9 @@ class WithoutExperts(TorchFunctionMode):
         self._map_width = map_width
         self._masked: set[str] = set()
 
-    def __torch_function__(self, function: Callable, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
         name = getattr(function, "__name__", "")
         if name in CHOICES and args[0].numel() == self._excluded.numel():  # also per group: [token, group, expert]
             self._masked.add("choice")

@@ -88,7 +88,7 @@ SECTIONS = {
 def _shared_top(table: pd.DataFrame) -> float:
     """The end of the colour scale that the panels without negative scores share."""
     spans = table.groupby("panel")["score"].agg(["min", "max"])
-    return spans.loc[spans["min"] >= 0, "max"].max()
+    return float(spans.loc[spans["min"] >= 0, "max"].max())
 
 
 def _draw_map(figure: go.Figure, part: pd.DataFrame, row: int, *, layers: list[int], top: float, length: int) -> None:

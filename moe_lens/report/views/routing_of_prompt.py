@@ -1,7 +1,7 @@
 """The routing of one prompt: every token by every layer by every expert, of one model or of several side by side."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -91,7 +91,7 @@ def _layers(table: pd.DataFrame, layers: list[int]) -> list[list[list[list[float
     return [[pairs.get((layer, position), []) for position in positions] for layer in layers]
 
 
-def _note(data: dict) -> str:
+def _note(data: dict[str, Any]) -> str:
     tokens, layers = len(data["tokens"]), len(data["layers"])
     return (
         f"{tokens} tokens, {layers} MoE layers of {data['experts']} experts. Click, or use the arrow keys: "
