@@ -12,7 +12,7 @@ help:
 	@echo "make figures    make the paper's figures on the shipped model, resuming; the gallery is runs/paper/report.html"
 	@echo "make test       run the tests (slow ones left out)"
 	@echo "make test-slow  run the slow tests"
-	@echo "make lint       check the code's style"
+	@echo "make lint       check the code's style and types"
 	@echo "make install    only create $(VENV) and install into it (any other target does so by itself)"
 	@echo "make clean      remove $(VENV), demo/ and caches"
 	@echo "PYTHON=python3.12 make ...  use that interpreter (3.11 to 3.13; now: $(PYTHON))"
@@ -44,6 +44,8 @@ test-slow: $(READY)
 
 lint: $(READY)
 	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
 
 clean:
 	rm -rf $(VENV) demo .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -138,7 +138,7 @@ def main(
     """
     from moe_lens.causal.evaluation import answer_table, summarise
     from moe_lens.choosing.selection import parse_one
-    from moe_lens.commands.training import Asked, Stage
+    from moe_lens.commands.stages import Asked, Stage
     from moe_lens.results import write_json
     from moe_lens.tuning import Checkpoints, Schedule, save_merged
     from moe_lens.tuning.processes import Processes

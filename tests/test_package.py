@@ -2,8 +2,9 @@
 
 import ast
 import re
+import subprocess
+import sys
 import tomllib
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -63,25 +64,35 @@ def tree(name: str) -> ast.Module:
     return ast.parse(NAMES[name].read_text(encoding="utf-8"))
 
 
-def at_run_time(node: ast.AST) -> Iterator[ast.AST]:
-    """All nodes below a node but those that only a type checker sees."""
-    yield node
-    if not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)):
-        for child in ast.iter_child_nodes(node):
-            yield from at_run_time(child)
+def is_ours(full: str) -> bool:
+    return full.split(".")[0] == "moe_lens"
+
+
+@cache
+def face(package: str) -> dict[str, str]:
+    """The names that a package hands on, each with the module of ours that it is from."""
+    stub = PACKAGE.joinpath(*filter(None, package.split("."))) / "__init__.pyi"
+    if not stub.is_file():
+        return {}
+    nodes = [node for node in ast.parse(stub.read_text(encoding="utf-8")).body if isinstance(node, ast.ImportFrom)]
+    return {alias.name: f"{package}.{node.module}".lstrip(".") for node in nodes for alias in node.names}
 
 
 @cache
 def imports(name: str) -> frozenset[str]:
-    """Full names of the modules that a module imports; `from a import b` is a.b if that is one of ours."""
+    """Full names of the modules that a module imports, for types only too; `from a import b` is a.b if that is ours."""
     found = set()
-    for node in at_run_time(tree(name)):
+    for node in ast.walk(tree(name)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{name} has a relative import; write moe_lens.…"
-            inner = [f"{node.module}.{alias.name}" for alias in node.names]
-            found |= {full if full.removeprefix("moe_lens.") in NAMES else node.module for full in inner}
+            handed_on = face(node.module.removeprefix("moe_lens").lstrip(".")) if is_ours(node.module) else {}
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                if alias.name in handed_on:
+                    full = f"moe_lens.{handed_on[alias.name]}"
+                found.add(full if full.removeprefix("moe_lens.") in NAMES else node.module)
     return frozenset(found)
 
 
@@ -154,6 +165,62 @@ def test_command_lines_are_imported_by_nobody():
     imported = {target: name for name in NAMES for target in siblings(name)}
     wrong = {target: imported[target] for target in commands() - IMPORTED_COMMANDS if target in imported}
     assert not wrong
+
+
+def test_no_two_modules_share_a_name():
+    """Nor do two differ by an ending only; a command line and its room may."""
+    stems: dict[str, str] = {}
+    for name in NAMES:
+        stem = name.rpartition(".")[2]
+        if not name or stem in ("__main__",) or name in commands() or (PACKAGE / name.replace(".", "/")).is_dir():
+            continue
+        assert stem not in stems, f"moe_lens.{name} and moe_lens.{stems[stem]} have one name"
+        stems[stem] = name
+    words = {re.sub(r"(s|ing|ed|ings)$", "", stem): stem for stem in stems}
+    assert len(words) == len(stems), sorted(set(stems) - set(words.values()))
+
+
+def test_every_public_name_is_there_when_all_modules_are_imported():
+    """A module must not hide a name that its package hands on; the commands are modules too."""
+    program = """
+import importlib, pkgutil, sys, moe_lens
+packages = [moe_lens]
+for found in pkgutil.walk_packages(moe_lens.__path__, "moe_lens."):
+    if found.name.endswith("__main__"):
+        continue
+    module = importlib.import_module(found.name)
+    packages += [module] if found.ispkg else []
+for package in packages:
+    for name in getattr(package, "__all__", ()):
+        value = getattr(package, name)
+        assert type(value).__name__ != "module", f"{package.__name__}.{name} is a module"
+print(len(packages))
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert int(run.stdout) > 10
+
+
+@pytest.mark.slow
+def test_the_package_is_typed_for_its_users(tmp_path):
+    """What is not there is an error for a type checker, also behind the names that are imported when asked for."""
+    (tmp_path / "user.py").write_text(
+        "from moe_lens import MoELens, Nonsense\nMoELens.from_pretrained('organism').no_such_method(1)\n",
+        encoding="utf-8",
+    )
+    command = [sys.executable, "-m", "mypy", "--follow-imports=silent", f"--cache-dir={tmp_path}", "user.py"]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert 'has no attribute "Nonsense"' in run.stdout, run.stdout
+    assert '"MoELens" has no attribute "no_such_method"' in run.stdout
+    assert "Found 2 errors" in run.stdout
+
+
+def test_public_names_are_few_and_each_says_what_it_is_for():
+    assert len(moe_lens.__all__) <= 40
+    for name in moe_lens.__all__:
+        value = getattr(moe_lens, name)
+        if callable(value):
+            assert value.__doc__, f"{name} has no docstring"
 
 
 @pytest.mark.parametrize("name", list(NAMES), ids=lambda name: name or "moe_lens")

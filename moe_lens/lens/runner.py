@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from moe_lens.architecture.discovery import pretrained
@@ -31,10 +31,11 @@ class BatchRunner:
     def answer_log_probabilities(self, prompts: Sequence[Encoded]) -> list[float]:
         """The log-probability (nats) of each prompt's answer, in the order given."""
         batch = collate(prompts, self._pad_id)
-        kept = batch.input_ids.shape[1] - batch.first_label + 1
+        labels = batch.answer_labels
+        kept = labels.shape[1] + 1
         with torch.no_grad(), self.model.trace(**self._inputs(batch), logits_to_keep=kept):
             logits = self.model.output.logits.save()
-        labels = cast(Tensor, batch.labels)[:, batch.first_label :].to(logits.device)
+        labels = labels.to(logits.device)
         log_probabilities = logits[:, :-1].float().log_softmax(-1)
         chosen = log_probabilities.gather(-1, labels.clamp(min=0)[..., None])[..., 0]
         return cast(list[float], chosen.masked_fill(labels == IGNORED_LABEL, 0).sum(-1).tolist())
