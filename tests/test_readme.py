@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCS = "\n".join(file.read_text(encoding="utf-8") for file in sorted((ROOT / "docs").glob("*.md")))
-COMMANDS = sorted(set(re.findall(r"python (-m moe_lens[\w.]*|analyses/[\w/]+\.py)([^`;|]*)", README + DOCS)))
+COMMANDS = sorted(set(re.findall(r"python (-m moe_lens[\w.]*|analyses/[\w/]+\.py)([^`;|\n]*)", README + DOCS)))
 
 
 def printed_by(number: int, folder: Path) -> list[str]:

@@ -13,6 +13,7 @@ import pytest
 from moe_lens import metrics
 from moe_lens.errors import MoELensError
 from moe_lens.metrics import METRICS, exact_match, f1, metrics_named
+from moe_lens.choosing.scores import SCORES
 from moe_lens.metrics.catalogue import Metric
 from moe_lens.metrics.text import bleu, meteor, rouge_l
 from moe_lens.metrics.wordnet import DEBIAN, read_wordnet, wordnet
@@ -164,9 +165,9 @@ def extras_asked_for(metric: Metric, monkeypatch: pytest.MonkeyPatch) -> list[st
 
 def test_the_page_of_metrics_says_what_the_code_does(monkeypatch):
     page = (Path(__file__).resolve().parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
-    rows, tables = (
+    rows, tables, scores = (
         [[cell.strip() for cell in line.strip("|").split("|")] for line in part.splitlines() if line.startswith("| `")]
-        for part in page.split("## From tables")
+        for part in page.split("\n## ")[1:]
     )
     assert [row[0].strip("`") for row in rows] == list(METRICS)
     for (_, about, source, needs, without), metric in zip(rows, METRICS.values(), strict=True):
@@ -174,5 +175,6 @@ def test_the_page_of_metrics_says_what_the_code_does(monkeypatch):
         extras = extras_asked_for(metric, monkeypatch)
         assert re.findall(r"moe_lens\[(\w+)\]", needs) == extras
         assert ("refused before anything is computed" in without) == bool(extras)
+    assert scores == [[f"`{score.name}`", score.about] for score in SCORES.values()]
     listed = {name for row in tables for name in re.findall(r"`(\w+)`", row[0])}
     assert listed == {name for name in metrics.__all__ if name[0].islower()}
