@@ -55,17 +55,16 @@ def main(
     costs: Annotated[list[Path], Option(help="summary.parquet of benchmarks/training_cost.py.")] = (),
 ) -> None:
     """Print the tables: means over seeds, in brackets the lowest and the highest."""
-    if not (tasks or scores or methods or sizes or layers or costs):
+    if not any((tasks, scores, methods, sizes, layers, costs)):
         raise MoELensError("give saved tables to print by --tasks, --scores, --methods, --sizes, --layers or --costs")
     kinds = (tasks, ["task"], ["variant"]), (methods, ["variant"], ["task"])
     for paths, keys, columns in (*kinds, (sizes, ["variant", "size"], ["task"]), (layers, ["kind", "layer"], ["task"])):
         if paths:
             print(wide(paths, keys, columns) + "\n")
     for path in scores:
-        rows = [["score", "what is counted", *SCORES.values()]]
-        for name, part in read_table(path).groupby("score", sort=False):
-            rows.append([f"`{name}`", part["about"].iloc[0], *(over_seeds(part[column]) for column in SCORES)])
-        print(markdown(rows) + "\n")
+        named = read_table(path).groupby("score", sort=False)
+        rows = [[f"`{name}`", own["about"].iloc[0], *(over_seeds(own[it]) for it in SCORES)] for name, own in named]
+        print(markdown([["score", "what is counted", *SCORES.values()], *rows]) + "\n")
     forms = {"learning_rate": "g", "trainable": ",.0f", "seconds": ".0f"}
     for path in methods:
         rows = [["variant", "learning rate", "trained parameters", "seconds"]]
