@@ -63,6 +63,12 @@ def risk_difference(first: pd.DataFrame, second: pd.DataFrame, *, resamples: int
 
 def _counts(vectors: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, pd.DataFrame]:
     """Selections [example, expert of a layer], tokens [example], examples sorted by id; and which experts these are."""
+    missing = [column for column in ("id", "layer", "expert", "rate", "tokens") if column not in vectors.columns]
+    if missing:
+        raise MoELensError(
+            f"expected what RoutingVectors.table() gives, example by example; this table has no {', '.join(missing)} "
+            f"(it has {', '.join(map(str, vectors.columns))}): measure RoutingVectors() instead"
+        )
     if vectors.duplicated(["id", "layer", "expert"]).any():
         raise MoELensError("an example's id repeats; give every example an id of its own")
     rates = vectors.pivot(index="id", columns=["layer", "expert"], values="rate").sort_index(axis=1)
