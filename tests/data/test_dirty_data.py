@@ -74,7 +74,9 @@ CASES: dict[str, tuple[str, bytes, Callable[[Example], bool] | None]] = {
     "a number, a list or null where text belongs": ("a.jsonl", lines({"answer": 79}), None),
     "space around an answer": ("a.jsonl", lines({"answer": " Bern\n"}), holds(answers=("Bern",))),
     "an answer that is not in the context": (
-        "a.jsonl", lines({"answer": "Rome"}), lambda e: spans(e) == [] and fit_length([e], BYTES).without_answer == ("dirty",)
+        "a.jsonl",
+        lines({"answer": "Rome"}),
+        lambda e: spans(e) == [] and fit_length([e], BYTES).without_answer == ("dirty",),
     ),
     "an answer that is in the context several times": (
         "a.jsonl", lines({"context": "Bern, Bern, Berner"}), lambda e: spans(e) == ["Bern", "Bern"]
