@@ -12,6 +12,7 @@ from moe_lens.lens.attention import attention_rows
 from moe_lens.lens.interventions import Reroute, Zero
 from moe_lens.lens.lens import MoELens
 from moe_lens.lens.reader import ByLayer
+from moe_lens.lens.record import CAPTURES
 from moe_lens.statistics import ExpertUsage
 
 TEXTS = ["the cat sat on the mat", "The capital of Arland is", "a dog slept"]
@@ -309,8 +310,7 @@ def test_accessors_refuse_what_would_mislead(olmoe):
 
 
 def test_bad_requests_say_what_is_possible(olmoe):
-    known = "attention, expert_outputs, logits, moe_output, residual, routing"
-    with pytest.raises(MoELensError, match=f"{known}; got weights"):
+    with pytest.raises(MoELensError, match=f"{', '.join(sorted(CAPTURES))}; got weights"):
         olmoe.records(TEXTS, capture=("weights",))
     with pytest.raises(MoELensError, match="batch_size=0"):
         olmoe.generate(TEXTS, batch_size=0)
