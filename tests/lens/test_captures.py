@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import build_model
+from conftest import with_squared_shared_experts
 from torch.testing import assert_close
 
 from moe_lens.architecture import Moment
@@ -125,16 +125,7 @@ def test_a_family_without_shared_experts_has_no_such_layers(olmoe):
 
 
 def test_shared_experts_that_get_in_by_another_way_are_refused(tokenizer):
-    model = build_model("deepseek_v3", len(tokenizer))
-
-    class Squaring(type(model.model.layers[1].mlp)):
-        def forward(self, hidden_states):
-            shared = self.shared_experts(hidden_states)
-            return super().forward(hidden_states) - shared + shared**2
-
-    for layer in model.model.layers[1:]:
-        layer.mlp.__class__ = Squaring
-    lens = MoELens(model, tokenizer)
+    lens = MoELens(with_squared_shared_experts(len(tokenizer)), tokenizer)
     assert [site.shared_scale for site in lens.architecture.moe] == [None, None]
     with pytest.raises(MoELensError, match="layer 1 adds its shared experts in its own way; leave 'shared_output' out"):
         lens.run_with_cache(TEXTS, capture=("shared_output",))
