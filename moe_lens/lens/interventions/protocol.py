@@ -151,7 +151,7 @@ def _feed(found: "hashlib._Hash", value: object) -> None:
             found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         case Mapping():
             found.update(f"mapping {len(value)}\n".encode())
-            for name, inner in value.items():
+            for name, inner in sorted(value.items(), key=lambda item: repr(item[0])):  # equal in whatever order
                 _feed(found, name)
                 _feed(found, inner)
         case tuple() | list():
