@@ -153,6 +153,12 @@ def test_a_list_and_a_tuple_are_one_sequence():
     assert equal(Halved(1, {"by": (1, None)}), Halved(1, {"by": [1, None]}))
 
 
+def test_equal_interventions_of_rows_that_were_built_apart_all_act():
+    routing = Routing(torch.zeros(3, 1, 4), torch.tensor([[[0, 1]]] * 3), torch.full((3, 1, 2), 0.5))
+    rows = Rows((Zero(ExpertSet.of({1: [0]})), None, Zero(ExpertSet.of({1: [0]}))))
+    assert rows(1, routing).weights.tolist() == [[[0, 0.5]], [[0.5, 0.5]], [[0, 0.5]]]
+
+
 def test_thousands_of_rows_are_quick(olmoe):
     kinds, count = (Zero, Renormalize, None), 6000
     started = time.process_time()
