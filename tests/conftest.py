@@ -33,6 +33,20 @@ def build_model(family: str, vocab_size: int, **changes: object) -> torch.nn.Mod
     return tiny_model(family, vocab_size=vocab_size, changes=SIZE | FAMILIES.get(family, {}) | changes)
 
 
+def with_squared_shared_experts(vocab_size: int) -> torch.nn.Module:
+    """A model whose blocks add the square of what their shared experts give."""
+    model = build_model("deepseek_v3", vocab_size)
+
+    class Squaring(type(model.model.layers[1].mlp)):
+        def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+            shared = self.shared_experts(hidden_states)
+            return super().forward(hidden_states) - shared + shared**2
+
+    for layer in model.model.layers[1:]:
+        layer.mlp.__class__ = Squaring
+    return model
+
+
 def left_padded(lens: MoELens, texts: list[str]) -> dict[str, torch.Tensor]:
     """What a bare model takes for these texts: ids, mask, and positions counted from each first token."""
     rows = [lens.tokenizer(text)["input_ids"] for text in texts]

@@ -139,7 +139,7 @@ def with_delta(module: nn.Module, folder: str | Path) -> Iterator[None]:
 @contextmanager
 def restored(module: nn.Module, names: Collection[str]) -> Iterator[None]:
     """After the block these parameters of the module have the values from before it."""
-    own = dict(module.named_parameters())
+    own = dict(module.named_parameters(remove_duplicate=False))
     before = {name: own[name].detach().clone() for name in names if name in own}
     try:
         yield

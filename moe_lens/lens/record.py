@@ -129,9 +129,12 @@ class Record:
 
     def __repr__(self) -> str:
         batch, width = self.input_ids.shape
-        held = [f"{name} of {len(values)} layers" for name, values in self.captured.items() if values]
+        together: dict[int, list[str]] = {}
+        for name, values in self.captured.items():
+            together.setdefault(len(values), []).append(name)
+        held = [f"{', '.join(names)} of {count} layers" for count, names in together.items() if count]
         held += ["logits"] * (self.logits is not None) + ["answers"] * (self.labels is not None)
-        return f"Record({batch} x {width} tokens; {', '.join(held) or 'nothing captured'})"
+        return f"Record({batch} x {width} tokens; {'; '.join(held) or 'nothing captured'})"
 
     @property
     def routing(self) -> Mapping[int, Routing]:

@@ -6,13 +6,12 @@ import re
 import pytest
 import torch
 
-from moe_lens.architecture import MoEArchitecture
+from moe_lens.architecture import MoEArchitecture, Moment
 from moe_lens.architecture.tiny import FAMILIES, tiny_model, tiny_tokenizer
 from moe_lens.checks import CHECKS, run_checks
 from moe_lens.errors import MoELensError
 from moe_lens.experts import ExpertSet
-from moe_lens.lens.interventions import Zero
-from moe_lens.lens.lens import MoELens
+from moe_lens.lens import CAPTURES, MoELens, Zero
 
 TEXTS = ["the cat sat on", "a dog slept in the sun", "xy"]
 #: What of a family cannot be opened, and why.
@@ -30,6 +29,12 @@ VARIED = ("deepseek_v3", "gpt_oss", "nemotron_h", "olmoe", "zaya")
 #: What blocks multiply their experts' output by, and what modules they send it through, where they do.
 SCALE_AFTER = {"beam": 2.5, "cohere2_moe": 0.5, "laguna": 2.5, "minimax_m3_vl_text": 2.0, "step3p7": 2.5}
 PASSED_THROUGH = {"axk1": "post_mlp_layernorm", "muse_spark": "post_expert_proj"}
+#: Whose shared experts are gated by a sigmoid, run before the router or, of one, between it and the routed experts, and
+#: are scaled. Those of all others run last and are added as they are.
+GATED = ("qwen2_moe", "qwen3_5_moe_text", "qwen3_next", "qwen4_exp_text")
+SHARED_FIRST = (*GATED, "ernie4_5_moe", "hunyuan_v1_moe", "laguna", "minimax_m3_vl_text", "step3p7")
+SHARED_BETWEEN = "afmoe"
+SHARED_SCALE = {"cohere2_moe": 0.5}
 #: Whose own code in transformers multiplies float32 by bfloat16, which torch refuses.
 NOT_IN_BFLOAT16 = ("inkling2_text",)
 OPENED = [family for family in FAMILIES if family not in NOT_OPENED]
@@ -73,6 +78,25 @@ def test_models_on_the_meta_device_are_described_alike(family):
         assert site.scale_after == SCALE_AFTER.get(family, 1.0)
         block = site.experts.rpartition(".")[0]
         assert site.passed_through == ((f"{block}.{PASSED_THROUGH[family]}",) if family in PASSED_THROUGH else ())
+        assert site.shared_gate == (f"{block}.shared_expert_gate" if family in GATED else None)
+        assert site.shared_scale == (SHARED_SCALE.get(family, 1.0) if site.shared_experts else None)
+        moments = {**dict.fromkeys(SHARED_FIRST, Moment.BEFORE_ROUTER), SHARED_BETWEEN: Moment.BEFORE_EXPERTS}
+        assert site.shared_moment == moments.get(family, Moment.AFTER_EXPERTS)
+
+
+@pytest.mark.parametrize("family", OPENED)
+def test_without_any_routed_expert_a_block_gives_what_shared_experts_add(family):
+    lens = MoELens(tiny_model(family), tiny_tokenizer())
+    sharing = list(CAPTURES["shared_output"].layers(lens.architecture))
+    assert bool(sharing) == bool(lens.architecture.n_shared_experts)
+    for layer in sharing[-1:]:
+        with lens.intervene(Zero(ExpertSet.of({layer: range(lens.architecture.n_experts)}))):
+            _, record = lens.run_with_cache(TEXTS, capture=("shared_output", "moe_output"))
+        expected = record.shared_output[layer]
+        assert expected.abs().max() > 1e-3
+        for path in lens.architecture.at(layer).passed_through:
+            expected = lens.module.get_submodule(path)(expected)
+        torch.testing.assert_close(record.moe_output[layer], expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("family", [*SCALE_AFTER, "deepseek_v3"])

@@ -4,14 +4,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import build_model
+from conftest import build_model, with_squared_shared_experts
 
+from moe_lens.architecture import Moment
 from moe_lens.checks import CHECKS, run_checks
 from moe_lens.checks.reference import without_last_weights
 from moe_lens.errors import MoELensError
 from moe_lens.experts import ExpertSet
-from moe_lens.lens.interventions import Zero
-from moe_lens.lens.lens import MoELens
+from moe_lens.lens import CAPTURES, Capture, MoELens, Zero
+from moe_lens.lens.reader import TraceReader
 from moe_lens.routing import ScoringRule
 
 TEXTS = ["the cat sat on the mat", "The capital of Arland is", "a dog slept"]
@@ -55,11 +56,51 @@ def fresh(tokenizer):
     return MoELens(build_model("olmoe", len(tokenizer)), tokenizer)
 
 
-def test_capture_fails_if_something_else_is_recorded(fresh, monkeypatch):
-    assert outcome(fresh, "capture") == "passed"
-    read = fresh._reader.router_logits
-    monkeypatch.setattr(type(fresh._reader), "router_logits", lambda reader, layer: read(layer) + 1e-6)
-    assert outcome(fresh, "capture") == "failed"
+def sound(lens):
+    """What the check of captures finds, with its detail."""
+    [row] = run_checks(lens, TEXTS, names=["capture"]).itertuples()
+    return row.outcome, row.detail
+
+
+@pytest.mark.parametrize(
+    ("read", "name"),
+    [
+        ("router_logits", "routing"),
+        ("router_input", "router_input"),
+        ("shared_output", "shared_output"),
+        ("moe_output", "moe_output"),
+        ("layer_output", "residual"),
+    ],
+)
+def test_capture_fails_if_something_else_is_recorded_and_names_it(tokenizer, read, name):
+    lens = MoELens(build_model("qwen2_moe", len(tokenizer)), tokenizer)
+    assert sound(lens) == ("passed", "")
+    right = getattr(TraceReader, read)
+    Wrong = type(
+        "Wrong", (TraceReader,), {read: lambda reader, layer: right(reader, layer) * (1 + 1e-6 * (layer == 1))}
+    )
+    lens._runner = replace(lens._runner, reader=Wrong(lens.model, lens.architecture))
+    assert sound(lens) == ("failed", f"{name} of layer 1")
+
+
+def test_capture_checks_a_new_capture_too(fresh, monkeypatch):
+    models = []
+
+    def read(reader, layer, kept):
+        models.append(reader.model)
+        return reader.router_input(layer)[:, kept] + len(set(map(id, models)))
+
+    ones_own = Capture("mine", "a wrong one", lambda architecture: [1], ((Moment.ROUTER_INPUT, read),))
+    monkeypatch.setitem(CAPTURES, "mine", ones_own)
+    assert sound(fresh) == ("failed", "mine of layer 1")
+    assert len(models) == 2
+
+
+def test_capture_says_what_is_refused_and_checks_the_rest(tokenizer):
+    lens = MoELens(with_squared_shared_experts(len(tokenizer)), tokenizer)
+    found, detail = sound(lens)
+    assert found == "passed"
+    assert detail.startswith("shared_output is refused: layer 1 adds its shared experts in its own way")
 
 
 def test_masking_checks_fail_if_masking_is_not_what_it_says(fresh, monkeypatch):
@@ -110,9 +151,9 @@ def test_a_refusal_is_no_failure_and_says_why(fresh, monkeypatch):
 
 
 def test_unknown_checks_are_named(fresh):
-    with pytest.raises(MoELensError, match=r"among capture, .*; got \['nothing'\]"):
+    with pytest.raises(MoELensError, match=r"among capture, .*; got nothing"):
         run_checks(fresh, TEXTS, names=["nothing"])
-    with pytest.raises(MoELensError, match="no prompts"):
+    with pytest.raises(MoELensError, match="expected one or more prompts to check on; got none"):
         run_checks(fresh, [])
     with pytest.raises(MoELensError, match="text 1 has no tokens"):
         run_checks(fresh, ["a", ""])

@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from byte_level_tokenizer import CHAT_TEMPLATE, byte_level_tokenizer, text_of
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_tokenizers import bpe, slow_bytes, unigram
 
@@ -74,7 +74,9 @@ CASES: dict[str, tuple[str, bytes, Callable[[Example], bool] | None]] = {
     "a number, a list or null where text belongs": ("a.jsonl", lines({"answer": 79}), None),
     "space around an answer": ("a.jsonl", lines({"answer": " Bern\n"}), holds(answers=("Bern",))),
     "an answer that is not in the context": (
-        "a.jsonl", lines({"answer": "Rome"}), lambda e: spans(e) == [] and fit_length([e], BYTES).without_answer == ("dirty",)
+        "a.jsonl",
+        lines({"answer": "Rome"}),
+        lambda e: spans(e) == [] and fit_length([e], BYTES).without_answer == ("dirty",),
     ),
     "an answer that is in the context several times": (
         "a.jsonl", lines({"context": "Bern, Bern, Berner"}), lambda e: spans(e) == ["Bern", "Bern"]
@@ -216,7 +218,8 @@ def written(rows: list[dict], ending: str) -> bytes:
 @given(rows=st.lists(ROW, min_size=1, max_size=4), ending=st.sampled_from(["jsonl", "json", "csv", "parquet"]))
 def test_whatever_the_text_its_spans_decode_to_it_from_any_file(kind, rows, ending, tmp_path_factory):
     tokenizer = TOKENIZERS[kind]
-    assume(kind != "slow" or "</s>" not in str(rows))  # it loses the space around: refused, see below
+    if kind == "slow":  # it loses the space around </s>: refused, see below
+        rows = json.loads(json.dumps(rows).replace("</s>", "</t>"))
     exact = kind in ("byte-level", "slow")  # the others write a space after a special token in the text
     plain = str if exact else lambda text: text.replace(" ", "")
     rows = [

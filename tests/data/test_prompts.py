@@ -1,9 +1,11 @@
-"""Prompt templates: the paper's wording, plain text and chat turns, and where context and question stand."""
+"""Prompt templates: the paper's wording, plain text and chat turns, where context and question stand, names, files."""
+
+import json
 
 import pytest
 from byte_level_tokenizer import byte_level_tokenizer
 
-from moe_lens.data import FIGURE_10, Example, PromptTemplate
+from moe_lens.data import FIGURE_10, TEMPLATES, Example, PromptTemplate, template_named
 from moe_lens.errors import MoELensError
 
 PLAIN, CHAT = byte_level_tokenizer(chat=False), byte_level_tokenizer(chat=True)
@@ -88,3 +90,63 @@ def test_a_chat_template_that_changes_the_text_is_refused():
 def test_templates_without_the_right_places_are_refused(with_context, closed_book):
     with pytest.raises(MoELensError, match="expected"):
         PromptTemplate(with_context, closed_book)
+
+
+def test_templates_have_names():
+    assert template_named("figure-10") is FIGURE_10
+    assert {name: template_named(name) for name in TEMPLATES} == TEMPLATES
+    assert len(set(TEMPLATES.values())) == len(TEMPLATES) == 2
+
+
+OWN = PromptTemplate("Text:\n{context}\n\nQ: {question}", "Q: {question}", answer_cue=" A:")
+
+
+def test_a_template_is_read_from_a_file(tmp_path):
+    as_json, as_toml = tmp_path / "own.json", tmp_path / "own.toml"
+    as_json.write_text(json.dumps(OWN.facts()), encoding="utf-8")
+    lines = [f"{name} = {json.dumps(text)}" for name, text in OWN.facts().items()]
+    as_toml.write_text("\n".join(lines), encoding="utf-8")
+    assert template_named(str(as_json)) == template_named(as_toml) == OWN
+
+
+def test_a_template_file_need_not_say_the_answer_cue(tmp_path):
+    file = tmp_path / "own.toml"
+    file.write_text('with_context = "{context} {question}"\nclosed_book = "{question}"\n', encoding="utf-8")
+    assert template_named(file) == PromptTemplate("{context} {question}", "{question}")
+
+
+def test_an_unknown_name_is_told_the_names_and_the_files():
+    with pytest.raises(
+        MoELensError, match=r"one of figure-10, plain, or a \.json or \.toml file with .*; got 'fig-10'"
+    ):
+        template_named("fig-10")
+
+
+TEXTS = '"with_context": "{context} {question}", "closed_book": "{question}"'
+WRONG = "expected the texts with_context, closed_book and answer_cue"
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("a.json", None, "cannot read a template from .*a.json: .*No such file"),
+        ("a.json", b"{", "cannot read a template from"),
+        ("a.json", b'{"closed_book": "B\xe4r"}', "cannot read a template from"),
+        ("a.toml", b"closed_book = {question}", "cannot read a template from"),
+        ("a.json", b"[]", WRONG),
+        ("a.json", b'{"closed_book": "{question}"}', WRONG),
+        ("a.json", f"{{{TEXTS}, \"cue\": \" A:\"}}".encode(), WRONG),
+        ("a.json", f"{{{TEXTS}, \"answer_cue\": 1}}".encode(), WRONG),
+        ("a.json", b'{"with_context": "{context}", "closed_book": "{question}"}', r"expected \{context\} and then"),
+        ("a.toml", b'with_context = "{context} {question}"\nclosed_book = "Who?"', r"expected \{question\} and no"),
+    ],
+    ids=[
+        "not there", "not JSON", "not UTF-8", "not TOML", "a list", "a text less", "a text more", "a number",
+        "no question", "no question in the closed book",
+    ],
+)  # fmt: skip
+def test_what_is_wrong_in_a_template_file_is_said(tmp_path, file, content, said):
+    if content is not None:
+        (tmp_path / file).write_bytes(content)
+    with pytest.raises(MoELensError, match=said):
+        template_named(tmp_path / file)

@@ -1,7 +1,9 @@
 """Delta checkpoints: exact on their own base, refused on any other."""
 
+import ast
 import copy
 import json
+import warnings
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from conftest import build_model
 from safetensors.torch import load_file
 
 from moe_lens import ExpertSet
+from moe_lens.data import FIGURE_10, TEMPLATES, PromptTemplate
 from moe_lens.errors import MoELensError
 from moe_lens.lens.delta import (
     FACTS_FILE,
@@ -16,8 +19,10 @@ from moe_lens.lens.delta import (
     apply_delta,
     fingerprint,
     read_facts,
+    restored,
     save_delta,
     weights_digest,
+    with_delta,
 )
 from moe_lens.lens.lens import MoELens
 from moe_lens.tuning import TuneExperts, save_trained
@@ -62,6 +67,72 @@ def test_a_lens_opens_with_a_delta(base, tuned, folder, tokenizer):
     lens = MoELens.from_pretrained(base, tokenizer, delta=folder)
     expected, _ = MoELens(tuned, tokenizer).run_with_cache(TEXTS)
     assert torch.equal(lens.run_with_cache(TEXTS)[0], expected)
+
+
+def test_a_delta_opened_under_another_template_warns(base, tuned, names, tokenizer, tmp_path):
+    for folder, facts in (("plain", {"template": TEMPLATES["plain"].facts()}), ("untold", {})):
+        save_delta(tuned, names, tmp_path / folder, facts=facts, fingerprint=fingerprint(base, names))
+
+    def opened(folder, **asked):
+        return MoELens.from_pretrained(copy.deepcopy(base), tokenizer, delta=tmp_path / folder, **asked)
+
+    with pytest.warns(
+        UserWarning, match=r"prompts of another template .*template=PromptTemplate\(\*\*(\{.*\})\)"
+    ) as seen:
+        lens = opened("plain")
+    [warning] = seen
+    told = str(warning.message).partition("PromptTemplate(**")[2].removesuffix(")")
+    assert PromptTemplate(**ast.literal_eval(told)) == TEMPLATES["plain"]
+    assert lens.template is FIGURE_10
+    assert warning.filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert opened("plain", template="plain").template is TEMPLATES["plain"]
+        opened("untold")
+
+
+def values_of(module):
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def test_a_delta_holds_inside_its_block_only(base, tuned, folder):
+    before = values_of(base)
+
+    def fail():
+        with with_delta(base, folder):
+            assert all(torch.equal(a, b) for a, b in zip(base.parameters(), tuned.parameters(), strict=True))
+            raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        fail()
+    assert all(torch.equal(value, before[name]) for name, value in base.state_dict().items())
+    with with_delta(base, folder):  # a base again
+        pass
+
+
+def test_a_delta_that_does_not_fit_leaves_the_base_alone(base, folder, names, tmp_path):
+    with torch.no_grad():
+        base.get_parameter(names[0])[0, 0] += 1e-3
+    before = values_of(base)
+    with pytest.raises(MoELensError, match="another base"), with_delta(base, folder):
+        pass
+    with (
+        pytest.raises(MoELensError, match=r"expected a delta checkpoint at '.*nowhere'"),
+        with_delta(base, tmp_path / "nowhere"),
+    ):
+        pass
+    assert all(torch.equal(value, before[name]) for name, value in base.state_dict().items())
+
+
+def test_a_block_puts_back_what_is_trained_in_it_also_under_a_tied_name(tokenizer):
+    model = build_model("olmoe", len(tokenizer), tie_word_embeddings=True)
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    before = values_of(model)
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        with restored(model, [name]), torch.no_grad():
+            model.get_parameter(name).add_(1)
+            assert not torch.equal(model.get_parameter(name), before[name])
+        assert torch.equal(model.get_parameter(name), before[name])
 
 
 def test_only_the_named_tensors_are_stored(folder, names):

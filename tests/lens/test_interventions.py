@@ -329,8 +329,26 @@ def test_rows_refuse_more_examples_than_they_have(olmoe):
         olmoe.generate(TEXTS, progress=False)
 
 
-def test_modes_are_known_by_name():
+def test_experts_alone_are_told_what_to_make_of_them(olmoe):
     experts = ExpertSet.of({1: [2]})
-    assert {name: kind(experts).mode for name, kind in MODES.items()} == {name: name for name in MODES}
-    assert Zero(experts) == Zero(ExpertSet.of({1: [2]}))
-    assert len({Zero(experts), Zero(experts), Reroute(experts)}) == 2
+    said = (
+        r"got experts, '1:2', without what to do to them; .* such as Zero\(experts\), Renormalize\(experts\) or Reroute"
+    )
+    with pytest.raises(MoELensError, match=said), olmoe.intervene(experts):
+        pass
+    with (
+        pytest.raises(MoELensError, match=r"expected an intervention such as Zero\(experts\); got '1:2'"),
+        olmoe.intervene("1:2"),
+    ):
+        pass
+    with pytest.raises(MoELensError, match=r"expected an ExpertSet, such as .*; got \{1: \[2\]\}"):
+        Zero({1: [2]})
+    assert olmoe.interventions == ()
+
+
+def test_the_interventions_in_force_can_be_read(olmoe):
+    outer, inner = Zero(ExpertSet.of({1: [2]})), Reroute(ExpertSet.of({2: [3]}))
+    with olmoe.intervene(outer) as given, olmoe.intervene(inner):
+        assert given is olmoe
+        assert olmoe.interventions == (outer, inner)
+    assert olmoe.interventions == ()

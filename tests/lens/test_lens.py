@@ -8,10 +8,12 @@ from torch.testing import assert_close
 from moe_lens.data import FIGURE_10, Example, encode
 from moe_lens.errors import MoELensError
 from moe_lens.experts import ExpertSet
+from moe_lens.lens import batching
 from moe_lens.lens.attention import attention_rows
 from moe_lens.lens.interventions import Reroute, Zero
 from moe_lens.lens.lens import MoELens
 from moe_lens.lens.reader import ByLayer
+from moe_lens.lens.record import CAPTURES
 from moe_lens.statistics import ExpertUsage
 
 TEXTS = ["the cat sat on the mat", "The capital of Arland is", "a dog slept"]
@@ -309,8 +311,7 @@ def test_accessors_refuse_what_would_mislead(olmoe):
 
 
 def test_bad_requests_say_what_is_possible(olmoe):
-    known = "attention, expert_outputs, logits, moe_output, residual, routing"
-    with pytest.raises(MoELensError, match=f"{known}; got weights"):
+    with pytest.raises(MoELensError, match=f"{', '.join(sorted(CAPTURES))}; got weights"):
         olmoe.records(TEXTS, capture=("weights",))
     with pytest.raises(MoELensError, match="batch_size=0"):
         olmoe.generate(TEXTS, batch_size=0)
@@ -346,13 +347,53 @@ def test_a_device_that_is_not_there_is_refused_before_loading(device_map):
         MoELens.from_pretrained("organism", device_map=device_map)
 
 
-def test_one_text_and_a_statistics_class_are_refused(olmoe):
+def test_one_text_or_example_is_refused(olmoe):
     with pytest.raises(MoELensError, match=r"put the one that came into a list: \['the cat'\]"):
         olmoe.generate("the cat", progress=False)
     with pytest.raises(MoELensError, match="expected a list of examples or texts"):
         olmoe.measure(Example("a", "c", "q", ("a",)), ExpertUsage(), progress=False)
-    with pytest.raises(MoELensError, match=r"give a statistic to fill, ExpertUsage\(…\), not its class"):
-        olmoe.measure(["the cat"], ExpertUsage, progress=False)
+
+
+CHAT = [{"role": "user", "content": "Who sat?"}]
+
+
+@pytest.mark.parametrize("slip", [CHAT, CHAT[0]], ids=["list", "dict"])
+def test_chat_messages_are_told_how_to_become_texts(olmoe, slip):
+    kind = type(slip).__name__
+    said = rf"an Example or a text, got {kind} at place 1; turn chat messages into text with tokenizer.apply_chat_templ"
+    with pytest.raises(MoELensError, match=said):
+        olmoe.generate(["Who sat?", slip], progress=False)
+    with pytest.raises(MoELensError, match=said):
+        olmoe.measure(["Who sat?", slip], ExpertUsage(), progress=False)
+    with pytest.raises(MoELensError, match=r"got int at place 0$"):
+        olmoe.generate([3], progress=False)
+
+
+def test_calls_take_the_lenss_batch_size_unless_they_say_another(olmoe, monkeypatch):
+    monkeypatch.setattr(olmoe, "batch_size", 2)
+    assert [len(record.ids) for record in olmoe.records(TEXTS, progress=False)] == [2, 1]
+    assert [len(record.ids) for record in olmoe.records(TEXTS, batch_size=3, progress=False)] == [3]
+    monkeypatch.setattr(olmoe, "batch_size", 0)
+    for call in (olmoe.records, olmoe.generate, olmoe.measure):
+        with pytest.raises(MoELensError, match="batch_size=0"):
+            list(call(TEXTS, progress=False))
+
+
+def test_calls_show_progress_as_the_lens_says_unless_they_say_otherwise(olmoe, monkeypatch):
+    shown = []
+    bar = batching.progress_bar
+    monkeypatch.setattr(batching, "progress_bar", lambda **asked: shown.append(not asked["disable"]) or bar(**asked))
+    for said in (True, False):
+        monkeypatch.setattr(olmoe, "progress", said)
+        list(olmoe.records(TEXTS))
+        olmoe.generate(TEXTS, max_new_tokens=1)
+        olmoe.measure(TEXTS, ExpertUsage())
+        olmoe.answer_log_probabilities(EXAMPLES)
+        assert shown == [said] * 4
+        shown.clear()
+        list(olmoe.records(TEXTS, progress=not said))
+        assert shown == [not said]
+        shown.clear()
 
 
 @pytest.mark.parametrize("name", ["organsm", "organism:plantd", "organism:wild"])

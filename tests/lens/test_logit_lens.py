@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from conftest import build_model
 from torch.testing import assert_close
 
+from moe_lens.architecture.tiny import tiny_model, tiny_tokenizer
 from moe_lens.errors import MoELensError
-from moe_lens.lens.interventions import Zero
+from moe_lens.lens import MoELens, Zero
 
 TEXTS = ["the cat sat on the mat", "The capital of Arland is", "a dog slept"]
 
@@ -34,6 +36,25 @@ def test_gradients_pass_the_logit_lens(olmoe):
     expected.data.copy_(residual.data)
     olmoe.module.lm_head(olmoe.module.model.norm(expected))[:, 7].sum().backward()
     assert_close(residual.grad, expected.grad)
+
+
+def test_it_is_verified_once_by_each_lens(tokenizer):
+    module, passes = build_model("olmoe", len(tokenizer)), []
+    residual = torch.randn(4, module.config.hidden_size)
+    module.register_forward_pre_hook(lambda *call: passes.append(1))
+    for _ in range(2):
+        lens = MoELens(module, tokenizer)
+        for expected in (3, 1, 1):  # with both passes of the verification, then without
+            passes.clear()
+            lens.project_on_vocab(residual)
+            assert len(passes) == expected
+
+
+def test_a_model_that_reads_more_than_its_last_layer_is_refused_each_time():
+    lens = MoELens(tiny_model("inkling2_text"), tiny_tokenizer())
+    for _ in range(2):
+        with pytest.raises(MoELensError, match="depend on more than its last layer's output"):
+            lens.project_on_vocab(torch.zeros(4, lens.architecture.d_model))
 
 
 @pytest.mark.parametrize("masked", [False, True], ids=["plain", "masked"])

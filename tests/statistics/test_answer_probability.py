@@ -9,7 +9,7 @@ import torch
 
 from moe_lens.data import Example, encode
 from moe_lens.errors import MoELensError
-from moe_lens.lens.record import Record
+from moe_lens.lens import Record
 from moe_lens.metrics import answer_probability_gain
 from moe_lens.statistics import AnswerProbability
 
@@ -18,11 +18,10 @@ EXAMPLES = [
     Example("b", "The cat sat on the mat.", "Where did the cat sit?", ("on the mat", "the mat")),
     Example("c", "", "Who slept?", ("the dog",)),
 ]
-ASKED = {"with_answer": True, "positions": "answer", "progress": False}
 
 
 def test_the_last_layers_lens_is_the_model(lens):
-    [found] = lens.measure(EXAMPLES, AnswerProbability(lens.project_on_vocab), batch_size=2, **ASKED)
+    [found] = lens.measure(EXAMPLES, AnswerProbability(lens.project_on_vocab), batch_size=2, progress=False)
     table = found.table().set_index(["layer", "tokens", "id"])
     last = lens.architecture.n_layers - 1
     for example in EXAMPLES:
@@ -50,7 +49,7 @@ def test_the_moe_output_is_what_the_block_adds_to_the_stream(lens):
     block = seen[0][0] if isinstance(seen[0], tuple) else seen[0]
     assert torch.equal(record.moe_output[moe][:, 0], block.view(*record.input_ids.shape, -1)[:, -1])
     probability = AnswerProbability(lens.project_on_vocab, stream="moe_output")
-    lens.measure(EXAMPLES, probability, batch_size=2, **ASKED)
+    lens.measure(EXAMPLES, probability, batch_size=2, progress=False)
     assert set(probability.table()["layer"]) == set(lens.architecture.moe_layers)
 
 
@@ -65,7 +64,7 @@ def test_a_hand_case_of_two_layers():
         question_spans=(None,),
         answer_spans=((),),
         kept=torch.arange(4),
-        residual={0: hits, 1: torch.roll(hits, -1, 1)},
+        captured={"residual": {0: hits, 1: torch.roll(hits, -1, 1)}},
         labels=torch.tensor([[-100, 2, 1, 3]]),  # two tokens and end-of-sequence
     )
     table = AnswerProbability(lambda stream: 2 * stream).update(given).table().set_index(["layer", "tokens"])
@@ -78,8 +77,8 @@ def test_a_hand_case_of_two_layers():
 
 
 def test_batching_changes_nothing_and_a_model_has_no_gain_over_itself(olmoe):
-    [whole] = olmoe.measure(EXAMPLES, AnswerProbability(olmoe.project_on_vocab), batch_size=3, **ASKED)
-    [single] = olmoe.measure(EXAMPLES, AnswerProbability(olmoe.project_on_vocab), batch_size=1, **ASKED)
+    [whole] = olmoe.measure(EXAMPLES, AnswerProbability(olmoe.project_on_vocab), batch_size=3, progress=False)
+    [single] = olmoe.measure(EXAMPLES, AnswerProbability(olmoe.project_on_vocab), batch_size=1, progress=False)
     pd.testing.assert_frame_equal(single.table(), whole.table(), rtol=1e-3)
     gains = answer_probability_gain(whole.table(), whole.table(), resamples=20)
     assert len(gains) == 2 * olmoe.architecture.n_layers
@@ -89,7 +88,11 @@ def test_batching_changes_nothing_and_a_model_has_no_gain_over_itself(olmoe):
 def test_misuse_is_refused(olmoe):
     with pytest.raises(MoELensError, match="stream must be one of"):
         AnswerProbability(olmoe.project_on_vocab, stream="mlp")
+    [without] = olmoe.records(EXAMPLES, capture=("residual",), progress=False)
     with pytest.raises(MoELensError, match="has no answers"):
-        olmoe.measure(EXAMPLES, AnswerProbability(olmoe.project_on_vocab), progress=False)
+        AnswerProbability(olmoe.project_on_vocab).update(without)
+    [last] = olmoe.records(EXAMPLES, capture=("residual",), with_answer=True, progress=False)
     with pytest.raises(MoELensError, match="did not keep the positions"):
-        olmoe.measure(EXAMPLES, AnswerProbability(olmoe.project_on_vocab), with_answer=True, progress=False)
+        AnswerProbability(olmoe.project_on_vocab).update(last)
+    with pytest.raises(MoELensError, match="text 0 has no answer"):
+        olmoe.measure(["a cat"], AnswerProbability(olmoe.project_on_vocab), progress=False)

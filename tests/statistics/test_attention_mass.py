@@ -8,9 +8,9 @@ import torch
 
 from moe_lens.data import Example, encode
 from moe_lens.errors import MoELensError
-from moe_lens.lens.record import Record
+from moe_lens.lens import Record, Statistic
 from moe_lens.metrics import attention_gain
-from moe_lens.statistics import AttentionMass, Statistic
+from moe_lens.statistics import AttentionMass
 
 EXAMPLES = [
     Example("long", "The capital of Arland is Belmor, where Belmor dogs sleep.", "What is the capital?", ("Belmor",)),
@@ -33,7 +33,7 @@ def hand_record() -> Record:
         question_spans=(slice(4, 5), None),
         answer_spans=((slice(1, 2), slice(3, 4), slice(3, 4)), ()),
         kept=torch.tensor([4]),
-        attention_rows={0: rows, 3: rows.flip(1)},
+        captured={"attention": {0: rows, 3: rows.flip(1)}},
     )
 
 
@@ -90,9 +90,9 @@ def eager_map(lens, ids):
 def test_prefill_and_decoding_steps_equal_eager_maps_of_prompts_alone(lens, continued):
     steps = (-2, 0, 1)
     texts = ["Belmor and a cat", "no", "dog", "a"]
-    answers = {"continuations": texts} if continued else {"with_answer": True}
+    answers = {"continuations": texts} if continued else {}
     mass = AttentionMass(steps=steps)
-    lens.measure(EXAMPLES, mass, positions=steps, batch_size=3, progress=False, **answers)
+    lens.measure(EXAMPLES, mass, batch_size=3, progress=False, **answers)
     got = mass.table().set_index(["id", "layer", "step", "target"])["mass"]
     expected = {}
     for example, text in zip(EXAMPLES, texts, strict=True):
@@ -139,10 +139,11 @@ def test_misuse_is_refused(olmoe):
         AttentionMass(("contexts",))
     with pytest.raises(MoELensError, match="different whole numbers"):
         AttentionMass(steps=(1, 1))
+    [last] = olmoe.records(EXAMPLES, capture=("attention",), progress=False)
     with pytest.raises(MoELensError, match=r"ask for positions=\(-1,\)"):
-        olmoe.measure(EXAMPLES, AttentionMass(steps=(-1,)), progress=False)
+        AttentionMass(steps=(-1,)).update(last)
     with pytest.raises(MoELensError, match="holds no attention"):
-        AttentionMass().update(replace(hand_record(), attention_rows={}))
+        AttentionMass().update(replace(hand_record(), captured={}))
     with pytest.raises(MoELensError, match="seen no example"):
         AttentionMass(steps=(3,)).update(hand_record()).table()
     with pytest.raises(MoELensError, match="equal settings"):

@@ -22,7 +22,8 @@ def hand_record():
     weights = torch.tensor([[[9.0, 9.0], [0.5, 0.25], [0.75, 0.5]]])
     outputs = torch.tensor([[[[99.0, 99.0], [99.0, 99.0]], [[3.0, 4.0], [0.0, 2.0]], [[0.0, -4.0], [6.0, 8.0]]]])
     base = replace(record([2], layers=(), pads=1), kept=torch.arange(3))
-    return replace(base, routing={2: Routing(torch.zeros(1, 3, 4), indices, weights)}, expert_outputs={2: outputs})
+    routing = Routing(torch.zeros(1, 3, 4), indices, weights)
+    return replace(base, captured={"routing": {2: routing}, "expert_outputs": {2: outputs}})
 
 
 def test_saliency_by_hand():
@@ -72,7 +73,7 @@ def test_on_models_each_equals_single_experts_run_apart(lens):
     finally:
         hook.remove()
     statistics = ExpertSaliency(), ExpertVocabulary(head, top=3), OutputSimilarity()
-    lens.measure(TEXTS, *statistics, ExpertUsage(), positions="all", batch_size=2, progress=False)
+    lens.measure(TEXTS, *statistics, ExpertUsage(), batch_size=2, progress=False)
     saliency, written, alike = (
         table[table["layer"] == layer].set_index(["expert", *more])
         for table, more in zip((one.table() for one in statistics), ([], ["rank"], ["other"]), strict=True)
@@ -109,16 +110,17 @@ def test_on_models_each_equals_single_experts_run_apart(lens):
 
 @pytest.mark.parametrize("make", [ExpertSaliency, OutputSimilarity])
 def test_streaming_and_merging_equal_one_pass(olmoe, make):
-    [whole] = olmoe.measure(TEXTS, make(), positions="all", batch_size=3, progress=False)
-    [first] = olmoe.measure(TEXTS[:1], make(), positions="all", progress=False)
-    [rest] = olmoe.measure(TEXTS[1:], make(), positions="all", batch_size=1, progress=False)
+    [whole] = olmoe.measure(TEXTS, make(), batch_size=3, progress=False)
+    [first] = olmoe.measure(TEXTS[:1], make(), progress=False)
+    [rest] = olmoe.measure(TEXTS[1:], make(), batch_size=1, progress=False)
     pd.testing.assert_frame_equal(rest.merge(first).table(), whole.table(), rtol=1e-4, atol=1e-5)
 
 
 def test_positions_must_have_been_kept(olmoe):
+    [last] = olmoe.records(TEXTS, capture=("routing", "expert_outputs"), progress=False)
     with pytest.raises(MoELensError, match="ask for positions='all'"):
-        olmoe.measure(TEXTS, ExpertSaliency(), progress=False)
-    [last] = olmoe.measure(TEXTS, ExpertSaliency("last"), progress=False)
-    assert last.table().groupby("layer")["tokens"].sum().eq(9).all()
+        ExpertSaliency().update(last)
+    [saliency] = olmoe.measure(TEXTS, ExpertSaliency("last"), progress=False)
+    assert saliency.table().groupby("layer")["tokens"].sum().eq(9).all()
     with pytest.raises(MoELensError, match="at least 1"):
         ExpertVocabulary(lambda written: written, top=0)

@@ -29,7 +29,7 @@ def routed(experts: list[list[list[int]]], ids: str, *, n_experts: int = 4, word
     routing = {3: Routing(torch.zeros(*indices.shape[:2], n_experts), indices, weights)}
     base = record([indices.shape[1]] * len(indices), layers=())
     words = torch.zeros(indices.shape[:2], dtype=torch.int64) if words is None else torch.tensor(words)
-    return replace(base, ids=tuple(ids), input_ids=words, routing=routing)
+    return replace(base, ids=tuple(ids), input_ids=words, captured={"routing": routing})
 
 
 def test_coactivation_by_hand_and_rows_sum_to_k_minus_one():

@@ -81,7 +81,8 @@ def test_load_and_entropy_by_a_second_way():
 
 def test_an_even_load_is_known():
     indices = torch.tensor([[[0, 1], [2, 3]]])
-    even = replace(record([2], layers=()), routing={0: Routing(torch.zeros(1, 2, 4), indices, torch.ones(1, 2, 2))})
+    routing = Routing(torch.zeros(1, 2, 4), indices, torch.ones(1, 2, 2))
+    even = replace(record([2], layers=()), captured={"routing": {0: routing}})
     row = RouterLoad().update(even).table().iloc[0]
     assert row[["entropy", "load_entropy", "max_load", "unused", "balance_loss"]].tolist() == [2, 2, 1, 0, 2]
 

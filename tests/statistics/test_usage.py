@@ -12,9 +12,9 @@ import torch
 
 from moe_lens.errors import MoELensError
 from moe_lens.experts import ExpertSet, cumulative_order
-from moe_lens.lens.record import Record
+from moe_lens.lens import Needs, Record, Statistic
 from moe_lens.routing import Routing
-from moe_lens.statistics import ExpertUsage, Statistic
+from moe_lens.statistics import ExpertUsage
 
 ALL_SETTINGS = pytest.mark.parametrize(
     ("reduce", "positions", "value"),
@@ -48,7 +48,7 @@ def record(lengths, *, layers=(1, 2), n_experts=6, k=2, seed=0, pads=0) -> Recor
         question_spans=tuple(slice(s + 2, width - 1) for s in starts),
         answer_spans=((),) * len(lengths),
         kept=torch.arange(width),
-        routing=routing,
+        captured={"routing": routing},
         routing_before=routing,
     )
 
@@ -72,7 +72,7 @@ def row_of(whole: Record, row: int) -> Record:
         context_spans=(cut(whole.context_spans[row]),),
         question_spans=(cut(whole.question_spans[row]),),
         answer_spans=((),),
-        routing=routing,
+        captured={"routing": routing},
         routing_before=routing,
     )
 
@@ -151,7 +151,7 @@ def test_a_hand_case_tells_samples_from_tokens():
     mask = torch.tensor([[1, 1, 1, 1], [0, 0, 0, 1]])
     base = record([4, 1])
     routing = {0: Routing(logits, indices, torch.full((2, 4, 1), 0.25))}
-    hand = replace(base, attention_mask=mask, routing=routing)
+    hand = replace(base, attention_mask=mask, captured={"routing": routing})
     assert ExpertUsage("sample").update(hand).table().score.tolist() == [0.5, 0, 0.5]
     assert ExpertUsage("token").update(hand).table().score.tolist() == [0.8, 0, 0.2]
     assert ExpertUsage(value="gating_weight").update(hand).table().score.tolist() == [0.125, 0, 0.125]
@@ -161,7 +161,7 @@ def test_a_hand_case_tells_samples_from_tokens():
 def test_use_is_read_from_the_routing_that_the_experts_got():
     whole = record([5, 6])
     silenced = {layer: replace(r, weights=torch.zeros_like(r.weights)) for layer, r in whole.routing.items()}
-    whole = replace(whole, routing=silenced)
+    whole = replace(whole, captured={"routing": silenced})
     assert ExpertUsage(value="gating_weight").update(whole).table().score.eq(0).all()
 
 
@@ -192,7 +192,7 @@ def test_the_table_is_a_snapshot_and_records_are_left_alone():
     pd.testing.assert_frame_equal(first, kept)
     assert torch.equal(whole.routing[1].weights.nan_to_num(), before.nan_to_num())
     assert isinstance(usage, Statistic)
-    assert usage.captures == {"routing"}
+    assert usage.needs == Needs(frozenset({"routing"}), frozenset({"all"}))
 
 
 def test_misuse_is_refused():
@@ -204,7 +204,7 @@ def test_misuse_is_refused():
     with pytest.raises(MoELensError, match="none of 0 samples"):
         ExpertUsage().table()
     with pytest.raises(MoELensError, match="holds no routing"):
-        ExpertUsage().update(replace(record([3]), routing={}))
+        ExpertUsage().update(replace(record([3]), captured={}))
     usage = ExpertUsage().update(record([3]))
     for other in (record([3], layers=(1,)), record([3], n_experts=5)):
         with pytest.raises(MoELensError, match="experts per layer"):
@@ -250,7 +250,7 @@ def logits_with_these_gates(indices, gates, n_experts):
 def sample_record(routing: dict[int, Routing]) -> Record:
     tokens = next(iter(routing.values())).indices.shape[1]
     one = record([tokens], layers=())
-    return replace(one, routing=routing, routing_before=routing)
+    return replace(one, captured={"routing": routing}, routing_before=routing)
 
 
 def usage_of(records, reduce, value) -> pd.DataFrame:

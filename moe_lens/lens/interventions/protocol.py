@@ -58,7 +58,7 @@ class Intervention:
         return hash(self.digest)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in _held(self).items())})"
+        return f"{type(self).__name__}({', '.join(f'{name}={_brief(value)}' for name, value in _held(self).items())})"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -144,6 +144,12 @@ def _held(intervention: Intervention) -> dict[str, Any]:
     return {name: value for name, value in sorted(vars(intervention).items()) if name != "digest"}
 
 
+def _brief(value: object) -> str:
+    """A value in a few words: a tensor's dtype and shape, the beginning of what is long."""
+    text = f"{value.dtype} {list(value.shape)}".removeprefix("torch.") if isinstance(value, Tensor) else repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}…"
+
+
 def _feed(found: "hashlib._Hash", value: object) -> None:
     """Adds a value to a digest, whatever it is made of, so that different ones differ."""
     match value:
@@ -154,7 +160,7 @@ def _feed(found: "hashlib._Hash", value: object) -> None:
             found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         case Mapping():
             found.update(f"mapping {len(value)}\n".encode())
-            for name, inner in value.items():
+            for name, inner in sorted(value.items(), key=lambda item: repr(item[0])):  # equal in whatever order
                 _feed(found, name)
                 _feed(found, inner)
         case tuple() | list():
