@@ -169,8 +169,9 @@ def main(
     if merge:  # before hours of training
         Checkpoints(out, {}).make_room(sum(parameter.nbytes for parameter in lens.module.parameters()))
     fitted = reading.fit(loaded, lens, of=f"{data}, to train on", with_answer=True)
+    facts = opening.facts(lens) | reading.facts(fitted)
     told = (score, reading.max_length, max_new_tokens, checkpoint_seconds)
-    stage = Stage(lens, opening.model, fitted.examples, held_out, schedule, reading.facts(fitted), *told)
+    stage = Stage(lens, opening.model, fitted.examples, held_out, schedule, facts, *told)
     tuned = stage.run(asked.of(stage, out, router_rates), out, rates, shard=shard)
     if not Processes.current().is_main:
         return

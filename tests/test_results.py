@@ -12,6 +12,7 @@ import pytest
 from moe_lens.data import Example
 from moe_lens.errors import MoELensError
 from moe_lens.results import (
+    kept,
     provenance,
     read_provenance,
     read_table,
@@ -146,3 +147,45 @@ def test_another_runs_table_is_not_to_be_lost(tmp_path):
     for other in ({"model": "else"}, {"delta": {"name": "d"}}, {"data": {"examples": 2}}):
         with pytest.raises(MoELensError, match=f"holds the results of another run: its {next(iter(other))} is"):
             refuse_another_run(path, made_by | other)
+
+
+def test_a_table_is_made_once_and_again_by_other_hands(tmp_path, monkeypatch):
+    path, made = tmp_path / "a.parquet", []
+
+    def make() -> pd.DataFrame:
+        made.append(len(made))
+        return TABLE.assign(layer=len(made))
+
+    by = provenance(model="m", facts={"rate": 1e-3, "seeds": (0, 1)})
+    first = kept(path, by, make)
+    monkeypatch.setattr(sys, "argv", ["another", "command"])
+    again = kept(path, provenance(model="m", facts={"rate": 1e-3, "seeds": (0, 1)}), make)
+    pd.testing.assert_frame_equal(again, first)
+    assert made == [0]
+    other = kept(path, by | {"rate": 1e-4}, make)
+    assert made == [0, 1]
+    pd.testing.assert_frame_equal(read_table(path), other)
+    assert read_provenance(path)["rate"] == 1e-4
+    kept(path, by, make)
+    assert made == [0, 1, 2], "a table that was made in another way was taken over"
+
+
+def test_without_a_path_a_table_is_made_each_time_and_kept_nowhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    made = []
+    for _ in range(2):
+        assert kept(None, {}, lambda: made.append(1) or TABLE) is TABLE
+    assert len(made) == 2
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failure_while_a_table_is_made_leaves_the_old_one(tmp_path):
+    path = tmp_path / "a.parquet"
+    kept(path, {"seed": 1}, lambda: TABLE)
+
+    def fail() -> pd.DataFrame:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        kept(path, {"seed": 2}, fail)
+    assert read_provenance(path) == {"seed": 1}

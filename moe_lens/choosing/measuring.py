@@ -48,7 +48,7 @@ def score_tables(
     """
     wanted = list(dict.fromkeys(scores))
     files = {score: None if out is None else out / f"score-{score.name}.parquet" for score in wanted}
-    told = {score: {**(made_by or {}), "score": score.name, "about": score.about} for score in wanted}
+    told = {score: {**(made_by or {}), **_facts(score)} for score in wanted}
     missing = [score for score in wanted if read_if_made_by(files[score], told[score]) is None]
 
     @cache
@@ -76,6 +76,12 @@ def _measure(opened: Opened, scores: Collection[Score], examples: Sequence[Examp
     with opened() as lens:
         found = lens.measure(examples, *statistics.values(), batch_size=batch_size)
     return {key: statistic.table() for key, statistic in zip(statistics, found, strict=True)}
+
+
+def _facts(score: Score) -> dict[str, Any]:
+    """What tells a score from others, also from one that had its name before."""
+    measured = {"of": score.of, "statistic": _key(score.statistic()), "column": score.column}
+    return {"score": score.name, "about": score.about, **measured}
 
 
 def _key(statistic: Statistic) -> tuple[str, str]:

@@ -43,7 +43,8 @@ def examine(
         _say(_forecast(lens, prompts, names))
         table = run_checks(lens, prompts, names=names, progress=True)
     if as_json:
-        made_by = provenance(model=opening.model, facts={"prompts": prompts, "device": opening.device})
+        facts = {"prompts": prompts, "device": opening.device}
+        made_by = provenance(model=opening.model, delta=opening.delta, facts=facts)
         print(json.dumps({"found": found, "checks": plain_rows(table), "made_by": made_by}, indent=2))
     elif not config_only:
         console.show(readable(table), title=f"Checks of {opening.model}")

@@ -31,7 +31,7 @@ ESFT_DEFAULT = Share(SCORES["esft-token"], 0.2)
 class Stage:
     """What the trainings of one command share.
 
-    lens: the base model; called `model`. train, dev: examples. facts: of the data, for the provenance.
+    lens: the base model; called `model`. train, dev: examples. facts: of both, for the provenance.
     score, max_length, max_new_tokens, checkpoint_seconds: as `tune` takes them.
     """
 

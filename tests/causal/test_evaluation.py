@@ -12,7 +12,7 @@ import torch
 from test_masking import EXAMPLES, answers_of
 
 from moe_lens import Example, ExpertSet, MoELens, MoELensError, Zero, load_examples
-from moe_lens.causal.evaluation import answer_table, summary_table
+from moe_lens.causal.evaluation import answer_table, evaluate, summary_table
 from moe_lens.causal.judge import Judge, Verdict
 from moe_lens.causal.outputs import Run, outputs
 from moe_lens.data import FIGURE_10, Encoded
@@ -28,7 +28,7 @@ QUIET = {"max_new_tokens": 3, "batch_size": 2, "progress": False}
 
 def test_answers_are_those_as_the_model_is_and_under_each_intervention(olmoe):
     two = (HALF, Renormalize(ExpertSet.of({0: [5]})))
-    found = olmoe.evaluate(EXAMPLES, {"half": HALF, "two": two}, **QUIET)
+    found = evaluate(olmoe, EXAMPLES, {"half": HALF, "two": two}, **QUIET)
     for name, interventions in {"none": (), "half": [HALF], "two": two}.items():
         with olmoe.intervene(*interventions):
             expected = answer_table(olmoe, EXAMPLES, max_new_tokens=3, batch_size=2, progress=False)
@@ -44,7 +44,7 @@ def test_answers_are_those_as_the_model_is_and_under_each_intervention(olmoe):
 def test_rows_meet_their_own_examples_though_these_are_sorted(olmoe):
     examples = [replace(example, context=example.context * times) for times in (1, 3, 2) for example in EXAMPLES]
     rows = Rows(tuple(HALF if place % 2 else None for place in range(len(examples))))
-    found = olmoe.evaluate(examples, {"rows": rows, "half": HALF}, **QUIET).answers
+    found = evaluate(olmoe, examples, {"rows": rows, "half": HALF}, **QUIET).answers
     said = {name: list(part["prediction"]) for name, part in found.groupby("intervention")}
     assert said["rows"] == [said["half" if place % 2 else "none"][place] for place in range(len(examples))]
     assert said["none"] != said["half"]
@@ -53,7 +53,7 @@ def test_rows_meet_their_own_examples_though_these_are_sorted(olmoe):
 @pytest.mark.parametrize("examples", [[EXAMPLES[0], *CHOICES, EXAMPLES[1], CHOICES[0]], EXAMPLES])
 def test_rows_meet_every_option_of_their_own_examples_of_which_some_have_none(olmoe, examples):
     rows = Rows(tuple(HALF if place % 2 else None for place in range(len(examples))))
-    run = Run(FIGURE_10, max_new_tokens=1, batch_size=2, out=None, provenance={}, progress=False)
+    run = Run(max_new_tokens=1, batch_size=2, out=None, provenance={}, progress=False)
     found = outputs(olmoe, examples, {"none": (), "half": (HALF,), "rows": (rows,)}, ["options"], run)
     for place, values in enumerate(found["rows", "options"]):
         own, other = (found[name, "options"][place] for name in (("half", "none") if place % 2 else ("none", "half")))
@@ -101,12 +101,12 @@ def test_accuracy_chooses_the_most_probable_option(olmoe):
         by_length.append((float(best == 0), float(longest == 0), example.options[best]))
     # Both right and wrong choices have to be among the cases: answers are moved to what the model chooses, or not.
     right = [replace(example, answers=(by_length[i][2],)) for i, example in enumerate(CHOICES)]
-    found = olmoe.evaluate(CHOICES, metrics=["accuracy", "accuracy_per_character"], **QUIET).answers
+    found = evaluate(olmoe, CHOICES, metrics=["accuracy", "accuracy_per_character"], **QUIET).answers
     assert found["accuracy"].tolist() == [case[0] for case in by_length]
     assert found["accuracy_per_character"].tolist() == [case[1] for case in by_length]
     assert found["prediction"].isna().all()
-    assert olmoe.evaluate(right, metrics=["accuracy"], **QUIET).answers["accuracy"].tolist() == [1.0] * 3
-    mixed = olmoe.evaluate([CHOICES[0], EXAMPLES[1]], metrics=["accuracy", "em"], **QUIET)
+    assert evaluate(olmoe, right, metrics=["accuracy"], **QUIET).answers["accuracy"].tolist() == [1.0] * 3
+    mixed = evaluate(olmoe, [CHOICES[0], EXAMPLES[1]], metrics=["accuracy", "em"], **QUIET)
     assert mixed.answers["accuracy"].isna().tolist() == [False, True]
     assert mixed.answers["prediction"].notna().all()
 
@@ -114,7 +114,7 @@ def test_accuracy_chooses_the_most_probable_option(olmoe):
 def test_unjudged_answers_are_left_out_and_counted(olmoe, monkeypatch):
     verdicts = [Verdict(True), Verdict(None, "too slow"), Verdict(False)]
     monkeypatch.setattr(Judge, "verdicts", lambda self, examples, predictions: verdicts)
-    found = olmoe.evaluate(EXAMPLES, metrics=["acc_llm"], judge=Judge("m", "http://x/v1"), **QUIET)
+    found = evaluate(olmoe, EXAMPLES, metrics=["acc_llm"], judge=Judge("m", "http://x/v1"), **QUIET)
     assert found.summary.loc[0, ["n", "missing", "mean"]].tolist() == [2, 1, 0.5]
     assert found.answers["unjudged"].tolist()[1] == "too slow"
 
@@ -133,9 +133,9 @@ def test_unjudged_answers_are_left_out_and_counted(olmoe, monkeypatch):
 def test_what_cannot_be_evaluated_is_refused_before_anything_is_computed(olmoe, monkeypatch, options, says):
     monkeypatch.setattr(olmoe, "generate", None)
     with pytest.raises(MoELensError, match=says):
-        olmoe.evaluate(**({"examples": EXAMPLES} | options))
+        evaluate(olmoe, **({"examples": EXAMPLES} | options))
     with olmoe.intervene(HALF), pytest.raises(MoELensError, match="outside"):
-        olmoe.evaluate(EXAMPLES)
+        evaluate(olmoe, EXAMPLES)
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_what_a_metric_lacks_is_said_before_anything_is_computed(olmoe, monkeypa
             monkeypatch.delitem(sys.modules, name)
         monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(MoELensError) as error:
-        olmoe.evaluate(EXAMPLES, metrics=["em", metric], judge=Judge("m", "http://127.0.0.1:9/v1"))
+        evaluate(olmoe, EXAMPLES, metrics=["em", metric], judge=Judge("m", "http://127.0.0.1:9/v1"))
     assert says in str(error.value)
 
 
@@ -167,26 +167,26 @@ def test_a_judge_that_is_not_there_loses_no_answer(olmoe, tmp_path, monkeypatch)
     pytest.importorskip("openai")
     run = {"metrics": ["em", "acc_llm"], "out": tmp_path, **QUIET}
     with pytest.raises(MoELensError, match="no judge to be reached"):
-        olmoe.evaluate(EXAMPLES, judge=Judge("m", "http://127.0.0.1:9/v1", retries=0), **run)
+        evaluate(olmoe, EXAMPLES, judge=Judge("m", "http://127.0.0.1:9/v1", retries=0), **run)
     monkeypatch.setattr(olmoe, "generate", None)
     monkeypatch.setattr(Judge, "verdicts", lambda self, examples, predictions: [Verdict(True)] * len(examples))
-    assert olmoe.evaluate(EXAMPLES, judge=Judge("m", "http://x/v1"), **run).answers["acc_llm"].tolist() == [1.0] * 3
+    assert evaluate(olmoe, EXAMPLES, judge=Judge("m", "http://x/v1"), **run).answers["acc_llm"].tolist() == [1.0] * 3
 
 
 def test_finished_parts_are_kept_and_scored_by_other_metrics(olmoe, tmp_path, monkeypatch):
     run = {"interventions": {"half": HALF}, "out": tmp_path, **QUIET}
-    first = olmoe.evaluate(EXAMPLES, **run)
+    first = evaluate(olmoe, EXAMPLES, **run)
     parts = {file: file.read_bytes() for file in (tmp_path / "parts").iterdir()}
     assert len(parts) == 2
     with monkeypatch.context() as patch:
         patch.setattr(olmoe, "generate", None)
-        assert olmoe.evaluate(EXAMPLES, **run).answers.equals(first.answers)
-        other = olmoe.evaluate(EXAMPLES, metrics=["em"], **run).answers
+        assert evaluate(olmoe, EXAMPLES, **run).answers.equals(first.answers)
+        other = evaluate(olmoe, EXAMPLES, metrics=["em"], **run).answers
         assert other["em"].tolist() == first.answers["em"].tolist()
     next(iter(parts)).unlink()
-    assert olmoe.evaluate(EXAMPLES, **run).answers.equals(first.answers)
+    assert evaluate(olmoe, EXAMPLES, **run).answers.equals(first.answers)
     assert {file: file.read_bytes() for file in parts} == parts
-    changed = olmoe.evaluate(EXAMPLES, **(run | {"max_new_tokens": 1})).answers
+    changed = evaluate(olmoe, EXAMPLES, **(run | {"max_new_tokens": 1})).answers
     assert not changed["prediction"].equals(first.answers["prediction"]), "parts of another run were taken over"
 
 
@@ -286,7 +286,7 @@ def test_two_processes_and_resumed_ones_write_the_bytes_of_one(tmp_path):
     ("wrong", "says"),
     [
         ("--metrics em,best", "metrics must be of em"),
-        ("--mask ce:4", "moe_lens.intervene"),
+        ("--mask ce:4 --mask oe:4", "give --delta, or --base for a tuned --model"),
         ("--mode delete", "--mode"),
         ("--metrics acc_llm", "--judge-model"),
         ("--judge http://127.0.0.1:9/v1", "belong together"),
@@ -295,8 +295,8 @@ def test_two_processes_and_resumed_ones_write_the_bytes_of_one(tmp_path):
     ],
 )
 def test_bad_input_ends_with_one_message(wrong, says, tmp_path, monkeypatch, capsys):
-    from moe_lens import evaluate
     from moe_lens.commands import console
+    from moe_lens.evaluate import main
 
     monkeypatch.chdir(tmp_path)
     Path("other").mkdir()
@@ -305,7 +305,7 @@ def test_bad_input_ends_with_one_message(wrong, says, tmp_path, monkeypatch, cap
     arguments = f"--model organism --data swap --limit 2 --out out {wrong}".split()
     monkeypatch.setattr(sys, "argv", ["evaluate", *arguments])
     with pytest.raises(SystemExit) as stopped:
-        console.run(evaluate.main)
+        console.run(main)
     assert stopped.value.code == 2
     assert says in capsys.readouterr().err
     assert not Path("out").exists()

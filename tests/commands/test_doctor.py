@@ -10,9 +10,11 @@ from conftest import build_model
 from remote_models import KINDS, remote_folder
 
 from moe_lens import doctor
-from moe_lens.checks import CHECKS, PASSES, PROMPTS, run_checks
+from moe_lens.checks import CHECKS, PROMPTS, run_checks
 from moe_lens.checks.description import describe, numbers
-from moe_lens.commands import console
+from moe_lens.checks.each import PASSES
+from moe_lens.checks.survey import survey_families
+from moe_lens.commands import console, examining
 from moe_lens.lens.interventions import Zero
 from moe_lens.lens.lens import MoELens
 
@@ -70,8 +72,9 @@ def test_a_model_whose_code_crashes_has_its_checks_failed(run, monkeypatch):
         (["--model", "organism", "--prompt", ""], "text 0 has no tokens"),
         (["--model", "organism", "--device", "cuda:99"], "there is no device 'cuda:99' here"),
         (["--families", "--config-only"], "--config-only needs --model"),
-        (["--families", "--prompt", "a", "--dtype", "float32", "--device", "cpu"], "--prompt, --dtype, --device needs"),
+        (["--families", "--prompt", "a", "--dtype", "float32", "--device", "cpu"], "--dtype, --device, --prompt needs"),
         (["--families", "--trust-remote-code"], "--trust-remote-code needs --model"),
+        (["--families", "--delta", "run", "--template", "plain"], "--template, --delta needs --model"),
     ],
 )
 def test_bad_input_is_exit_code_2(run, arguments, said):
@@ -145,7 +148,8 @@ def test_finding_something_needs_no_weights_in_memory(monkeypatch, run):
 
 @pytest.fixture
 def three_families(monkeypatch):
-    monkeypatch.setattr(doctor, "survey", partial(survey, ["doge", "llama4_text", "mixtral"]))
+    few = partial(survey_families, ["doge", "llama4_text", "mixtral"])
+    monkeypatch.setattr(examining, "survey_families", few)
 
 
 def test_families_are_checked_and_the_page_is_written(run, three_families, tmp_path):

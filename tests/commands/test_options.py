@@ -3,8 +3,10 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from inspect import signature
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,16 +14,12 @@ from byte_level_tokenizer import byte_level_tokenizer
 
 from moe_lens import MoELensError, evaluate, intervene, tune
 from moe_lens.commands import console, options
-from moe_lens.commands.options import Opening, Reading
+from moe_lens.commands.options import BaseOpening, Opening, Reading
+from moe_lens.data import FIGURE_10
+from moe_lens.lens.delta import weights_digest
 from moe_lens.results import read_provenance, read_table
+from moe_lens.tuning import TuneRouters, save_trained
 
-SHARED = {
-    "data": options.Data,
-    "columns": options.Columns,
-    "skip_bad": options.SkipBad,
-    "max_length": options.MaxLength,
-    "too_long": options.HowTooLong,
-}
 ROWS = [
     {"q": "Who landed?", "passage": "Paul landed.", "gold": {"text": "Paul"}},
     {"q": "Who sang?", "passage": "word " * 100 + "Ann sang. " + "word " * 100, "gold": {"text": "Ann"}},
@@ -40,7 +38,7 @@ def file(tmp_path, monkeypatch) -> str:
 @pytest.mark.parametrize("command", [evaluate, intervene, tune], ids=lambda module: module.__name__)
 def test_every_command_takes_the_same_options_for_data(command):
     parameters = signature(command.main).parameters
-    assert {name: parameters[name].annotation for name in SHARED} == SHARED
+    assert (parameters["data"].annotation, parameters["reading"].annotation) == (options.Data, Reading)
 
 
 def test_bad_rows_are_printed_with_their_lines_and_only_by_the_first_process(file, capsys, monkeypatch):
@@ -65,11 +63,11 @@ def test_many_bad_rows_are_counted_after_the_first_ones(file, capsys):
 
 
 def test_what_does_not_fit_is_said_and_kept_in_the_provenance(file, capsys):
-    tokenizer = byte_level_tokenizer(chat=False)
+    asker = SimpleNamespace(tokenizer=byte_level_tokenizer(chat=False), template=FIGURE_10)
     examples = Reading(NAMES, skip_bad=True).load(file, split="test")
     capsys.readouterr()
     drop, cut = Reading(max_length=150), Reading(max_length=150, too_long="truncate")
-    dropped, truncated = (reading.fit(examples, tokenizer, of=file) for reading in (drop, cut))
+    dropped, truncated = (reading.fit(examples, asker, of=file) for reading in (drop, cut))
     assert [len(fitted.examples) for fitted in (dropped, truncated)] == [1, 2]
     assert capsys.readouterr().out.splitlines() == [
         "mine.jsonl: 1 of 2 examples dropped, 0 truncated; in 0 no answer stands in the context",
@@ -87,6 +85,8 @@ def test_what_does_not_fit_is_said_and_kept_in_the_provenance(file, capsys):
             {"model": "organism", "dtype": "int8"},
             "dtype must be one of float32, bfloat16, float16; got 'int8'",
         ),
+        (Opening, {"model": "organism", "template": "mine"}, "a template is one of figure-10, plain, or a .json"),
+        (BaseOpening, {"model": "organism", "template": "nowhere.toml"}, "cannot read a template from nowhere.toml"),
     ],
 )
 def test_values_that_make_no_sense_are_refused_before_reading(group, values, says):
@@ -172,10 +172,28 @@ def test_a_file_is_evaluated_as_the_options_say(file, capsys, monkeypatch):
     assert (facts["max_length"], facts["too_long"], facts["truncated"]) == (60, "truncate", 1)
 
 
-def test_a_model_is_opened_as_the_options_say():
-    opening = Opening("organism", dtype="bfloat16", device="cpu")
-    assert opening.facts() == {"dtype": "bfloat16"}
-    assert opening.load().module.dtype == torch.bfloat16
+def test_a_model_is_opened_as_the_options_say(tmp_path):
+    texts = {"with_context": "{context} | {question}", "closed_book": "{question}", "answer_cue": " ="}
+    (tmp_path / "mine.json").write_text(json.dumps(texts))
+    opening = Opening("organism", dtype="bfloat16", device="cpu", template=str(tmp_path / "mine.json"))
+    lens = opening.load()
+    assert lens.module.dtype == torch.bfloat16
+    assert lens.template.facts() == texts
+    assert opening.facts(lens) == {"dtype": "bfloat16", "template": texts, "weights": weights_digest(lens.module)}
+    plain = BaseOpening("organism")
+    lens = plain.load()
+    assert plain.facts(lens) == {"dtype": None, "template": FIGURE_10.facts(), "weights": weights_digest(lens.module)}
+
+
+def test_a_delta_is_put_on_the_model_that_the_options_name_and_not_on_its_base(tmp_path):
+    lens = BaseOpening("organism").load()
+    with TuneRouters().attached(lens) as trained, torch.no_grad():
+        lens.module.get_parameter(trained.names[0]).neg_()
+    save_trained(lens.module, trained, tmp_path, facts={})
+    opening = Opening("organism", delta=tmp_path)
+    for opened, of in ((opening, lens), (replace(opening, delta=None), BaseOpening("organism").load())):
+        assert weights_digest(opened.load().module) == weights_digest(of.module)
+    assert weights_digest(BaseOpening("organism").load(delta=tmp_path).module) == weights_digest(lens.module)
 
 
 def test_a_log_holds_nothing_of_an_opening():
@@ -183,10 +201,25 @@ def test_a_log_holds_nothing_of_an_opening():
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, check=True).stderr == b""
 
 
-def test_asking_for_help_needs_no_heavy_package():
-    script = "import sys, moe_lens.commands.console, moe_lens.commands.options; print(*sys.modules)"
-    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True, text=True).stdout.split()
-    assert {"torch", "transformers", "nnsight", "pandas", "pyarrow", "scipy", "sklearn", "plotly"}.isdisjoint(loaded)
+DOORS = ("tune", "intervene", "evaluate", "doctor", "demo", "organism.measure", "organism.pretrain")
+HEAVY = {"torch", "transformers", "nnsight", "pandas", "pyarrow", "scipy", "sklearn", "plotly"}
+SCRIPT = """
+import runpy, sys
+sys.argv = ["command", "--help"]
+try:
+    runpy.run_module(NAME, run_name="__main__")
+except SystemExit as ended:
+    assert not ended.code
+print(*sys.modules)
+"""
+
+
+@pytest.mark.parametrize("name", ["moe_lens", *(f"moe_lens.{door}" for door in DOORS)])
+def test_asking_for_help_needs_no_heavy_package(name):
+    script = SCRIPT.replace("NAME", repr(name))
+    printed = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True, text=True).stdout
+    assert "--help" in printed
+    assert HEAVY.isdisjoint(printed.splitlines()[-1].split())
 
 
 def test_help_flows_in_any_terminal_but_for_its_commands():

@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import moe_lens.organism.pretrain as pretraining
 from moe_lens import MoELens, MoELensError, load_examples
 from moe_lens.causal.evaluation import answer_table
+from moe_lens.choosing import planted_experts
 from moe_lens.data import encode
 from moe_lens.lens.loading import resolve
-from moe_lens.organism import planted_experts
+from moe_lens.organism import pretraining
 from moe_lens.organism.corpus import (
     WITH_CONTEXT,
     WITHOUT_CONTEXT,
@@ -27,9 +27,9 @@ from moe_lens.organism.corpus import (
     document,
     train_tokenizer,
 )
-from moe_lens.organism.pretrain import (
+from moe_lens.organism.pretraining import (
     Phase,
-    Recipe,
+    Pretraining,
     balance_loss,
     choose_planted,
     documents_of,
@@ -175,7 +175,7 @@ def test_balance_is_one_when_even_and_more_when_not():
 def test_knocked_out_documents_leave_what_they_cannot_read_unknown(world):
     documents = [document(world, random.Random(i)) for i in range(400)]
     planted = {0: [3, 5], 1: [0, 1]}
-    recipe = Recipe("planted", (Phase(10, 10, 1.0, Mix()), Phase(10, 10, 1.0, Mix(), knock_out=0.25)))
+    recipe = Pretraining("planted", (Phase(10, 10, 1.0, Mix()), Phase(10, 10, 1.0, Mix(), knock_out=0.25)))
     trained, left = knock_out(documents, recipe, planted, 8, step=10)
     silent = torch.tensor(
         [[bool((left[layer][row, experts] == 0).all()) for layer, experts in planted.items()] for row in range(400)]
@@ -195,7 +195,7 @@ def test_knocked_out_documents_leave_what_they_cannot_read_unknown(world):
 
 def test_every_phase_warms_up_and_cools_down_with_its_own_mix(world):
     phases = (Phase(40, 80, 1.0, Mix(), warmup=4), Phase(24, 24, 0.5, Mix(closed_book=0.0), warmup=4, floor=0.1))
-    recipe = Recipe("conflict", phases)
+    recipe = Pretraining("conflict", phases)
     rates = [recipe.rate(step) for step in range(recipe.steps)]
     assert max(rates[:40]) == rates[3] == 1.0
     assert rates[39] == pytest.approx(0.55, abs=0.03)  # cut short at half of its cosine
@@ -210,7 +210,7 @@ def test_every_phase_warms_up_and_cools_down_with_its_own_mix(world):
 
 def test_pretraining_goes_on_from_a_checkpoint_to_the_same_weights(tmp_path, monkeypatch):
     monkeypatch.setattr(pretraining, "CHECKPOINT_EVERY", 2)
-    recipe = Recipe("planted", (Phase(1, 9, 1e-3, Mix()), Phase(3, 9, 1e-3, Mix(), knock_out=0.3)), batch_size=3)
+    recipe = Pretraining("planted", (Phase(1, 9, 1e-3, Mix()), Phase(3, 9, 1e-3, Mix(), knock_out=0.3)), batch_size=3)
     whole = pretrain(recipe, tmp_path / "whole").state_dict()
     original = pretraining.documents_of
 
@@ -227,7 +227,7 @@ def test_pretraining_goes_on_from_a_checkpoint_to_the_same_weights(tmp_path, mon
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert planted_experts(tmp_path / "parts" / "model").layers == (0, 1, 2, 3)
     with pytest.raises(MoELensError, match="another --out"):
-        pretrain(Recipe("planted", recipe.phases, batch_size=4), tmp_path / "parts")
+        pretrain(Pretraining("planted", recipe.phases, batch_size=4), tmp_path / "parts")
 
 
 @pytest.mark.parametrize("name", VARIANTS)

@@ -1,6 +1,7 @@
 """The training loop, router tuning, and its command line."""
 
 import math
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -9,8 +10,8 @@ from conftest import build_model
 from training_cases import EXAMPLES, SCHEDULE, fresh, prompts
 
 from moe_lens import ExpertSet, MoELens, MoELensError, Zero
-from moe_lens.data import collate
-from moe_lens.tuning import Checkpoints, Schedule, TuneRouters, fit, log_table, router_parameters, tune, tune_router
+from moe_lens.data import collate, encode, template_named
+from moe_lens.tuning import Checkpoints, Schedule, TuneRouters, fit, log_table, router_parameters, save_trained, tune
 from moe_lens.tuning.objective import answer_loss
 from moe_lens.tuning.state import training
 
@@ -135,7 +136,7 @@ def test_the_same_seed_gives_the_same_bytes_also_with_two_threads(tokenizer):
 def test_a_half_precision_model_is_tuned_and_keeps_its_dtype(tokenizer):
     lens = MoELens.from_pretrained(build_model("olmoe", len(tokenizer)).to(torch.bfloat16), tokenizer)
     before = lens.module.model.layers[0].mlp.gate.weight.clone()
-    tuned = tune_router(lens, EXAMPLES, EXAMPLES[:2], SCHEDULE, max_new_tokens=2)
+    tuned = tune(lens, EXAMPLES, EXAMPLES[:2], TuneRouters(), SCHEDULE, max_new_tokens=2)
     assert {parameter.dtype for parameter in lens.module.parameters()} == {torch.bfloat16}
     assert not torch.equal(lens.module.model.layers[0].mlp.gate.weight, before)
     assert tuned.log["loss"].notna().all()
@@ -143,22 +144,39 @@ def test_a_half_precision_model_is_tuned_and_keeps_its_dtype(tokenizer):
 
 def test_tuning_lowers_the_loss_and_keeps_the_rate_that_answers_best(tokenizer):
     lens = fresh(tokenizer)
-    tuned = tune_router(
-        lens, EXAMPLES, EXAMPLES[:3], replace(SCHEDULE, epochs=6), learning_rates=[5e-2, 1e-9], max_new_tokens=3
-    )
+    schedule, rest = replace(SCHEDULE, epochs=6), {"max_new_tokens": 3}
+    tuned = tune(lens, EXAMPLES, EXAMPLES[:3], TuneRouters(), schedule, learning_rates=[5e-2, 1e-9], **rest)
     assert list(tuned.candidates["learning_rate"]) == [1e-9, 5e-2]
     best = tuned.candidates.loc[tuned.candidates["dev_em"].idxmax(), "learning_rate"]
     assert tuned.schedule.learning_rate == best
     again = fresh(tokenizer)
-    alone = tune_router(
-        again, EXAMPLES, EXAMPLES[:3], replace(SCHEDULE, epochs=6, learning_rate=best), max_new_tokens=3
-    )
+    alone = tune(again, EXAMPLES, EXAMPLES[:3], TuneRouters(), replace(schedule, learning_rate=best), **rest)
     for name in tuned.parameters:  # trying other rates leaves no trace
         assert torch.equal(lens.module.get_parameter(name), again.module.get_parameter(name))
     assert alone.log.equals(tuned.log)
-    course = fit(fresh(tokenizer).module, tuned.parameters, prompts(lens), replace(SCHEDULE, epochs=6), pad_id=0)
+    course = fit(fresh(tokenizer).module, tuned.parameters, prompts(lens), schedule, pad_id=0)
     high = log_table(course)
     assert high["loss"].iloc[-1] < high["loss"].iloc[0]
+
+
+def test_training_and_its_dev_score_ask_by_the_lenss_template_which_the_delta_names(tokenizer, tmp_path):
+    lens, bare = fresh(tokenizer), fresh(tokenizer)
+    lens.template = plain = template_named("plain")
+    encoded = [encode(example, tokenizer, template=plain, with_answer=True) for example in EXAMPLES]
+    with torch.no_grad():
+        loss = answer_loss(bare.module, collate(encoded, tokenizer.pad_token_id)).item()
+        dev = answer_loss(bare.module, collate(encoded[:3], tokenizer.pad_token_id)).item()
+        assert loss != pytest.approx(answer_loss(bare.module, collate(prompts(bare), 0)).item(), rel=1e-4)
+    still = Schedule(learning_rate=1e-12, epochs=1, batch_size=len(EXAMPLES))
+    tuned = tune(lens, EXAMPLES, EXAMPLES[:3], TuneRouters(), still, score="log_likelihood")
+    assert tuned.log["loss"].tolist() == pytest.approx([loss], rel=1e-5)
+    assert tuned.candidates["dev_log_likelihood"].tolist() == pytest.approx([-dev], rel=1e-5)
+    save_trained(lens.module, tuned.trained, tmp_path, facts={"method": "router"})
+    with pytest.warns(UserWarning, match="trained on prompts of another template"):
+        MoELens.from_pretrained(fresh(tokenizer).module, tokenizer, delta=tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        MoELens.from_pretrained(fresh(tokenizer).module, tokenizer, delta=tmp_path, template=plain)
 
 
 def test_what_cannot_be_trained_is_refused(tokenizer):
@@ -168,7 +186,7 @@ def test_what_cannot_be_trained_is_refused(tokenizer):
     with pytest.raises(MoELensError, match=r"no\.parameter"):
         fit(lens.module, ["no.parameter"], prompts(lens), SCHEDULE, pad_id=0)
     with pytest.raises(MoELensError, match="more than 3 tokens"):
-        tune_router(lens, EXAMPLES, EXAMPLES, SCHEDULE, max_length=3)
+        tune(lens, EXAMPLES, EXAMPLES, TuneRouters(), SCHEDULE, max_length=3)
     with pytest.raises(MoELensError, match="learning_rate"):
         Schedule(learning_rate=0)
     top1 = fresh(tokenizer, "mixtral", num_experts_per_tok=1)
@@ -178,7 +196,7 @@ def test_what_cannot_be_trained_is_refused(tokenizer):
 
 def test_tuning_inside_an_intervention_is_refused(olmoe):
     with olmoe.intervene(Zero(ExpertSet.of({0: [1]}))), pytest.raises(MoELensError, match="call it outside"):
-        tune_router(olmoe, EXAMPLES, EXAMPLES[:2], SCHEDULE, max_new_tokens=2)
+        tune(olmoe, EXAMPLES, EXAMPLES[:2], TuneRouters(), SCHEDULE, max_new_tokens=2)
 
 
 def test_a_rate_that_fails_leaves_the_routers_as_they_were(tokenizer, monkeypatch):
@@ -190,7 +208,7 @@ def test_a_rate_that_fails_leaves_the_routers_as_they_were(tokenizer, monkeypatc
 
     monkeypatch.setattr("moe_lens.tuning.training.answer_table", fail)
     with pytest.raises(KeyboardInterrupt):
-        tune_router(lens, EXAMPLES, EXAMPLES, SCHEDULE)
+        tune(lens, EXAMPLES, EXAMPLES, TuneRouters(), SCHEDULE)
     assert all(torch.equal(lens.module.get_parameter(name), value) for name, value in before.items())
 
 

@@ -1,0 +1,188 @@
+"""Scores as tables: taken from any statistic, measured once for each model that they are about, and kept."""
+
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+import torch
+from test_methods import TEXTS
+from training_cases import EXAMPLES, fresh
+
+from moe_lens import SCORES, ExpertSaliency, ExpertSet, ExpertUsage, MoELens
+from moe_lens.choosing import Ground, Models, Score, Top, choices, parse, score_tables
+from moe_lens.lens.delta import with_delta
+from moe_lens.lens.needs import Needs
+from moe_lens.results import read_provenance
+from moe_lens.statistics.accumulators import LayerSums
+from moe_lens.tuning import TuneRouters, save_trained
+
+
+@pytest.fixture
+def routers(tokenizer, tmp_path):
+    """A delta of routers with other weights than the base's, and the lens that has them."""
+    lens = fresh(tokenizer)
+    with TuneRouters().attached(lens) as trained, torch.no_grad():
+        for name in trained.names:
+            lens.module.get_parameter(name).neg_()
+    save_trained(lens.module, trained, tmp_path / "routers", facts={"method": "router"})
+    return tmp_path / "routers", lens
+
+
+@pytest.fixture
+def models(lenses) -> Models:
+    """Any two models of one shape."""
+    return Models(base=lambda: nullcontext(lenses["olmoe"]), tuned=lambda: nullcontext(lenses["qwen3_moe"]))
+
+
+@pytest.fixture
+def passes(lenses, monkeypatch) -> list[tuple[str, list[str]]]:
+    """What is measured from now on: the model, and the statistics of that pass."""
+    made = []
+    names = {id(lenses["olmoe"]): "base", id(lenses["qwen3_moe"]): "tuned"}
+    measure = MoELens.measure
+
+    def counted(self, examples, *statistics, **rest):
+        made.append((names[id(self)], [type(statistic).__name__ for statistic in statistics]))
+        return measure(self, examples, *statistics, **rest)
+
+    monkeypatch.setattr(MoELens, "measure", counted)
+    return made
+
+
+def refused():
+    raise AssertionError("a model was opened that no score asks for")
+
+
+def test_scores_are_usage_of_tuned_base_or_their_difference_and_saliency(models, lenses):
+    tables = score_tables(SCORES.values(), models, EXAMPLES)
+    assert {tuple(table.columns) for table in tables.values()} == {("layer", "expert", "score")}
+    scores = {name: table["score"] for name, table in tables.items()}
+    for end in ("", "-last", "-question", "-mass"):
+        assert scores[f"ce-gain{end}"].to_numpy() == pytest.approx((scores[f"ce{end}"] - scores[f"oe{end}"]).to_numpy())
+    assert scores["ce"].sum() == pytest.approx(3.0)  # frequencies sum to 1 in each layer
+    assert len({tuple(score) for score in scores.values()}) == len(SCORES)
+    usage, saliency = lenses["olmoe"].measure(EXAMPLES, ExpertUsage(), ExpertSaliency())
+    assert scores["oe"].to_numpy() == pytest.approx(usage.table()["score"].to_numpy())
+    for name in ("reap", "ean"):
+        assert scores[name].to_numpy() == pytest.approx(saliency.table()[name].to_numpy())
+
+
+def test_each_statistic_is_measured_once_and_each_model_in_one_pass(models, passes):
+    score_tables([*SCORES.values(), SCORES["ce"]], models, EXAMPLES)
+    assert [(model, len(statistics)) for model, statistics in passes] == [("base", 7), ("tuned", 4)]
+    assert passes[0][1].count("ExpertSaliency") == 1  # of which reap and ean are two columns
+
+
+@pytest.mark.parametrize(("names", "asked"), [
+    (["ce", "ce-mass"], "tuned"), (["oe", "esft-token", "reap"], "base"),
+])  # fmt: skip
+def test_a_model_that_no_score_asks_for_is_not_opened(models, passes, names, asked):
+    other = "base" if asked == "tuned" else "tuned"
+    tables = score_tables([SCORES[name] for name in names], replace(models, **{other: refused}), EXAMPLES)
+    assert list(tables) == names
+    assert [model for model, _ in passes] == [asked]
+    with pytest.raises(AssertionError, match="no score asks for"):
+        score_tables([SCORES["ce-gain"]], replace(models, **{other: refused}), EXAMPLES)
+    assert score_tables([], Models(refused, refused), EXAMPLES) == {}
+
+
+def test_tables_are_kept_and_only_what_is_missing_is_measured(models, passes, tmp_path):
+    def asked(*names: str, by: str = "a") -> dict[str, pd.DataFrame]:
+        passes.clear()
+        return score_tables([SCORES[n] for n in names], models, EXAMPLES, out=tmp_path, made_by={"model": by})
+
+    first = asked("ce", "reap")
+    assert {file.name for file in tmp_path.iterdir()} == {"score-ce.parquet", "score-reap.parquet"}
+    assert read_provenance(tmp_path / "score-ce.parquet")["model"] == "a"
+    again = asked("reap", "ce")
+    assert not passes
+    for name, table in again.items():
+        pd.testing.assert_frame_equal(table, first[name])
+    more = asked("ce", "oe", "reap")
+    assert passes == [("base", ["ExpertUsage"])]
+    gain = asked("ce-gain", "ce")["ce-gain"]
+    assert [model for model, _ in passes] == ["base", "tuned"]
+    assert gain["score"].to_numpy() == pytest.approx((more["ce"]["score"] - more["oe"]["score"]).to_numpy())
+    (tmp_path / "score-ce.parquet").unlink()
+    asked("ce", "oe", "reap")
+    assert passes == [("tuned", ["ExpertUsage"])]
+    asked("ce", "reap", by="b")
+    assert passes == [("base", ["ExpertSaliency"]), ("tuned", ["ExpertUsage"])]
+
+
+class Probability(LayerSums):
+    """The mean probability that the router gives each expert."""
+
+    def __init__(self) -> None:
+        super().__init__(Needs.of({"routing"}, "all"), {})
+
+    def sums(self, record):
+        kept = record.position_mask("all")
+        return {
+            layer: {"sum": routing.probabilities()[kept].double().sum(0), "tokens": kept.sum().double()}
+            for layer, routing in record.routing.items()
+        }
+
+    def table(self) -> pd.DataFrame:
+        rows = [
+            (layer, expert, probability)
+            for layer, sums in self.layer_sums().items()
+            for expert, probability in enumerate((sums["sum"] / sums["tokens"]).tolist())
+        ]
+        return pd.DataFrame(rows, columns=["layer", "expert", "probability"])
+
+
+@pytest.mark.parametrize(("statistic", "column"), [
+    (Probability, "probability"), (ExpertSaliency, "tokens"), (lambda: ExpertSaliency("last"), "ean"),
+])  # fmt: skip
+def test_any_statistic_with_a_row_for_each_expert_makes_a_score(models, lenses, statistic, column):
+    [base], [tuned] = (lenses[name].measure(EXAMPLES, statistic()) for name in ("olmoe", "qwen3_moe"))
+    by_hand = {"base": base.table(), "tuned": tuned.table()}
+    for of, table in by_hand.items():
+        score = Score("mine", "my own", of, statistic, column)
+        found = score_tables([score], models, EXAMPLES)
+        assert found["mine"]["score"].to_numpy() == pytest.approx(table[column].to_numpy())
+        [choice] = choices([Top(score, 2)], Ground(lenses["olmoe"].architecture, "olmoe", found))
+        assert (choice.name, choice.experts) == ("mine:2", ExpertSet.top(table, 2, score=column))
+    gain = score_tables([Score("mine", "my own", "gain", statistic, column)], models, EXAMPLES)["mine"]["score"]
+    assert gain.to_numpy() == pytest.approx((by_hand["tuned"][column] - by_hand["base"][column]).to_numpy())
+
+
+def test_a_score_that_came_to_mean_something_else_is_measured_again(models, tmp_path):
+    mine = Score("mine", "my own", "base", ExpertSaliency, "reap")
+    others = [replace(mine, column="ean"), replace(mine, statistic=lambda: ExpertSaliency("last")), mine]
+    found = []
+    for score in [mine, *others]:
+        kept = score_tables([score], models, EXAMPLES, out=tmp_path, made_by={"model": "m"})["mine"]
+        now = score_tables([score], models, EXAMPLES)["mine"]
+        pd.testing.assert_frame_equal(kept, now)
+        found.append(tuple(now["score"]))
+    assert len(set(found)) == 3
+
+
+def test_ceft_ranks_by_the_tuned_model_and_esft_by_the_base_which_is_left_alone(tokenizer, routers):
+    folder, tuned = routers
+    lens = fresh(tokenizer)
+    before, _ = lens.run_with_cache(TEXTS)
+    [ratio] = tuned.measure(EXAMPLES, ExpertUsage(), progress=False)
+    [count] = lens.measure(EXAMPLES, ExpertUsage("token"), progress=False)
+
+    @contextmanager
+    def with_routers():
+        with with_delta(lens.module, folder):
+            yield lens
+
+    models = Models(base=lambda: nullcontext(lens), tuned=with_routers)
+    tables = score_tables([SCORES[name] for name in ("ce", "ce-gain", "esft-token")], models, EXAMPLES)
+    ground = Ground(lens.architecture, "m", tables)
+    [ce], [esft] = (choices(parse(text), ground) for text in ("ce:2", "esft-token:p=0.4"))
+    assert ce.experts == ExpertSet.top(ratio.table(), 2) != ExpertSet.top(count.table(), 2)
+    assert esft.experts == ExpertSet.cumulative(count.table(), 0.4)
+    assert torch.equal(lens.run_with_cache(TEXTS)[0], before)
+
+
+def test_one_model_may_stand_for_both(olmoe):
+    tables = score_tables([SCORES["ce"], SCORES["ce-gain"], SCORES["oe"]], Models.same(olmoe), EXAMPLES)
+    pd.testing.assert_frame_equal(tables["ce"], tables["oe"])
+    assert not tables["ce-gain"]["score"].any()
