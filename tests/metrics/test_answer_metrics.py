@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from moe_lens import metrics
+from moe_lens.choosing.scores import SCORES
 from moe_lens.errors import MoELensError
 from moe_lens.metrics import METRICS, exact_match, f1, metrics_named
-from moe_lens.choosing.scores import SCORES
 from moe_lens.metrics.catalogue import Metric
 from moe_lens.metrics.text import bleu, meteor, rouge_l
 from moe_lens.metrics.wordnet import DEBIAN, read_wordnet, wordnet
