@@ -172,4 +172,4 @@ def test_thousands_of_rows_are_quick(olmoe):
         assert len(said) == 3
     taken = [rows.take(range(start, start + 32)) for start in range(0, count - 32, 32)]
     assert len(set(taken)) > 1
-    assert time.process_time() - started < 10  # some 2 seconds; comparing each row with each would take minutes
+    assert time.process_time() - started < 3  # a fifth of a second; comparing each row with each takes ten
