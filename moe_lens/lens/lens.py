@@ -75,7 +75,7 @@ class MoELens:
         batch_size: int = 32,
         progress: bool = True,
     ) -> None:
-        self.template = template if isinstance(template, PromptTemplate) else template_named(template)
+        self.template = template
         self.batch_size, self.progress = batch_size, progress
         refuse_quantized_experts(module)
         normalize(module)
@@ -147,6 +147,15 @@ class MoELens:
         under = f", under {', '.join(map(repr, self.interventions))}" if self.interventions else ""
         device = f"{str(self.module.dtype).removeprefix('torch.')} on {self.module.device}"
         return f"MoELens({self.name}: {self.architecture.in_short()}; {device}{under})"
+
+    @property
+    def template(self) -> PromptTemplate:
+        """How examples are asked; it may be assigned, also by a template's name or file."""
+        return self._template
+
+    @template.setter
+    def template(self, template: PromptTemplate | str | Path) -> None:
+        self._template = template if isinstance(template, PromptTemplate) else template_named(template)
 
     @property
     def interventions(self) -> tuple[Intervention, ...]:

@@ -137,7 +137,7 @@ class TraceReader:
         return output if output.ndim == 3 else self._of_one_invoke(output)
 
     def moe_output(self, layer: int) -> Tensor:
-        """What the layer's MoE block gives, shared experts included, [batch, pos, d_model]."""
+        """What the layer's MoE block gives, with the shared experts that are inside it, [batch, pos, d_model]."""
         path = self.architecture.at(layer).experts.rpartition(".")[0]
         if path in self.architecture.layers:
             raise MoELensError(f"layer {layer} has no module around its experts whose output could be read")

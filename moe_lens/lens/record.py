@@ -75,7 +75,7 @@ CAPTURES: Mapping[str, Capture] = {
         ),
         Capture(
             "moe_output",
-            "what the MoE block gives, shared experts included, [batch, row, d_model]",
+            "what the MoE block gives, with the shared experts that are inside it, [batch, row, d_model]",
             _moe,
             ((Moment.BLOCK_OUTPUT, lambda reader, layer, kept: reader.moe_output(layer)[:, kept]),),
         ),
@@ -161,7 +161,7 @@ class Record:
 
     @property
     def moe_output(self) -> Mapping[int, Tensor]:
-        """Per MoE layer what its block gives, shared experts included, [batch, row, d_model]."""
+        """Per MoE layer what its block gives, with the shared experts that are inside it, [batch, row, d_model]."""
         return self.captured.get("moe_output", {})
 
     @property
