@@ -123,6 +123,7 @@ def keep_trained(
     router: Path | None,
     schedule: Schedule,
     rates: Sequence[float],
+    max_length: int,
     max_new_tokens: int,
     made_by: dict[str, Any],
 ) -> None:
@@ -134,7 +135,17 @@ def keep_trained(
     """
     method = recipe.method(lens, train, model=model, seed=schedule.seed, router=router)
     schedule = replace(schedule, learning_rate=rates[0])
-    tuned = tune(lens, train, dev, method, schedule, learning_rates=rates, out=folder, max_new_tokens=max_new_tokens)
+    tuned = tune(
+        lens,
+        train,
+        dev,
+        method,
+        schedule,
+        learning_rates=rates,
+        out=folder,
+        max_length=max_length,
+        max_new_tokens=max_new_tokens,
+    )
     seconds = tuned.seconds / len(rates) + (0.0 if router is None else read_cost(router).seconds)
     write_table(tuned.log, folder / "log.parquet", made_by)
     write_table(tuned.candidates, folder / "rates.parquet", made_by)

@@ -77,33 +77,48 @@ def run(
             first, *more = console.numbers(seeds, int, what="--seeds")
             if more and not repeats:
                 raise MoELensError(f"{item} shows one training; give one seed, not {seeds}")
-            rates = RATES
-            if learning_rate is not None:
-                rates = dict.fromkeys(RATES, tuple(console.numbers(learning_rate, float, what="--learning-rate")))
+            schedule = Schedule(epochs=epochs, batch_size=train_batch_size, seed=first)
             study = Study(
-                opening,
-                reading,
-                tuple(data.split(",")),
-                out,
-                limit,
-                test_limit,
-                Schedule(epochs=epochs, batch_size=train_batch_size, seed=first),
-                rates,
-                tuple(more),
-                max_new_tokens,
-                batch_size,
+                opening=opening,
+                reading=reading,
+                tasks=tuple(data.split(",")),
+                out=out,
+                limit=limit,
+                test_limit=test_limit,
+                schedule=schedule,
+                rates=_rates(learning_rate),
+                more_seeds=tuple(more),
+                max_new_tokens=max_new_tokens,
+                batch_size=batch_size,
             )
-            if not study.has(path, {**facts, "item": item}):
-                computed = compute(study)
-                write_table(computed, path, study.made_by({**facts, "item": item}))  # which now knows what was read
-        found = read_table(path)
-        if columns:
-            console.show(found, columns, title=f"{item}, rates chosen: {read_provenance(path)['rate_chosen']}")
-        drawn = draw(path.name, found)
-        console.say(f"{item}: {path}, {', '.join(file.name for file in save(drawn, path.with_name(f'{item}.html')))}")
+            _compute(compute, study, path, {**facts, "item": item})
+        _show(path, item, columns)
 
     main.__doc__ = about
     console.run(main)
+
+
+def _rates(learning_rate: str | None) -> Mapping[str, tuple[float, ...]]:
+    """The rates to try by what learns, the same for all where --learning-rate says which."""
+    if learning_rate is None:
+        return RATES
+    return dict.fromkeys(RATES, tuple(console.numbers(learning_rate, float, what="--learning-rate")))
+
+
+def _compute(compute: Compute, study: Study, path: Path, facts: Mapping[str, object]) -> None:
+    """Computes the table at `path`, unless it is there as this study makes it."""
+    if not study.has(path, facts):
+        computed = compute(study)
+        write_table(computed, path, study.made_by(facts))  # which now knows what was read
+
+
+def _show(path: Path, item: str, columns: Sequence[str]) -> None:
+    """Draws the table at `path`, and prints some columns of it."""
+    found = read_table(path)
+    if columns:
+        console.show(found, columns, title=f"{item}, rates chosen: {read_provenance(path)['rate_chosen']}")
+    drawn = draw(path.name, found)
+    console.say(f"{item}: {path}, {', '.join(file.name for file in save(drawn, path.with_name(f'{item}.html')))}")
 
 
 def save(drawn: go.Figure | View, path: Path) -> list[Path]:

@@ -22,6 +22,7 @@ from moe_lens.paper.recipes import ROUTER, Recipe, keep_trained, read_cost, rout
 from moe_lens.results import data_digest, kept, provenance, read_if_made_by, read_provenance
 from moe_lens.statistics import AttentionMass
 from moe_lens.tuning import Schedule
+from moe_lens.tuning.training import MAX_LENGTH
 
 DEV_EXAMPLES = 100
 
@@ -183,6 +184,7 @@ class Study:
                 router=router,
                 schedule=replace(self.schedule, seed=seed),
                 rates=rates,
+                max_length=MAX_LENGTH if self.reading.max_length is None else self.reading.max_length,
                 max_new_tokens=self.max_new_tokens,
                 made_by=made_by,
             )
