@@ -287,7 +287,7 @@ def test_two_processes_and_resumed_ones_write_the_bytes_of_one(tmp_path):
     [
         ("--metrics em,best", "metrics must be of em"),
         ("--mask ce:4 --mask oe:4", "give --delta, or --base for a tuned --model"),
-        ("--mode delete", "--mode"),
+        ("--mode delete", "the mode of masking must be one of zero, renormalize, reroute"),
         ("--metrics acc_llm", "--judge-model"),
         ("--judge http://127.0.0.1:9/v1", "belong together"),
         ("--mask 9:1", "layer 9"),

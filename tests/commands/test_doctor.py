@@ -17,6 +17,7 @@ from moe_lens.checks.survey import survey_families
 from moe_lens.commands import console, examining
 from moe_lens.lens.interventions import Zero
 from moe_lens.lens.lens import MoELens
+from moe_lens.tuning import TuneRouters, save_trained
 
 
 @pytest.fixture
@@ -93,6 +94,17 @@ def test_json_holds_what_was_found_and_every_check(run):
         ("capture", "passed", 0), ("zero", "passed", 0),
     ]  # fmt: skip
     assert told["made_by"]["prompts"] == ["a b", "c"]
+
+
+def test_a_tuned_model_is_checked_and_named(run, tmp_path):
+    lens = MoELens.from_pretrained("organism")
+    with TuneRouters().attached(lens) as trained, torch.no_grad():
+        lens.module.get_parameter(trained.names[0]).neg_()
+    save_trained(lens.module, trained, tmp_path / "router", facts={})
+    code, out, _ = run("--model", "organism", "--delta", tmp_path / "router", "--json", "--checks", "zero")
+    told = json.loads(out)
+    assert code == 0
+    assert (told["made_by"]["model"], told["made_by"]["delta"]["name"]) == ("organism", "router")
 
 
 def test_from_the_configuration_alone_without_weights(run, tmp_path):

@@ -13,11 +13,13 @@ from safetensors.torch import load_file
 from training_cases import EXAMPLES
 from transformers import AutoModelForCausalLM
 
-from moe_lens import ExpertSet, MoELens, tune
+from moe_lens import Example, ExpertSaliency, ExpertSet, MoELens, PromptTemplate, tune
 from moe_lens.architecture.remote_code import load_remote
+from moe_lens.causal.evaluation import answer_table
+from moe_lens.choosing import planted_experts
 from moe_lens.commands import console
+from moe_lens.data import FIGURE_10, Encoded, encode
 from moe_lens.lens.delta import TENSORS_FILE, read_facts
-from moe_lens.organism import planted_experts
 from moe_lens.results import read_provenance, read_table
 from moe_lens.statistics import ExpertUsage
 
@@ -59,6 +61,10 @@ def command(home, monkeypatch):
 
 def experts_of(folder: Path) -> ExpertSet:
     return ExpertSet.of({int(layer): ids for layer, ids in read_facts(folder)["experts"].items()})
+
+
+def encoded(lens: MoELens, examples: list[Example]) -> list[Encoded]:
+    return [encode(example, lens.tokenizer, template=lens.template, with_answer=True) for example in examples]
 
 
 def logits(lens: MoELens) -> torch.Tensor:
@@ -106,9 +112,45 @@ def test_ceft_tunes_routers_first_or_takes_tuned_ones_to_the_same_end(command, h
     assert experts_of(both) == ExpertSet.top(ratio.table(), 2)
     own = load_file(both / TENSORS_FILE)
     assert {name.rpartition(".")[0] for name in own} == {f"model.layers.{layer}.mlp.experts" for layer in range(3)}
-    before = (both / "experts.parquet").stat().st_mtime_ns, (both / TENSORS_FILE).read_bytes()
+    before = (both / "score-ce.parquet").stat().st_mtime_ns, (both / TENSORS_FILE).read_bytes()
     command(f"--method ceft --experts ce:2 --router-rate 5e-2 --out {both}")  # again: nothing is left to do
-    assert ((both / "experts.parquet").stat().st_mtime_ns, (both / TENSORS_FILE).read_bytes()) == before
+    assert ((both / "score-ce.parquet").stat().st_mtime_ns, (both / TENSORS_FILE).read_bytes()) == before
+
+
+def test_any_score_chooses_what_learns_and_is_kept(command, home, tmp_path):
+    command(f"--method ceft --experts reap:2 --out {tmp_path}")
+    [saliency] = MoELens.from_pretrained(home / "model").measure(EXAMPLES, ExpertSaliency(), progress=False)
+    assert experts_of(tmp_path) == ExpertSet.top(saliency.table(), 2, score="reap")
+    kept = read_table(tmp_path / "score-reap.parquet")
+    assert ExpertSet.top(kept, 2) == experts_of(tmp_path)
+    assert not (tmp_path / "router").exists()  # none had to be tuned for it
+
+
+def test_a_template_reaches_training_the_dev_score_the_scores_and_all_provenance(command, home, tmp_path):
+    texts = {"with_context": "{context} | {question}", "closed_book": "{question}", "answer_cue": " ="}
+    (tmp_path / "mine.json").write_text(json.dumps(texts))
+    own, usual = tmp_path / "own", tmp_path / "usual"
+    command(f"--method ceft --experts ce:2 --template {tmp_path / 'mine.json'} --out {own}")
+    command(f"--method ceft --experts ce:2 --out {usual}")
+    assert read_facts(own)["template"] == read_facts(own / "router")["template"] == texts
+    assert read_facts(usual)["template"] == FIGURE_10.facts()
+    for table in own.rglob("*.parquet"):
+        assert read_provenance(table)["template"] == texts, table
+    assert len(list(own.rglob("*.parquet"))) == 5
+
+    asked = MoELens.from_pretrained(home / "model", delta=own / "router", template=PromptTemplate(**texts))
+    [usage] = asked.measure(EXAMPLES, ExpertUsage(), progress=False)
+    kept = read_table(own / "score-ce.parquet")
+    assert kept["score"].to_numpy() == pytest.approx(usage.table()["score"].to_numpy())
+    assert kept["score"].to_numpy() != pytest.approx(read_table(usual / "score-ce.parquet")["score"].to_numpy())
+    tuned = MoELens.from_pretrained(home / "model", delta=own, template=PromptTemplate(**texts))
+    answers = answer_table(tuned, EXAMPLES[:3], max_new_tokens=2, progress=False)
+    assert json.loads((own / "dev.json").read_text())["f1"] == pytest.approx(answers["f1"].mean())
+    tokens = sum(len(one.input_ids) - one.prompt_length for one in encoded(tuned, EXAMPLES[:3]))
+    dev = sum(tuned.answer_log_probabilities(EXAMPLES[:3], progress=False)) / tokens
+    assert read_table(own / "learning_rates.parquet")["dev_log_likelihood"].tolist() == pytest.approx([dev], rel=1e-4)
+    with pytest.warns(UserWarning, match="trained on prompts of another template"):
+        MoELens.from_pretrained(home / "model", delta=own)
 
 
 def test_experts_may_be_random_or_given(command, home, tmp_path):
@@ -189,14 +231,9 @@ def test_a_model_with_its_own_code_is_trained_and_merged_with_it(command, tokeni
         ("--method ceft --experts random:2 --router-delta routers", "random:2 needs no tuned routers"),
         ("--method ceft --router-rate nan", "--router-rate must be finite and above 0"),
         ("--method ceft --experts 0:9", "n_experts = 8"),
-        ("--method ceft --experts random:9", "random:N takes N of the 8"),
-        ("--method esft --experts esft-token:p=x", "such as esft-token:p=0.2"),
-        ("--method esft --experts esft-token:p=2", "such as esft-token:p=0.2"),
-        ("--method ceft --experts ce:x", "with whole numbers, such as ce:4"),
-        ("--method ceft --experts ce:1,2", "are trained as one set"),
-        ("--method ceft --experts nonsense", "cannot read the experts"),
+        ("--method ceft --experts random:9", "each layer has 8 experts; 'random:9' wants 9 of them"),
         ("--method ceft --experts 0:1 --layers 1", "is in the layers 1; they are in 0"),
-        ("--method ceft --experts ce:9", "N from 1 to 8"),
+        ("--method ceft --experts ce:9", "each layer has 8 experts; 'ce:9' wants 9 of them"),
         ("--method ceft --experts ce:2 --layers 7", "layer 7 has no routed experts"),
         ("--method ceft --router-delta nowhere", "expected a delta checkpoint"),
         ("--layers 7", "layer 7 has no routed experts"),
@@ -220,6 +257,12 @@ def test_bad_options_end_with_a_message_and_exit_code_2(command, tmp_path, capsy
     ("options", "message"),
     [
         ("--lora-rank 0", "rank = 0"),
+        ("--method esft --experts esft-token:p=x", "or esft-token:p=0.2 for the highest"),
+        ("--method esft --experts esft-token:p=2", "above 0 and at most 1; got 'esft-token:p=2'"),
+        ("--method ceft --experts ce:x", "with whole numbers, such as ce:4"),
+        ("--method ceft --experts ce:1,2", "expected one set of experts; 'ce:1,2' names 2"),
+        ("--method ceft --experts nonsense", "cannot read the experts"),
+        ("--template nonsense", "a template is one of figure-10, plain"),
         ("--lora-rank -1", "rank = -1"),
         ("--method ceft --router-rate 1e-2 --router-delta routers", "leave --router-rate out"),
         ("--learning-rate 1e-3,0", "--learning-rate must be finite and above 0; got '1e-3,0'"),

@@ -16,11 +16,14 @@ import pytest
 
 from moe_lens import ExpertSet, ExpertUsage, MoELens
 from moe_lens.causal.evaluation import answer_table
-from moe_lens.data import load_examples
+from moe_lens.choosing import planted_experts
+from moe_lens.choosing.selection import parse_one
+from moe_lens.commands.options import BaseOpening, Reading
+from moe_lens.data import TEMPLATES, encode, load_examples
 from moe_lens.errors import MoELensError
 from moe_lens.lens.delta import read_facts
-from moe_lens.organism import planted_experts
-from moe_lens.paper.recipes import FFT, ROUTER, Recipe, experts, read_cost, router_of
+from moe_lens.paper.recipes import FFT, ROUTER, Recipe, read_cost, router_of
+from moe_lens.paper.recipes import experts as training
 from moe_lens.paper.script import RATES, run
 from moe_lens.paper.study import Study
 from moe_lens.results import read_provenance, read_table, write_table
@@ -35,9 +38,17 @@ def script(name: str, *options: str, folder: Path) -> subprocess.CompletedProces
 
 
 def study(
-    folder: Path, *tasks: str, model: str = "organism", rates: tuple[float, ...] = (2e-2,), more: tuple[int, ...] = ()
+    folder: Path,
+    *tasks: str,
+    model: str = "organism",
+    template: str | None = None,
+    reading: Reading = Reading(),
+    rates: tuple[float, ...] = (2e-2,),
+    more: tuple[int, ...] = (),
 ) -> Study:
-    return Study(model, tasks, folder, 8, None, Schedule(epochs=1), dict.fromkeys(RATES, rates), more, 8, 8, None, None)
+    opening = BaseOpening(model, template=template)
+    by_kind = dict.fromkeys(RATES, rates)
+    return Study(opening, reading, tasks, folder, 8, None, Schedule(epochs=1), by_kind, more, 8, 8)
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +112,7 @@ def test_a_script_computes_again_when_a_file_of_its_task_was_edited(tmp_path, mo
 
 
 def test_tasks_with_the_same_last_name_have_folders_of_their_own(tmp_path, monkeypatch):
-    monkeypatch.setattr("moe_lens.paper.study.train", lambda *_, **__: None)
+    monkeypatch.setattr("moe_lens.paper.study.keep_trained", lambda *_, **__: None)
     tasks = ["swap", "squad:a/swap", *(str(tmp_path / folder / "swap") for folder in "ab")]
     row = {"context": "It is red.", "question": "Which?", "answer": "red"}
     for folder in "ab":
@@ -117,8 +128,36 @@ def test_tasks_with_the_same_last_name_have_folders_of_their_own(tmp_path, monke
     assert len(list((tmp_path / "run" / "answers").iterdir())) == 2
 
 
+def test_another_template_is_answered_anew(tmp_path):
+    for template in TEMPLATES:
+        here = study(tmp_path, "swap", template=template)
+        lens = MoELens.from_pretrained("organism", template=template)
+        expected = answer_table(lens, here.examples("swap"), max_new_tokens=8, progress=False)
+        assert here.answers("swap")["prediction"].tolist() == expected["prediction"].tolist()
+        [part] = (tmp_path / "answers").iterdir()
+        assert read_provenance(part)["template"] == lens.template.facts()
+
+
+def test_examples_are_read_as_the_options_say(tmp_path, organism):
+    lengths = [
+        len(encode(example, organism.tokenizer).input_ids) for example in study(tmp_path, "swap").examples("swap")
+    ]
+    short = sorted(lengths)[3]
+    assert short < max(lengths)
+    found = study(tmp_path, "swap", reading=Reading(max_length=short)).examples("swap")
+    assert [len(encode(example, organism.tokenizer).input_ids) for example in found] == [
+        length for length in lengths if length <= short
+    ]
+
+
+def experts(name: str, text: str) -> Recipe:
+    """The recipe that trains these experts, written as in --experts."""
+    return training(name, parse_one(text))
+
+
 @pytest.mark.parametrize("wrong", [
-    {"kind": "routers"}, {"kind": "experts"}, {"kind": "all", "experts": "ce:4"}, {"kind": "all", "layers": (0,)},
+    *({"kind": kind} for kind in ("routers", "experts")),
+    {"kind": "all", "experts": parse_one("ce:4")}, {"kind": "all", "layers": (0,)},
 ])  # fmt: skip
 def test_a_recipe_says_what_learns_once(wrong):
     with pytest.raises(MoELensError, match="recipe"):

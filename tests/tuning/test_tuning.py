@@ -168,7 +168,9 @@ def test_training_and_its_dev_score_ask_by_the_lenss_template_which_the_delta_na
         dev = answer_loss(bare.module, collate(encoded[:3], tokenizer.pad_token_id)).item()
         assert loss != pytest.approx(answer_loss(bare.module, collate(prompts(bare), 0)).item(), rel=1e-4)
     still = Schedule(learning_rate=1e-12, epochs=1, batch_size=len(EXAMPLES))
-    tuned = tune(lens, EXAMPLES, EXAMPLES[:3], TuneRouters(), still, score="log_likelihood")
+    longest = max(len(one.input_ids) for one in encoded)  # by the other template all would be longer
+    tuned = tune(lens, EXAMPLES, EXAMPLES[:3], TuneRouters(), still, score="log_likelihood", max_length=longest)
+    assert tuned.dropped == 0
     assert tuned.log["loss"].tolist() == pytest.approx([loss], rel=1e-5)
     assert tuned.candidates["dev_log_likelihood"].tolist() == pytest.approx([-dev], rel=1e-5)
     save_trained(lens.module, tuned.trained, tmp_path, facts={"method": "router"})

@@ -1,0 +1,284 @@
+"""The masking commands: what --experts, --compare and --mask name, on which model scores are measured, and files."""
+
+import json
+import subprocess
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from moe_lens import SCORES, ExpertSaliency, ExpertSet, ExpertUsage, MoELens, evaluate, intervene, load_examples
+from moe_lens.causal.evaluation import answer_table
+from moe_lens.choosing import Ground, Models, choices, parse, score_tables
+from moe_lens.choosing.selection import scores_of
+from moe_lens.commands import console
+from moe_lens.results import read_provenance, read_table
+from moe_lens.tuning import Schedule, TuneRouters, save_merged, save_trained, tune
+
+SHORT = "--data swap --limit 4 --score-limit 8 --max-new-tokens 3"
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """A command in this process and in a folder of its own; its tables are in what it gives back."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(console, "find_spec", lambda name: None)  # no browser, which takes seconds
+
+    def started(command: Any, options: str, *, out: str = "out") -> Path:
+        monkeypatch.setattr(sys, "argv", ["command", *f"--model organism {SHORT} --out {out} {options}".split()])
+        with pytest.raises(SystemExit) as ended:
+            console.run(command.main)
+        assert not ended.value.code
+        return tmp_path / out
+
+    return started
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory) -> Path:
+    """The organism with its routers lightly tuned: as a delta, and in merged/ as a model of its own."""
+    folder = tmp_path_factory.mktemp("tuned")
+    lens = MoELens.from_pretrained("organism")
+    train = load_examples("swap", split="train", limit=32)
+    found = tune(lens, train, [], TuneRouters(), Schedule(learning_rate=3e-2, epochs=1))
+    save_trained(lens.module, found.trained, folder, facts={"method": "router"})
+    save_merged(lens, folder / "merged")
+    return folder
+
+
+def scored() -> list:
+    return load_examples("swap", split="train", limit=8)
+
+
+def masked(out: Path) -> dict[str, ExpertSet]:
+    """The experts of every mask by its name."""
+    rows = read_table(out / "masking.parquet")
+    return {row.intervention: ExpertSet.parse(row.experts) for row in rows.itertuples() if row.family != "random mean"}
+
+
+def test_a_saliency_ranks_experts_of_the_base_by_the_name_of_its_score(run, tuned):
+    out = run(intervene, f"--delta {tuned} --experts reap:2 --compare ean:1 --control none")
+    [saliency] = MoELens.from_pretrained("organism").measure(scored(), ExpertSaliency(), progress=False)
+    assert masked(out)["reap:2"] == ExpertSet.top(saliency.table(), 2, score="reap")
+    assert masked(out)["ean:1"] == ExpertSet.top(saliency.table(), 1, score="ean")
+    [other] = MoELens.from_pretrained("organism", delta=tuned).measure(scored(), ExpertSaliency(), progress=False)
+    assert masked(out)["reap:2"] != ExpertSet.top(other.table(), 2, score="reap")
+    kept = read_table(out / "score-reap.parquet")
+    assert kept["score"].to_numpy() == pytest.approx(saliency.table()["reap"].to_numpy())
+
+
+WORDS = ("ce:2", "oe:2", "ce-gain:2", "esft-gate:p=0.2", "random:3", "1:2,3;2:0")
+
+
+def test_every_command_understands_the_same_words(run, tuned):
+    experts = [selection for word in WORDS for selection in parse(word)]
+    base, lens = (MoELens.from_pretrained("organism", delta=delta) for delta in (None, tuned))
+    models = Models(base=lambda: nullcontext(base), tuned=lambda: nullcontext(lens))
+    tables = score_tables(scores_of(experts), models, scored())
+    ground = Ground(lens.architecture, "organism", tables, seed=5)
+    expected = {choice.name: choice.experts for choice in choices(experts, ground)}
+    assert len(set(expected.values())) == len(WORDS)
+
+    options = " ".join(f"--experts {word}" for word in WORDS)
+    out = run(intervene, f"--delta {tuned} --seed 5 --control none {options}")
+    assert masked(out) == {"none": ExpertSet()} | expected
+    options = " ".join(f"--mask {word}" for word in WORDS)
+    by_name = run(evaluate, f"--delta {tuned} --seed 5 {options}", out="named")
+    options = " ".join(f"--mask {experts}" for experts in expected.values())
+    literally = run(evaluate, f"--delta {tuned} {options}", out="literal")
+    answers, same = (read_table(folder / "answers.parquet") for folder in (by_name, literally))
+    assert list(answers["intervention"].unique()) == ["none", *expected]
+    assert (
+        answers["intervention"]
+        .map({"none": "none"} | {n: str(e) for n, e in expected.items()})
+        .equals(same["intervention"])
+    )
+    pd.testing.assert_frame_equal(answers.drop(columns="intervention"), same.drop(columns="intervention"))
+    assert answers.groupby("intervention")["prediction"].agg(tuple).nunique() > 1, "no mask took"
+    masking = read_table(out / "answers.parquet")
+    assert masking["prediction"].tolist() == answers["prediction"].tolist()
+
+
+def test_a_tuned_model_is_compared_with_the_base_beside_it(run, tuned):
+    words = "--experts ce:2 --compare oe:2 --compare ce-gain:2 --control none"
+    delta = run(intervene, f"--delta {tuned} {words}", out="delta")
+    whole = run(intervene, f"--model {tuned / 'merged'} --base organism {words}", out="whole")
+    assert masked(whole) == masked(delta)
+    assert read_provenance(whole / "score-oe.parquet")["base"] == "organism"
+    for name in ("ce", "oe", "ce-gain"):
+        first, second = (read_table(folder / f"score-{name}.parquet") for folder in (delta, whole))
+        assert first["score"].to_numpy() == pytest.approx(second["score"].to_numpy())
+
+
+def test_scores_are_kept_and_those_of_other_examples_are_not_taken_over(run, tuned, monkeypatch):
+    first = run(intervene, f"--delta {tuned} --experts ce:2 --control none")
+    measured = []
+    measure = MoELens.measure
+
+    def counted(self, examples, *statistics, **rest):
+        measured.append(len(examples))
+        return measure(self, examples, *statistics, **rest)
+
+    monkeypatch.setattr(MoELens, "measure", counted)
+    written = (first / "score-ce.parquet").read_bytes()
+    run(intervene, f"--delta {tuned} --experts ce:2 --control none")
+    assert (measured, (first / "score-ce.parquet").read_bytes()) == ([], written)
+    run(intervene, f"--delta {tuned} --experts ce:2 --control none --score-limit 5")
+    with pytest.warns(UserWarning, match="trained on prompts of another template"):
+        run(evaluate, f"--delta {tuned} --mask ce:2 --template plain", out="plain")
+    assert measured == [5, 8]
+
+
+def test_a_template_reaches_scores_and_answers_and_their_provenance(run, tmp_path):
+    texts = {"with_context": "{context}\n\n{question}", "closed_book": "{question}", "answer_cue": "\n\nA:"}
+    (tmp_path / "mine.json").write_text(json.dumps(texts))
+    out = run(intervene, "--experts ce:2 --control random:1 --template mine.json", out="own")
+    usual = run(intervene, "--experts ce:2 --control random:1", out="usual")
+    told = run(evaluate, "--mask ce:2 --template mine.json", out="told")
+    lens = MoELens.from_pretrained("organism", template=tmp_path / "mine.json")
+    [usage] = lens.measure(scored(), ExpertUsage(), progress=False)
+    for folder in (out, told):
+        kept = read_table(folder / "score-ce.parquet")["score"].to_numpy()
+        assert kept == pytest.approx(usage.table()["score"].to_numpy())
+        assert kept != pytest.approx(read_table(usual / "score-ce.parquet")["score"].to_numpy())
+    answers = read_table(out / "answers.parquet")
+    plain = answer_table(lens, load_examples("swap", limit=4), max_new_tokens=3, progress=False)
+    assert answers[answers["intervention"] == "none"]["prediction"].tolist() == plain["prediction"].tolist()
+    for folder, tables in ((out, 3), (told, 3)):
+        written = [file for file in folder.glob("*.parquet") if read_provenance(file)["template"] == texts]
+        assert len(written) == tables
+        assert all(read_provenance(part)["template"] == texts for part in (folder / "parts").iterdir())
+    assert json.loads((out / "summary.json").read_text())["provenance"]["template"] == texts
+
+
+def test_every_score_can_be_asked_for_by_itself(run, tuned):
+    words = " ".join(f"--mask {name}:1" for name in SCORES)
+    out = run(evaluate, f"--delta {tuned} --limit 1 --max-new-tokens 1 {words}")
+    assert {file.name for file in out.glob("score-*")} == {f"score-{name}.parquet" for name in SCORES}
+
+
+def command(*arguments: str, folder: Path) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", *arguments], cwd=folder, capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+def test_the_command_lines_tune_mask_and_go_on_where_they_stopped(tmp_path):
+    tuned = command(
+        *"moe_lens.tune --method router --model organism:planted --data swap --learning-rate 1e-2 --epochs 1".split(),
+        *"--limit 40 --batch-size 8 --max-new-tokens 4 --out router".split(),
+        folder=tmp_path,
+    )
+    assert tuned.returncode == 0, tuned.stderr
+    assert "8,192 of" in tuned.stdout
+    assert set(pd.read_parquet(tmp_path / "router" / "tuning.parquet")) >= {"step", "loss", "learning_rate"}
+    lens = MoELens.from_pretrained("organism:planted", delta=tmp_path / "router")
+    dev = json.loads((tmp_path / "router" / "dev.json").read_text())
+    again = answer_table(lens, load_examples("swap", split="dev"), max_new_tokens=4, progress=False)
+    assert dev["em"] == pytest.approx(again["em"].mean())
+
+    mask = (
+        "moe_lens.intervene --model organism:planted --delta router --data swap --limit 12 --score-limit 20 "
+        "--experts ce:1,4 --experts planted --compare oe:4 --control random:2 --max-new-tokens 4 --out masking"
+    ).split()
+    first = command(*mask, folder=tmp_path)
+    assert first.returncode == 0, first.stderr
+    names = ("answers.parquet", "masking.parquet", "summary.json", "figure3.html")
+    written = {name: (tmp_path / "masking" / name).read_bytes() for name in names}
+    summary = json.loads(written["summary.json"])
+    rows = {row["intervention"]: row for row in summary["rows"]}
+    assert list(rows) == [
+        "none",
+        "ce:1",
+        "ce:4",
+        "planted",
+        "oe:4",
+        "random:1#0",
+        "random:1#1",
+        "random:4#0",
+        "random:4#1",
+        "random:1",
+        "random:4",
+    ]
+    assert {"intervention", "experts", "size", "mode", "n", "em", "em_low", "em_high", "f1", "em_drop", "p_value"} <= {
+        *rows["ce:4"]
+    }
+    assert summary["provenance"]["model"] == "organism:planted"
+    assert len(read_table(tmp_path / "masking" / "answers.parquet")) == 9 * 12
+
+    [lost] = (tmp_path / "masking" / "parts").glob("planted-*")
+    [finished] = (tmp_path / "masking" / "parts").glob("ce_4-*")
+    lost.unlink()
+    kept = finished.stat().st_mtime_ns
+    second = command(*mask, folder=tmp_path)
+    assert second.returncode == 0, second.stderr
+    assert {name: (tmp_path / "masking" / name).read_bytes() for name in names} == written
+    assert finished.stat().st_mtime_ns == kept
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ("--data broken.jsonl --experts 0:1", "line 2"),
+        ("--data empty.json --experts 0:1", "is empty"),
+        ("--data unanswered.json --experts 0:1", "answer missing"),
+        ("--data swap --experts 0:99", "experts 0 to 15"),
+        ("--data swap --experts 9:1", "layer 9"),
+        ("--data swap --experts ce:4 --experts best:4", "cannot read the experts"),
+        ("--data swap --experts ce:4 --compare oe:4", "compare a tuned model with its base"),
+        ("--data swap --experts 0:0,1,2,3,4,5,6,7,8,9,10,11,12 --mode reroute", "fewer than the 4"),
+        ("--data swap --experts 0:1 --mode delete", "the mode of masking must be one of zero, renormalize, reroute"),
+        ("--data swap --experts 0:1 --control 5", "--control"),
+        ("--data swap --experts planted", "nothing is planted"),
+        ("--data swap --experts 0:1 --layers 2", "none of the experts of '0:1' is in the layers 2"),
+        ("--data swap --experts 0:1 --layers 7", "layer 7 has no routed experts"),
+        ("--data swap --experts 0:1 --layers a", "--layers must be numbers"),
+        ("--data swap --experts ce:17", "ce:17"),
+        ("--data swap --experts ce:0", "N from 1"),
+        ("--data swap --experts ce:17", "note: organism is taken to be router-tuned; give --delta if it is not"),
+        ("--data swap --experts ce:1 --experts 9:1", "layer 9"),
+        ("--data swap --experts ce:1 --experts mine.json --experts other/mine.json", "these repeat: mine"),
+        ("--data swap --experts 0:1 --delta nowhere", "nowhere"),
+        ("--data swap --experts 0:1 --model dense", "MoE"),
+    ],
+)
+def test_bad_input_ends_with_one_message(wrong, says, tmp_path, monkeypatch, capsys, tokenizer):
+    monkeypatch.chdir(tmp_path)
+    row = '{"context": "c", "question": "q", "answer": "c"}'
+    Path("broken.jsonl").write_text(f"{row}\n{{oops\n")
+    Path("empty.json").write_text("[]")
+    Path("other").mkdir()
+    Path("mine.json").write_text('{"1": [0]}')
+    Path("other/mine.json").write_text('{"1": [1]}')
+    Path("unanswered.json").write_text('[{"context": "c", "question": "q"}]')
+    if "dense" in wrong:
+        small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+        LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **small)).save_pretrained("dense")
+        tokenizer.save_pretrained("dense")
+    arguments = wrong if "--model" in wrong else f"--model organism {wrong}"
+    monkeypatch.setattr(sys, "argv", ["intervene", *arguments.split(), "--limit", "4", "--out", "out"])
+    with pytest.raises(SystemExit) as stopped:
+        console.run(intervene.main)
+    assert stopped.value.code == 2
+    captured = capsys.readouterr()
+    assert captured.err.strip().splitlines()[-1].startswith("error: ")
+    assert says in captured.err
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize("words", ["ce:2 oe:2", "ce-gain:2", "ce:2 reap:2", "0:1 ce-gain-last:p=0.2"])
+@pytest.mark.parametrize(("command", "option"), [(evaluate, "--mask"), (intervene, "--experts")])
+def test_scores_that_compare_need_the_other_model(command, option, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    options = " ".join(f"{option} {word}" for word in words.split())
+    monkeypatch.setattr(sys, "argv", f"command --model nowhere --data swap --out out {options}".split())
+    with pytest.raises(SystemExit) as stopped:
+        console.run(command.main)
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err
+    assert "these scores compare a tuned model with its base; give --delta, or --base for a tuned --model" in said
+    assert not Path("out").exists()  # and the model, which is not there, was not asked for
