@@ -78,20 +78,20 @@ def test_a_table_is_kept_while_all_examples_that_it_was_made_from_are_the_same(t
         write(split, "red")
     table, task = tmp_path / "table.parquet", str(tmp_path / "mine")
     first = study(tmp_path, task, "swap")
-    assert not first.has(table, item="table")
+    assert not first.has(table, {"item": "table"})
     for split in ("dev", "test"):
         assert [example.answers for example in first.examples(task, split)] == [("red",)]
-    write_table(pd.DataFrame({"em": [1.0]}), table, first.made_by(item="table"))
+    write_table(pd.DataFrame({"em": [1.0]}), table, first.made_by({"item": "table"}))
     write("train", "blue")  # which the table has nothing of
-    assert study(tmp_path, task, "swap").has(table, item="table")
-    assert not study(tmp_path, task, "swap").has(table, item="other")
+    assert study(tmp_path, task, "swap").has(table, {"item": "table"})
+    assert not study(tmp_path, task, "swap").has(table, {"item": "other"})
     for split in ("dev", "test"):
         write(split, "blue")
-        assert not study(tmp_path, task, "swap").has(table, item="table")
+        assert not study(tmp_path, task, "swap").has(table, {"item": "table"})
         write(split, "red")
-        assert study(tmp_path, task, "swap").has(table, item="table")
+        assert study(tmp_path, task, "swap").has(table, {"item": "table"})
     shutil.rmtree(tmp_path / "mine")
-    assert not study(tmp_path, "swap").has(table, item="table")  # another task's data are not asked for
+    assert not study(tmp_path, "swap").has(table, {"item": "table"})  # another task's data are not asked for
 
 
 def test_a_script_computes_again_when_a_file_of_its_task_was_edited(tmp_path, monkeypatch):
