@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ CONTROL = "random"
 """The family of the random sets that masks are compared with."""
 MEAN = "random mean"
 """The family of a control's mean over its sets."""
+DRAWS = 100
+"""How many sets are drawn for each control at most, until it is none of the chosen sets."""
 
 
 @dataclass(frozen=True)
@@ -110,19 +113,20 @@ def check_choices(lens: MoELens, chosen: Iterable[Choice], mode: str) -> None:
 def random_controls(chosen: Sequence[Choice], count: int, *, n_experts: int, seed: int) -> list[Choice]:
     """`count` random sets for every shape (members per layer) among the choices, named `random:SIZE#number`.
 
-    Where several shapes have as many members per layer, but in other layers, the name lists layers and members.
+    Where several shapes have as many members per layer, but in other layers, the name lists layers and members. A drawn
+    set that is among the choices is drawn anew; where no other set has the shape, there is no control.
     """
     names = _control_names(chosen)
-    likes = {names[_shape(choice)]: choice for choice in chosen}
-    return [
-        Choice(
-            f"{name}#{number}",
-            CONTROL,
-            ExpertSet.random_like(like.experts, seed * 100_003 + number, n_experts=n_experts),
+    likes = {names[_shape(choice)]: choice.experts for choice in chosen}
+    taken = {choice.experts for choice in chosen}  # a set is no control of itself
+    controls = []
+    for name, like in likes.items():
+        drawn = (
+            ExpertSet.random_like(like, seed * 100_003 + number, n_experts=n_experts) for number in range(DRAWS * count)
         )
-        for name, like in likes.items()
-        for number in range(count)
-    ]
+        others = islice((experts for experts in drawn if experts not in taken), count)
+        controls += [Choice(f"{name}#{number}", CONTROL, experts) for number, experts in enumerate(others)]
+    return controls
 
 
 def masking_rows(answers: pd.DataFrame, chosen: Sequence[Choice], mode: str, *, seed: int = 0) -> pd.DataFrame:

@@ -1,7 +1,7 @@
 """Measuring scores: one pass over the examples for each model that they are about, and the tables kept."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -24,11 +24,6 @@ class Models:
 
     base: Opened
     tuned: Opened
-
-    @classmethod
-    def same(cls, lens: MoELens) -> "Models":
-        """One model that is taken for both, as where a tuned model has no base beside it."""
-        return cls(lambda: nullcontext(lens), lambda: nullcontext(lens))
 
 
 def score_tables(

@@ -70,7 +70,7 @@ class Stage:
     def tuned_routers(self, folder: Path, rates: Sequence[float], delta: Path | None) -> Iterator[MoELens]:
         """Inside the block the lens's routers are tuned: those of `delta`, or else tuned now and kept in `folder`."""
         if delta is not None:
-            with with_delta(self.lens.module, delta):
+            with with_delta(self.lens.module, delta, template=self.lens.template):
                 yield self.lens
             return
         with restored(self.lens.module, router_parameters(self.lens)):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from moe_lens.data.prompts import PromptTemplate
 from moe_lens.errors import MoELensError
 from moe_lens.results import write_bytes, write_json
 
@@ -88,9 +90,10 @@ def read_facts(folder: str | Path) -> dict[str, Any]:
     return facts
 
 
-def apply_delta(module: nn.Module, folder: str | Path) -> dict[str, Any]:
+def apply_delta(module: nn.Module, folder: str | Path, *, template: PromptTemplate | None = None) -> dict[str, Any]:
     """Put a delta's tensors in place in `module`, which equals the tuned model then, and give back its facts.
 
+    template: how the model will be asked; where the delta was trained on prompts of another, a warning says so.
     Raises MoELensError, leaving `module` as it was, unless it is the delta's base in the dtype of training.
     """
     facts = read_facts(folder)
@@ -116,6 +119,13 @@ def apply_delta(module: nn.Module, folder: str | Path) -> dict[str, Any]:
             f"other weights or in another dtype ({', '.join(sorted(kinds))}), or is applied already; "
             "load that base"
         )
+    trained_with = facts.get("template")
+    if template is not None and trained_with not in (None, template.facts()):
+        warnings.warn(
+            f"the delta at {str(folder)!r} was trained on prompts of another template than the model is asked with; "
+            f"open it with template=PromptTemplate(**{trained_with!r})",
+            stacklevel=2,
+        )
     parameters = _parameters(module, tensors)
     with torch.no_grad():
         for name, tensor in tensors.items():
@@ -124,15 +134,15 @@ def apply_delta(module: nn.Module, folder: str | Path) -> dict[str, Any]:
 
 
 @contextmanager
-def with_delta(module: nn.Module, folder: str | Path) -> Iterator[None]:
-    """Inside the block the module has this delta; afterwards it is as before."""
+def with_delta(module: nn.Module, folder: str | Path, *, template: PromptTemplate | None = None) -> Iterator[None]:
+    """Inside the block the module has this delta, as `apply_delta` puts it there; afterwards it is as before."""
     try:
         with safe_open(Path(folder) / TENSORS_FILE, "pt") as file:
             names = list(file.keys())
     except (OSError, SafetensorError) as error:
         raise MoELensError(f"expected a delta checkpoint at {str(folder)!r}: {error}") from None
     with restored(module, names):
-        apply_delta(module, folder)
+        apply_delta(module, folder, template=template)
         yield
 
 

@@ -1,7 +1,6 @@
 """MoELens: a Mixture-of-Experts model opened for reading and intervening; only this file imports nnsight."""
 
 import copy
-import warnings
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -132,13 +131,7 @@ class MoELens:
         else:
             module = load_model(model, dtype=dtype, device_map=device_map, trust_remote_code=trust_remote_code)
         if delta is not None:
-            trained_with = apply_delta(module, delta).get("template")
-            if trained_with not in (None, asked.facts()):
-                warnings.warn(
-                    f"the delta at {str(delta)!r} was trained on prompts of another template than this lens asks with; "
-                    f"open it with template=PromptTemplate(**{trained_with!r})",
-                    stacklevel=2,
-                )
+            apply_delta(module, delta, template=asked)
         lens = cls(module, tokenizer, template=asked)
         lens.name = lens.name if isinstance(model, nn.Module) else str(model)
         return lens

@@ -70,7 +70,7 @@ class Recipe:
         def tuned() -> Iterator[MoELens]:
             if router is None:
                 raise MoELensError(f"{self.experts} ranks experts in a router-tuned model; give its routers")
-            with with_delta(lens.module, router):
+            with with_delta(lens.module, router, template=lens.template):
                 yield lens
 
         self.experts.check(lens.architecture)

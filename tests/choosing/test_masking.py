@@ -176,3 +176,15 @@ def test_a_mask_the_model_cannot_spare_is_refused_before_anything_is_computed(ol
     with pytest.raises(MoELensError, match="experts 0 to 7"):
         mask(olmoe, EXAMPLES, [HALF, literal("0:8")], controls=0, out=tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_set_is_no_control_of_itself():
+    drawn = ExpertSet.random_like(ExpertSet.of({0: [0, 1]}), 0, n_experts=8)
+    controls = random_controls([Choice("random set:2", "random set", drawn)], 3, n_experts=8, seed=0)
+    assert [choice.name for choice in controls] == [f"random:2#{number}" for number in range(3)]
+    assert drawn not in {choice.experts for choice in controls}
+
+
+def test_where_a_shape_has_one_set_only_there_is_no_control():
+    everything = Choice("all", "chosen", ExpertSet.of({0: range(4)}))
+    assert random_controls([everything], 2, n_experts=4, seed=0) == []
