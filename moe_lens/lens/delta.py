@@ -124,7 +124,7 @@ def apply_delta(module: nn.Module, folder: str | Path, *, template: PromptTempla
         warnings.warn(
             f"the delta at {str(folder)!r} was trained on prompts of another template than the model is asked with; "
             f"open it with template=PromptTemplate(**{trained_with!r})",
-            stacklevel=2,
+            stacklevel=3,  # whoever opens the model
         )
     parameters = _parameters(module, tensors)
     with torch.no_grad():

@@ -183,10 +183,7 @@ def test_ceft_ranks_by_the_tuned_model_and_esft_by_the_base_which_is_left_alone(
 
 
 def test_one_model_may_stand_for_both(olmoe):
-    tables = score_tables(
-        [SCORES["ce"], SCORES["ce-gain"], SCORES["oe"]],
-        Models(base=lambda: nullcontext(olmoe), tuned=lambda: nullcontext(olmoe)),
-        EXAMPLES,
-    )
+    models = Models(base=lambda: nullcontext(olmoe), tuned=lambda: nullcontext(olmoe))
+    tables = score_tables([SCORES["ce"], SCORES["ce-gain"], SCORES["oe"]], models, EXAMPLES)
     pd.testing.assert_frame_equal(tables["ce"], tables["oe"])
     assert not tables["ce-gain"]["score"].any()
