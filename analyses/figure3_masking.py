@@ -3,8 +3,6 @@
 python analyses/figure3_masking.py --model organism --data swap --out runs/paper
 """
 
-from contextlib import nullcontext
-
 import pandas as pd
 
 from moe_lens.choosing.masking import mask
@@ -22,17 +20,15 @@ def compute(study: Study) -> pd.DataFrame:
     """The rows of a masking run on the first task."""
     task = study.tasks[0]
     router = study.router(task)
-    lens = study.open(router)
-    architecture, seed = lens.architecture, study.schedule.seed
+    architecture, seed = study.architecture, study.schedule.seed
     sizes = [size for size in SIZES if size <= architecture.n_experts - architecture.top_k]
     wanted: list[Selection] = [Top(score, size) for score in SCORED_BY for size in sizes]
-    wanted += [Planted()] if study.model.startswith("organism") and has_planted(study.model) else []
-    models = Models(base=lambda: nullcontext(study.open()), tuned=lambda: nullcontext(lens))
-    tables = score_tables(SCORED_BY, models, study.examples(task, "train"))
+    wanted += [Planted()] if has_planted(study.model) else []
+    tables = score_tables(SCORED_BY, Models.with_delta(study.open(), router), study.examples(task, "train"))
     return mask(
-        lens,
+        study.open(router),
         study.examples(task),
-        choices(wanted, Ground(architecture, study.model, tables, seed)),
+        choices(wanted, Ground(architecture, study.model, tables, seed=seed)),
         controls=RANDOM,
         max_new_tokens=study.max_new_tokens,
         out=study.out / "figure3",

@@ -30,7 +30,7 @@ def recipes(study: Study) -> list[Recipe]:
     chosen = {"CEFT": "ce", "CEFT, ce-last": "ce-last", "ESFT-token": "esft-token", "ESFT-gate": "esft-gate"}
     found = [ROUTER, *(experts(name, Top(SCORES[score], size)) for name, score in chosen.items())]
     found.append(experts("random experts", Random(size)))
-    if study.model.startswith("organism") and has_planted(study.model):
+    if has_planted(study.model):
         found.append(experts("planted experts", Planted()))
     return [*found, FFT]
 

@@ -7,7 +7,6 @@ effect of each single expert of the router-tuned model.
     python analyses/which_score.py --model organism:planted --routers RUN/planted --out RUN/which_score
 """
 
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -40,12 +39,10 @@ def main(
     if not deltas:
         raise MoELensError(f"no router-SEED folders in {routers}; run python -m moe_lens.organism.measure first")
     planted = planted_experts(model) if has_planted(model) else None
-    scores, effects, masks = [], [], []
+    base, scores, effects, masks = MoELens.from_pretrained(model), [], [], []
     for seed, folder in sorted(deltas.items()):
         lens = MoELens.from_pretrained(model, delta=folder)
-        base = MoELens.from_pretrained(model)
-        models = Models(base=lambda base=base: nullcontext(base), tuned=lambda lens=lens: nullcontext(lens))
-        tables = score_tables(SCORES.values(), models, train)
+        tables = score_tables(SCORES.values(), Models.opened(base, lens), train)
         effect = single_expert_effects(lens, dev).assign(seed=seed)
         wanted: list[Selection] = [Top(score, size) for score in SCORES.values()]
         wanted.append(Given(ExpertSet.top(effect, size, score="effect"), called=STRONGEST))

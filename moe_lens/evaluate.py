@@ -54,10 +54,9 @@ def main(
     """
     from moe_lens.causal.evaluation import evaluate
     from moe_lens.causal.judge import Judge
-    from moe_lens.causal.outputs import from_first_process
     from moe_lens.choosing.masking import named
     from moe_lens.commands.named_experts import NamedExperts
-    from moe_lens.lens.parallel import connected
+    from moe_lens.lens.parallel import connected, from_first_process
     from moe_lens.metrics.catalogue import metrics_named
     from moe_lens.results import provenance, refuse_another_run, write_table
 

@@ -61,9 +61,9 @@ def main(
         python -m moe_lens.intervene --model organism --delta RUN/router --data swap \\
             --experts ce:1,2,4 --compare oe:1,2,4 --control random:20 --mode zero --out RUN/masking
     """
-    from moe_lens.choosing.masking import mask, write_masked
+    from moe_lens.choosing.masking import mask
+    from moe_lens.commands.masked import leave_masked
     from moe_lens.commands.named_experts import NamedExperts
-    from moe_lens.report.plots import masking_figure
     from moe_lens.results import provenance, refuse_another_run
 
     controls = _control_count(control)
@@ -90,10 +90,7 @@ def main(
         made_by=made_by,
         seed=seed,
     )
-    files = write_masked(found, out, made_by)
-    files += [path.name for path in console.save_figure(masking_figure(found.rows), out / "figure3.html")]
-    console.show_masking(found.rows, title=f"Answers with experts masked ({mode})")
-    console.say(f"written to {out}: {', '.join(files)}")
+    leave_masked(found, out, made_by, title=f"Answers with experts masked ({mode})")
 
 
 def _control_count(control: str) -> int:

@@ -100,7 +100,8 @@ def write_bytes(path: str | Path, content: bytes) -> None:
     Raises MoELensError where it cannot be written, as on a full disk; what the file held before stays.
     """
     path = Path(path)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+    writer = f"{os.environ.get('RANK', 0)}.{os.getpid()}"  # processes of several machines may share a number
+    unfinished = path.with_name(f".{path.name}.{writer}.unfinished")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

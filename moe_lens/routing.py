@@ -13,7 +13,7 @@ IN_TURN = "in turn"
 SHARED_IN_SUM = "a share of the shared experts"
 SCALE_PER_EXPERT = "a learned scale of each expert"
 
-SCORES: dict[str, Callable[[Tensor], Tensor]] = {
+SCORE_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "softmax": lambda logits: logits.float().softmax(-1),
     "sigmoid": lambda logits: logits.float().sigmoid(),
     "sqrtsoftplus": lambda logits: F.softplus(logits.float()).sqrt(),
@@ -49,15 +49,15 @@ class Routing:
 
     def probabilities(self) -> Tensor:
         """Softmax of the logits over all experts, float32 [batch, pos, expert]."""
-        return SCORES["softmax"](self.logits)
+        return SCORE_FUNCTIONS["softmax"](self.logits)
 
 
 @dataclass(frozen=True)
 class ScoringRule:
     """How a router turns logits into gating weights.
 
-    score: one of `SCORES`, taken over all experts; "in turn" for one expert after another, each by the softmax over
-        the experts not yet chosen whose logits are within `margin` of the best.
+    score: one of `SCORE_FUNCTIONS`, taken over all experts; "in turn" for one expert after another, each by the softmax
+        over the experts not yet chosen whose logits are within `margin` of the best.
     renormalizes: whether the selected scores are divided by their sum. Softmax over the selected experts
         only is the same thing as softmax over all, renormalised.
     scale: what the weights are multiplied by at the end.
@@ -110,7 +110,7 @@ class ScoringRule:
 
     def scores(self, logits: Tensor, indices: Tensor) -> Tensor:
         """Scores of the experts `indices`, before renormalising and scaling, float32 [..., k]."""
-        return SCORES[self.score](logits).gather(-1, indices)
+        return SCORE_FUNCTIONS[self.score](logits).gather(-1, indices)
 
 
 def recognize_rule(
@@ -125,7 +125,7 @@ def recognize_rule(
     would be one.
     """
     target = weights.float()
-    rules = [ScoringRule(score, renormalizes) for score in SCORES for renormalizes in (False, True)]
+    rules = [ScoringRule(score, renormalizes) for score in SCORE_FUNCTIONS for renormalizes in (False, True)]
     for rule in [*rules, *([ScoringRule(IN_TURN, False, margin=margin)] if margin else [])]:
         unscaled = rule.weights(logits, indices)
         scale = ((target * unscaled).sum() / unscaled.square().sum()).item()

@@ -169,9 +169,18 @@ def main(
     if merge:  # before hours of training
         Checkpoints(out, {}).make_room(sum(parameter.nbytes for parameter in lens.module.parameters()))
     fitted = reading.fit(loaded, lens, of=f"{data}, to train on", with_answer=True)
-    facts = opening.facts(lens) | reading.facts(fitted)
-    told = (score, reading.max_length, max_new_tokens, checkpoint_seconds)
-    stage = Stage(lens, opening.model, fitted.examples, held_out, schedule, facts, *told)
+    stage = Stage(
+        lens=lens,
+        model=opening.model,
+        train=fitted.examples,
+        dev=held_out,
+        schedule=schedule,
+        facts=opening.facts(lens) | reading.facts(fitted),
+        score=score,
+        max_length=reading.max_length,
+        max_new_tokens=max_new_tokens,
+        checkpoint_seconds=checkpoint_seconds,
+    )
     tuned = stage.run(asked.of(stage, out, router_rates), out, rates, shard=shard)
     if not Processes.current().is_main:
         return

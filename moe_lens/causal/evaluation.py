@@ -9,12 +9,13 @@ import numpy as np
 import pandas as pd
 
 from moe_lens.causal.judge import Judge
-from moe_lens.causal.outputs import Run, from_first_process, outputs
+from moe_lens.causal.outputs import Run, outputs
 from moe_lens.data import Example
 from moe_lens.errors import MoELensError
 from moe_lens.lens.delta import weights_digest
 from moe_lens.lens.interventions import Intervention, check_interventions
 from moe_lens.lens.lens import MoELens
+from moe_lens.lens.parallel import from_first_process
 from moe_lens.metrics import benjamini_hochberg, bootstrap_interval, compare, metrics_named
 from moe_lens.metrics.catalogue import DEFAULT_METRICS, JUDGE, OPTIONS, PREDICTION, Metric
 from moe_lens.results import provenance

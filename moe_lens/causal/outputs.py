@@ -2,13 +2,13 @@
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import pandas as pd
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import gather_object
 
 from moe_lens.data import Example
 from moe_lens.lens.interventions import Intervention
@@ -16,7 +16,7 @@ from moe_lens.lens.lens import MoELens
 from moe_lens.lens.parallel import connected
 from moe_lens.metrics.catalogue import OPTIONS, PREDICTION
 from moe_lens.progress import progress_bar
-from moe_lens.results import read_if_made_by, write_table
+from moe_lens.results import kept
 
 SHARD_BATCHES = 8
 """Batches in a part: what an interruption can cost, and the share that one process takes at a time."""
@@ -87,16 +87,6 @@ def outputs(
     return {key: [values[place] for place in sorted(values)] for key, values in gathered.items()}
 
 
-Made = TypeVar("Made")
-
-
-def from_first_process(make: Callable[[], Made]) -> Made:
-    """What `make` gives in the first process, in all of them."""
-    state = connected()
-    made = [make() if state.is_main_process else None]
-    return cast(Made, broadcast_object_list(made)[0])
-
-
 def _outputs(
     lens: MoELens, examples: Sequence[Example], unit: _Unit, interventions: Sequence[Intervention], run: Run
 ) -> list[Any]:
@@ -108,20 +98,18 @@ def _outputs(
         "batch_size": run.batch_size,
         "max_new_tokens": run.max_new_tokens,
     }
-    kept = None if part is None else read_if_made_by(part, made_by)
-    if kept is not None:
-        return [value if value is None or unit.reads == PREDICTION else tuple(value) for value in kept["output"]]
     asked = [examples[place] for place in unit.places]
-    rows = unit.places  # of `Rows`: an example has one for each text that the lens is given for it
-    if unit.reads == OPTIONS:
-        rows = tuple(place for place in unit.places for _ in examples[place].options)
-    with lens.intervene(*(intervention.take(rows) for intervention in interventions)):
-        found = (
-            predictions(lens, asked, run) if unit.reads == PREDICTION else option_log_probabilities(lens, asked, run)
-        )
-    if part is not None:
-        write_table(pd.DataFrame({"id": [example.id for example in asked], "output": found}), part, made_by)
-    return found
+
+    def computed() -> pd.DataFrame:
+        rows = unit.places  # of `Rows`: an example has one for each text that the lens is given for it
+        if unit.reads == OPTIONS:
+            rows = tuple(place for place in unit.places for _ in examples[place].options)
+        read = predictions if unit.reads == PREDICTION else option_log_probabilities
+        with lens.intervene(*(intervention.take(rows) for intervention in interventions)):
+            return pd.DataFrame({"id": [example.id for example in asked], "output": list(read(lens, asked, run))})
+
+    found = kept(part, made_by, computed)["output"]
+    return [value if value is None or unit.reads == PREDICTION else tuple(value) for value in found]
 
 
 def predictions(lens: MoELens, examples: Sequence[Example], run: Run) -> list[str]:

@@ -6,9 +6,8 @@ import numpy as np
 import pandas as pd
 
 from moe_lens.data import Example
-from moe_lens.errors import MoELensError
 from moe_lens.experts import ExpertSet
-from moe_lens.lens.interventions import MODES
+from moe_lens.lens.interventions import MODES, check_mode
 from moe_lens.lens.lens import MoELens
 from moe_lens.metrics import benjamini_hochberg, bootstrap_interval, cohens_d, permutation_p_values
 from moe_lens.progress import progress_bar
@@ -33,8 +32,7 @@ def single_expert_effects(
     at most are expected to have no effect.
     Measured by intervention alone, without a score; what pretraining planted shows in it too.
     """
-    if mode not in MODES:
-        raise MoELensError(f"mode must be one of {', '.join(MODES)}; got {mode!r}")
+    check_mode(mode)
     whole = lens.answer_log_probabilities(examples, batch_size=batch_size, progress=False)
     shown = lens.progress if progress is None else progress
     experts = [(layer, e) for layer in lens.architecture.moe_layers for e in range(lens.architecture.n_experts)]

@@ -16,7 +16,7 @@ from moe_lens.choosing.selection import Choice
 from moe_lens.data import Example
 from moe_lens.errors import MoELensError
 from moe_lens.experts import ExpertSet
-from moe_lens.lens.interventions import MODES, Intervention, check_interventions
+from moe_lens.lens.interventions import MODES, Intervention, check_interventions, check_mode
 from moe_lens.lens.lens import MoELens
 from moe_lens.results import write_json, write_table
 
@@ -96,12 +96,6 @@ def named(chosen: Iterable[Choice], mode: str) -> dict[str, Intervention]:
             f"different experts need different names; these repeat: {', '.join(repeated)}; rename a file"
         )
     return {choice.name: MODES[mode](choice.experts) for choice in different}
-
-
-def check_mode(mode: str) -> None:
-    """MoELensError unless it is one of `MODES`."""
-    if mode not in MODES:
-        raise MoELensError(f"the mode of masking must be one of {', '.join(MODES)}; got {mode!r}")
 
 
 def check_choices(lens: MoELens, chosen: Iterable[Choice], mode: str) -> None:

@@ -1,7 +1,7 @@
 """Measuring scores: one pass over the examples for each model that they are about, and the tables kept."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -11,6 +11,7 @@ import pandas as pd
 
 from moe_lens.choosing.scores import Score
 from moe_lens.data import Example
+from moe_lens.lens.delta import with_delta
 from moe_lens.lens.lens import MoELens
 from moe_lens.lens.needs import Statistic
 from moe_lens.results import kept, read_if_made_by
@@ -24,6 +25,24 @@ class Models:
 
     base: Opened
     tuned: Opened
+
+    @classmethod
+    def opened(cls, base: MoELens | Callable[[], MoELens], tuned: MoELens) -> "Models":
+        """Two models of which the tuned one is open; the base one too, or opened where a score asks for it."""
+        return cls(
+            base=lambda: nullcontext(base if isinstance(base, MoELens) else base()), tuned=lambda: nullcontext(tuned)
+        )
+
+    @classmethod
+    def with_delta(cls, lens: MoELens, folder: Path) -> "Models":
+        """One model, the base, which is tuned while it has the delta of a folder."""
+
+        @contextmanager
+        def tuned() -> Iterator[MoELens]:
+            with with_delta(lens.module, folder, template=lens.template):
+                yield lens
+
+        return cls(base=lambda: nullcontext(lens), tuned=tuned)
 
 
 def score_tables(

@@ -16,6 +16,7 @@ class Score:
 
     about: what it says. of: the model it is about: the "tuned" one, the "base" one, or "gain", tuned minus base.
     statistic: makes the statistic that measures it. column: of that statistic's table, which has layer and expert.
+    sums_to_one: whether it is a share, so that a layer's experts together have 1 (or what weights leave of it).
     """
 
     name: str
@@ -23,6 +24,7 @@ class Score:
     of: Literal["tuned", "base", "gain"]
     statistic: "Callable[[], Statistic]"
     column: str = "score"
+    sums_to_one: bool = False
 
     @property
     def needs_base(self) -> bool:
@@ -35,26 +37,15 @@ class Score:
 
 def _usages(prefix: str, of: Literal["tuned", "base", "gain"], what: str) -> list[Score]:
     """The frequency of selection at several positions, and by gating weight."""
+    shares = of != "gain"
+    kinds: list[tuple[str, str, Callable[[], Statistic]]] = [
+        ("", "all tokens", lambda: statistics.ExpertUsage()),
+        ("-last", "the answer-predicting position", lambda: statistics.ExpertUsage(positions="last")),
+        ("-question", "the question's tokens", lambda: statistics.ExpertUsage(positions="question")),
+        ("-mass", "all tokens, by gating weight", lambda: statistics.ExpertUsage(value="gating_weight")),
+    ]
     return [
-        Score(prefix, f"{what}, all tokens", of, lambda: statistics.ExpertUsage()),
-        Score(
-            f"{prefix}-last",
-            f"{what}, the answer-predicting position",
-            of,
-            lambda: statistics.ExpertUsage(positions="last"),
-        ),
-        Score(
-            f"{prefix}-question",
-            f"{what}, the question's tokens",
-            of,
-            lambda: statistics.ExpertUsage(positions="question"),
-        ),
-        Score(
-            f"{prefix}-mass",
-            f"{what}, all tokens, by gating weight",
-            of,
-            lambda: statistics.ExpertUsage(value="gating_weight"),
-        ),
+        Score(prefix + end, f"{what}, {where}", of, statistic, sums_to_one=shares) for end, where, statistic in kinds
     ]
 
 
@@ -69,12 +60,14 @@ SCORES: Mapping[str, Score] = {
             "ESFT's token score: all tokens alike, base model",
             "base",
             lambda: statistics.ExpertUsage(reduce="token"),
+            sums_to_one=True,
         ),
         Score(
             "esft-gate",
             "ESFT's gate score: softmax probability, base model",
             "base",
             lambda: statistics.ExpertUsage(reduce="token", value="gate"),
+            sums_to_one=True,
         ),
         Score(
             "reap",

@@ -3,7 +3,7 @@
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 
 import pandas as pd
@@ -13,6 +13,9 @@ from moe_lens.choosing.planted import planted_experts
 from moe_lens.choosing.scores import SCORES, Score
 from moe_lens.errors import MoELensError
 from moe_lens.experts import ExpertSet, expect_experts
+
+DECIMALS = 4
+"""Of the scores that ESFT publishes and chooses by."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,7 @@ class Ground:
     architecture: MoEArchitecture
     model: str | Path
     tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+    _: KW_ONLY
     seed: int = 0
     layers: Sequence[int] | None = None
 
@@ -42,7 +46,7 @@ class Selection(ABC):
     @property
     @abstractmethod
     def name(self) -> str:
-        """As it is written, and as tables call what it chooses."""
+        """As it is written: what tells it from others of its kind."""
 
     @property
     @abstractmethod
@@ -52,6 +56,11 @@ class Selection(ABC):
     @abstractmethod
     def experts(self, ground: Ground) -> ExpertSet:
         """The experts chosen; MoELensError for what the model lacks."""
+
+    @property
+    def told(self) -> str:
+        """All that tells it from other selections, for provenance."""
+        return self.name
 
     def label(self, experts: ExpertSet) -> str:
         """What tables call these experts, once it has chosen them."""
@@ -91,7 +100,10 @@ class Top(Selection):
 
 @dataclass(frozen=True)
 class Share(Selection):
-    """ESFT's choice: the experts of each layer with the highest score, until their scores sum to `p`."""
+    """ESFT's choice: the experts of each layer with the highest score, until their scores sum to `p`.
+
+    Scores are compared at the decimals that ESFT publishes.
+    """
 
     score: Score
     p: float
@@ -100,17 +112,23 @@ class Share(Selection):
     def __post_init__(self) -> None:
         if not 0 < self.p <= 1:
             raise MoELensError(f"p is a share of the summed score, above 0 and at most 1; got {self.name!r}")
+        if not self.score.sums_to_one:
+            raise MoELensError(
+                f"{self.score.name} is no score whose sum over a layer is 1, so {self.name!r} means nothing; take "
+                f"{self.score.name}:N, or p of a score such as esft-gate"
+            )
 
     @property
     def name(self) -> str:
-        return f"{self.score.name}:p={self.p:g}"
+        return f"{self.score.name}:p={self.p!r}"
 
     @property
     def family(self) -> str:
         return self.score.name
 
     def experts(self, ground: Ground) -> ExpertSet:
-        return ExpertSet.cumulative(ground.tables[self.score.name], self.p)
+        table = ground.tables[self.score.name]
+        return ExpertSet.cumulative(table.assign(score=table["score"].round(DECIMALS)), self.p)
 
 
 @dataclass(frozen=True)
@@ -173,6 +191,10 @@ class Given(Selection):
         return self.called or str(self.chosen)
 
     @property
+    def told(self) -> str:
+        return f"{self.name}={self.chosen}"
+
+    @property
     def family(self) -> str:
         return "chosen"
 
@@ -221,10 +243,10 @@ def parse(text: str) -> tuple[Selection, ...]:
 
 
 def parse_one(text: str) -> Selection:
-    """The one selection that a text names; MoELensError for several."""
+    """The one selection that a text names, for experts that are to be trained; MoELensError for several."""
     found = parse(text)
     if len(found) > 1:
-        raise MoELensError(f"expected one set of experts; {text!r} names {len(found)}")
+        raise MoELensError(f"experts are trained as one set; {text!r} names {len(found)}: name one of them")
     return found[0]
 
 
@@ -233,6 +255,8 @@ def choices(selections: Iterable[Selection], ground: Ground) -> list[Choice]:
     found = []
     for selection in dict.fromkeys(selections):
         experts = selection.experts(ground)
+        if not experts:
+            raise MoELensError(f"'{selection}' names no experts; expected one or more")
         within = experts if ground.layers is None else experts.restrict(ground.layers)
         if not within:
             raise MoELensError(

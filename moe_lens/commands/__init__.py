@@ -1,1 +1,1 @@
-"""What the command lines share."""
+"""What commands share (options, console), and what the longer of them do once their options are parsed."""

@@ -53,6 +53,12 @@ def say(*lines: str) -> None:
             print(line, flush=True)
 
 
+def note(line: str) -> None:
+    """Prints a line beside the results, to stderr, unless all is quiet; only the first process does."""
+    if os.environ.get("RANK", "0") == "0" and not is_quiet():
+        print(line, file=sys.stderr, flush=True)
+
+
 def check_dtype(name: str | None) -> None:
     """MoELensError unless this is the name of a dtype that models are loaded in, or None."""
     if name is not None and name not in DTYPES:
@@ -91,13 +97,6 @@ def show(table: "pd.DataFrame", columns: Sequence[str] | None = None, *, title: 
     console = Console(width=None if sys.stdout.isatty() else 160, markup=False, emoji=False, highlight=False)
     console.print(title, style="bold")
     console.print(shown)
-
-
-def show_masking(rows: "pd.DataFrame", *, title: str) -> None:
-    """Prints the rows of a masking run, the random sets as their mean."""
-    columns = ("intervention", "size", "n", "em", "em_low", "em_high", "f1", "memory")
-    tests = ("em_drop", "p_value", "q_value", "rank")
-    show(rows[rows["family"] != "random"], [name for name in (*columns, *tests) if name in rows], title=title)
 
 
 def save_figure(figure: "go.Figure", path: Path) -> list[Path]:

@@ -1,27 +1,26 @@
 """What the demonstration does: tunes the packaged model's routers, ranks its experts, masks them, and writes a page."""
 
 from collections.abc import Mapping
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from moe_lens.causal.evaluation import answer_table, summarise
-from moe_lens.choosing.masking import mask, write_masked
+from moe_lens.choosing.masking import mask
 from moe_lens.choosing.measuring import Models, score_tables
 from moe_lens.choosing.planted import has_planted, planted_experts
 from moe_lens.choosing.scores import SCORES
 from moe_lens.choosing.selection import Ground, Planted, Selection, Top, choices
 from moe_lens.commands import console
+from moe_lens.commands.masked import leave_masked
 from moe_lens.data import load_examples
 from moe_lens.experts import ExpertSet
 from moe_lens.lens.delta import fingerprint
 from moe_lens.lens.lens import MoELens
 from moe_lens.report.page import build_report
-from moe_lens.report.plots import masking_figure
 from moe_lens.results import provenance, write_table
-from moe_lens.tuning import Schedule, Tuned, TuneRouters, router_parameters, tune
+from moe_lens.tuning import Schedule, TuneRouters, router_parameters, tune
 
 SCORE_NAMES = ("ce", "oe", "ce-gain", "ce-last")
 TASKS = ("swap", "novel", "closed_book")
@@ -33,7 +32,7 @@ def demonstrate(out: Path, model: str, *, learning_rate: float, epochs: int, lim
     schedule = Schedule(learning_rate=learning_rate, epochs=epochs, batch_size=16)
     swap = load_examples("swap", limit=limit)
     facts = {"learning_rate": learning_rate, "epochs": epochs, "limit": limit, "max_new_tokens": MAX_NEW_TOKENS}
-    console.say(f"1. {model} as it is: answers, and which experts its router selects")
+    console.say(f"1. {model} as it is")
     lens = MoELens.from_pretrained(model)
     made_by = provenance(model=model, data=swap, facts=facts | {"template": lens.template.facts()})
     tasks = _answers(lens, "base", limit)
@@ -42,7 +41,8 @@ def demonstrate(out: Path, model: str, *, learning_rate: float, epochs: int, lim
     sizes = {name: parameter.numel() for name, parameter in lens.module.named_parameters()}
     share = sum(sizes[name] for name in names) / sum(sizes.values())
     console.say(f"2. Router tuning: {share:.1%} of the parameters learn to answer from the context")
-    tuned = _tuned(lens, schedule)
+    train, dev = load_examples("swap", split="train"), load_examples("swap", split="dev", limit=100)
+    tuned = tune(lens, train, dev, TuneRouters(), schedule, max_new_tokens=MAX_NEW_TOKENS)
     made_by["routers"] = fingerprint(lens.module, names)
     write_table(tuned.log, out / "tuning.parquet", made_by)
     tasks += _answers(lens, "router-tuned", limit)
@@ -54,8 +54,7 @@ def demonstrate(out: Path, model: str, *, learning_rate: float, epochs: int, lim
     )
 
     console.say("3. Which experts, and do they cause it?")
-    train = load_examples("swap", split="train")
-    models = Models(base=lambda: nullcontext(MoELens.from_pretrained(model)), tuned=lambda: nullcontext(lens))
+    models = Models.opened(lambda: MoELens.from_pretrained(model), lens)
     scores = [SCORES[name] for name in SCORE_NAMES]
     tables = score_tables(scores, models, train[:: max(1, len(train) // SCORED)])
     planted = planted_experts(model) if has_planted(model) else ExpertSet()
@@ -65,19 +64,14 @@ def demonstrate(out: Path, model: str, *, learning_rate: float, epochs: int, lim
     found = mask(
         lens, swap, chosen, controls=n_random, max_new_tokens=MAX_NEW_TOKENS, batch_size=64, out=out, made_by=made_by
     )
-    write_masked(found, out, made_by)
-    console.save_figure(masking_figure(found.rows), out / "figure3.html")
-    console.show_masking(
-        found.rows, title=f"swap, with {SIZE} experts per layer masked (ce: the paper's context-faithful experts)"
+    leave_masked(
+        found,
+        out,
+        made_by,
+        title=f"swap, with {SIZE} experts per layer masked (ce: the paper's context-faithful experts)",
     )
     page = build_report(out, title=f"moe_lens on {model}")
     console.say(f"The figures and tables are in {page}")
-
-
-def _tuned(lens: MoELens, schedule: Schedule) -> Tuned:
-    """Tunes the lens's routers on `swap`."""
-    train, dev = load_examples("swap", split="train"), load_examples("swap", split="dev", limit=100)
-    return tune(lens, train, dev, TuneRouters(), schedule, max_new_tokens=MAX_NEW_TOKENS)
 
 
 def _usage_maps(tables: Mapping[str, pd.DataFrame], planted: ExpertSet) -> pd.DataFrame:

@@ -1,7 +1,6 @@
 """What the doctor does: finds and checks a model, or a tiny one of every family, and says what came of it."""
 
 import json
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,11 +35,11 @@ def examine(
     found = describe(skeleton, MoEArchitecture.of(skeleton))
     if not as_json:
         console.show(pd.DataFrame(in_words(found), columns=["what", "found"]), title=f"Found in {opening.model}")
-    _say(f"weights: {_gigabytes(skeleton):.1f} GB in {found['dtype']}")
+    console.note(f"weights: {_gigabytes(skeleton):.1f} GB in {found['dtype']}")
     table = pd.DataFrame({"outcome": []})
     if not config_only:
         lens = opening.load()
-        _say(_forecast(lens, prompts, names))
+        console.note(_forecast(lens, prompts, names))
         table = run_checks(lens, prompts, names=names, progress=True)
     if as_json:
         facts = {"prompts": prompts, "device": opening.device}
@@ -52,7 +51,7 @@ def examine(
 
 
 def examine_families(names: Sequence[str] | None, *, as_json: bool, markdown: Path | None) -> pd.DataFrame:
-    """Check a tiny model of every family and print the result; the table of `survey`."""
+    """Check a tiny model of every family and print the result; the table of `survey_families`."""
     logging.set_verbosity_error()  # transformers says of many families which kernels they lack
     table, found = survey_families(names=names, progress=True)
     by_family = dict(list(table.groupby("family", sort=False)))
@@ -69,13 +68,13 @@ def examine_families(names: Sequence[str] | None, *, as_json: bool, markdown: Pa
     console.show(marks, title=f"Tiny models of {len(by_family)} families under {versions()}")
     for family, of_one in by_family.items():
         for item in family_refusals(family, of_one):
-            print(item)
+            console.say(item)
     failed = table[table["outcome"] == "failed"]
     if len(failed):
         console.show(readable(failed, "family"), title="Failed")
     worst = table.groupby("check", sort=False)[["error", "seconds"]].agg({"error": "max", "seconds": "sum"})
-    print("largest differences: " + ", ".join(f"{name} {error:.1g}" for name, error in worst["error"].items()))
-    print(f"{len(found)} of {len(by_family)} families are opened; {worst['seconds'].sum():.0f} s of checks")
+    console.say("largest differences: " + ", ".join(f"{name} {error:.1g}" for name, error in worst["error"].items()))
+    console.say(f"{len(found)} of {len(by_family)} families are opened; {worst['seconds'].sum():.0f} s of checks")
     return table
 
 
@@ -119,7 +118,3 @@ def _forecast(lens: MoELens, prompts: Sequence[str], names: Sequence[str] | None
 
 def _gigabytes(module: nn.Module) -> float:
     return sum(p.numel() * p.element_size() for p in module.parameters()) / 1e9
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

@@ -1,16 +1,18 @@
 """The experts that the options of a masking command name: read at once, and chosen when the model is open."""
 
-import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
-from moe_lens.choosing.masking import check_choices, check_mode
+from moe_lens.choosing.masking import check_choices
 from moe_lens.choosing.measuring import Models, score_tables
 from moe_lens.choosing.selection import Choice, Ground, choices, parse, scores_of
+from moe_lens.commands import console
 from moe_lens.commands.options import Opening, Reading, Scoring
 from moe_lens.errors import MoELensError
+from moe_lens.lens.delta import weights_digest
+from moe_lens.lens.interventions import check_mode
 from moe_lens.lens.lens import MoELens
 from moe_lens.results import portable, provenance
 
@@ -45,7 +47,7 @@ class NamedExperts:
                 "these scores compare a tuned model with its base; give --delta, or --base for a tuned --model"
             )
         if alone and any(score.needs_tuned for score in self.scores):
-            print(f"note: {opening.model} is taken to be router-tuned; give --delta if it is not", file=sys.stderr)
+            console.note(f"note: {opening.model} is taken to be router-tuned; give --delta if it is not")
         self._to_score = reading.load(data, split=scoring.score_split, limit=scoring.score_limit) if self.scores else []
 
     def check(self, lens: MoELens) -> None:
@@ -64,10 +66,13 @@ class NamedExperts:
             of = f"{self._data}, {self._scoring.score_split}"
             examples = self._reading.fit(self._to_score, lens, of=of).examples
             base = replace(self._opening, model=self._scoring.base or self._opening.model, delta=None)
-            facts = self._opening.facts(lens) | {"base": self._scoring.base and portable(self._scoring.base)}
+            opened = cache(base.load)
+            facts = self._opening.facts(lens)
+            if self._scoring.base is not None:  # its name does not tell its weights
+                facts |= {"base": portable(self._scoring.base), "base_weights": weights_digest(opened().module)}
             made_by = provenance(model=self._opening.model, delta=self._opening.delta, data=examples, facts=facts)
-            models = Models(base=lambda: nullcontext(base.load()), tuned=lambda: nullcontext(lens))
-            tables = score_tables(self.scores, models, examples, out=out, made_by=made_by)
+            models = Models.opened(opened, lens)
+            tables = score_tables(self.scores, models, examples, out=out, made_by=made_by, batch_size=lens.batch_size)
         found = choices(self.selections, replace(self._ground(lens), tables=tables))
         check_choices(lens, found, self._mode)
         return found

@@ -16,7 +16,7 @@ from moe_lens.experts import ExpertSet
 from moe_lens.lens.delta import restored, weights_digest, with_delta
 from moe_lens.lens.lens import MoELens
 from moe_lens.report.plots import tuning_figure
-from moe_lens.results import provenance, write_json, write_table
+from moe_lens.results import data_digest, provenance, write_json, write_table
 from moe_lens.tuning.low_rank import TuneLowRank, check_low_rank
 from moe_lens.tuning.methods import Method, TuneAll, TuneExperts, TuneRouters, router_parameters, save_trained
 from moe_lens.tuning.processes import Processes
@@ -96,6 +96,7 @@ class Stage:
             if selection.score.needs_tuned and delta is None:
                 dev = (self.score, self.max_length, self.max_new_tokens)
                 by["routers"] = {"rates": list(rates), "schedule": repr(self.schedule), "dev": dev}
+                by["dev"] = data_digest(self.dev)
             seed = self.schedule.seed
             made_by = provenance(model=self.model, data=self.train, seed=seed, delta=delta, facts=by)
             models = Models(
@@ -103,7 +104,7 @@ class Stage:
                 tuned=lambda: self.tuned_routers(out / "router", rates, delta),
             )
             tables = score_tables([selection.score], models, self.train, out=out, made_by=made_by)
-        ground = Ground(self.lens.architecture, self.model, tables, self.schedule.seed, layers)
+        ground = Ground(self.lens.architecture, self.model, tables, seed=self.schedule.seed, layers=layers)
         [choice] = choices([selection], ground)
         return choice.experts
 

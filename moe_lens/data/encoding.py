@@ -71,11 +71,6 @@ class Batch:
             raise MoELensError("expected examples that carry their answers; encode them with with_answer=True")
         return self.labels[:, int((self.labels != IGNORED_LABEL).any(dim=0).nonzero()[0]) :]
 
-    @property
-    def first_label(self) -> int:
-        """The first position at which any row has a label; the padding is on the left, so answers are last."""
-        return self.input_ids.shape[1] - self.answer_labels.shape[1]
-
 
 def encode(
     example: Example,

@@ -1,7 +1,7 @@
 """MoELens: a Mixture-of-Experts model opened for reading and intervening; only this file imports nnsight."""
 
 import copy
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +25,7 @@ from moe_lens.lens.interventions import Intervention
 from moe_lens.lens.loading import load_model, load_tokenizer
 from moe_lens.lens.logit_lens import LogitLens
 from moe_lens.lens.needs import Needs, Statistic, expect_statistics
-from moe_lens.lens.positions import Positions
+from moe_lens.lens.positions import Positions, check_positions
 from moe_lens.lens.reader import ByLayer, TraceReader
 from moe_lens.lens.record import Record, check_capture
 from moe_lens.lens.runner import BatchRunner
@@ -179,7 +179,7 @@ class MoELens:
         examples: Iterable[Example | str],
         *,
         capture: Collection[str] = ("routing",),
-        positions: Positions | frozenset[Positions] = "last",
+        positions: Positions | Set[Positions] = "last",
         with_answer: bool = False,
         continuations: Iterable[str] | None = None,
         batch_size: int | None = None,
@@ -197,7 +197,7 @@ class MoELens:
         Raises MoELensError for another capture, or if the interventions change before the records are read.
         """
         check_capture(capture)
-        several = positions if isinstance(positions, frozenset) else frozenset({positions})
+        several = _several(positions)
         asked = self._stack.interventions
         batches = self._batches(examples, batch_size, progress, with_answer=with_answer, continuations=continuations)
 
@@ -343,3 +343,13 @@ class MoELens:
                 self._stack.apply(layer, self._reader)
         except OutOfOrderError:
             return  # the run is over, or was stopped before this layer: nothing is left to act on
+
+
+def _several(positions: Positions | Set[Positions]) -> frozenset[Positions]:
+    """The positions as a set of them; MoELensError for what are none."""
+    if isinstance(positions, Set):
+        for one in positions:
+            check_positions(one)
+        return frozenset(positions)
+    check_positions(positions)
+    return frozenset({positions})

@@ -25,11 +25,15 @@ class Needs:
 
     @classmethod
     def of(cls, captures: Iterable[str], *positions: Positions) -> "Needs":
-        """These captures at these positions; with the answer where a position lies in it."""
+        """These captures at these positions; with the answer where a position lies in it.
+
+        Routing is recorded everywhere: for it alone no positions have to be kept.
+        """
         check_capture(captures := frozenset(captures))
         for one in positions:
             check_positions(one)
-        return cls(captures, frozenset(positions), any(map(in_the_answer, positions)))
+        kept = positions if captures - {"routing"} else ()
+        return cls(captures, frozenset(kept), any(map(in_the_answer, positions)))
 
     def __or__(self, other: "Needs") -> "Needs":
         """What both need together."""

@@ -1,12 +1,17 @@
 """The processes that torchrun or `accelerate launch` started to share one work; this one alone without them."""
 
 import os
+from collections.abc import Callable
 from datetime import timedelta
+from typing import TypeVar, cast
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 
 from moe_lens.errors import MoELensError
+
+Made = TypeVar("Made")
 
 PATIENCE = timedelta(hours=12)
 """How long a process waits for the others."""
@@ -25,3 +30,10 @@ def connected() -> PartialState:
             "on the CPU let nothing use accelerate before, or call accelerate.PartialState(cpu=True) first"
         )
     return state
+
+
+def from_first_process(make: Callable[[], Made]) -> Made:
+    """What `make` gives in the first process, in all of them."""
+    state = connected()
+    made = [make() if state.is_main_process else None]
+    return cast(Made, broadcast_object_list(made)[0])

@@ -107,7 +107,7 @@ class Record:
     context_spans, question_spans: one per row, None where a prompt has none; half-open slices in padded positions.
     answer_spans: per row every occurrence of every gold answer in the context.
     kept: the padded positions that all captures but the routing have rows of, int64 [row].
-    captured: by name of CAPTURES and layer; properties of these names give each.
+    captured: by name of CAPTURES and layer; properties of these names give each (of attention: `attention_rows`).
     routing_before: per MoE layer as the router decided on the same input without interventions in that layer;
         the same object as in `routing` where no intervention acts on the layer.
     logits: [batch, row, vocab], None unless captured.
@@ -220,7 +220,10 @@ class Record:
         """MoELensError, naming what is missing, unless the record holds all these captures."""
         held = {name for name, values in self.captured.items() if values}
         held |= set() if self.logits is None else {"logits"}
-        if missing := sorted(set(captures) - held):
+        missing = sorted(set(captures) - held)
+        if lacking := [name for name in missing if name in self.captured and name != "logits"]:
+            raise MoELensError(f"this model has no {', '.join(lacking)}: no layer of it gives any")
+        if missing:
             raise MoELensError(f"the record holds no {', '.join(missing)}; ask for it with capture={tuple(missing)}")
 
 

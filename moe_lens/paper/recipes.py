@@ -2,8 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ from moe_lens.choosing.measuring import Models, score_tables
 from moe_lens.choosing.selection import Ground, Selection, choices
 from moe_lens.data import Example
 from moe_lens.errors import MoELensError
-from moe_lens.lens.delta import with_delta
 from moe_lens.lens.lens import MoELens
 from moe_lens.results import write_json, write_table
 from moe_lens.tuning import Method, Schedule, TuneAll, TuneExperts, TuneRouters, save_trained, tune
@@ -66,17 +64,14 @@ class Recipe:
         if self.experts is None:
             return TuneAll()
 
-        @contextmanager
-        def tuned() -> Iterator[MoELens]:
-            if router is None:
-                raise MoELensError(f"{self.experts} ranks experts in a router-tuned model; give its routers")
-            with with_delta(lens.module, router, template=lens.template):
-                yield lens
-
         self.experts.check(lens.architecture)
-        scores = [] if self.experts.score is None else [self.experts.score]
-        tables = score_tables(scores, Models(base=lambda: nullcontext(lens), tuned=tuned), train)
-        [choice] = choices([self.experts], Ground(lens.architecture, model, tables, seed))
+        tables = {}
+        if self.experts.score is not None:
+            if self.needs_router and router is None:
+                raise MoELensError(f"{self.experts} ranks experts in a router-tuned model; give its routers")
+            models = Models.opened(lens, lens) if router is None else Models.with_delta(lens, router)
+            tables = score_tables([self.experts.score], models, train)
+        [choice] = choices([self.experts], Ground(lens.architecture, model, tables, seed=seed))
         return TuneExperts(choice.experts, name=self.folder)
 
 

@@ -157,8 +157,8 @@ class Study:
     def trained(self, task: str, recipe: Recipe, seed: int | None = None) -> Path:
         """The folder of a model tuned on a task, tuned now unless the run has it already.
 
-        What is in it, `train` says. The rate is the best on dev with the first seed; routers of some layers only take
-        the one that was best for all layers. seed: one of the study's, by default the first.
+        What is in it, `keep_trained` says. The rate is the best on dev with the first seed; routers of some layers only
+        take the one that was best for all layers. seed: one of the study's, by default the first.
         """
         seed = self.schedule.seed if seed is None else seed
         folder = self.out / "trained" / f"{_name(task)}-{recipe.folder}-{seed}"
@@ -172,8 +172,8 @@ class Study:
         elif recipe.layers is not None or seed != self.schedule.seed:
             chosen = self.trained(task, recipe if recipe.layers is None else ROUTER)
             rates = (read_cost(chosen).learning_rate,)
-        made_by = self._trained_by(task, rates, router, seed)
-        if not _made_by(folder, made_by):
+        made_by = self._trained_by(task, recipe, rates, router, seed)
+        if not _holds(folder, made_by):
             keep_trained(
                 recipe,
                 self.open(),
@@ -190,11 +190,14 @@ class Study:
             )
         return folder
 
-    def _trained_by(self, task: str, rates: Sequence[float], router: Path | None, seed: int) -> dict[str, Any]:
+    def _trained_by(
+        self, task: str, recipe: Recipe, rates: Sequence[float], router: Path | None, seed: int
+    ) -> dict[str, Any]:
         """Provenance of a training. router: of the routers by which the experts are chosen."""
         chosen_by = None if router is None else provenance(model=self.model, delta=router)["delta"]
         train, dev = (self._read(task, split)[1] for split in ("train", "dev"))
-        facts = {"task": task, "rates": list(rates), "routers": chosen_by, "data": train, "dev": dev}
+        experts = None if recipe.experts is None else recipe.experts.told
+        facts = {"task": task, "rates": list(rates), "chosen": experts, "routers": chosen_by, "data": train, "dev": dev}
         return provenance(model=self.model, seed=seed, facts=facts | self._settings())
 
     def answers(self, task: str, tuned: Path | None = None) -> pd.DataFrame:
@@ -238,9 +241,9 @@ def _name(task: str) -> str:
     return last if last == task else f"{last}-{hashlib.sha256(task.encode()).hexdigest()[:8]}"
 
 
-def _made_by(folder: Path, made_by: dict[str, Any]) -> bool:
+def _holds(folder: Path, made_by: dict[str, Any]) -> bool:
     """Whether a delta checkpoint with this provenance, whatever the command, is in the folder."""
     if not (folder / FACTS_FILE).exists():
         return False
-    kept = read_facts(folder)
-    return all(kept.get(name) == value for name, value in made_by.items() if name != "command")
+    facts = read_facts(folder)
+    return all(facts.get(name) == value for name, value in made_by.items() if name != "command")

@@ -15,7 +15,7 @@ def main(
     """Write FOLDER/report.html: figures, numbers and provenance of a run on one page that works offline."""
     from moe_lens.report.page import build_report
 
-    print(f"wrote {build_report(folder, title=title)}")
+    console.say(f"wrote {build_report(folder, title=title)}")
 
 
 if __name__ == "__main__":

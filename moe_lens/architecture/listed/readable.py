@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from moe_lens.routing import SCORES, ScoringRule
+from moe_lens.routing import SCORE_FUNCTIONS, ScoringRule
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class ScoringRouter(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         logits = super().forward(hidden_states)
-        indices = SCORES[self.rule.score](logits).topk(self.top_k, dim=-1).indices
+        indices = SCORE_FUNCTIONS[self.rule.score](logits).topk(self.top_k, dim=-1).indices
         return logits, self.rule.weights(logits, indices).to(hidden_states.dtype), indices
 
 

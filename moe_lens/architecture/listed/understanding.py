@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from moe_lens.architecture.listed.proof import relative_error, tolerance_of
 from moe_lens.architecture.listed.readable import BlockRouting, ChoosingRouter, Parts, ScoringRouter, choices_in
 from moe_lens.errors import MODEL_CRASHES, MoELensError
-from moe_lens.routing import SCORES, ScoringRule
+from moe_lens.routing import SCORE_FUNCTIONS, ScoringRule
 
 MOST_SELECTED = 32
 
@@ -52,11 +52,11 @@ ScaleFor = Callable[[Tensor, Tensor], float | None]
 def _scoring(logits: Tensor, scale_for: ScaleFor) -> list[tuple[type, dict[str, Any]]]:
     """All rules that turn `logits` [token, expert] into the choice that the block makes."""
     found: list[tuple[type, dict[str, Any]]] = []
-    for score in SCORES:
+    for score in SCORE_FUNCTIONS:
         for renormalizes in (False, True):
             rule = ScoringRule(score, renormalizes)
             for k in range(1, min(logits.shape[-1], MOST_SELECTED) + 1):
-                indices = SCORES[score](logits).topk(k, dim=-1).indices
+                indices = SCORE_FUNCTIONS[score](logits).topk(k, dim=-1).indices
                 scale = scale_for(indices, rule.weights(logits, indices))
                 if scale is not None:
                     found.append((ScoringRouter, {"rule": replace(rule, scale=scale), "top_k": k}))
