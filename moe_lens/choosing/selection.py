@@ -120,7 +120,7 @@ class Share(Selection):
 
     @property
     def name(self) -> str:
-        return f"{self.score.name}:p={self.p!r}"
+        return f"{self.score.name}:p={self.p:.15g}"
 
     @property
     def family(self) -> str:

@@ -68,7 +68,8 @@ class NamedExperts:
             base = replace(self._opening, model=self._scoring.base or self._opening.model, delta=None)
             opened = cache(base.load)
             facts = self._opening.facts(lens)
-            if self._scoring.base is not None:  # its name does not tell its weights
+            if self._scoring.base is not None and any(score.needs_base for score in self.scores):
+                # its name does not tell its weights
                 facts |= {"base": portable(self._scoring.base), "base_weights": weights_digest(opened().module)}
             made_by = provenance(model=self._opening.model, delta=self._opening.delta, data=examples, facts=facts)
             models = Models.opened(opened, lens)

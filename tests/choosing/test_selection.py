@@ -61,7 +61,8 @@ def test_every_form_is_read_as_what_it_says(text, selections):
 def test_every_score_can_be_named_and_tells_which_models_it_asks_for():
     for name, score in SCORES.items():
         assert parse(f"{name}:3") == (Top(score, 3),)
-        assert parse_one(f"{name}:p=0.5") == Share(score, 0.5)
+        if score.sums_to_one:
+            assert parse_one(f"{name}:p=0.5") == Share(score, 0.5)
         assert scores_of(parse(f"{name}:3")) == [score]
     asked = {name: (score.needs_base, score.needs_tuned) for name, score in SCORES.items()}
     assert [asked[name] for name in ("ce", "oe", "ce-gain", "esft-gate", "reap")] == [
@@ -158,6 +159,9 @@ def test_within_layers_a_literal_is_called_by_what_is_left_of_it(ground, tmp_pat
         ("ce:q=0.2", "or ce:p=0.2 for the highest"),
         ("ce:p=0", "above 0 and at most 1; got 'ce:p=0'"),
         ("ce:p=1.5", "above 0 and at most 1; got 'ce:p=1.5'"),
+        ("reap:p=0.2", "reap is no score whose sum over a layer is 1.*take reap:N, or p of a score such as esft-gate"),
+        ("ean:p=1", "ean is no score whose sum"),
+        ("ce-gain:p=0.2", "ce-gain is no score whose sum"),
         ("random", "random:N,M with whole numbers, such as random:4; got 'random'"),
         ("random:p=0.2", "such as random:4; got"),
         ("random:0", "random:N takes N from 1"),
@@ -191,7 +195,7 @@ def test_an_unknown_word_is_told_all_that_there_is():
 
 def test_one_set_is_one():
     assert parse_one("ce:2") == Top(SCORES["ce"], 2)
-    with pytest.raises(MoELensError, match="expected one set of experts; 'ce:1,2' names 2"):
+    with pytest.raises(MoELensError, match="'ce:1,2' names 2: name one of them"):
         parse_one("ce:1,2")
 
 

@@ -1,5 +1,6 @@
 """Groups of options: one parameter of a command, one option for each of their fields."""
 
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -10,10 +11,17 @@ import pytest
 from typer import Option
 
 import moe_lens
+import moe_lens.doctor
+import moe_lens.evaluate
+import moe_lens.intervene
+import moe_lens.tune
 from moe_lens import MoELensError
+from moe_lens.checks import CHECKS
 from moe_lens.commands import console
 from moe_lens.commands.groups import grouped
 from moe_lens.commands.options import Opening, Reading
+from moe_lens.commands.stages import ESFT_DEFAULT
+from moe_lens.lens import MODES
 from moe_lens.progress import is_quiet, progress_bar
 
 
@@ -121,3 +129,19 @@ def test_quiet_holds_for_the_command_alone(monkeypatch, capsys):
     captured = capsys.readouterr()
     assert captured.out.splitlines() == ["result True True", "chatter", "result False False"]
     assert captured.err == ""
+
+
+@pytest.mark.parametrize("command", [moe_lens.doctor, moe_lens.evaluate, moe_lens.intervene, moe_lens.tune])
+def test_lists_that_helps_write_out_are_complete(command):
+    """Helps open no heavy room, so what they list is written down; here it is compared."""
+    helps = {
+        name: " ".join(info.help for info in parameter.annotation.__metadata__)
+        for name, parameter in signature(command.main).parameters.items()
+        if hasattr(parameter.annotation, "__metadata__")
+    }
+    if "checks" in helps:
+        assert helps["checks"] == f"With commas, of {', '.join(CHECKS)}; default all."
+    elif "mode" in helps:
+        assert [mode for mode in re.findall(r"[a-z]+", helps["mode"]) if mode in MODES] == list(MODES)
+    else:
+        assert f"for esft {ESFT_DEFAULT}." in helps["experts"]

@@ -1,6 +1,7 @@
 """The masking commands: what --experts, --compare and --mask name, on which model scores are measured, and files."""
 
 import json
+import shutil
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -112,6 +113,28 @@ def test_a_tuned_model_is_compared_with_the_base_beside_it(run, tuned):
     for name in ("ce", "oe", "ce-gain"):
         first, second = (read_table(folder / f"score-{name}.parquet") for folder in (delta, whole))
         assert first["score"].to_numpy() == pytest.approx(second["score"].to_numpy())
+
+
+def test_a_base_beside_it_is_known_by_its_weights_and_read_in_the_same_batches(run, tuned, tmp_path, monkeypatch):
+    """Another model came to lie in the folder: what was measured on the first is not taken for the second's."""
+    sizes = []
+    measure = MoELens.measure
+
+    def noted(lens, *rest, batch_size=None, **more):
+        sizes.append(batch_size)
+        return measure(lens, *rest, batch_size=batch_size, **more)
+
+    monkeypatch.setattr(MoELens, "measure", noted)
+    base = tmp_path / "base"
+    line = f"--model {tuned / 'merged'} --base {base} --mask oe:2 --batch-size 3"
+    own = MoELens.from_pretrained("organism")
+    own.module.save_pretrained(base)
+    own.tokenizer.save_pretrained(base)
+    first = read_table(run(evaluate, line) / "score-oe.parquet")["score"].to_numpy()
+    shutil.copytree(tuned / "merged", base, dirs_exist_ok=True)
+    second = read_table(run(evaluate, line) / "score-oe.parquet")["score"].to_numpy()
+    assert sizes == [3, 3]
+    assert first != pytest.approx(second)
 
 
 def test_scores_are_kept_and_those_of_other_examples_are_not_taken_over(run, tuned, monkeypatch):
@@ -270,7 +293,7 @@ def test_bad_input_ends_with_one_message(wrong, says, tmp_path, monkeypatch, cap
     assert not Path("out").exists()
 
 
-@pytest.mark.parametrize("words", ["ce:2 oe:2", "ce-gain:2", "ce:2 reap:2", "0:1 ce-gain-last:p=0.2"])
+@pytest.mark.parametrize("words", ["ce:2 oe:2", "ce-gain:2", "ce:2 reap:2", "0:1 ce-gain-last:2"])
 @pytest.mark.parametrize(("command", "option"), [(evaluate, "--mask"), (intervene, "--experts")])
 def test_scores_that_compare_need_the_other_model(command, option, words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

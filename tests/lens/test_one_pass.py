@@ -76,6 +76,7 @@ def sorted_table(statistic: Statistic, *key: str) -> pd.DataFrame:
 def test_an_answers_statistic_beside_it_changes_no_count_of_prompts(lens, positions):
     own = lambda: (ExpertUsage(positions=positions), SelectedExperts(positions))  # noqa: E731
     answers = AnswerProbability(lens.project_on_vocab)
+    assert (answers.needs | own()[0].needs).positions == answers.needs.positions, "routing is kept everywhere anyway"
     usage, selected, _ = lens.measure(EXAMPLES, *own(), answers, batch_size=2, progress=False)
     usage_alone, selected_alone = lens.measure(EXAMPLES, *own(), batch_size=2, progress=False)
     pd.testing.assert_frame_equal(usage.table(), usage_alone.table(), rtol=0, atol=1e-12)
@@ -147,7 +148,8 @@ def test_needs_add_up_and_know_what_lies_in_an_answer():
     assert not routing.with_answer
     assert attention.with_answer
     both = routing | attention
-    assert both == Needs(frozenset({"routing", "attention"}), frozenset({"all", (0, 1)}), with_answer=True)
+    assert both == Needs(frozenset({"routing", "attention"}), frozenset({(0, 1)}), with_answer=True)
+    assert Needs.of({"routing", "moe_output"}, "all", "last").positions == {"all", "last"}
     assert [Needs.of(set(), one).with_answer for one in ("last", (-1, 0), "decode", "answer", (2,))] == [
         False, False, True, True, True,
     ]  # fmt: skip

@@ -16,7 +16,7 @@ import pytest
 
 from moe_lens import ExpertSet, ExpertUsage, MoELens
 from moe_lens.causal.evaluation import answer_table
-from moe_lens.choosing import planted_experts
+from moe_lens.choosing import Given, planted_experts
 from moe_lens.choosing.selection import parse_one
 from moe_lens.commands.options import BaseOpening, Reading
 from moe_lens.data import TEMPLATES, encode, load_examples
@@ -234,6 +234,15 @@ def test_context_faithful_experts_are_those_of_the_seeds_own_routers(tmp_path):
         router = here.trained("swap", ROUTER, seed)
         [usage] = here.open(router).measure(here.examples("swap", "train"), ExpertUsage())
         chosen = ExpertSet.top(usage.table(), 2)
+        rows = read_facts(folder)["rows"]
+        assert {tuple(ids) for name, ids in rows.items() if ".layers.1." in name} == {chosen[1]}
+
+
+@pytest.mark.slow
+def test_experts_that_came_to_be_others_under_one_name_are_trained_anew(tmp_path):
+    here = study(tmp_path, "swap")
+    for chosen in (ExpertSet.of({1: [3, 5]}), ExpertSet.of({1: [7]})):
+        folder = here.trained("swap", training("listed", Given(chosen, called="mine")))
         rows = read_facts(folder)["rows"]
         assert {tuple(ids) for name, ids in rows.items() if ".layers.1." in name} == {chosen[1]}
 
