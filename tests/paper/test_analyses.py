@@ -67,7 +67,7 @@ def test_scores_are_compared_with_both_truths(tmp_path):
     assert scores["auc"].between(0, 1).all()
     assert scores["spearman"].between(-1, 1).all()
     masks = read_table(tmp_path / "scores" / "masks.parquet")
-    assert set(masks["intervention"]) == {"none", "strongest", "planted", "random#0", "random#1"}
+    assert set(masks["intervention"]) == {"none", "strongest", "planted", "random:4#0", "random:4#1"}
     effects = read_table(tmp_path / "scores" / "effects.parquet")
     assert len(effects) == 2 * 4 * 16
 

@@ -246,7 +246,7 @@ def test_two_processes_agree_with_one_also_split_and_resumed(tokenizer, tmp_path
     lens = fresh(tokenizer, num_hidden_layers=2)
     losses = log_table(train(lens, names=list(values(lens))))["loss"].to_numpy()
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
-    paths = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
+    paths = os.pathsep.join([str(TESTS.parent), os.environ.get("PYTHONPATH", "")])  # for its conftest
     run = subprocess.run(
         [*command, TESTS / "two_processes.py", tmp_path],
         env=os.environ | {"PYTHONPATH": paths, "CUDA_VISIBLE_DEVICES": ""},
