@@ -93,7 +93,7 @@ def _outputs(
     """One unit's outputs: read where its part was made in the same way, else computed, and kept."""
     part = None if run.out is None else run.out / "parts" / unit.file()
     made_by = run.provenance | {
-        "interventions": [intervention.digest for intervention in interventions],
+        "interventions": [intervention.digest for intervention in interventions if part],
         "template": lens.template.facts(),
         "batch_size": run.batch_size,
         "max_new_tokens": run.max_new_tokens,

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from moe_lens.architecture import MoEArchitecture
 from moe_lens.errors import MoELensError
-from moe_lens.lens.interventions.protocol import Intervention
+from moe_lens.lens.interventions.protocol import Intervention, OnExperts
 from moe_lens.routing import Routing
 
 
@@ -30,8 +30,7 @@ class Rows(Intervention):
                 f"{len(routing.indices)}"
             )
         logits, indices, weights = routing.logits.clone(), routing.indices.clone(), routing.weights.clone()
-        for intervention in self._distinct():
-            rows = [i for i, own in enumerate(self.interventions) if own == intervention]
+        for intervention, rows in self._rows_of().values():
             edited = intervention(layer, Routing(logits[rows], indices[rows], weights[rows]))
             logits[rows], indices[rows], weights[rows] = edited.logits, edited.indices, edited.weights
         return Routing(logits, indices, weights)
@@ -53,7 +52,16 @@ class Rows(Intervention):
             intervention.check(architecture)
 
     def _distinct(self) -> list[Intervention]:
-        return list(dict.fromkeys(own for own in self.interventions if own is not None))
+        return [intervention for intervention, _ in self._rows_of().values()]
+
+    def _rows_of(self) -> dict[object, tuple[Intervention, list[int]]]:
+        """Each different intervention with its rows; one of the user's own is equal to itself only."""
+        found: dict[object, tuple[Intervention, list[int]]] = {}
+        for row, own in enumerate(self.interventions):
+            if own is not None:
+                key = own if isinstance(own, OnExperts) else id(own)
+                found.setdefault(key, (own, []))[1].append(row)
+        return found
 
     def __repr__(self) -> str:
         return f"Rows({len(self.interventions)} rows, {len(self._distinct())} different interventions)"

@@ -1,10 +1,9 @@
 """What every intervention is: a change of routing, told from others by what it holds; and the check of several."""
 
-import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -12,6 +11,7 @@ from torch import Tensor
 from moe_lens.architecture import MoEArchitecture
 from moe_lens.errors import MoELensError
 from moe_lens.experts import ExpertSet, expect_experts
+from moe_lens.lens.interventions.digests import digest_of, held
 from moe_lens.routing import Routing
 
 
@@ -19,7 +19,7 @@ class Intervention:
     """A change of routing: `excluded` experts cannot be selected, then the call edits what was decided.
 
     A subclass is a dataclass, `@dataclass(frozen=True, eq=False, repr=False)`, of settings, tensors and other
-    interventions: `digest`, equality and a short repr follow from these.
+    interventions: `digest`, equality and a short repr follow from these, and from the subclass's own code.
     """
 
     @property
@@ -43,22 +43,19 @@ class Intervention:
         """MoELensError unless the model has the layers and experts acted on."""
         raise NotImplementedError
 
-    @cached_property
+    @property
     def digest(self) -> str:
-        """sha256 over class, settings and tensors: what tells an intervention from others, also in kept results."""
-        found = hashlib.sha256()
-        _feed(found, f"{type(self).__module__}.{type(self).__qualname__}")
-        _feed(found, _held(self))
-        return found.hexdigest()
+        """What tells an intervention from others, also in kept results: see `digest_of`, which also says its errors."""
+        return digest_of(self)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Intervention) and self.digest == other.digest
+        return self is other or (isinstance(other, Intervention) and self.digest == other.digest)
 
     def __hash__(self) -> int:
         return hash(self.digest)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{name}={_brief(value)}' for name, value in _held(self).items())})"
+        return f"{type(self).__name__}({', '.join(f'{name}={_brief(value)}' for name, value in held(self).items())})"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -67,6 +64,7 @@ class OnExperts(Intervention):
 
     experts: ExpertSet
     mode: ClassVar[str]
+    digest = cached_property(digest_of)  # experts cannot change
 
     def __post_init__(self) -> None:
         expect_experts(self.experts)
@@ -139,39 +137,7 @@ def _expect_intervention(value: object) -> None:
         raise MoELensError(f"expected an intervention such as Zero(experts); got {value!r:.80}")
 
 
-def _held(intervention: Intervention) -> dict[str, Any]:
-    """What an intervention holds, by name: a dataclass's fields, or whatever attributes it has."""
-    return {name: value for name, value in sorted(vars(intervention).items()) if name != "digest"}
-
-
 def _brief(value: object) -> str:
     """A value in a few words: a tensor's dtype and shape, the beginning of what is long."""
     text = f"{value.dtype} {list(value.shape)}".removeprefix("torch.") if isinstance(value, Tensor) else repr(value)
     return text if len(text) <= 60 else f"{text[:60]}…"
-
-
-def _feed(found: "hashlib._Hash", value: object) -> None:
-    """Adds a value to a digest, whatever it is made of, so that different ones differ."""
-    match value:
-        case Intervention():
-            found.update(f"intervention {value.digest}\n".encode())
-        case Tensor():
-            found.update(f"tensor {value.dtype} {list(value.shape)}\n".encode())
-            found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-        case Mapping():
-            found.update(f"mapping {len(value)}\n".encode())
-            for name, inner in sorted(value.items(), key=lambda item: repr(item[0])):  # equal in whatever order
-                _feed(found, name)
-                _feed(found, inner)
-        case tuple() | list():
-            found.update(f"sequence {len(value)}\n".encode())
-            for inner in value:
-                _feed(found, inner)
-        case None | str() | int() | float() | bool() | ExpertSet():
-            text = repr(value) if not isinstance(value, ExpertSet) else f"experts {value}"
-            found.update(f"{type(value).__name__} {len(text)} {text}\n".encode())
-        case _:
-            raise MoELensError(
-                "an intervention is told from others by what it holds: numbers, texts, tensors, experts, or tuples "
-                f"and mappings of them; got {type(value).__name__}"
-            )
