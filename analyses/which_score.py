@@ -29,13 +29,14 @@ def main(
     routers: Annotated[Path, Option(help="Folder with router-SEED/ from moe_lens.organism.measure.")],
     out: Annotated[Path, Option(help="Folder for scores.parquet, effects.parquet and masks.parquet.")],
     model: Annotated[str, Option(help="organism:planted or organism.")] = "organism:planted",
-    size: Annotated[int, Option(help="Experts per layer that each score chooses.")] = 4,
-    n_random: Annotated[int, Option(help="Random sets to compare with.")] = 20,
-    limit: Annotated[int | None, Option(help="Use the first so many examples of each split only.")] = None,
+    size: Annotated[int, Option(min=1, help="Experts per layer that each score chooses.")] = 4,
+    n_random: Annotated[int, Option(min=0, help="Random sets to compare with.")] = 20,
+    limit: Annotated[int | None, Option(min=1, help="Use the first so many examples of each split only.")] = None,
 ) -> None:
     """Score all experts, compare the scores with both truths, and mask what each score chooses."""
     train, dev, test = (load_examples("swap", split=split, limit=limit) for split in ("train", "dev", "test"))
-    deltas = {int(folder.name.removeprefix("router-")): folder for folder in routers.glob("router-*")}
+    named = {folder.name.removeprefix("router-"): folder for folder in routers.glob("router-*")}
+    deltas = {int(seed): folder for seed, folder in named.items() if seed.isdigit()}
     if not deltas:
         raise MoELensError(f"no router-SEED folders in {routers}; run python -m moe_lens.organism.measure first")
     planted = planted_experts(model) if has_planted(model) else None

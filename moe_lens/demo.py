@@ -13,10 +13,10 @@ def main(
     model: Annotated[
         str, Option(help="organism:planted (the experts that read are known) or organism.")
     ] = "organism:planted",
-    learning_rate: Annotated[float, Option(help="Of the router tuning.")] = 2e-2,
-    epochs: Annotated[int, Option(help="Passes over the training questions.")] = 2,
-    limit: Annotated[int, Option(help="Test questions per task.")] = 200,
-    n_random: Annotated[int, Option(help="Random sets of experts to compare with.")] = 8,
+    learning_rate: Annotated[float, Option(min=0, help="Of the router tuning.")] = 2e-2,
+    epochs: Annotated[int, Option(min=1, help="Passes over the training questions.")] = 2,
+    limit: Annotated[int, Option(min=1, help="Test questions per task.")] = 200,
+    n_random: Annotated[int, Option(min=0, help="Random sets of experts to compare with.")] = 8,
 ) -> None:
     """Tune the routers of a model that ignores its context, find the experts that now read it, and mask them.
 

@@ -62,7 +62,7 @@ def main(
             --experts ce:1,2,4 --compare oe:1,2,4 --control random:20 --mode zero --out RUN/masking
     """
     from moe_lens.choosing.masking import mask
-    from moe_lens.commands.masked import leave_masked
+    from moe_lens.commands.masking_results import leave_masked
     from moe_lens.commands.named_experts import NamedExperts
     from moe_lens.results import provenance, refuse_another_run
 

@@ -48,6 +48,11 @@ def is_quiet() -> bool:
     return bool(os.environ.get(QUIET))
 
 
+def no_bars_of_others() -> None:
+    """transformers, huggingface_hub and datasets draw no bars of their own; to be said before they are imported."""
+    os.environ.update({"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"})
+
+
 @contextmanager
 def quietly() -> Iterator[None]:
     """Inside the block, and in processes started there, no bar is shown and nothing said."""

@@ -285,7 +285,7 @@ CHECKS: dict[str, Check] = {
 """All checks by name, in the order in which they are run."""
 
 PASSES = {
-    "capture": 3 + len(CAPTURES), "weights_rule": 1, "zero": 4, "renormalize": 4, "reroute": 4,
+    "capture": 2, "weights_rule": 1, "zero": 4, "renormalize": 4, "reroute": 4,
     "generate": 1 + 2 * NEW_TOKENS, "attention": 3, "expert_outputs": 2, "logit_lens": 2,
 }  # fmt: skip
-"""Forward passes of the model that each check takes at most, for saying beforehand what it will cost."""
+"""Forward passes that each check takes, for saying beforehand what they will cost; a refusal takes some more."""

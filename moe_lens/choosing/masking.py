@@ -56,8 +56,10 @@ def mask(
 
     mode: one of `moe_lens.lens.interventions.MODES`. controls: random sets for every shape among the choices, 0 for
     none. seed: of these, the bootstrap and the permutation tests. out, made_by: as in `evaluate`, where parts are kept.
-    Every choice is checked before the first is answered; MoELensError for experts the model lacks or cannot spare.
+    Every choice is checked before the first is answered; MoELensError for experts the model lacks or cannot spare. One
+    that is there twice counts once.
     """
+    chosen = expect_choices(chosen)
     sets = [*chosen, *random_controls(chosen, controls, n_experts=lens.architecture.n_experts, seed=seed)]
     answers = evaluate(
         lens,
@@ -69,6 +71,18 @@ def mask(
         made_by=None if made_by is None else made_by | {"mode": mode},
     ).answers
     return Masked(answers, masking_rows(answers, sets, mode, seed=seed))
+
+
+def expect_choices(chosen: Iterable[Choice]) -> list[Choice]:
+    """The choices, each once; MoELensError for what is none."""
+    found = [chosen] if isinstance(chosen, (Choice, str)) or not isinstance(chosen, Iterable) else list(chosen)
+    for one in found:
+        if not isinstance(one, Choice):
+            raise MoELensError(
+                'expected choices of experts, as choices(parse("ce:4"), ground) gives them, or '
+                f"Choice(name, family, experts) of one's own; got {one!r:.80}"
+            )
+    return list(dict.fromkeys(found))
 
 
 def write_masked(found: Masked, out: Path, made_by: dict[str, Any]) -> list[str]:
@@ -89,7 +103,7 @@ def named(chosen: Iterable[Choice], mode: str) -> dict[str, Intervention]:
     mode: one of `MODES`. Raises MoELensError for another, and where one name stands for different experts.
     """
     check_mode(mode)
-    different = list(dict.fromkeys(chosen))
+    different = expect_choices(chosen)
     repeated = [name for name, count in Counter(choice.name for choice in different).items() if count > 1]
     if repeated:
         raise MoELensError(

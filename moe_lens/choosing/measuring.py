@@ -11,6 +11,7 @@ import pandas as pd
 
 from moe_lens.choosing.scores import Score
 from moe_lens.data import Example
+from moe_lens.errors import MoELensError
 from moe_lens.lens.delta import with_delta
 from moe_lens.lens.lens import MoELens
 from moe_lens.lens.needs import Statistic
@@ -58,8 +59,13 @@ def score_tables(
 
     Every statistic is measured once, in one pass for each model.
     out, made_by: a folder in which each score is kept as score-NAME.parquet under this provenance; one that is there
-        already, made in the same way, is not measured again.
+        already, made in the same way, is not measured again. MoELensError for the one without the other.
     """
+    if (out is None) != (made_by is None):
+        raise MoELensError(
+            "out and made_by belong together: a kept score is told from others by models, template and examples; give "
+            "both, such as made_by=moe_lens.results.provenance(model=…, data=examples), or neither"
+        )
     wanted = list(dict.fromkeys(scores))
     files = {score: None if out is None else out / f"score-{score.name}.parquet" for score in wanted}
     told = {score: {**(made_by or {}), **_facts(score)} for score in wanted}

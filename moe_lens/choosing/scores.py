@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from moe_lens.lens.needs import Statistic
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Score:
     """A number for every expert by which they are ranked; a new one is an entry of SCORES.
 
@@ -25,6 +25,9 @@ class Score:
     statistic: "Callable[[], Statistic]"
     column: str = "score"
     sums_to_one: bool = False
+
+    def __repr__(self) -> str:
+        return f"Score({self.name!r}, {self.about!r}, of={self.of!r})"
 
     @property
     def needs_base(self) -> bool:

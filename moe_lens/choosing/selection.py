@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from moe_lens.architecture import MoEArchitecture
+from moe_lens.causal.evaluation import UNMASKED
 from moe_lens.choosing.planted import planted_experts
 from moe_lens.choosing.scores import SCORES, Score
 from moe_lens.errors import MoELensError
@@ -32,6 +33,15 @@ class Ground:
     _: KW_ONLY
     seed: int = 0
     layers: Sequence[int] | None = None
+
+    def table(self, score: Score) -> pd.DataFrame:
+        """The score of every expert; MoELensError where it was not measured."""
+        if score.name not in self.tables:
+            raise MoELensError(
+                f"experts are ranked by {score.name}, which was not measured: give its table, of score_tables([SCORES"
+                f"[{score.name!r}]], …); given are {', '.join(self.tables) or 'none'}"
+            )
+        return self.tables[score.name]
 
 
 class Selection(ABC):
@@ -83,8 +93,7 @@ class Top(Selection):
     size: int
 
     def __post_init__(self) -> None:
-        if self.size < 1:
-            raise MoELensError(f"{self.score.name}:N takes N from 1; got {self.name!r}")
+        _check_size(self)
 
     @property
     def name(self) -> str:
@@ -95,7 +104,7 @@ class Top(Selection):
         return self.score.name
 
     def experts(self, ground: Ground) -> ExpertSet:
-        return ExpertSet.top(ground.tables[self.score.name], self.size)
+        return ExpertSet.top(ground.table(self.score), self.size)
 
 
 @dataclass(frozen=True)
@@ -127,7 +136,7 @@ class Share(Selection):
         return self.score.name
 
     def experts(self, ground: Ground) -> ExpertSet:
-        table = ground.tables[self.score.name]
+        table = ground.table(self.score)
         return ExpertSet.cumulative(table.assign(score=table["score"].round(DECIMALS)), self.p)
 
 
@@ -139,8 +148,7 @@ class Random(Selection):
     score = None
 
     def __post_init__(self) -> None:
-        if self.size < 1:
-            raise MoELensError(f"random:N takes N from 1; got {self.name!r}")
+        _check_size(self)
 
     @property
     def name(self) -> str:
@@ -183,6 +191,8 @@ class Given(Selection):
 
     def __post_init__(self) -> None:
         expect_experts(self.chosen)
+        if ":" in self.called or self.called in (UNMASKED, "planted"):
+            raise MoELensError(f"experts cannot be called {self.called!r}, which has a meaning; give another name")
         if not self.chosen:
             raise MoELensError(f"{self.name!r} names no experts; expected one or more")
 
@@ -270,6 +280,12 @@ def choices(selections: Iterable[Selection], ground: Ground) -> list[Choice]:
 def scores_of(selections: Iterable[Selection]) -> list[Score]:
     """The scores by which any of the selections ranks experts, each once."""
     return list(dict.fromkeys(selection.score for selection in selections if selection.score is not None))
+
+
+def _check_size(selection: Top | Random) -> None:
+    """MoELensError unless so many experts of each layer can be chosen."""
+    if not isinstance(selection.size, int) or selection.size < 1:
+        raise MoELensError(f"{selection.name.partition(':')[0]}:N takes N from 1, whole; got {selection.name!r}")
 
 
 def _ranked_or_drawn(name: str, rest: str, text: str) -> Iterable[Selection]:

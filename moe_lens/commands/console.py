@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from inspect import cleandoc
@@ -33,11 +34,21 @@ def run(main: Callable[..., None]) -> None:
     """Runs a command line, as `grouped` makes it; bad input ends with its message and exit code 2, no traceback."""
     command = grouped(main)
     command.__doc__ = flowing(main.__doc__ or "")
+    usual, warnings.formatwarning = warnings.formatwarning, _warning
     try:
         typer.run(command)
     except MoELensError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    finally:
+        warnings.formatwarning = usual
+
+
+def _warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """A warning as a command says it: where in the code it comes from helps nobody there."""
+    return f"warning: {message}\n"
 
 
 def flowing(text: str) -> str:

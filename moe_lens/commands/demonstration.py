@@ -13,7 +13,7 @@ from moe_lens.choosing.planted import has_planted, planted_experts
 from moe_lens.choosing.scores import SCORES
 from moe_lens.choosing.selection import Ground, Planted, Selection, Top, choices
 from moe_lens.commands import console
-from moe_lens.commands.masked import leave_masked
+from moe_lens.commands.masking_results import leave_masked
 from moe_lens.data import load_examples
 from moe_lens.experts import ExpertSet
 from moe_lens.lens.delta import fingerprint

@@ -10,7 +10,7 @@ from typing import Annotated, Any, get_type_hints
 from typer import Exit, Option
 
 from moe_lens import __version__
-from moe_lens.progress import quietly
+from moe_lens.progress import is_drawn, no_bars_of_others, quietly
 
 
 def print_version(asked: bool) -> None:
@@ -44,6 +44,8 @@ def grouped(main: Callable[..., None]) -> Callable[..., None]:
     def command(**values: Any) -> None:
         for name, group in groups.items():
             values[name] = group(**{field.name: values.pop(field.name) for field in fields(group)})
+        if values[_COMMON.name].quiet or not is_drawn():
+            no_bars_of_others()
         with quietly() if values.pop(_COMMON.name).quiet else nullcontext():
             main(**values)
 

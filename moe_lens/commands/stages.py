@@ -13,7 +13,7 @@ from moe_lens.commands import console
 from moe_lens.data import Example
 from moe_lens.errors import MoELensError
 from moe_lens.experts import ExpertSet
-from moe_lens.lens.delta import restored, weights_digest, with_delta
+from moe_lens.lens.delta import changed_parameters, restored, weights_digest, with_delta
 from moe_lens.lens.lens import MoELens
 from moe_lens.report.plots import tuning_figure
 from moe_lens.results import data_digest, provenance, write_json, write_table
@@ -70,6 +70,12 @@ class Stage:
     def tuned_routers(self, folder: Path, rates: Sequence[float], delta: Path | None) -> Iterator[MoELens]:
         """Inside the block the lens's routers are tuned: those of `delta`, or else tuned now and kept in `folder`."""
         if delta is not None:
+            others = set(changed_parameters(delta)) - set(router_parameters(self.lens))
+            if others:
+                raise MoELensError(
+                    f"--router-delta takes tuned routers; the delta at {delta} changes {len(others)} parameters "
+                    f"that are no routers, such as {min(others)}"
+                )
             with with_delta(self.lens.module, delta, template=self.lens.template):
                 yield self.lens
             return

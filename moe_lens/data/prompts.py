@@ -124,12 +124,12 @@ def template_named(name: str | Path) -> PromptTemplate:
     """
     if str(name) in TEMPLATES:
         return TEMPLATES[str(name)]
-    path = Path(name)
-    if path.suffix not in (".json", ".toml"):
+    if not isinstance(name, (str, Path)) or Path(name).suffix not in (".json", ".toml"):
         raise MoELensError(
             f"a template is one of {', '.join(TEMPLATES)}, or a .json or .toml file with with_context, closed_book and "
             f"answer_cue; got {str(name)!r}"
         )
+    path = Path(name)
     try:
         text = path.read_text(encoding="utf-8")
         told = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)

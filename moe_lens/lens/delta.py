@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from moe_lens.data.prompts import PromptTemplate
+from moe_lens.data.prompts import TEMPLATES, PromptTemplate
 from moe_lens.errors import MoELensError
 from moe_lens.results import write_bytes, write_json
 
@@ -76,6 +76,15 @@ def save_delta(
     write_json(Path(folder) / FACTS_FILE, told)
 
 
+def changed_parameters(folder: str | Path) -> list[str]:
+    """The names of the parameters that a delta changes; MoELensError if `folder` holds no delta."""
+    try:
+        with safe_open(Path(folder) / TENSORS_FILE, "pt") as tensors:
+            return sorted(tensors.keys())
+    except (OSError, SafetensorError) as error:
+        raise MoELensError(f"expected a delta checkpoint at {str(folder)!r}: {error}") from None
+
+
 def read_facts(folder: str | Path) -> dict[str, Any]:
     """What `save_delta` was told, with the base's fingerprint; MoELensError if `folder` holds no delta."""
     path = Path(folder) / FACTS_FILE
@@ -123,7 +132,7 @@ def apply_delta(module: nn.Module, folder: str | Path, *, template: PromptTempla
     if template is not None and trained_with not in (None, template.facts()):
         warnings.warn(
             f"the delta at {str(folder)!r} was trained on prompts of another template than the model is asked with; "
-            f"open it with template=PromptTemplate(**{trained_with!r})",
+            f"open it with {_told(trained_with)}",
             stacklevel=3,  # whoever opens the model
         )
     parameters = _parameters(module, tensors)
@@ -136,12 +145,7 @@ def apply_delta(module: nn.Module, folder: str | Path, *, template: PromptTempla
 @contextmanager
 def with_delta(module: nn.Module, folder: str | Path, *, template: PromptTemplate | None = None) -> Iterator[None]:
     """Inside the block the module has this delta, as `apply_delta` puts it there; afterwards it is as before."""
-    try:
-        with safe_open(Path(folder) / TENSORS_FILE, "pt") as file:
-            names = list(file.keys())
-    except (OSError, SafetensorError) as error:
-        raise MoELensError(f"expected a delta checkpoint at {str(folder)!r}: {error}") from None
-    with restored(module, names):
+    with restored(module, changed_parameters(folder)):
         apply_delta(module, folder, template=template)
         yield
 
@@ -185,3 +189,11 @@ def _values(module: nn.Module, names: Collection[str], rows: Mapping[str, Sequen
                 "it belongs to a model of another size"
             )
     return {name: parameter[list(rows[name])] if name in rows else parameter for name, parameter in parameters.items()}
+
+
+def _told(template: Any) -> str:
+    """How to ask for the template of these texts."""
+    for name, known in TEMPLATES.items():
+        if known.facts() == template:
+            return f"template={name!r}, on the command line --template {name}"
+    return f"template=PromptTemplate(**{template!r})"

@@ -13,7 +13,7 @@ def main(
     out: Annotated[Path, Option(help="Folder for the tables and, in router-SEED/, the tuned routers.")],
     seeds: Annotated[str, Option(help="Seeds of the router tuning.")] = "0,1,2",
     split: Annotated[str, Option(help="The split that is answered.")] = "test",
-    limit: Annotated[int | None, Option(help="Use the first so many examples of each task and split only.")] = None,
+    limit: Annotated[int | None, Option(min=1, help="Use the first so many examples of each task and split.")] = None,
 ) -> None:
     """Answer every task with the base model and after router tuning on `swap`, at the best learning rate on dev.
 

@@ -57,7 +57,7 @@ def run(
         data: Annotated[str, Option(help="Tasks or data sets with train, dev and test splits, with commas.")] = tasks,
         out: Annotated[Path, Option(help="Run directory; scripts of the same one share their work.")] = RUN,
         limit: Annotated[int | None, Option(help="Use the first so many examples of each split only.")] = None,
-        test_limit: Annotated[int | None, Option(help="The same of the test split alone.")] = None,
+        test_limit: Annotated[int | None, Option(min=1, help="The same of the test split alone.")] = None,
         learning_rate: Annotated[
             str | None,
             Option(help=f"Tried in every tuning, with commas; the best on dev is kept. By default {TRIED}."),

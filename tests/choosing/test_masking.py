@@ -188,3 +188,16 @@ def test_a_set_is_no_control_of_itself():
 def test_where_a_shape_has_one_set_only_there_is_no_control():
     everything = Choice("all", "chosen", ExpertSet.of({0: range(4)}))
     assert random_controls([everything], 2, n_experts=4, seed=0) == []
+
+
+@pytest.mark.parametrize("given", ["ce:4", [ExpertSet.of({1: [2]})], [Zero(ExpertSet.of({1: [2]}))], None])
+def test_what_is_no_choice_is_refused(given, olmoe):
+    with pytest.raises(MoELensError, match="expected choices of experts, as choices"):
+        mask(olmoe, EXAMPLES, given, controls=0)
+
+
+def test_a_choice_that_is_there_twice_counts_once(olmoe):
+    one, other = (Choice(f"set {layer}", "chosen", ExpertSet.of({layer: [2]})) for layer in (0, 1))
+    once = mask(olmoe, EXAMPLES, [one, other], controls=1, max_new_tokens=2)
+    again = mask(olmoe, EXAMPLES, [one, other, one, one], controls=1, max_new_tokens=2)
+    pd.testing.assert_frame_equal(once.rows, again.rows)

@@ -9,7 +9,7 @@ import torch
 from test_methods import TEXTS
 from training_cases import EXAMPLES, fresh
 
-from moe_lens import SCORES, ExpertSaliency, ExpertSet, ExpertUsage, MoELens
+from moe_lens import SCORES, ExpertSaliency, ExpertSet, ExpertUsage, MoELens, MoELensError
 from moe_lens.choosing import Ground, Models, Score, Top, choices, parse, score_tables
 from moe_lens.lens.delta import with_delta
 from moe_lens.lens.needs import Needs
@@ -187,3 +187,9 @@ def test_one_model_may_stand_for_both(olmoe):
     tables = score_tables([SCORES["ce"], SCORES["ce-gain"], SCORES["oe"]], models, EXAMPLES)
     pd.testing.assert_frame_equal(tables["ce"], tables["oe"])
     assert not tables["ce-gain"]["score"].any()
+
+
+def test_what_is_kept_needs_a_provenance(models, tmp_path):
+    for wrong in ({"out": tmp_path}, {"made_by": {"model": "m"}}):
+        with pytest.raises(MoELensError, match="out and made_by belong together"):
+            score_tables([SCORES["ce"]], models, EXAMPLES, **wrong)

@@ -151,8 +151,8 @@ def test_within_layers_a_literal_is_called_by_what_is_left_of_it(ground, tmp_pat
         ("ce:1,,2", "with whole numbers"),
         ("ce:-1", "with whole numbers"),
         ("ce:1.5", "with whole numbers"),
-        ("ce:0", "takes N from 1; got 'ce:0'"),
-        ("ce:4,0", "takes N from 1; got 'ce:0'"),
+        ("ce:0", "takes N from 1, whole; got 'ce:0'"),
+        ("ce:4,0", "takes N from 1, whole; got 'ce:0'"),
         ("ce:p=", "or ce:p=0.2 for the highest"),
         ("ce:p=x", "or ce:p=0.2 for the highest"),
         ("ce:p=-1", "or ce:p=0.2 for the highest"),
@@ -164,7 +164,7 @@ def test_within_layers_a_literal_is_called_by_what_is_left_of_it(ground, tmp_pat
         ("ce-gain:p=0.2", "ce-gain is no score whose sum"),
         ("random", "random:N,M with whole numbers, such as random:4; got 'random'"),
         ("random:p=0.2", "such as random:4; got"),
-        ("random:0", "random:N takes N from 1"),
+        ("random:0", "random:N takes N from 1, whole"),
         ("best:4", "cannot read the experts 'best:4'"),
         ("planted:2", "cannot read the experts"),
         ("", "cannot read the experts ''"),
@@ -213,3 +213,25 @@ def test_what_is_given_in_python_is_a_set_of_experts(experts):
         Given(experts)
     with pytest.raises(MoELensError, match="names no experts"):
         Given(ExpertSet())
+
+
+def test_a_score_that_was_not_measured_is_asked_for_by_name(ground):
+    with pytest.raises(MoELensError, match=r"ranked by reap, which was not measured: .* given are ce, esft-token"):
+        chosen("reap:1", ground)
+
+
+@pytest.mark.parametrize("make", [lambda: Random(1.5), lambda: Top(SCORES["ce"], 2.5)])
+def test_sizes_are_whole(make):
+    with pytest.raises(MoELensError, match="takes N from 1, whole; got"):
+        make()
+
+
+@pytest.mark.parametrize("called", ["none", "planted", "random:2", "ce:4"])
+def test_experts_are_not_called_by_what_means_something_else(called):
+    with pytest.raises(MoELensError, match=f"cannot be called '{called}'"):
+        Given(ExpertSet.of({1: [2]}), called)
+
+
+def test_a_score_is_shown_in_a_line():
+    assert repr(parse_one("ce:4")).startswith("Top(score=Score('ce', 'context-dependence ratio")
+    assert "lambda" not in repr(SCORES)

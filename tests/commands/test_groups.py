@@ -2,6 +2,7 @@
 
 import re
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from inspect import signature
@@ -145,3 +146,18 @@ def test_lists_that_helps_write_out_are_complete(command):
         assert [mode for mode in re.findall(r"[a-z]+", helps["mode"]) if mode in MODES] == list(MODES)
     else:
         assert f"for esft {ESFT_DEFAULT}." in helps["experts"]
+
+
+def test_a_warning_is_one_line(monkeypatch, capsys):
+    def main() -> None:
+        warnings.warn("it is late", stacklevel=1)
+
+    usual = warnings.formatwarning
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = lambda message, category, filename, lineno, file=None, line=None: sys.stderr.write(
+            warnings.formatwarning(message, category, filename, lineno, line)
+        )
+        assert asked(main, "", monkeypatch) == 0
+    assert capsys.readouterr().err == "warning: it is late\n"
+    assert warnings.formatwarning is usual

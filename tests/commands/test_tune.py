@@ -101,7 +101,7 @@ def test_esft_takes_the_most_used_experts_of_the_base_until_their_scores_reach_p
     assert read_facts(tmp_path / "gate")["method"] == "esft"
 
 
-def test_ceft_tunes_routers_first_or_takes_tuned_ones_to_the_same_end(command, home, tmp_path):
+def test_ceft_tunes_routers_first_or_takes_tuned_ones_to_the_same_end(command, home, tmp_path, capsys):
     both, routers, experts = tmp_path / "both", tmp_path / "routers", tmp_path / "experts"
     command(f"--method ceft --experts ce:2 --router-rate 5e-2 --out {both}")
     command(f"--method router --learning-rate 5e-2 --out {routers}")
@@ -115,6 +115,10 @@ def test_ceft_tunes_routers_first_or_takes_tuned_ones_to_the_same_end(command, h
     before = (both / "score-ce.parquet").stat().st_mtime_ns, (both / TENSORS_FILE).read_bytes()
     command(f"--method ceft --experts ce:2 --router-rate 5e-2 --out {both}")  # again: nothing is left to do
     assert ((both / "score-ce.parquet").stat().st_mtime_ns, (both / TENSORS_FILE).read_bytes()) == before
+    with pytest.raises(SystemExit) as ended:
+        command(f"--method ceft --experts ce:2 --router-delta {experts} --out {tmp_path / 'none'}")
+    assert ended.value.code == 2
+    assert "--router-delta takes tuned routers; the delta" in capsys.readouterr().err
 
 
 def test_any_score_chooses_what_learns_and_is_kept(command, home, tmp_path):
@@ -260,7 +264,7 @@ def test_bad_options_end_with_a_message_and_exit_code_2(command, tmp_path, capsy
         ("--method esft --experts esft-token:p=x", "or esft-token:p=0.2 for the highest"),
         ("--method esft --experts esft-token:p=2", "above 0 and at most 1; got 'esft-token:p=2'"),
         ("--method ceft --experts ce:x", "with whole numbers, such as ce:4"),
-        ("--method ceft --experts ce:1,2", "expected one set of experts; 'ce:1,2' names 2"),
+        ("--method ceft --experts ce:1,2", "'ce:1,2' names 2: name one of them"),
         ("--method ceft --experts nonsense", "cannot read the experts"),
         ("--template nonsense", "a template is one of figure-10, plain"),
         ("--lora-rank -1", "rank = -1"),

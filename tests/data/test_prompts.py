@@ -120,6 +120,8 @@ def test_an_unknown_name_is_told_the_names_and_the_files():
         MoELensError, match=r"one of figure-10, plain, or a \.json or \.toml file with .*; got 'fig-10'"
     ):
         template_named("fig-10")
+    with pytest.raises(MoELensError, match=r"a template is one of figure-10, plain, or .*; got 'None'"):
+        template_named(None)
 
 
 TEXTS = '"with_context": "{context} {question}", "closed_book": "{question}"'

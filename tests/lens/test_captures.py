@@ -120,7 +120,7 @@ def test_a_family_without_shared_experts_has_no_such_layers(olmoe):
     [record] = olmoe.records(TEXTS, capture=("shared_output", "router_input"), progress=False)
     assert record.shared_output == {}
     assert tuple(record.router_input) == olmoe.architecture.moe_layers
-    with pytest.raises(MoELensError, match="the record holds no shared_output"):
+    with pytest.raises(MoELensError, match="this model has no shared_output: no layer of it gives any"):
         record.expect({"shared_output", "router_input"})
 
 

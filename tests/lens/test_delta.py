@@ -70,19 +70,22 @@ def test_a_lens_opens_with_a_delta(base, tuned, folder, tokenizer):
 
 
 def test_a_delta_opened_under_another_template_warns(base, tuned, names, tokenizer, tmp_path):
-    for folder, facts in (("plain", {"template": TEMPLATES["plain"].facts()}), ("untold", {})):
+    own = PromptTemplate("{context}\n\n{question}", "{question}", "\n=")
+    used = {"plain": {"template": TEMPLATES["plain"].facts()}, "own": {"template": own.facts()}, "untold": {}}
+    for folder, facts in used.items():
         save_delta(tuned, names, tmp_path / folder, facts=facts, fingerprint=fingerprint(base, names))
 
     def opened(folder, **asked):
         return MoELens.from_pretrained(copy.deepcopy(base), tokenizer, delta=tmp_path / folder, **asked)
 
-    with pytest.warns(
-        UserWarning, match=r"prompts of another template .*template=PromptTemplate\(\*\*(\{.*\})\)"
-    ) as seen:
-        lens = opened("plain")
+    with pytest.warns(UserWarning, match=r"another template .*template=PromptTemplate\(\*\*(\{.*\})\)") as seen:
+        opened("own")
     [warning] = seen
     told = str(warning.message).partition("PromptTemplate(**")[2].removesuffix(")")
-    assert PromptTemplate(**ast.literal_eval(told)) == TEMPLATES["plain"]
+    assert PromptTemplate(**ast.literal_eval(told)) == own
+    with pytest.warns(UserWarning, match="open it with template='plain', on the command line --template plain") as seen:
+        lens = opened("plain")
+    [warning] = seen
     assert lens.template is FIGURE_10
     assert warning.filename == __file__
     with warnings.catch_warnings():

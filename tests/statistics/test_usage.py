@@ -192,7 +192,7 @@ def test_the_table_is_a_snapshot_and_records_are_left_alone():
     pd.testing.assert_frame_equal(first, kept)
     assert torch.equal(whole.routing[1].weights.nan_to_num(), before.nan_to_num())
     assert isinstance(usage, Statistic)
-    assert usage.needs == Needs(frozenset({"routing"}), frozenset({"all"}))
+    assert usage.needs == Needs(frozenset({"routing"}))
 
 
 def test_misuse_is_refused():

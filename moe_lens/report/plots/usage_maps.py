@@ -60,7 +60,7 @@ def _usage_map(table: pd.DataFrame) -> go.Figure:
     if "planted" not in table.columns:
         return usage_figure(table)
     planted = table.loc[table["planted"], ["layer", "expert"]].drop_duplicates()
-    return usage_figure(table, planted, marks_label="planted")
+    return usage_figure(table, planted, marks_label="planted") if len(planted) else usage_figure(table)
 
 
 def _score_map(table: pd.DataFrame) -> go.Figure:
