@@ -9,6 +9,7 @@ from typing import Annotated
 from typer import Argument, Option
 
 from moe_lens.commands import console
+from moe_lens.errors import MoELensError
 from moe_lens.report.contents import draw
 from moe_lens.results import read_table, write_bytes
 
@@ -22,7 +23,11 @@ def main(
     """Draw them, and print their captions: what each figure says of itself."""
     for table, name in FIGURES.items():
         figure = draw(Path(table).name, read_table(run / table))
-        write_bytes(out / name, figure.to_image(format=Path(name).suffix[1:], scale=2))
+        try:
+            picture = figure.to_image(format=Path(name).suffix[1:], scale=2)
+        except RuntimeError as error:  # kaleido's, where it finds no browser
+            raise MoELensError(f"pictures need kaleido and Chrome or Chromium: {str(error).strip():.200}") from None
+        write_bytes(out / name, picture)
         title = figure.layout.title
         print(f"{out / name}: {title.text}; {title.subtitle.text}".replace("<br>", " "))
 

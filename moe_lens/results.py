@@ -36,6 +36,8 @@ def write_table(table: pd.DataFrame, path: str | Path, provenance: dict[str, Any
 
 def read_table(path: str | Path) -> pd.DataFrame:
     """A table that `write_table` wrote; MoELensError if there is none."""
+    if not Path(path).exists():
+        raise MoELensError(f"there is no table {path}")
     try:
         return pq.read_table(path).to_pandas()
     except (OSError, pa.ArrowInvalid) as error:
@@ -61,8 +63,17 @@ def refuse_another_run(path: str | Path, provenance: dict[str, Any]) -> None:
     wanted, found = json.loads(_json(provenance)), read_provenance(path)
     differing = [name for name in ("model", "delta", "data") if wanted.get(name) != found.get(name)]
     if differing:
-        told = "; ".join(f"its {name} is {found.get(name)}, here it is {wanted.get(name)}" for name in differing)
+        told = "; ".join(
+            f"its {name} is {_brief(found.get(name))}, here it is {_brief(wanted.get(name))}" for name in differing
+        )
         raise MoELensError(f"{path} holds the results of another run: {told}. Choose another folder, or remove it")
+
+
+def _brief(fact: Any) -> str:
+    """What provenance says of a model, a delta or data, without the digits of digests that nobody reads."""
+    if not isinstance(fact, dict):
+        return str(fact)
+    return ", ".join(f"{name} {value[:8] if name == 'sha256' else value}" for name, value in fact.items())
 
 
 def read_if_made_by(path: str | Path | None, provenance: dict[str, Any]) -> pd.DataFrame | None:

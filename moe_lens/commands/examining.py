@@ -35,7 +35,7 @@ def examine(
     found = describe(skeleton, MoEArchitecture.of(skeleton))
     if not as_json:
         console.show(pd.DataFrame(in_words(found), columns=["what", "found"]), title=f"Found in {opening.model}")
-    console.note(f"weights: {_gigabytes(skeleton):.1f} GB in {found['dtype']}")
+    console.note(f"weights: {_gigabytes(skeleton):.2g} GB in {found['dtype']}")
     table = pd.DataFrame({"outcome": []})
     if not config_only:
         lens = opening.load()
