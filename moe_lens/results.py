@@ -36,8 +36,7 @@ def write_table(table: pd.DataFrame, path: str | Path, provenance: dict[str, Any
 
 def read_table(path: str | Path) -> pd.DataFrame:
     """A table that `write_table` wrote; MoELensError if there is none."""
-    if not Path(path).exists():
-        raise MoELensError(f"there is no table {path}")
+    _expect_file(path)
     try:
         return pq.read_table(path).to_pandas()
     except (OSError, pa.ArrowInvalid) as error:
@@ -46,6 +45,7 @@ def read_table(path: str | Path) -> pd.DataFrame:
 
 def read_provenance(path: str | Path) -> dict[str, Any]:
     """The provenance of a table that `write_table` wrote; MoELensError if it has none."""
+    _expect_file(path)
     try:
         labels = pq.read_schema(path).metadata or {}
     except (OSError, pa.ArrowInvalid) as error:
@@ -67,6 +67,11 @@ def refuse_another_run(path: str | Path, provenance: dict[str, Any]) -> None:
             f"its {name} is {_brief(found.get(name))}, here it is {_brief(wanted.get(name))}" for name in differing
         )
         raise MoELensError(f"{path} holds the results of another run: {told}. Choose another folder, or remove it")
+
+
+def _expect_file(path: str | Path) -> None:
+    if not Path(path).exists():
+        raise MoELensError(f"there is no table {path}")
 
 
 def _brief(fact: Any) -> str:
