@@ -82,7 +82,9 @@ def encode(
 ) -> Encoded:
     """The example's prompt as tokens; `with_answer` appends the first gold answer and end-of-sequence.
 
-    continuation: a text to append instead of the answer, with end-of-sequence; the spans stay those of the answers.
+    continuation: a text to append instead of the answer, with end-of-sequence; the spans stay those of the answers. One
+        that begins with white space, as a generated text does, follows the prompt as it is; an empty one is
+        end-of-sequence alone.
 
     A span holds every token that covers some of its characters: it decodes to its text, and to what else the tokens
     at its two ends hold, which mostly is the space before it. An answer, or a whole context, of which the tokenizer
@@ -164,10 +166,15 @@ def occurrences(answers: Sequence[str], context: str) -> list[slice]:
 def _answer_ids(
     answer: str, prompt: Prompt, prompt_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase
 ) -> list[int]:
-    """The tokens that follow the prompt's where the answer, with what leads up to it, does; and end-of-sequence."""
+    """The tokens that follow the prompt's where the answer, with what leads up to it, does; and end-of-sequence.
+
+    A continuation that has its white space already is led up to by nothing more.
+    """
     if tokenizer.eos_token_id is None:
         raise MoELensError("answers end with end-of-sequence, which this tokenizer lacks; set its eos_token")
-    text = prompt.answer_lead(tokenizer) + answer
+    if not answer:
+        return [tokenizer.eos_token_id]
+    text = answer if answer[0].isspace() else prompt.answer_lead(tokenizer) + answer
     ids = tokenizer(prompt.text + text, add_special_tokens=prompt.turn is None)["input_ids"]
     if ids[: len(prompt_ids)] == prompt_ids:
         return [*ids[len(prompt_ids) :], tokenizer.eos_token_id]

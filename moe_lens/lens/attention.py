@@ -70,7 +70,7 @@ class _RowsAttention:
         n_queries = query.shape[2]
         if not all(-n_queries <= row < n_queries for row in self._rows):
             raise MoELensError(f"attention rows must be among the {n_queries} positions; got {self._rows}")
-        rows = torch.tensor([row % n_queries for row in self._rows], device=query.device)
+        rows = torch.tensor([row % n_queries for row in self._rows], dtype=torch.int64, device=query.device)
         mask = _additive_mask(attention_mask, rows, query, key.shape[2])
         _, weights = eager(module, query[:, :, rows], key, value, mask, scaling=scaling, dropout=0.0, **options)
         return output, weights

@@ -22,7 +22,7 @@ TENSORS_FILE = "delta.safetensors"
 FACTS_FILE = "delta.json"
 NO_ROWS: Mapping[str, Sequence[int]] = MappingProxyType({})
 SAMPLED = 4096
-"""Of each parameter's values, about how many a `weights_digest` reads."""
+"""Of each parameter's values, about how many a `weights_digest` reads; more where an axis is longer."""
 
 
 def fingerprint(module: nn.Module, names: Collection[str], rows: Mapping[str, Sequence[int]] = NO_ROWS) -> str:
@@ -39,11 +39,10 @@ def fingerprint(module: nn.Module, names: Collection[str], rows: Mapping[str, Se
 
 
 def weights_digest(module: nn.Module) -> str:
-    """sha256 over some evenly spaced values of each parameter: tells models apart without reading all."""
+    """sha256 over some values from every row and column of each parameter: tells models apart without reading all."""
     digest = hashlib.sha256()
     for name, parameter in sorted(module.named_parameters()):
-        flat = parameter.detach().flatten()
-        sample = flat[:: max(1, len(flat) // SAMPLED)].cpu().contiguous()
+        sample = _sample(parameter.detach()).flatten().cpu().contiguous()
         digest.update(f"{name} {parameter.dtype} {list(parameter.shape)}\n".encode())
         digest.update(sample.view(torch.uint8).numpy().data)
     return digest.hexdigest()
@@ -161,6 +160,24 @@ def restored(module: nn.Module, names: Collection[str]) -> Iterator[None]:
         with torch.no_grad():
             for name, value in before.items():
                 own[name].copy_(value)
+
+
+def _sample(parameter: Tensor) -> Tensor:
+    """About SAMPLED of the values, at least one with each index along each axis; all where there are no more.
+
+    They lie on a Korobov lattice: along each axis evenly, and with the axes in different orders.
+    """
+    if parameter.numel() <= SAMPLED:
+        return parameter
+    bits = (max(SAMPLED, *parameter.shape) - 1).bit_length()
+    count = 1 << bits
+    step = int(count * 0.618) | 1  # odd, so that its multiples pass through all of the power of two
+    points = torch.arange(count)
+    places = [
+        (((points * pow(step, axis, count) & (count - 1)) * size) >> bits).to(parameter.device)
+        for axis, size in enumerate(parameter.shape)
+    ]
+    return parameter[tuple(places)]
 
 
 def _parameters(module: nn.Module, names: Collection[str]) -> dict[str, Tensor]:

@@ -136,6 +136,13 @@ class MoELens:
         lens.name = lens.name if isinstance(model, nn.Module) else str(model)
         return lens
 
+    def __deepcopy__(self, memo: object) -> "MoELens":
+        """MoELensError: interventions in a copy would act through the first lens, so not at all."""
+        raise MoELensError(
+            "expected one lens for each model; a MoELens cannot be copied with its model: open the model again with "
+            "MoELens.from_pretrained(…), or a copy of it with MoELens(copy.deepcopy(lens.module), lens.tokenizer)"
+        )
+
     def __repr__(self) -> str:
         under = f", under {', '.join(map(repr, self.interventions))}" if self.interventions else ""
         device = f"{str(self.module.dtype).removeprefix('torch.')} on {self.module.device}"

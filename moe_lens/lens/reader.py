@@ -108,9 +108,11 @@ class TraceReader:
             single = site.in_slots(call, self.model.get(site.outputs_module).output)
             return single.view(batch, width, k, -1)[:, rows]
         tokens = (torch.arange(batch, device=indices.device)[:, None] * width + rows).flatten()
-        arguments, named = site.each_selected(experts.inputs, None if kept is None else tokens)
+        run = tokens if len(tokens) else tokens.new_zeros(1)  # some experts cannot be called without any token
+        arguments, named = site.each_selected(experts.inputs, None if kept is None else run)
         outputs: Tensor = experts(*arguments, **named)
-        return outputs.reshape(batch, len(rows), k, -1)
+        single = outputs.reshape(len(run), k, -1)[: len(tokens)]
+        return single.reshape(batch, len(rows), k, single.shape[-1])
 
     def router_input(self, layer: int) -> Tensor:
         """What the router is given of each token, [batch, pos, d_model]."""

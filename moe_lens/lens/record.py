@@ -206,11 +206,12 @@ class Record:
         """Where each row's steps are along `row` of what was captured, int64 [batch, step], and which rows have them.
 
         steps: counted from the prompt's last token, as in `position_mask`. The second is bool [batch, step];
-        where it is False the place is that of another step. Raises MoELensError for a position that was not kept.
+        where it is False the place is that of another step, or 0 where no position was kept. Raises MoELensError for
+        a position that was not kept.
         """
         positions, present = step_positions(self.attention_mask, self.labels, steps)
-        places = torch.searchsorted(self.kept, positions).clamp(max=len(self.kept) - 1)
-        if not torch.equal(self.kept[places][present], positions[present]):
+        places = torch.searchsorted(self.kept, positions).clamp(max=max(0, len(self.kept) - 1))
+        if not torch.isin(positions[present], self.kept).all():
             raise MoELensError(
                 f"the record did not keep the positions of steps {tuple(steps)}; ask for positions={tuple(steps)}"
             )

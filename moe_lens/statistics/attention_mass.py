@@ -102,6 +102,8 @@ def attention_at(record: Record, steps: Sequence[int]) -> Iterator[tuple[int, Te
     """
     places, there = record.kept_rows(steps)
     for layer, rows in record.attention_rows.items():
+        if not rows.shape[2]:  # nobody has any of the steps
+            rows = rows.new_zeros(*rows.shape[:2], 1, rows.shape[3])
         index = places.to(rows.device)[:, None, :, None].expand(-1, rows.shape[1], -1, rows.shape[3])
         yield layer, rows.gather(2, index).float(), there.to(rows.device)
 

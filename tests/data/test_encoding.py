@@ -140,6 +140,28 @@ def test_an_answers_tokens_are_those_of_running_text_with_one_space_before_it(ki
     assert (answered.input_ids[:-1] == running) != joined_or_ended
 
 
+@pytest.mark.parametrize("kind", ["byte-level", "chat", "merging", *KINDS])
+@pytest.mark.parametrize("text", [" New York", "\nNew York", "  "], ids=repr)
+def test_a_continuations_own_white_space_is_the_only_one_before_it(kind, text):
+    tokenizer = {"byte-level": PLAIN, "chat": CHAT, "merging": merging(), **KINDS}[kind]
+    asked = example("In New York.", "New York")
+    continued = encode(asked, tokenizer, continuation=text)
+    *words, end = continued.input_ids[continued.prompt_length :]
+    if text == " New York" and kind != "chat":
+        assert continued == encode(asked, tokenizer, with_answer=True)
+    if kind in ("byte-level", "chat"):
+        assert text_of(tokenizer, words) == text
+    assert end == tokenizer.eos_token_id
+
+
+def test_an_empty_continuation_is_the_end_of_sequence_alone():
+    for tokenizer in (PLAIN, CHAT, *KINDS.values()):
+        asked = example("In New York.", "New York")
+        bare, continued = encode(asked, tokenizer), encode(asked, tokenizer, continuation="")
+        assert continued.input_ids == (*bare.input_ids, tokenizer.eos_token_id)
+        assert continued.prompt_length == bare.prompt_length
+
+
 def test_an_answer_right_after_a_chat_templates_newline_has_no_space_before_it():
     tokenizer = bpe()
     tokenizer.chat_template = CHAT_TEMPLATE

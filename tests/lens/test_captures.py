@@ -8,6 +8,7 @@ from torch.testing import assert_close
 from moe_lens.architecture import Moment
 from moe_lens.architecture.tiny import tiny_model, tiny_tokenizer
 from moe_lens.checks.reference import padded
+from moe_lens.data import Example
 from moe_lens.errors import MoELensError
 from moe_lens.experts import ExpertSet
 from moe_lens.lens import CAPTURES, Capture, MoELens, Needs, Zero
@@ -140,6 +141,21 @@ def test_every_capture_says_what_it_is_and_has_a_property_of_its_name(olmoe):
         assert set(record.captured[name]) == layers
         shown = getattr(record, "attention_rows" if name == "attention" else name)
         assert shown is (record.logits if name == "logits" else record.captured[name])
+
+
+@pytest.mark.parametrize("family", ["olmoe", "dbrx", "deepseek_v3", "gpt_oss"])
+def test_a_batch_without_any_kept_position_gives_captures_without_rows(family):
+    lens = MoELens(tiny_model(family), tiny_tokenizer())
+    closed_book = [Example("a", "", "What sat?", ("cat",)), Example("b", "", "What is it in the sun?", ("dog",))]
+    capture = tuple(name for name in CAPTURES if name not in ("routing", "shared_output") or family == "deepseek_v3")
+    ask = {"capture": capture, "progress": False}
+    [last], [none] = (list(lens.records(closed_book, **ask, positions=of)) for of in ("last", "context"))
+    assert len(none.kept) == 0
+    for name in set(capture) - {"routing", "logits"}:
+        axis = 2 if name == "attention" else 1
+        for layer, values in last.captured[name].items():
+            assert none.captured[name][layer].shape == values.narrow(axis, 0, 0).shape
+    assert none.logits.shape == last.logits[:, :0].shape
 
 
 class InputNorms:

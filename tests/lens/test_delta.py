@@ -213,6 +213,30 @@ def test_a_models_digest_tells_it_from_one_with_any_other_expert(tokenizer):
     assert weights_digest(module) != digest
 
 
+@pytest.mark.parametrize(
+    "shape", [(64, 128), (128, 64), (2048, 1024), (3, 5000), (8, 128, 64), (5000,), (7,), ()], ids=str
+)
+def test_a_models_digest_changes_with_any_column_or_row(shape):
+    module = torch.nn.Module()
+    module.weight = torch.nn.Parameter(torch.zeros(shape))
+    digest, seen, several = weights_digest(module), set(), 1
+    for axis, size in enumerate(shape):
+        for place in range(0, size, 1 if size <= 128 else 17):
+            with torch.no_grad():
+                module.weight.select(axis, place).fill_(1)
+                seen.add(weights_digest(module))
+                module.weight.zero_()
+            several += 1
+    assert weights_digest(module) == digest
+    assert len(seen | {digest}) == several
+
+
+def test_a_models_digest_is_the_same_in_every_process():
+    module = torch.nn.Module()
+    module.weight = torch.nn.Parameter(torch.arange(3 * 64 * 128.0).view(3, 64, 128))
+    assert weights_digest(module) == "b832a236f56173487a706a4254248aa3b5ca959777bc4b67ccd059b627c44eda"
+
+
 @pytest.fixture
 def experts_folder(base, tokenizer, tmp_path):
     """The delta of a few experts, trained in a copy of the base, and that copy."""

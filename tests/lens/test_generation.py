@@ -10,6 +10,8 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
 from transformers import PreTrainedTokenizerFast
 
+from moe_lens.data import Example, load_examples
+from moe_lens.data.encoding import IGNORED_LABEL
 from moe_lens.lens.interventions import Renormalize, Reroute, Rows, Zero
 from moe_lens.lens.lens import MoELens
 
@@ -190,3 +192,29 @@ def test_rows_that_end_early_show_no_padding():
     cut = lens.generate(texts, max_new_tokens=NEW_TOKENS, progress=False)
     assert cut == bare_generation(lens, texts)
     assert len(cut[0]) < max(map(len, cut))
+
+
+def test_records_of_what_was_generated_hold_its_steps():
+    lens = MoELens.from_pretrained("organism")
+    examples = load_examples("swap")[:4]
+    texts = lens.generate(examples, progress=False)
+    assert all(text.startswith(" ") for text in texts)
+    ask = {"capture": ("logits",), "positions": {"last", "decode"}, "progress": False}
+    [record] = lens.records(examples, continuations=texts, **ask)
+    row, place = (record.labels != IGNORED_LABEL).nonzero(as_tuple=True)
+    at = torch.searchsorted(record.kept, place - 1)
+    assert torch.equal(record.logits[row, at].argmax(-1), record.labels[row, place])  # greedy, end of sequence too
+    steps = record.position_mask("decode").sum(1).tolist()
+    stripped = [len(lens.tokenizer(f" {text.strip()}", add_special_tokens=False)["input_ids"]) for text in texts]
+    by_id = dict(zip((example.id for example in examples), stripped, strict=True))
+    assert steps == [by_id[name] for name in record.ids]
+
+
+def test_records_of_nothing_generated_have_no_step(olmoe):
+    examples = [Example("a", "", "What sat?", ("cat",)), Example("b", "", "What is in the sun?", ("dog",))]
+    ask = {"capture": ("residual", "attention", "expert_outputs"), "positions": "decode", "progress": False}
+    [some] = olmoe.records(examples, continuations=["", " cat"], **ask)
+    steps = dict(zip(some.ids, some.position_mask("decode").sum(1).tolist(), strict=True))
+    assert steps["a"] == 0 < steps["b"]
+    [none] = olmoe.records(examples, continuations=["", ""], **ask)
+    assert len(none.kept) == 0

@@ -1,5 +1,7 @@
 """The lens against the bare model: logits, what is recorded, batching, loading and users' own traces."""
 
+import copy
+
 import pytest
 import torch
 from conftest import build_model, left_padded, most_used
@@ -345,6 +347,21 @@ def test_loading_refuses_what_is_not_there(tmp_path, tokenizer):
 def test_a_device_that_is_not_there_is_refused_before_loading(device_map):
     with pytest.raises(MoELensError, match=r"there is no device '.*' here; there is cpu"):
         MoELens.from_pretrained("organism", device_map=device_map)
+
+
+def test_a_lens_is_not_copied_but_its_model_opened_again(olmoe):
+    with pytest.raises(MoELensError, match=r"open the model again with MoELens.from_pretrained"):
+        copy.deepcopy(olmoe)
+    with pytest.raises(MoELensError, match=r"cannot be copied with its model"):
+        copy.deepcopy({"lens": olmoe})
+    again = MoELens(copy.deepcopy(olmoe.module), olmoe.tokenizer)
+    everything = Zero(ExpertSet.of({i: range(olmoe.architecture.n_experts) for i in olmoe.architecture.moe_layers}))
+    plain, _ = olmoe.run_with_cache(TEXTS)
+    with again.intervene(everything):
+        zeroed, _ = again.run_with_cache(TEXTS)
+        assert torch.equal(olmoe.run_with_cache(TEXTS)[0], plain)
+    assert not torch.allclose(zeroed, plain)
+    assert torch.equal(again.run_with_cache(TEXTS)[0], plain)
 
 
 def test_one_text_or_example_is_refused(olmoe):

@@ -1,6 +1,7 @@
 """One pass over the data feeds all statistics: each comes out as alone, and every batch goes through the model once."""
 
 import inspect
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -16,6 +17,7 @@ from moe_lens.statistics import (
     ExpertUsage,
     ExpertVocabulary,
     SelectedExperts,
+    VocabularySpecialisation,
 )
 
 EXAMPLES = [
@@ -50,6 +52,36 @@ def test_the_plain_call_of_each_statistic_gives_a_table(lens, kind):
     table = filled.table()
     assert len(table) > 0
     assert set(table["layer"]) <= set(range(lens.architecture.n_layers))
+
+
+#: Statistics of positions that closed-book questions have none of.
+OF_CONTEXTS = {
+    AttentionMass: lambda lens: AttentionMass(("question", "sink"), steps=(-40,)),
+    ExpertVocabulary: lambda lens: ExpertVocabulary(*ARGUMENTS[ExpertVocabulary](lens), positions="context"),
+    VocabularySpecialisation: lambda lens: VocabularySpecialisation("predicted", positions="context"),
+}
+
+
+@pytest.mark.parametrize("closed_first", [True, False], ids=["closed-first", "closed-last"])
+@pytest.mark.parametrize("kind", sorted(set(PUBLIC) - {AnswerProbability}, key=str), ids=lambda kind: kind.__name__)
+def test_a_batch_without_any_position_that_counts_adds_nothing(olmoe, kind, closed_first):
+    def made() -> Statistic:
+        return OF_CONTEXTS.get(kind, lambda lens: kind(positions="context"))(olmoe)
+
+    def filled(examples: list[Example]) -> Statistic:
+        statistic = made()
+        for example in examples:
+            olmoe.measure([example], statistic, progress=False)
+        return statistic
+
+    contexts, closed = EXAMPLES[:2], [replace(EXAMPLES[2], question="Who?")]
+    expected = filled(contexts).table()
+    table = filled([*closed, *contexts] if closed_first else [*contexts, *closed]).table()
+    pd.testing.assert_frame_equal(table, expected)
+    merged = filled(closed).merge(filled(contexts)) if closed_first else filled(contexts).merge(filled(closed))
+    pd.testing.assert_frame_equal(merged.table(), expected)
+    with pytest.raises(MoELensError, match=r"has seen no|has any position"):
+        filled(closed).table()
 
 
 def test_one_pass_feeds_every_statistic(olmoe):
