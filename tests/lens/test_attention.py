@@ -8,6 +8,8 @@ from conftest import left_padded
 from torch.testing import assert_close
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from moe_lens import MoELens
+from moe_lens.architecture.tiny import tiny_model, tiny_tokenizer
 from moe_lens.errors import MoELensError
 from moe_lens.lens.attention import attention_rows
 
@@ -33,6 +35,21 @@ def test_rows_equal_those_of_eager_attention(lens, texts):
     for layer, rows in record.attention_rows.items():
         for row in range(len(texts)):
             assert_close(rows[row][:, real[row]], maps[layer][row][:, real[row]], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", ["inkling_text", "gpt_oss", "gemma4_text", "deepseek_v3"])
+def test_single_rows_are_those_of_all_rows(family):
+    """Also where attention is given more than a mask: a bias for each query and key, or sinks."""
+    lens = MoELens(tiny_model(family), tiny_tokenizer())
+    lens.batch_size = len(TEXTS)
+    _, whole = lens.run_with_cache(TEXTS, capture=("attention",))
+    for positions in ("last", "all"):
+        [record] = lens.records(TEXTS, capture=("attention",), positions=positions, progress=False)
+        order = [int(name) for name in record.ids]  # the longest first
+        for layer, rows in record.attention_rows.items():
+            assert rows.shape[2] == len(record.kept)
+            expected = whole.attention_rows[layer][order][:, :, record.kept]
+            assert_close(rows, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_rows_sum_to_one_and_ignore_pads(lens):
