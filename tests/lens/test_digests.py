@@ -247,3 +247,35 @@ def test_numbers_of_numpy_are_numbers():
     assert not equal(Halved(1, np.ones(3)), Halved(1, np.ones(4)))
     assert equal(Halved(1, {3, 4}), Halved(1, {4, 3}))
     assert not equal(Halved(1, lambda weights: weights * 2), Halved(1, lambda weights: weights * 3))
+
+
+def times(by: object):
+    return lambda weights: weights * by
+
+
+def test_functions_are_told_by_all_that_they_read():
+    """Two of one code, a method of another object, and one that another module made."""
+    assert equal(Halved(1, [times(1), times(2)]), Halved(1, [times(1), times(2)]))
+    assert not equal(Halved(1, [times(1), times(2)]), Halved(1, [times(1), times(3)]))
+    assert not equal(Halved(1, Scale(torch.zeros(2)).check), Halved(1, Scale(torch.ones(2)).check))
+    assert equal(Halved(1, torch.relu), Halved(1, torch.relu))
+    assert not equal(Halved(1, torch.relu), Halved(1, torch.abs))
+    elsewhere = []
+    for body in ("weights * 2", "weights * 3"):
+        names = {"__name__": "notebook"}
+        exec(f"edit = lambda weights: {body}", names)
+        elsewhere.append(Halved(1, names["edit"]))
+    assert not equal(*elsewhere)
+    with pytest.raises(MoELensError, match="told from others"):
+        Halved(1, torch.ones(2).mul).digest  # noqa: B018
+
+
+def test_experts_with_a_tensor_beside_them_are_told_by_it_too():
+    @dataclass(frozen=True, eq=False, repr=False)
+    class Scaled(Zero):
+        factors: Tensor
+
+    own = Scaled(ExpertSet.of({1: [2]}), torch.ones(2))
+    before = own.digest
+    own.factors.zero_()
+    assert own.digest != before

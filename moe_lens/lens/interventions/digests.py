@@ -2,10 +2,12 @@
 
 import dis
 import hashlib
+import sys
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from functools import cached_property
-from types import CodeType, FunctionType, ModuleType
+from pathlib import Path
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -23,10 +25,10 @@ READ = (FunctionType, str, int, float, tuple, list, dict, Tensor, np.generic, np
 def digest_of(value: object) -> str:
     """sha256 over an object's class and what it holds, the same in every process.
 
-    Of a class or function that is not this package's it takes the code too, with what that code reads of its module
-    and of the function around it, so that an edited one is another. MoELensError for what cannot be told apart.
+    Of a class or function that no installed package names it takes the code too, with what that code reads of its
+    module and of the function around it, so that an edited one is another. MoELensError for what cannot be told apart.
     """
-    found = _Digest(getattr(type(value), "__module__", ""))
+    found = _Digest()
     found.holder(value)
     return found.sha.hexdigest()
 
@@ -43,12 +45,11 @@ def held(value: object) -> dict[str, Any]:
 
 
 class _Digest:
-    """A digest that is being filled. module: where the class whose object it is was written."""
+    """A digest that is being filled."""
 
-    def __init__(self, module: str) -> None:
-        self.module = module
+    def __init__(self) -> None:
         self.sha = hashlib.sha256()
-        self.seen: set[int] = set()  # classes and code, which can name themselves
+        self.seen: set[int] = set()  # classes and functions, which can name themselves
 
     def add(self, text: str) -> None:
         self.sha.update(f"{len(text)} {text}\n".encode())
@@ -91,7 +92,9 @@ class _Digest:
                 self.add(f"digest {value.digest}")  # type: ignore[attr-defined]
             case _ if is_dataclass(value):
                 self.holder(value)
-            case _ if callable(value) and hasattr(value, "__qualname__"):  # a function that is not written in Python
+            case MethodType():
+                self.value((value.__func__, value.__self__))
+            case BuiltinFunctionType() if value.__self__ is None or isinstance(value.__self__, (ModuleType, type)):
                 self.add(f"{value.__module__}.{value.__qualname__}")
             case _:
                 raise MoELensError(
@@ -102,7 +105,7 @@ class _Digest:
     def kind(self, kind: type) -> None:
         """A class by its name; with its members, and those of the classes above it, where it is the user's own."""
         self.add(f"class {kind.__module__}.{kind.__qualname__}")
-        if kind.__module__ != self.module or kind.__module__.partition(".")[0] == PACKAGE or id(kind) in self.seen:
+        if _is_known(kind) or id(kind) in self.seen:
             return
         self.seen.add(id(kind))
         for above in kind.__bases__:
@@ -116,9 +119,9 @@ class _Digest:
     def function(self, function: FunctionType) -> None:
         """A function by its name; where it is the user's own, by its code and what that reads from outside itself."""
         self.add(f"function {function.__module__}.{function.__qualname__}")
-        if function.__module__ != self.module or id(function.__code__) in self.seen:
+        if _is_known(function) or id(function) in self.seen:
             return
-        self.seen.add(id(function.__code__))
+        self.seen.add(id(function))
         self.code(function.__code__, function.__globals__)
         self.value(function.__defaults__)
         self.value(function.__kwdefaults__)
@@ -137,6 +140,14 @@ class _Digest:
             if name in names:
                 self.add(name)
                 self.value(names[name])
+
+
+def _is_known(thing: type | FunctionType) -> bool:
+    """Whether its name tells a class or function: it is Python's own, this package's or an installed one's."""
+    file = Path(getattr(sys.modules.get(thing.__module__), "__file__", None) or "")
+    installed = {"site-packages", "dist-packages"} & set(file.parts)
+    top = thing.__module__.partition(".")[0]
+    return "<" not in thing.__qualname__ and (bool(installed) or top == PACKAGE or top in sys.stdlib_module_names)
 
 
 def _within(member: object) -> object:

@@ -1,8 +1,8 @@
 """What every intervention is: a change of routing, told from others by what it holds; and the check of several."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import lru_cache
 from typing import ClassVar
 
 import torch
@@ -64,13 +64,20 @@ class OnExperts(Intervention):
 
     experts: ExpertSet
     mode: ClassVar[str]
-    digest = cached_property(digest_of)  # experts cannot change
 
     def __post_init__(self) -> None:
         expect_experts(self.experts)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.experts.brief()})"
+
+    @property
+    def digest(self) -> str:
+        """As every intervention's; remembered where this package's code and experts alone, which stay, make it."""
+        stays = type(self).__module__.startswith(__package__) and vars(self).keys() == {"experts"}
+        if not stays:
+            return digest_of(self)
+        return _of_experts(type(self), self.experts)  # type: ignore[arg-type]  # a class is hashable
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -88,6 +95,11 @@ class OnExperts(Intervention):
     def hits(self, layer: int, indices: Tensor) -> Tensor:
         """Which selected experts [batch, pos, k] are in the set, bool [batch, pos, k]."""
         return torch.isin(indices, torch.tensor(self.experts[layer], dtype=indices.dtype, device=indices.device))
+
+
+@lru_cache(maxsize=65_536)
+def _of_experts(kind: Callable[[ExpertSet], OnExperts], experts: ExpertSet) -> str:
+    return digest_of(kind(experts))
 
 
 def excluded_by(interventions: Sequence[Intervention], layer: int, n_experts: int) -> Tensor | None:
