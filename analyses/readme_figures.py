@@ -25,8 +25,10 @@ def main(
         figure = draw(Path(table).name, read_table(run / table))
         try:
             picture = figure.to_image(format=Path(name).suffix[1:], scale=2)
-        except RuntimeError as error:  # kaleido's, where it finds no browser
-            raise MoELensError(f"pictures need kaleido and Chrome or Chromium: {str(error).strip():.200}") from None
+        except RuntimeError as error:
+            if "Chrome" not in str(error):
+                raise
+            raise MoELensError("pictures are drawn by kaleido in Chrome or Chromium; install one of these") from None
         write_bytes(out / name, picture)
         title = figure.layout.title
         print(f"{out / name}: {title.text}; {title.subtitle.text}".replace("<br>", " "))

@@ -74,7 +74,7 @@ class _RowsAttention:
         mask = _additive_mask(attention_mask, rows, query, key.shape[2])
         maps = (n_queries, key.shape[2])
         options = {  # a bias of each query and key, as Inkling's, has a row for each query too
-            name: option[..., rows, :] if isinstance(option, Tensor) and option.shape[-2:] == maps else option
+            name: option[:, :, rows] if isinstance(option, Tensor) and option.shape[2:] == maps else option
             for name, option in options.items()
         }
         _, weights = eager(module, query[:, :, rows], key, value, mask, scaling=scaling, dropout=0.0, **options)
