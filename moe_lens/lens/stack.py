@@ -3,10 +3,12 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor
 
 from moe_lens.architecture import MoEArchitecture
 from moe_lens.errors import MoELensError
+from moe_lens.lens.devices import OnDevices
 from moe_lens.lens.interventions import Intervention, WithoutExperts, check_interventions, excluded_by
 from moe_lens.lens.reader import TraceReader
 from moe_lens.routing import Routing
@@ -22,7 +24,7 @@ class InterventionStack:
         self._architecture = architecture
         self.interventions: tuple[Intervention, ...] = ()
         self._acting: tuple[Intervention, ...] = ()
-        self._excluded: dict[int, Tensor] = {}
+        self._excluded = _Excluded((), architecture)
         self._before: dict[int, Routing] | None = None
 
     @property
@@ -46,7 +48,11 @@ class InterventionStack:
     @contextmanager
     def for_examples(self, places: Sequence[int]) -> Iterator[None]:
         """Inside the block, interventions that differ by example are those of the examples at `places`."""
-        with self._act(tuple(own.take(places) for own in self.interventions)):
+        taken = tuple(own.take(places) for own in self.interventions)
+        if all(mine is own for mine, own in zip(taken, self._acting, strict=True)):
+            yield  # nothing differs by example
+            return
+        with self._act(taken):
             yield
 
     @contextmanager
@@ -68,7 +74,7 @@ class InterventionStack:
         if layer in self._excluded:
             arguments, named = router.inputs
             decided = site.decision(router.output)
-            excluded = _per_token(self._excluded[layer], decided[0], reader.n_rows())
+            excluded = self._excluded.per_token(layer, decided[0], reader.n_rows())
             mode = WithoutExperts(excluded, map_width=site.observed.map_width)
             with mode:
                 rerouted = router(*arguments, **named)
@@ -93,20 +99,37 @@ class InterventionStack:
     def _act(self, interventions: tuple[Intervention, ...]) -> Iterator[None]:
         """Inside the block these act; what they exclude is worked out once, not at every step."""
         outer = self._acting, self._excluded
-        self._acting = interventions
-        excluded = {layer: excluded_by(interventions, layer, self._architecture.n_experts) for layer in self.layers}
-        self._excluded = {layer: mask for layer, mask in excluded.items() if mask is not None}
+        self._acting, self._excluded = interventions, _Excluded(interventions, self._architecture)
         try:
             yield
         finally:
             self._acting, self._excluded = outer
 
 
-def _per_token(excluded: Tensor, logits: Tensor, n_rows: int) -> Tensor:
-    """`excluded` [expert] or [batch, expert] for each token of the batch, like `logits` [token, expert]."""
-    excluded = excluded.to(logits.device)
-    if excluded.ndim == 1:
-        return excluded.expand(logits.shape)
-    if len(excluded) != n_rows:
-        raise MoELensError(f"expected one intervention per row; Rows has {len(excluded)} for a batch of {n_rows}")
-    return excluded.repeat_interleave(len(logits) // n_rows, dim=0)
+class _Excluded:
+    """What interventions exclude, of all layers in one tensor, so that a device gets it at once."""
+
+    def __init__(self, interventions: Sequence[Intervention], architecture: MoEArchitecture) -> None:
+        self._places: dict[int, tuple[slice, bool]] = {}
+        masks = torch.zeros(0, architecture.n_experts, dtype=torch.bool)
+        for layer in sorted({layer for own in interventions for layer in own.layers}):
+            mask = excluded_by(interventions, layer, architecture.n_experts)
+            if mask is not None:
+                start, by_row = len(masks), mask.ndim == 2
+                masks = torch.cat([masks, mask if by_row else mask[None]])
+                self._places[layer] = slice(start, len(masks)), by_row
+        self._masks = OnDevices(masks)
+
+    def __contains__(self, layer: int) -> bool:
+        """Whether anything is excluded in the layer."""
+        return layer in self._places
+
+    def per_token(self, layer: int, logits: Tensor, n_rows: int) -> Tensor:
+        """The experts excluded in `layer` for each token of the batch, bool like `logits` [token, expert]."""
+        places, by_row = self._places[layer]
+        excluded = self._masks.on(logits.device)[places]  # [batch or 1, expert]
+        if not by_row:
+            return excluded.expand(logits.shape)
+        if len(excluded) != n_rows:
+            raise MoELensError(f"expected one intervention per row; Rows has {len(excluded)} for a batch of {n_rows}")
+        return excluded.repeat_interleave(len(logits) // n_rows, dim=0, output_size=len(logits))

@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from moe_lens.architecture import MoEArchitecture
 from moe_lens.errors import MoELensError
+from moe_lens.lens.devices import OnDevices
 from moe_lens.lens.interventions.protocol import Intervention, OnExperts
 from moe_lens.routing import Routing
 
@@ -30,8 +32,9 @@ class Rows(Intervention):
                 f"{len(routing.indices)}"
             )
         logits, indices, weights = routing.logits.clone(), routing.indices.clone(), routing.weights.clone()
-        for intervention, rows in self._rows_of().values():
-            edited = intervention(layer, Routing(logits[rows], indices[rows], weights[rows]))
+        for intervention, own in self._groups:
+            edited = intervention(layer, Routing(own.of(logits), own.of(indices), own.of(weights)))
+            rows = own.on(logits.device)
             logits[rows], indices[rows], weights[rows] = edited.logits, edited.indices, edited.weights
         return Routing(logits, indices, weights)
 
@@ -52,16 +55,17 @@ class Rows(Intervention):
             intervention.check(architecture)
 
     def _distinct(self) -> list[Intervention]:
-        return [intervention for intervention, _ in self._rows_of().values()]
+        return [intervention for intervention, _ in self._groups]
 
-    def _rows_of(self) -> dict[object, tuple[Intervention, list[int]]]:
-        """Each different intervention with its rows; one of the user's own is equal to itself only."""
+    @cached_property
+    def _groups(self) -> list[tuple[Intervention, OnDevices]]:
+        """Each different intervention with its rows, int64 [row]; one of the user's own is equal to itself only."""
         found: dict[object, tuple[Intervention, list[int]]] = {}
         for row, own in enumerate(self.interventions):
             if own is not None:
                 key = own if isinstance(own, OnExperts) else id(own)
                 found.setdefault(key, (own, []))[1].append(row)
-        return found
+        return [(own, OnDevices(torch.tensor(rows))) for own, rows in found.values()]
 
     def __repr__(self) -> str:
         return f"Rows({len(self.interventions)} rows, {len(self._distinct())} different interventions)"

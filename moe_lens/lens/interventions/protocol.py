@@ -32,7 +32,7 @@ class Intervention:
         raise NotImplementedError
 
     def excluded(self, layer: int, n_experts: int) -> Tensor:
-        """Experts of `layer` removed before the top-k, bool [expert] or [batch, expert]."""
+        """Experts of `layer` removed before the top-k, bool [expert] or [batch, expert], on the CPU."""
         return torch.zeros(n_experts, dtype=torch.bool)
 
     def take(self, rows: Sequence[int]) -> "Intervention":
@@ -92,9 +92,17 @@ class OnExperts(Intervention):
                     f"layer {layer} has experts 0 to {architecture.n_experts - 1}; got {unknown} in '{self.experts}'"
                 )
 
-    def hits(self, layer: int, indices: Tensor) -> Tensor:
-        """Which selected experts [batch, pos, k] are in the set, bool [batch, pos, k]."""
-        return torch.isin(indices, torch.tensor(self.experts[layer], dtype=indices.dtype, device=indices.device))
+    def hits(self, layer: int, routing: Routing) -> Tensor:
+        """Which selected experts are in the set, bool [batch, pos, k]."""
+        return _member_table(self.experts[layer], routing.n_experts, routing.indices.device)[routing.indices]
+
+
+@lru_cache(maxsize=4_096)
+def _member_table(experts: tuple[int, ...], n_experts: int, device: torch.device) -> Tensor:
+    """Which experts of a layer are among `experts`, bool [expert]; made once, not at every layer and step."""
+    table = torch.zeros(n_experts, dtype=torch.bool)
+    table[list(experts)] = True
+    return table.to(device)
 
 
 @lru_cache(maxsize=65_536)

@@ -17,7 +17,7 @@ class Zero(OnExperts):
     mode: ClassVar[str] = "zero"
 
     def __call__(self, layer: int, routing: Routing) -> Routing:
-        return replace(routing, weights=routing.weights.masked_fill(self.hits(layer, routing.indices), 0))
+        return replace(routing, weights=routing.weights.masked_fill(self.hits(layer, routing), 0))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -30,7 +30,7 @@ class Renormalize(OnExperts):
     mode: ClassVar[str] = "renormalize"
 
     def __call__(self, layer: int, routing: Routing) -> Routing:
-        rest = routing.weights.masked_fill(self.hits(layer, routing.indices), 0)
+        rest = routing.weights.masked_fill(self.hits(layer, routing), 0)
         left = rest.sum(-1, keepdim=True)
         factor = routing.weights.sum(-1, keepdim=True) / left.masked_fill(left == 0, 1)
         return replace(routing, weights=rest * factor)

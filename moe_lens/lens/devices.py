@@ -1,0 +1,39 @@
+"""Between the CPU and a device with few copies, each of which makes the host wait: one each way, not one per layer."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+
+class OnDevices:
+    """A small tensor of the CPU, such as places or a mask, copied once to each device that has use for it."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.values = tensor
+        self._copies = {tensor.device: tensor}
+
+    def on(self, device: torch.device) -> Tensor:
+        """The tensor on this device."""
+        if device not in self._copies:
+            self._copies[device] = self.values.to(device)
+        return self._copies[device]
+
+    def of(self, values: Tensor, axis: int = 0) -> Tensor:
+        """The values at these places of an axis, on the values' device; the tensor is int64 [place]."""
+        return values.index_select(axis, self.on(values.device))
+
+
+def on_cpu(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """The tensors on the CPU, in their order; those of one dtype on one device come together, by one copy."""
+    found = list(tensors)
+    together: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+    for place, tensor in enumerate(found):
+        if tensor.device.type != "cpu":
+            together.setdefault((tensor.device, tensor.dtype), []).append(place)
+    for places in together.values():
+        joined = torch.cat([found[place].flatten() for place in places]).cpu()
+        parts = joined.split([found[place].numel() for place in places])
+        for place, part in zip(places, parts, strict=True):
+            found[place] = part.view(found[place].shape)
+    return found
