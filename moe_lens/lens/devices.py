@@ -24,6 +24,20 @@ class OnDevices:
         return values.index_select(axis, self.on(values.device))
 
 
+def places_of(mask: Tensor) -> Tensor:
+    """Where a mask [batch, pos] is true, int64 [token]: places in the flattened batch, taken without a wait."""
+    return mask.flatten().nonzero()[:, 0]
+
+
+def has_float64(device: torch.device) -> bool:
+    """Whether the device has numbers of 64 bits, which Apple's has not."""
+    try:
+        torch.zeros((), dtype=torch.float64, device=device)
+    except TypeError:
+        return False
+    return True
+
+
 def on_cpu(tensors: Iterable[Tensor]) -> list[Tensor]:
     """The tensors on the CPU, in their order; those of one dtype on one device come together, by one copy."""
     found = list(tensors)

@@ -21,6 +21,7 @@ from moe_lens.data import FIGURE_10, Encoded, Example, PromptTemplate, template_
 from moe_lens.errors import MoELensError
 from moe_lens.lens.batching import encode_prompt, prompt_batches, run_batches, run_pieces
 from moe_lens.lens.delta import apply_delta
+from moe_lens.lens.devices import has_float64
 from moe_lens.lens.interventions import Intervention
 from moe_lens.lens.loading import load_model, load_tokenizer
 from moe_lens.lens.logit_lens import LogitLens
@@ -243,11 +244,12 @@ class MoELens:
             examples, batch_size, progress, with_answer=needs.with_answer, continuations=continuations
         )
         for_all = with_answer or continuations is not None
+        to_cpu = not has_float64(pretrained(self.module).device)
         counted: list[set[int]] = [set() for _ in statistics]  # places of which memory has room for this one only
 
         def update(places: Sequence[int], prompts: Sequence[Encoded]) -> bool:
             with self._stack.for_examples(places):
-                record = self._runner.record(prompts, needs.captures, needs.positions or {"last"})
+                record = self._runner.record(prompts, needs.captures, needs.positions or {"last"}, to_cpu=to_cpu)
             short = record if for_all else record.without_answers()
             for statistic, had in zip(statistics, counted, strict=True):
                 if had.isdisjoint(places):

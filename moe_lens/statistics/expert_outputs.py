@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from moe_lens.errors import MoELensError
+from moe_lens.lens.devices import OnDevices
 from moe_lens.lens.needs import Needs
 from moe_lens.lens.positions import Positions
 from moe_lens.lens.record import Record
@@ -27,12 +28,13 @@ class OutputSums(LayerSums):
 
     def outputs(self, record: Record) -> Iterator[tuple[int, int, Tensor, Tensor, Tensor]]:
         """Per layer: layer, n_experts, indices [token, k], weights [token, k], outputs [token, k, d_model]."""
-        mask = record.kept_mask(self.positions)
+        example, row = record.kept_mask(self.positions).nonzero(as_tuple=True)
+        tokens = OnDevices(example * record.input_ids.shape[1] + record.kept[row])
+        kept = OnDevices(example * len(record.kept) + row)
         for layer, outputs in record.expert_outputs.items():
             routing = record.routing[layer]
-            here, kept = mask.to(outputs.device), record.kept.to(outputs.device)
-            indices, weights = (part[:, kept][here] for part in (routing.indices, routing.weights))
-            yield layer, routing.n_experts, indices, weights.double(), outputs[here].double()
+            indices, weights = (tokens.of(part.flatten(0, 1)) for part in (routing.indices, routing.weights))
+            yield layer, routing.n_experts, indices, weights.double(), kept.of(outputs.flatten(0, 1)).double()
 
 
 class ExpertSaliency(OutputSums):
