@@ -229,7 +229,7 @@ def _compared(changed: Tensor, expected: Tensor, plain: Tensor, allowed: float, 
 
 def _apart(a: Tensor, b: Tensor) -> float:
     """The largest difference by the largest finite value of b; infinite where one is not a number or has no equal."""
-    a, b = a.float(), b.float()
+    a, b = a.float(), b.float().to(a.device)
     if a.shape != b.shape or not torch.equal(a.isfinite(), b.isfinite()):
         return float("inf")
     finite = b.isfinite()

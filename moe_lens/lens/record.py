@@ -173,8 +173,23 @@ class Record:
 
     @property
     def attention_rows(self) -> Mapping[int, Tensor]:
-        """Per layer the attention of the kept queries, [batch, head, row, pos]."""
+        """Per layer the attention of the kept queries, [batch, head, row, pos].
+
+        Where a layer attends to summaries of several positions too, these come after the positions.
+        """
         return self.captured.get("attention", {})
+
+    def attention_to_positions(self) -> Mapping[int, Tensor]:
+        """`attention_rows` of a model that attends to its positions alone; MoELensError for any other."""
+        width = self.input_ids.shape[1]
+        for layer, rows in self.attention_rows.items():
+            if rows.shape[-1] != width:
+                raise MoELensError(
+                    f"layer {layer} attends to {rows.shape[-1] - width} summaries of several positions beside the "
+                    f"{width} positions, so what a position, or a part of the prompt, gets is not known; "
+                    "`attention_rows` has what is attended to, summaries last"
+                )
+        return self.attention_rows
 
     @property
     def starts(self) -> Tensor:

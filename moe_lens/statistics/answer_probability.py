@@ -10,7 +10,7 @@ from torch import Tensor
 
 from moe_lens.data.encoding import IGNORED_LABEL
 from moe_lens.errors import MoELensError
-from moe_lens.lens.devices import OnDevices, on_cpu
+from moe_lens.lens.devices import OnDevices, has_float64, on_cpu
 from moe_lens.lens.needs import Needs
 from moe_lens.lens.record import Record
 from moe_lens.statistics.accumulators import ExampleRows
@@ -55,7 +55,8 @@ class AnswerProbability(ExampleRows):
         streams, chosen = getattr(record, self.stream), []
         for stream in streams.values():
             logits = self.project(tokens.of(stream.flatten(0, 1)))  # [token, vocab]
-            chosen.append(logits.double().log_softmax(-1).gather(-1, ids.on(logits.device))[:, 0])
+            precise = torch.float64 if has_float64(logits.device) else torch.float32
+            chosen.append(logits.to(precise).log_softmax(-1).gather(-1, ids.on(logits.device))[:, 0])
         answered = (lengths > 0).numpy()
         parts = []
         for layer, log_probabilities in zip(streams, on_cpu(chosen), strict=True):

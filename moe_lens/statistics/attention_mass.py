@@ -106,10 +106,10 @@ def average_heads(head_table: pd.DataFrame, *, heads: Mapping[int, Sequence[int]
 def attention_at(record: Record, steps: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
     """Per layer: its number and the attention of the steps [batch, head, step, pos]; `Record.kept_rows` says whose.
 
-    Raises MoELensError if the record did not keep these positions.
+    Raises MoELensError if the record did not keep these positions, or for attention to more than positions.
     """
     places = OnDevices(record.kept_rows(steps)[0])
-    for layer, rows in record.attention_rows.items():
+    for layer, rows in record.attention_to_positions().items():
         if not rows.shape[2]:  # nobody has any of the steps
             rows = rows.new_zeros(*rows.shape[:2], 1, rows.shape[3])
         index = places.on(rows.device)[:, None, :, None].expand(-1, rows.shape[1], -1, rows.shape[3])
