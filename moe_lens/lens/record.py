@@ -250,7 +250,8 @@ def read_layers(
 ) -> dict[str, dict[int, Any]]:
     """Inside a trace, every layer's values that `capture` names, read in the order in which the model computes them.
 
-    kept: positions of which all but the routing are read, int64 [row]. to_cpu: each layer's are moved as they come.
+    kept: positions of which all but the routing are read, int64 [row]. to_cpu: tensors are moved as they come; routing,
+        which is small, is not.
     """
     architecture = reader.architecture
     wanted = {name: set(CAPTURES[name].layers(architecture)) for name in capture}
@@ -267,7 +268,7 @@ def read_layers(
             found.setdefault(name, []).append(read(reader, layer, kept))
         for name, values in found.items():
             joined = CAPTURES[name].join(*values)
-            seen[name][layer] = joined.cpu() if to_cpu else joined
+            seen[name][layer] = joined.cpu() if to_cpu and isinstance(joined, Tensor) else joined
     return seen
 
 

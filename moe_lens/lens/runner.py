@@ -1,6 +1,6 @@
 """One batch through a traced model: its records, its greedy answers, the log-probability of given ones."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, cast
@@ -12,11 +12,12 @@ from transformers import PreTrainedTokenizerBase
 from moe_lens.architecture.discovery import input_device, pretrained
 from moe_lens.data import Batch, Encoded, collate
 from moe_lens.data.encoding import IGNORED_LABEL
-from moe_lens.lens.devices import OnDevices
+from moe_lens.lens.devices import OnDevices, on_cpu
 from moe_lens.lens.positions import Positions, any_position_mask
 from moe_lens.lens.reader import TraceReader
 from moe_lens.lens.record import CAPTURES, Record, read_layers
 from moe_lens.lens.stack import InterventionStack
+from moe_lens.routing import Routing
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class BatchRunner:
     ) -> Record:
         """What the model does on the prompts, in one trace: what `capture` names, at any of the `positions`.
 
-        to_cpu: moved there layer by layer, so that the device holds one layer's at a time.
+        to_cpu: moved there, layer by layer where it is large, so that the device holds one layer's at a time.
         """
         batch = collate(prompts, self._pad_id)
         spans = batch.context_spans, batch.question_spans
@@ -87,10 +88,11 @@ class BatchRunner:
             with self.model.trace(**self._inputs(batch), logits_to_keep=projected):
                 seen["layers"] = read_layers(self.reader, capture, kept, to_cpu=to_cpu)
                 seen["logits"] = self.model.output.logits
-        routing = seen["layers"].get("routing", {})
+        captured = seen["layers"]
+        routing = captured.get("routing", {})
         logits = seen["logits"] if "logits" in capture else None
         if to_cpu:
-            before = {layer: decided.cpu() for layer, decided in before.items()}
+            routing, before = _on_cpu(routing), _on_cpu(before)
             logits = None if logits is None else logits.cpu()
         return Record(
             ids=batch.ids,
@@ -100,7 +102,7 @@ class BatchRunner:
             question_spans=batch.question_spans,
             answer_spans=batch.answer_spans,
             kept=kept.values,
-            captured=seen["layers"],
+            captured=captured | {"routing": routing} if routing else captured,
             routing_before={layer: before.get(layer, decided) for layer, decided in routing.items()},
             logits=logits,
             labels=batch.labels,
@@ -121,3 +123,9 @@ class BatchRunner:
     def _pad_id(self) -> int:
         pad = self.tokenizer.pad_token_id
         return 0 if pad is None else pad  # pads are masked: any token will do
+
+
+def _on_cpu(routings: Mapping[int, Routing]) -> dict[int, Routing]:
+    """The routing of all layers on the CPU, by few copies."""
+    parts = iter(on_cpu(part for own in routings.values() for part in (own.logits, own.indices, own.weights)))
+    return {layer: Routing(next(parts), next(parts), next(parts)) for layer in routings}
