@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import pytest
@@ -47,6 +48,27 @@ class Halved(Intervention):
 
     def __call__(self, layer, routing):
         return replace(routing, weights=routing.weights / self.by)
+
+    def check(self, architecture):
+        architecture.at(self.layer)
+
+
+class Remembering(Intervention):
+    """One that works something out when it first acts, and keeps it."""
+
+    def __init__(self, layer: int) -> None:
+        self.layer = layer
+
+    @cached_property
+    def factors(self):
+        return torch.ones(8).index_fill(0, torch.tensor([self.layer]), 0)
+
+    @property
+    def layers(self):
+        return (self.layer,)
+
+    def __call__(self, layer, routing):
+        return replace(routing, weights=routing.weights * self.factors[routing.indices])
 
     def check(self, architecture):
         architecture.at(self.layer)
@@ -279,3 +301,14 @@ def test_experts_with_a_tensor_beside_them_are_told_by_it_too():
     before = own.digest
     own.factors.zero_()
     assert own.digest != before
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: Rows((Zero(ExpertSet.of({1: [2]})), None, Halved(2))), lambda: Remembering(1)], ids=["rows", "own"]
+)
+def test_what_an_intervention_works_out_while_it_acts_makes_it_no_other(olmoe, make):
+    used, unused = make(), make()
+    with olmoe.intervene(used):
+        olmoe.run_with_cache(TEXTS)
+    assert vars(used).keys() > vars(unused).keys(), "nothing was kept, so that this says nothing"
+    assert equal(used, make())

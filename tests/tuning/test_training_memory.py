@@ -52,7 +52,7 @@ def test_what_halving_cannot_help_says_what_can(tokenizer):
     data = StepData(prompts(lens), SCHEDULE, 0, Processes(0, 2, torch.device("cpu")))
     with (
         out_of_memory_beyond(1, lens.module),
-        pytest.raises(MoELensError, match="other processes wait .* give a smaller --micro-batch"),
+        pytest.raises(MoELensError, match=r"other processes wait .* give a smaller --micro-batch"),
     ):
         data.backward(lens.module, 0, nullcontext())
 
