@@ -145,7 +145,12 @@ def test_a_device_without_float64_refuses_it():
     with pretend_devices(float64=False):
         a = matrix().to("pretend:0")
         assert a.cpu().double().dtype == torch.float64
-        for wrong in (a.double, lambda: a.sum(dtype=torch.float64), lambda: matrix().double().to("pretend:0")):
+        for wrong in (
+            a.double,
+            lambda: a.sum(dtype=torch.float64),
+            lambda: a.to("cpu", torch.float64),
+            lambda: matrix().double().to("pretend:0"),
+        ):
             with pytest.raises(TypeError, match="no float64 on pretend:0"):
                 wrong()
 

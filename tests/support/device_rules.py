@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from device_counts import calling_line
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 aten = torch.ops.aten
 Operator = torch._ops.OpOverload
@@ -63,18 +62,25 @@ def device_of_result(operator: Operator, args: Sequence[Any], kwargs: Mapping[st
         return _device_of_indexed(operator, args)
     if operator._schema.name.startswith(("aten::_foreach", "aten::_fused_")):
         return _device_of_lists(operator, args)
-    tensors = _tensors(args, kwargs)
-    own = {tensor.device for tensor in tensors if tensor.device.type != "cpu"}
+    tensors = tensors_in((args, kwargs))
+    devices = {tensor.device for tensor in tensors}
+    if len(devices) == 1:
+        return devices.pop()
+    numbers = [tensor for tensor in tensors if tensor.device.type == "cpu" and not tensor.ndim]
+    own = {tensor.device for tensor in tensors if not any(tensor is number for number in numbers)}
     taken = torch.Tag.pointwise in operator.tags or operator in TAKES_NUMBERS
-    written = _written(operator, args, kwargs)
-    strangers = [
-        tensor
-        for tensor in tensors
-        if tensor.device.type == "cpu" and (tensor.ndim or not taken or any(tensor is to for to in written))
-    ]
-    if len(own) != 1 or strangers:
+    written = any(number is to for to in _written(operator, args, kwargs) for number in numbers)
+    if len(own) != 1 or not taken or written:
         raise _mismatch(operator, tensors)
     return own.pop()
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """The tensors among an operator's arguments, which stand alone or in lists."""
+    if isinstance(value, Tensor):
+        return [value]
+    inner = value.values() if type(value) is dict else value if type(value) in (list, tuple) else ()
+    return [tensor for one in inner for tensor in tensors_in(one)]
 
 
 def kinds_of_waiting(operator: Operator, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[str]:
@@ -116,9 +122,9 @@ def _device_of_indexed(operator: Operator, args: Sequence[Any]) -> torch.device:
     own = args[0].device
     indices = [index for index in args[1] if index is not None]
     wrong = [index for index in indices if index.device not in (own, torch.device("cpu"))]
-    wrong += [value for value in _tensors(args[2:], {}) if value.device != own and value.ndim]
+    wrong += [value for value in tensors_in(args[2:]) if value.device != own and value.ndim]
     if wrong:
-        raise _mismatch(operator, [args[0], *indices, *_tensors(args[2:], {})])
+        raise _mismatch(operator, [args[0], *indices, *tensors_in(args[2:])])
     return own
 
 
@@ -139,10 +145,6 @@ def _written(operator: Operator, args: Sequence[Any], kwargs: Mapping[str, Any])
         for argument in operator._schema.arguments
         if argument.alias_info is not None and argument.alias_info.is_write and argument.name in named
     ]
-
-
-def _tensors(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves((tuple(args), dict(kwargs))) if isinstance(leaf, Tensor)]
 
 
 def _mismatch(operator: Operator, tensors: Sequence[Tensor]) -> DeviceMismatchError:

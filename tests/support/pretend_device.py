@@ -13,10 +13,9 @@ from typing import Any
 
 import torch
 from device_counts import calling_line, count_kernel, count_wait
-from device_rules import DeviceMismatchError, device_of_result, kinds_of_waiting, launches
+from device_rules import COPIES, DeviceMismatchError, device_of_result, kinds_of_waiting, launches
 from torch import Tensor
 from torch.utils._python_dispatch import return_and_correct_aliasing
-from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 from moe_lens.architecture import quantized
@@ -31,8 +30,7 @@ class PretendTensor(Tensor):
     held: Tensor
 
     @staticmethod
-    def __new__(cls, held: Tensor, device: torch.device | str) -> "PretendTensor":
-        device = torch.device(device)
+    def __new__(cls, held: Tensor, device: torch.device) -> "PretendTensor":
         if _state.refuses_float64 and held.dtype == torch.float64:
             raise TypeError(f"there is no float64 on {device}; it was asked for at {calling_line()}")
         made = Tensor._make_wrapper_subclass(
@@ -42,13 +40,10 @@ class PretendTensor(Tensor):
             storage_offset=held.storage_offset(),
             dtype=held.dtype,
             layout=held.layout,
-            device=torch.device(device.type, device.index or 0),
+            device=device,
         )
         made.held = held
         return made
-
-    def __init__(self, held: Tensor, device: torch.device | str) -> None:
-        super().__init__()
 
     def __repr__(self) -> str:
         return f"PretendTensor({self.held!r}, {self.device})"
@@ -75,6 +70,12 @@ class PretendTensor(Tensor):
         return _run(func, args, kwargs or {})
 
 
+def placed_at(device: torch.device | str) -> torch.device:
+    """The device with its number, 0 where none is said; of the CPU without."""
+    device = torch.device(device)
+    return torch.device(device.type, 0) if device.type != "cpu" and device.index is None else device
+
+
 def _set_data(target: Tensor, value: Tensor) -> None:
     if not (isinstance(target, PretendTensor) and isinstance(value, PretendTensor)):
         raise DeviceMismatchError(
@@ -88,18 +89,24 @@ def _set_data(target: Tensor, value: Tensor) -> None:
 def _run(operator: Any, args: Any, kwargs: Any) -> Any:
     """An operator on pretend tensors: checked, counted, and computed on the CPU."""
     device = device_of_result(operator, args, kwargs)
-    target = torch.device(kwargs.get("device") or device)
+    target = placed_at(kwargs.get("device") or device)
+    if _state.refuses_float64 and operator in COPIES and target.type == "cpu" and _makes_float64(args, kwargs):
+        raise TypeError(f"there is no float64 on {device}, which converts before it copies, at {calling_line()}")
     for kind in kinds_of_waiting(operator, args, kwargs):
         count_wait(kind)
     if launches(operator, device, target):
         count_kernel()
-    result = tree_map(lambda value: _on(target, value), _computed(operator, *tree_map(_held, (args, kwargs))))
+    result = _on(target, _computed(operator, *_held((args, kwargs))))
     if not operator._schema.is_mutable and not operator.is_view:
         return result
-    changed = [value for value in tree_leaves(args[:1]) if isinstance(value, Tensor)]
-    if not all(isinstance(value, PretendTensor) for value in changed):
-        return args[0]  # a copy to the CPU
+    if operator is aten.copy_.default and target.type == "cpu":
+        return args[0]
     return return_and_correct_aliasing(operator, args, kwargs, result)
+
+
+def _makes_float64(args: Any, kwargs: Any) -> bool:
+    """Whether a copy to the CPU changes to float64 on the way."""
+    return torch.float64 in (kwargs.get("dtype"), args[0].dtype)
 
 
 def _computed(operator: Any, args: Any, kwargs: Any) -> Any:
@@ -113,12 +120,19 @@ def _computed(operator: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _held(value: Any) -> Any:
-    return value.held if isinstance(value, PretendTensor) else value
+    """An operator's arguments with the CPU's tensors in place of those that hold them."""
+    if isinstance(value, PretendTensor):
+        return value.held
+    if type(value) in (list, tuple):
+        return type(value)([_held(one) for one in value])
+    return {name: _held(one) for name, one in value.items()} if type(value) is dict else value
 
 
 def _on(device: torch.device, value: Any) -> Any:
-    is_new = isinstance(value, Tensor) and not isinstance(value, PretendTensor)
-    return PretendTensor(value, device) if is_new and device.type != "cpu" else value
+    """An operator's result with its tensors on the device."""
+    if type(value) in (list, tuple):
+        return type(value)([_on(device, one) for one in value])
+    return PretendTensor(value, device) if isinstance(value, Tensor) and device.type != "cpu" else value
 
 
 class _State:
@@ -181,7 +195,8 @@ def pretend_devices(*, float64: bool = True) -> Iterator[None]:
     _state.there, _state.refuses_float64 = True, not float64
     quantized.PLAIN_CLASSES = (*before[2], PretendTensor)  # a real device's tensors are torch's own
     try:
-        yield
+        with torch.autograd.set_multithreading_enabled(False):  # torch has threads for real devices only
+            yield
     finally:
         _state.there, _state.refuses_float64, quantized.PLAIN_CLASSES = before
 
@@ -195,14 +210,16 @@ def _install() -> None:
 
     def empty(size, *, dtype=None, layout=None, device=None, pin_memory=None, memory_format=None):
         memory_format = memory_format or torch.contiguous_format
-        return PretendTensor(torch.empty(size, dtype=dtype, memory_format=memory_format), device)
+        return PretendTensor(torch.empty(size, dtype=dtype, memory_format=memory_format), placed_at(device))
 
     def empty_strided(size, stride, *, dtype=None, layout=None, device=None, pin_memory=None):
-        return PretendTensor(torch.empty_strided(size, stride, dtype=dtype), device)
+        return PretendTensor(torch.empty_strided(size, stride, dtype=dtype), placed_at(device))
 
     def arange(start, end, step=1, *, dtype=None, layout=None, device=None, pin_memory=None):
         count_kernel()
-        return PretendTensor(torch.arange(start, end, step, dtype=dtype), device)  # torch's own resizes an empty one
+        return PretendTensor(
+            torch.arange(start, end, step, dtype=dtype), placed_at(device)
+        )  # torch's own resizes an empty one
 
     def copy_from(source, target, non_blocking=False):
         return _run(aten.copy_.default, (target, source, non_blocking), {})
