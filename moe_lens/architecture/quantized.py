@@ -24,7 +24,7 @@ def quantization_method(config: Any) -> str | None:
 
 def is_plain(tensor: Tensor) -> bool:
     """Whether a tensor's numbers are its own: of a floating type, not packed, scaled or spread over devices."""
-    return type(tensor) in PLAIN_CLASSES and type(tensor.data) is Tensor and tensor.dtype in PLAIN_DTYPES
+    return type(tensor) in PLAIN_CLASSES and type(tensor.data) in PLAIN_CLASSES and tensor.dtype in PLAIN_DTYPES
 
 
 def refuse_quantized_experts(model: nn.Module) -> None:
