@@ -7,13 +7,15 @@ import pytest
 import torch
 from conftest import build_model
 from limited_memory import out_of_memory_backward_beyond, out_of_memory_beyond
+from placed_models import placed
+from pretend_device import pretend_devices
 from training_cases import EXAMPLES, UNEVEN, fresh, prompts
 
 from moe_lens import MoELens, MoELensError
 from moe_lens.tuning import TuneAll, fit, log_table, router_parameters, slices
 from moe_lens.tuning.processes import Processes
 from moe_lens.tuning.steps import StepData
-from moe_lens.tuning.training import dev_score
+from moe_lens.tuning.training import _put, _values, dev_score
 
 SCHEDULE = replace(UNEVEN, epochs=1)
 
@@ -80,3 +82,19 @@ def test_experts_of_a_half_precision_model_multiply_in_it_while_all_of_it_is_tra
         fit(lens.module, trainable.names, prompts(lens)[:2], SCHEDULE, pad_id=0)
     assert set(seen) == {(torch.bfloat16, torch.bfloat16)}
     assert not torch.equal(lens.module.model.layers[1].mlp.experts.down_proj, before)
+
+
+def test_values_to_go_back_to_are_kept_on_the_cpu_and_come_back_where_they_were(tokenizer):
+    with pretend_devices():
+        module = placed(build_model("olmoe", len(tokenizer)), "one")
+        lens, name = MoELens(module, tokenizer), "model.layers.1.mlp.gate.weight"
+        parameter = module.get_parameter(name)
+        before, kept = parameter.cpu().clone(), _values(lens, [name])
+        assert kept[name].device.type == "cpu"
+        with torch.no_grad():
+            parameter.zero_()
+        assert torch.equal(kept[name], before), "what is kept changes with the parameter"
+        _put(lens, kept)
+        assert module.get_parameter(name) is parameter
+        assert parameter.device.type == "pretend"
+        assert torch.equal(parameter.cpu(), before)
