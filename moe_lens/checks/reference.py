@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from moe_lens.architecture import MoELayer
-from moe_lens.architecture.discovery import input_device
+from moe_lens.architecture.discovery import pretrained
 from moe_lens.errors import MoELensError
 from moe_lens.experts import ExpertSet
 from moe_lens.lens.lens import MoELens
@@ -31,7 +31,7 @@ def padded(lens: MoELens, texts: Sequence[str]) -> dict[str, Tensor]:
         raise MoELensError(f"text {empty[0]} has no tokens; expected texts of one token or more")
     width = max(map(len, rows))
     pad = lens.tokenizer.pad_token_id or 0
-    device = input_device(lens.module)
+    device = pretrained(lens.module).device
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
     return {
         "input_ids": torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=device),
@@ -176,12 +176,23 @@ def rescaled(weights: Tensor, hit: Tensor) -> Tensor:
     return torch.where(hit.all(-1, keepdim=True), torch.zeros_like(rest), rest * factor)
 
 
+def expect_weights(module: nn.Module, path: str) -> None:
+    """MoELensError for a part of the model whose weights are not in memory, so that changing them would do nothing."""
+    away = [name for name, weight in module.get_submodule(path).named_parameters() if weight.is_meta]
+    if away:
+        raise MoELensError(
+            f"{path}.{away[0]} was moved out of memory by device_map, so there are no weights to change and compare "
+            "with; give a device_map that keeps the layers on a device"
+        )
+
+
 @contextmanager
 def without_last_weights(lens: MoELens, experts: ExpertSet) -> Iterator[None]:
     """Inside the block the last weights and biases of these experts are zero."""
     saved = []
     try:
         for layer in experts.layers:
+            expect_weights(lens.module, lens.architecture.at(layer).experts)
             weights = lens.architecture.at(layer).output_weights(lens.module)
             for weight in [weight for expert in experts[layer] for weight in weights[expert]]:
                 saved.append((weight, weight.clone()))

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from moe_lens.architecture.discovery import input_device, pretrained
+from moe_lens.architecture.discovery import pretrained
 from moe_lens.data import Batch, Encoded, collate
 from moe_lens.data.encoding import IGNORED_LABEL
 from moe_lens.lens.devices import OnDevices, on_cpu
@@ -110,7 +110,7 @@ class BatchRunner:
 
     def _inputs(self, batch: Batch) -> dict[str, Any]:
         """What a forward pass over the whole batch takes; positions are counted from each row's first token."""
-        device = input_device(self.module)
+        device = pretrained(self.module).device
         mask = batch.attention_mask.to(device)
         return {
             "input_ids": batch.input_ids.to(device),

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from moe_lens.architecture.discovery import input_device
+from moe_lens.architecture.discovery import pretrained
 from moe_lens.data import Batch, Encoded
 from moe_lens.data.encoding import IGNORED_LABEL
 
@@ -18,7 +18,7 @@ def answer_loss(module: nn.Module, batch: Batch, *, tokens: int | None = None) -
 
     Only the positions that predict them are projected on the vocabulary: with left padding, the last ones.
     """
-    device = input_device(module)
+    device = pretrained(module).device  # of its first part; a device_map may be of where it was once
     mask, labels = batch.attention_mask.to(device), batch.answer_labels
     logits = module(
         input_ids=batch.input_ids.to(device),

@@ -58,8 +58,8 @@ def fused_fields(experts: nn.Module) -> list[str]:
 def grouped_experts(module: nn.Module, architecture: MoEArchitecture) -> Iterator[None]:
     """Inside the block every fused experts module computes by `_forward`; the model's own way is restored after.
 
-    Also without slices this serves training: its backward gives the same bytes every time, with several threads too,
-    and is not slow on the CPU, as that of other implementations is.
+    Also without slices this serves training: its backward gives the same bytes every time on the CPU, with several
+    threads too, and is not slow there, as that of other implementations is.
     """
     experts = [module.get_submodule(site.experts) for site in architecture.moe]
     if not any(map(is_fused, experts)):
