@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from moe_lens.architecture import MoEArchitecture
-from moe_lens.architecture.discovery import input_device, pretrained
+from moe_lens.architecture.discovery import pretrained
 from moe_lens.architecture.listed import normalize
 from moe_lens.architecture.quantized import refuse_quantized_experts
 from moe_lens.data import FIGURE_10, Encoded, Example, PromptTemplate, template_named
@@ -245,7 +245,7 @@ class MoELens:
             examples, batch_size, progress, with_answer=needs.with_answer, continuations=continuations
         )
         for_all = with_answer or continuations is not None
-        to_cpu = not has_float64(input_device(self.module))
+        to_cpu = not has_float64(pretrained(self.module).device)
         counted: list[set[int]] = [set() for _ in statistics]  # places of which memory has room for this one only
 
         def update(places: Sequence[int], prompts: Sequence[Encoded]) -> bool:
