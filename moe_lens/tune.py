@@ -68,7 +68,9 @@ def main(
     batch_size: Annotated[int, Option(min=1, help="Examples per step, over all processes.")] = 8,
     micro_batch: Annotated[
         int | None,
-        Option(min=1, help="Examples per forward pass, to save memory; default a process's share of the step."),
+        Option(
+            min=1, help="Examples per forward pass; default a process's share of the step, halved where memory ends."
+        ),
     ] = None,
     gradient_checkpointing: Annotated[
         bool,

@@ -246,18 +246,12 @@ class MoELens:
         )
         for_all = with_answer or continuations is not None
         to_cpu = not has_float64(pretrained(self.module).device)
-        counted: list[set[int]] = [set() for _ in statistics]  # places of which memory has room for this one only
+        counted: list[set[int]] = [set() for _ in statistics]
 
         def update(places: Sequence[int], prompts: Sequence[Encoded]) -> bool:
             with self._stack.for_examples(places):
                 record = self._runner.record(prompts, needs.captures, needs.positions or {"last"}, to_cpu=to_cpu)
-            short = record if for_all else record.without_answers()
-            for statistic, had in zip(statistics, counted, strict=True):
-                if had.isdisjoint(places):
-                    statistic.update(record if statistic.needs.with_answer else short)
-                    had.update(places)
-            for had in counted:
-                had.difference_update(places)
+            _update_once(statistics, counted, places, record, record if for_all else record.without_answers())
             return True
 
         for _ in run_pieces(batches, update):
@@ -371,6 +365,21 @@ def _expect_input_in_memory(module: nn.Module) -> None:
             "the model's first part, which takes the tokens, was moved out of memory by device_map; give a device_map "
             "that keeps it on a device"
         )
+
+
+def _update_once(
+    statistics: Sequence[Statistic], counted: Sequence[set[int]], places: Sequence[int], record: Record, short: Record
+) -> None:
+    """Update each statistic with the examples at `places`: with `record`, or `short` of it where it needs no answers.
+
+    counted: the places that each has had of a batch which comes again in halves, since memory ended in one after it.
+    """
+    for statistic, had in zip(statistics, counted, strict=True):
+        if had.isdisjoint(places):
+            statistic.update(record if statistic.needs.with_answer else short)
+            had.update(places)
+    for had in counted:
+        had.difference_update(places)
 
 
 def _several(positions: Positions | Set[Positions]) -> frozenset[Positions]:

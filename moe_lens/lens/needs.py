@@ -55,7 +55,7 @@ class Statistic(Protocol):
     settings: dict[str, object]
 
     def update(self, record: Record) -> Self:
-        """Adds a record's samples and returns the statistic."""
+        """Adds a record's samples, all or none of them where it raises, and returns the statistic."""
 
     def merge(self, other: Self) -> Self:
         """Adds the samples that another statistic of the same settings has seen, and returns the first."""

@@ -15,7 +15,7 @@ class Schedule:
 
     batch_size: examples per optimizer step, over all processes together.
     micro_batch: examples per forward pass of a process, None for its whole share of the step. It changes memory and
-        time, and the result by rounding only.
+        time, and the result by rounding only. A process that is alone halves it, with a warning, where memory ends.
     warmup: share of the steps in which the rate rises linearly; after it a cosine leads to 0.
     weight_decay: 0, since decay would also move what the task's loss does not ask for. A load-balancing loss is not
         even offered: Eq. 6 is the task's loss alone, and balance would undo the specialisation it brings out.
