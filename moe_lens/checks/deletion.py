@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from moe_lens.checks.reference import expect_weights
 from moe_lens.experts import ExpertSet
 from moe_lens.lens.lens import MoELens
 
@@ -16,8 +17,10 @@ def deleted(lens: MoELens, experts: ExpertSet) -> Iterator[None]:
     """Inside the block the bare model runs without these experts; the others have the numbers that are then theirs.
 
     They are taken out when a layer's turn comes and put back after it, so that one layer's weights at most are held
-    twice.
+    twice. MoELensError for layers whose weights are not in memory.
     """
+    for layer in experts.layers:
+        expect_weights(lens.module, lens.architecture.layers[layer])
     surgeries = {layer: _Surgery(lens, layer, experts[layer]) for layer in experts.layers}
     handles = []
     for layer, surgery in surgeries.items():

@@ -50,7 +50,7 @@ def capture(lens: MoELens, texts: Sequence[str]) -> Finding:
         plain = bare_logits(lens, texts)
     logits, record, refused = _recorded(lens, texts)
     errors = {"logits": _apart(logits, plain)}
-    everywhere = torch.arange(plain.shape[1], device=plain.device)
+    everywhere = torch.arange(plain.shape[1])
     for name, by_layer in read_layers(reader(len(texts)), record.captured, everywhere).items():
         for layer, value in by_layer.items():
             pairs = zip(_tensors(record.captured[name][layer]), _tensors(value), strict=True)
@@ -228,7 +228,7 @@ def _compared(changed: Tensor, expected: Tensor, plain: Tensor, allowed: float, 
 
 def _apart(a: Tensor, b: Tensor) -> float:
     """The largest difference by the largest finite value of b; infinite where one is not a number or has no equal."""
-    a, b = a.float(), b.float()
+    a, b = a.float(), b.float().to(a.device)
     if a.shape != b.shape or not torch.equal(a.isfinite(), b.isfinite()):
         return float("inf")
     finite = b.isfinite()

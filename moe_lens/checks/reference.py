@@ -176,12 +176,23 @@ def rescaled(weights: Tensor, hit: Tensor) -> Tensor:
     return torch.where(left == 0, torch.zeros_like(rest), rest * (weights.sum(-1, keepdim=True) / left))
 
 
+def expect_weights(module: nn.Module, path: str) -> None:
+    """MoELensError for a part of the model whose weights are not in memory, so that changing them would do nothing."""
+    away = [name for name, weight in module.get_submodule(path).named_parameters() if weight.is_meta]
+    if away:
+        raise MoELensError(
+            f"{path}.{away[0]} was moved out of memory by device_map, so there are no weights to change and compare "
+            "with; give a device_map that keeps the layers on a device"
+        )
+
+
 @contextmanager
 def without_last_weights(lens: MoELens, experts: ExpertSet) -> Iterator[None]:
     """Inside the block the last weights and biases of these experts are zero."""
     saved = []
     try:
         for layer in experts.layers:
+            expect_weights(lens.module, lens.architecture.at(layer).experts)
             weights = lens.architecture.at(layer).output_weights(lens.module)
             for weight in [weight for expert in experts[layer] for weight in weights[expert]]:
                 saved.append((weight, weight.clone()))

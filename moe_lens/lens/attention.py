@@ -72,9 +72,9 @@ class _RowsAttention:
             raise MoELensError(f"attention rows must be among the {n_queries} positions; got {self._rows}")
         rows = torch.tensor([row % n_queries for row in self._rows], dtype=torch.int64, device=query.device)
         mask = _additive_mask(attention_mask, rows, query, key.shape[2])
-        maps = (n_queries, key.shape[2])
-        options = {  # a bias of each query and key, as Inkling's, has a row for each query too
-            name: option[:, :, rows] if isinstance(option, Tensor) and option.shape[2:] == maps else option
+        by_query = ((n_queries, key.shape[2]), (n_queries, 1))
+        options = {  # a bias of each query and key, and a sink of each query, as Inkling's, have rows of queries too
+            name: option[:, :, rows] if isinstance(option, Tensor) and option.shape[2:] in by_query else option
             for name, option in options.items()
         }
         _, weights = eager(module, query[:, :, rows], key, value, mask, scaling=scaling, dropout=0.0, **options)

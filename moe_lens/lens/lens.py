@@ -76,6 +76,7 @@ class MoELens:
     ) -> None:
         self.template = template
         self.batch_size, self.progress = batch_size, progress
+        _expect_input_in_memory(module)
         refuse_quantized_experts(module)
         normalize(module)
         self.architecture = MoEArchitecture.of(module)
@@ -350,6 +351,15 @@ class MoELens:
                 self._stack.apply(layer, self._reader)
         except OutOfOrderError:
             return  # the run is over, or was stopped before this layer: nothing is left to act on
+
+
+def _expect_input_in_memory(module: nn.Module) -> None:
+    """MoELensError where a device_map keeps the part that takes the tokens out of memory: they could be put nowhere."""
+    if getattr(module, "hf_device_map", None) and module.device.type == "meta":
+        raise MoELensError(
+            "the model's first part, which takes the tokens, was moved out of memory by device_map; give a device_map "
+            "that keeps it on a device"
+        )
 
 
 def _several(positions: Positions | Set[Positions]) -> frozenset[Positions]:

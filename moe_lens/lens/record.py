@@ -18,7 +18,7 @@ from moe_lens.lens.reader import TraceReader
 from moe_lens.routing import Routing
 
 Read = Callable[[TraceReader, int, Tensor], Any]
-"""Inside a trace: what a layer, by absolute index, holds at the kept positions, int64 [row]."""
+"""Inside a trace: what a layer, by absolute index, holds at the kept positions, int64 [row] on the CPU."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,8 @@ class Record:
     """What one batch of prompts showed inside a model: a left-padded batch, its spans and what was captured from it.
 
     ids: of the examples, one per row of the batch.
-    input_ids, attention_mask: int64 [batch, pos]; the mask is 0 at pads.
+    input_ids, attention_mask: int64 [batch, pos]; the mask is 0 at pads. They, `kept` and `labels` are on the CPU, from
+        where they may index a tensor of any device; what was captured is where its layer is.
     context_spans, question_spans: one per row, None where a prompt has none; half-open slices in padded positions.
     answer_spans: per row every occurrence of every gold answer in the context.
     kept: the padded positions that all captures but the routing have rows of, int64 [row].
@@ -171,8 +172,23 @@ class Record:
 
     @property
     def attention_rows(self) -> Mapping[int, Tensor]:
-        """Per layer the attention of the kept queries, [batch, head, row, pos]."""
+        """Per layer the attention of the kept queries, [batch, head, row, pos].
+
+        Where a layer attends to summaries of several positions too, these come after the positions.
+        """
         return self.captured.get("attention", {})
+
+    def attention_to_positions(self) -> Mapping[int, Tensor]:
+        """`attention_rows` of a model that attends to its positions alone; MoELensError for any other."""
+        width = self.input_ids.shape[1]
+        for layer, rows in self.attention_rows.items():
+            if rows.shape[-1] != width:
+                raise MoELensError(
+                    f"layer {layer} attends to {rows.shape[-1] - width} summaries of several positions beside the "
+                    f"{width} positions, so what a position, or a part of the prompt, gets is not known; "
+                    "`attention_rows` has what is attended to, summaries last"
+                )
+        return self.attention_rows
 
     @property
     def starts(self) -> Tensor:

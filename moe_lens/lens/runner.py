@@ -63,25 +63,24 @@ class BatchRunner:
     def record(self, prompts: Sequence[Encoded], capture: Collection[str], positions: Iterable[Positions]) -> Record:
         """What the model does on the prompts, in one trace: what `capture` names, at any of the `positions`."""
         batch = collate(prompts, self._pad_id)
-        inputs = self._inputs(batch)
-        mask = inputs["attention_mask"]
-        labels = None if batch.labels is None else batch.labels.to(mask.device)
-        counted = any_position_mask(mask, batch.context_spans, batch.question_spans, positions, labels)
-        kept = counted.any(0).nonzero()[:, 0]
+        spans = batch.context_spans, batch.question_spans
+        counted = any_position_mask(batch.attention_mask, *spans, positions, batch.labels)
+        kept = counted.any(0).nonzero()[:, 0]  # on the CPU, from where they index every layer's device
+        projected = kept.tolist() if "logits" in capture else 1  # a tensor would be moved to the first layer's device
         seen: dict[str, Any] = {}
         with ExitStack() as around:
             around.enter_context(torch.no_grad())
             for name in capture:
                 around.enter_context(CAPTURES[name].around(self.module, kept))
             before = around.enter_context(self.stack.recording())
-            with self.model.trace(**inputs, logits_to_keep=kept if "logits" in capture else 1):
+            with self.model.trace(**self._inputs(batch), logits_to_keep=projected):
                 seen["layers"] = read_layers(self.reader, capture, kept)
                 seen["logits"] = self.model.output.logits
         routing = seen["layers"].get("routing", {})
         return Record(
             ids=batch.ids,
-            input_ids=inputs["input_ids"],
-            attention_mask=mask,
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
             context_spans=batch.context_spans,
             question_spans=batch.question_spans,
             answer_spans=batch.answer_spans,
@@ -89,7 +88,7 @@ class BatchRunner:
             captured=seen["layers"],
             routing_before={layer: before.get(layer, decided) for layer, decided in routing.items()},
             logits=seen["logits"] if "logits" in capture else None,
-            labels=labels,
+            labels=batch.labels,
         )
 
     def _inputs(self, batch: Batch) -> dict[str, Any]:

@@ -50,7 +50,7 @@ class LayerSums(ABC):
     def _add(self, sums: Mapping[int, Mapping[str, Tensor]]) -> None:
         if not self._sums:
             self._sums = {
-                layer: {name: part.double().cpu().clone() for name, part in own.items()} for layer, own in sums.items()
+                layer: {name: part.cpu().double().clone() for name, part in own.items()} for layer, own in sums.items()
             }
             return
         mine, its = (_shapes(part) for part in (self._sums, sums))

@@ -47,16 +47,17 @@ class AnswerProbability(ExampleRows):
         lengths = (record.labels != IGNORED_LABEL).sum(1) - 1  # [batch], without end-of-sequence
         steps = range(max(1, int(lengths.max())))
         places, present = record.kept_rows(steps)
-        present &= torch.arange(len(steps), device=present.device) < lengths[:, None]
-        row = torch.arange(len(record.ids), device=present.device)[:, None].expand_as(places)[present]
+        present &= torch.arange(len(steps)) < lengths[:, None]
+        row = torch.arange(len(record.ids))[:, None].expand_as(places)[present]
         ids = record.labels[row, record.kept[places[present]] + 1]
-        answered = (lengths > 0).cpu().numpy()
+        answered = (lengths > 0).numpy()
         parts = []
         for layer, stream in getattr(record, self.stream).items():
-            logits = self.project(stream[row.to(stream.device), places[present].to(stream.device)])  # [token, vocab]
-            chosen = logits.double().log_softmax(-1).gather(-1, ids.to(logits.device)[:, None])[:, 0]
+            logits = self.project(stream[row, places[present]])  # [token, vocab]
+            precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            chosen = precise.log_softmax(-1).gather(-1, ids.to(logits.device)[:, None])[:, 0]
             each = torch.zeros(present.shape, dtype=torch.float64)
-            each[present.cpu()] = chosen.cpu()
+            each[present] = chosen.cpu().double()
             for tokens, found in (("first", each[:, 0]), ("joint", each.sum(1))):
                 columns = {"layer": layer, "tokens": tokens, "id": list(record.ids)}
                 values = {"probability": np.exp(found.numpy()), "log_probability": found.numpy()}

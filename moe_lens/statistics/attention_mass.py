@@ -73,7 +73,7 @@ class AttentionMass(ExampleRows):
                     "mass": mass.flatten().cpu().numpy().astype(np.float64),
                 }
             )
-            measured = (there[:, :, None] & present[:, None, :].to(there.device)).cpu().numpy()
+            measured = (there[:, :, None] & present[:, None, :]).numpy()
             parts.append(rows[measured[batch, step, target]])
         return pd.concat(parts, ignore_index=True)
 
@@ -98,14 +98,14 @@ def average_heads(head_table: pd.DataFrame, *, heads: Mapping[int, Sequence[int]
 def attention_at(record: Record, steps: Sequence[int]) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Per layer: its number, the attention of the steps [batch, head, step, pos], and who has them, bool [batch, step].
 
-    Raises MoELensError if the record did not keep these positions.
+    Raises MoELensError if the record did not keep these positions, or for attention to more than positions.
     """
     places, there = record.kept_rows(steps)
-    for layer, rows in record.attention_rows.items():
+    for layer, rows in record.attention_to_positions().items():
         if not rows.shape[2]:  # nobody has any of the steps
             rows = rows.new_zeros(*rows.shape[:2], 1, rows.shape[3])
         index = places.to(rows.device)[:, None, :, None].expand(-1, rows.shape[1], -1, rows.shape[3])
-        yield layer, rows.gather(2, index).float(), there.to(rows.device)
+        yield layer, rows.gather(2, index).float(), there
 
 
 def target_masks(record: Record, targets: Sequence[Target]) -> tuple[Tensor, Tensor]:

@@ -25,11 +25,11 @@ class CoActivation(LayerSums):
 
     def sums(self, record: Record) -> dict[int, dict[str, Tensor]]:
         mask = record.position_mask(self.positions)
-        groups = groups_of(record.ids)[mask.nonzero()[:, 0].cpu()]  # [token]
+        groups = groups_of(record.ids)[mask.nonzero()[:, 0]]  # [token]
         found = {}
         for layer, routing in record.routing.items():
-            selected = routing.selected()[mask.to(routing.indices.device)].double()  # [token, expert]
-            parts = [selected[(groups == group).to(selected.device)] for group in range(GROUPS)]
+            selected = routing.selected().cpu()[mask].double()  # [token, expert]
+            parts = [selected[groups == group] for group in range(GROUPS)]
             found[layer] = {"together": torch.stack([part.T @ part for part in parts])}  # [group, expert, expert]
         return found
 

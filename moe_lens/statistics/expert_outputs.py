@@ -26,13 +26,15 @@ class OutputSums(LayerSums):
         super().__init__(Needs.of({"routing", "expert_outputs"}, positions), {"positions": positions})
 
     def outputs(self, record: Record) -> Iterator[tuple[int, int, Tensor, Tensor, Tensor]]:
-        """Per layer: layer, n_experts, indices [token, k], weights [token, k], outputs [token, k, d_model]."""
+        """Per layer, on the CPU: layer, n_experts, indices [token, k], weights [token, k], outputs [token, k, d_model].
+
+        Weights and outputs are float64, which some devices do not have.
+        """
         mask = record.kept_mask(self.positions)
         for layer, outputs in record.expert_outputs.items():
             routing = record.routing[layer]
-            here, kept = mask.to(outputs.device), record.kept.to(outputs.device)
-            indices, weights = (part[:, kept][here] for part in (routing.indices, routing.weights))
-            yield layer, routing.n_experts, indices, weights.double(), outputs[here].double()
+            indices, weights = (part.cpu()[:, record.kept][mask] for part in (routing.indices, routing.weights))
+            yield layer, routing.n_experts, indices, weights.double(), outputs.cpu()[mask].double()
 
 
 class ExpertSaliency(OutputSums):
@@ -73,6 +75,8 @@ class ExpertVocabulary(OutputSums):
     It reads the mean over tokens of gating weight times output, which is what the expert adds to the residual stream.
     project: [..., d_model] -> [..., vocab], linear: the head alone, as
         `lens.module.get_submodule(lens.architecture.head)`.
+
+    Raises MoELensError for experts whose sum goes through a map to another width first, so that no head reads it.
     """
 
     def __init__(self, project: Callable[[Tensor], Tensor], *, top: int = 10, positions: Positions = "all") -> None:
@@ -84,7 +88,8 @@ class ExpertVocabulary(OutputSums):
     def sums(self, record: Record) -> dict[int, dict[str, Tensor]]:
         found = {}
         for layer, n_experts, indices, weights, outputs in self.outputs(record):
-            written = torch.zeros(n_experts, outputs.shape[-1], dtype=torch.float64, device=outputs.device)
+            _expect_width(self.project, outputs.shape[-1])
+            written = torch.zeros(n_experts, outputs.shape[-1], dtype=torch.float64)
             written.index_add_(0, indices.flatten(), (weights[..., None] * outputs).flatten(0, 1))
             tokens = _per_expert(torch.ones_like(weights), indices, n_experts)
             found[layer] = {"tokens": tokens, "written": written}
@@ -102,7 +107,7 @@ class ExpertVocabulary(OutputSums):
             used = sums["tokens"].nonzero()[:, 0]
             mean = (sums["written"] / sums["tokens"].clamp(min=1)[:, None])[used]
             with torch.no_grad():
-                logits = self.project(mean.to(_dtype(self.project))).double().cpu()  # [expert, vocab]
+                logits = self.project(_taken(mean, self.project)).cpu().double()  # [expert, vocab]
             excess = logits - logits.mean(0)
             best, ids = excess.topk(min(self.top, excess.shape[1]), dim=1)
             shown = ids.shape[1]
@@ -123,7 +128,7 @@ class OutputSimilarity(OutputSums):
             unit = torch.nn.functional.normalize(outputs, dim=-1)
             cosine = unit @ unit.transpose(-1, -2)  # [token, k, k]
             pairs = (indices[..., :, None] * n_experts + indices[..., None, :]).flatten()
-            sums = torch.zeros(2, n_experts**2, dtype=torch.float64, device=outputs.device)
+            sums = torch.zeros(2, n_experts**2, dtype=torch.float64)
             sums[0].index_add_(0, pairs, cosine.flatten())
             sums[1].index_add_(0, pairs, torch.ones_like(cosine).flatten())
             cosines, together = sums.view(2, n_experts, n_experts)
@@ -145,15 +150,27 @@ class OutputSimilarity(OutputSums):
 
 def _per_expert(values: Tensor, indices: Tensor, n_experts: int) -> Tensor:
     """Sums of values [token, k] by the expert of each, float64 [expert]."""
-    sums = torch.zeros(n_experts, dtype=torch.float64, device=values.device)
-    return sums.index_add_(0, indices.flatten(), values.double().flatten())
+    sums = torch.zeros(n_experts, dtype=torch.float64)
+    return sums.index_add_(0, indices.flatten(), values.flatten())
 
 
-def _dtype(project: Callable[[Tensor], Tensor]) -> torch.dtype:
-    """What a projection takes: its weights' dtype where it has any, else float32."""
-    if isinstance(project, torch.nn.Module):
-        return next((weight.dtype for weight in project.parameters()), torch.float32)
-    return torch.float32
+def _expect_width(project: Callable[[Tensor], Tensor], width: int) -> None:
+    """MoELensError for a head that takes vectors of another width than experts put out."""
+    taken = project.in_features if isinstance(project, torch.nn.Linear) else width
+    if taken != width:
+        raise MoELensError(
+            f"expected experts that write into the residual stream, whose width of {taken} the head takes; these give "
+            f"vectors of {width}, and their block maps the sum to the stream, so no head reads a single expert; use "
+            "ExpertSaliency or OutputSimilarity"
+        )
+
+
+def _taken(values: Tensor, project: Callable[[Tensor], Tensor]) -> Tensor:
+    """The values as a projection takes them: of its weights' dtype and device where it has any, else float32."""
+    weight = next(project.parameters(), None) if isinstance(project, torch.nn.Module) else None
+    if weight is None:
+        return values.float()
+    return values.to(weight.dtype if weight.is_meta else weight)  # weights on a disk are fetched to the values
 
 
 def _table(parts: list[pd.DataFrame], statistic: OutputSums) -> pd.DataFrame:

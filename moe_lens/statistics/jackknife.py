@@ -20,9 +20,9 @@ def groups_of(ids: Sequence[str]) -> Tensor:
 
 
 def by_group(values: Tensor, groups: Tensor) -> Tensor:
-    """Values of tokens [token, …] summed within each group, float64 [group, …]; groups: int64 [token]."""
-    sums = torch.zeros(GROUPS, *values.shape[1:], dtype=torch.float64, device=values.device)
-    return sums.index_add_(0, groups.to(values.device), values.double())
+    """Values of tokens [token, …] summed within each group, float64 [group, …] on the CPU; groups: int64 [token]."""
+    sums = torch.zeros(GROUPS, *values.shape[1:], dtype=torch.float64)
+    return sums.index_add_(0, groups, values.cpu().double())
 
 
 def with_interval(estimate: Callable[[Sums], np.ndarray], sums: Sums, *, size: str) -> tuple[np.ndarray, ...]:

@@ -27,17 +27,16 @@ class RouterLoad(LayerSums):
 
     def sums(self, record: Record) -> dict[int, dict[str, Tensor]]:
         mask = record.position_mask(self.positions)
-        groups = groups_of(record.ids)[mask.nonzero()[:, 0].cpu()]  # [token]
+        groups = groups_of(record.ids)[mask.nonzero()[:, 0]]  # [token]
         found = {}
         for layer, routing in record.routing.items():
-            here = mask.to(routing.indices.device)
-            probabilities = routing.probabilities()[here].double()  # [token, expert]
+            probabilities = routing.probabilities().cpu()[mask].double()  # [token, expert]
             entropy = torch.special.entr(probabilities).sum(-1) / np.log(2)
             counted = {
                 "tokens": torch.ones_like(entropy),
                 "entropy": entropy,
                 "entropy_squared": entropy.square(),
-                "selected": routing.selected()[here],
+                "selected": routing.selected().cpu()[mask],
                 "probability": probabilities,
             }
             found[layer] = {name: by_group(values, groups) for name, values in counted.items()}

@@ -26,9 +26,9 @@ class SelectedExperts(ExampleRows):
 
     def rows(self, record: Record) -> pd.DataFrame:
         """Columns id, layer, position (of the token in its prompt), rank (0 for the highest weight), expert, weight."""
-        mask = record.position_mask(self.positions).cpu().numpy()
+        mask = record.position_mask(self.positions).numpy()
         row, position = mask.nonzero()
-        starts = record.starts.cpu().numpy()
+        starts = record.starts.numpy()
         ids = np.array(record.ids, dtype=object)[row]
         parts = []
         for layer, routing in record.routing.items():

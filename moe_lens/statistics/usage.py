@@ -93,21 +93,20 @@ class ExpertUsage:
 
         mask: bool [batch, pos]. tokens: int64 [batch], the positions that count of each sample.
         """
-        indices = routing.indices
+        indices = routing.indices.cpu()
         batch, _, k = indices.shape
-        mask, tokens = mask.to(indices.device), tokens.to(indices.device)
         if self.value == "frequency":
-            added = torch.full(indices.shape, 1 / k, dtype=torch.float64, device=indices.device)
+            added = torch.full(indices.shape, 1 / k, dtype=torch.float64)
         elif self.value == "gating_weight":
-            added = routing.weights.double()
+            added = routing.weights.cpu().double()
         else:
-            added = routing.probabilities().gather(-1, indices).double()
+            added = routing.probabilities().cpu().gather(-1, indices).double()
         added = added.masked_fill(~mask[..., None], 0.0)
-        sums = torch.zeros(batch, routing.n_experts, dtype=torch.float64, device=added.device)
+        sums = torch.zeros(batch, routing.n_experts, dtype=torch.float64)
         sums.scatter_add_(1, indices.flatten(1), added.flatten(1))
         if self.reduce == "sample":
             sums /= tokens.clamp(min=1)[:, None]
-        return sums.sum(dim=0).cpu()
+        return sums.sum(dim=0)
 
     def _add(self, sums: dict[int, torch.Tensor], *, total: float, counted: int, skipped: int) -> None:
         if not self._sums:

@@ -38,15 +38,14 @@ class RoutingVectors(ExampleRows):
     def rows(self, record: Record) -> pd.DataFrame:
         """Columns id, layer, expert, rate, tokens (how many of the example's tokens counted)."""
         mask = record.position_mask(self.positions)
-        tokens = mask.sum(1).cpu()
+        tokens = mask.sum(1)
         counted = (tokens > 0).nonzero()[:, 0]
         parts = []
         for layer, routing in record.routing.items():
             experts = torch.arange(routing.n_experts)
             if self.experts is not None:
                 experts = torch.tensor(sorted(self.experts[layer]), dtype=torch.int64)
-            selected = self._selected(routing) & mask.to(routing.indices.device)[..., None]
-            selected = selected.sum(1).cpu()  # [batch, expert]
+            selected = (self._selected(routing).cpu() & mask[..., None]).sum(1)  # [batch, expert]
             rates = (selected[counted] / tokens[counted, None].double())[:, experts]
             columns = {
                 "id": np.repeat(np.array(record.ids, dtype=object)[counted.numpy()], len(experts)),

@@ -22,7 +22,7 @@ def weight_similarity(lens: MoELens) -> pd.DataFrame:
         experts = lens.module.get_submodule(architecture.at(layer).experts)
         products = torch.zeros(architecture.n_experts, architecture.n_experts, dtype=torch.float64)
         for weight in _by_expert(experts, architecture.n_experts):
-            products += (weight @ weight.T).double().cpu()
+            products += (weight @ weight.T).cpu().double()
         norms = products.diagonal().sqrt()
         parts.append(pairs_table(layer, {"similarity": (products / norms[:, None] / norms).numpy()}))
     return pd.concat(parts, ignore_index=True)

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from moe_lens.architecture.discovery import pretrained
 from moe_lens.data import Batch, Encoded
 from moe_lens.data.encoding import IGNORED_LABEL
 
@@ -17,7 +18,7 @@ def answer_loss(module: nn.Module, batch: Batch, *, tokens: int | None = None) -
 
     Only the positions that predict them are projected on the vocabulary: with left padding, the last ones.
     """
-    device = input_device(module)
+    device = pretrained(module).device  # of its first part; a device_map may be of where it was once
     mask, labels = batch.attention_mask.to(device), batch.answer_labels
     logits = module(
         input_ids=batch.input_ids.to(device),
@@ -35,12 +36,3 @@ def answer_loss(module: nn.Module, batch: Batch, *, tokens: int | None = None) -
 def answer_tokens(prompts: Iterable[Encoded]) -> int:
     """The number of tokens that `answer_loss` scores in these prompts, which carry their answers."""
     return sum(len(prompt.input_ids) - prompt.prompt_length for prompt in prompts)
-
-
-def input_device(module: nn.Module) -> torch.device:
-    """Where a model takes its tokens; its parts may be spread over several devices, or lie on a disk."""
-    spread = getattr(module, "hf_device_map", None)
-    if spread:  # the first entry is what comes first in the model
-        first = next(iter(spread.values()))
-        return torch.device("cpu" if first == "disk" else first)
-    return next(module.parameters()).device

@@ -58,8 +58,8 @@ def fused_fields(experts: nn.Module) -> list[str]:
 def grouped_experts(module: nn.Module, architecture: MoEArchitecture) -> Iterator[None]:
     """Inside the block every fused experts module computes by `_forward`; the model's own way is restored after.
 
-    Also without slices this serves training: its backward gives the same bytes every time, with several threads too,
-    and is not slow on the CPU, as that of other implementations is.
+    Also without slices this serves training: its backward gives the same bytes every time on the CPU, with several
+    threads too, and is not slow there, as that of other implementations is.
     """
     experts = [module.get_submodule(site.experts) for site in architecture.moe]
     if not any(map(is_fused, experts)):
@@ -165,12 +165,31 @@ def _forward(self: FusedExperts, hidden_states: Tensor, selected: Tensor, weight
     outputs = []
     for rows, sizes, first, prefix in parts:
         fields = fused_fields(self)
-        tensors = {field: getattr(self, prefix + field).to(getattr(self, field).dtype) for field in fields}
+        held = {field: getattr(self, prefix + field).to(getattr(self, field).dtype) for field in fields}
+        tensors = {field: _OnlyUsed.apply(tensor, sizes) for field, tensor in held.items()}
         # index_select: its backward is deterministic and fast. One per part, so that frozen rows are not kept.
         inputs = hidden_states.index_select(0, order[rows] // k)
         outputs.append(_expert_rows(self, inputs, sizes.cumsum(0, dtype=torch.int32), key[rows] - first, tensors))
     summed: Tensor = _WeightedSum.apply(weights, order, *outputs)
     return summed[:, 0].to(hidden_states.dtype)
+
+
+class _OnlyUsed(torch.autograd.Function):
+    """A tensor [expert, …] as it is, to which experts without rows give no gradient; sizes: int64 [expert].
+
+    Backward, kernels of grouped products on some accelerators leave what was in the memory where there are no rows.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, sizes: Tensor) -> Tensor:
+        ctx.save_for_backward(sizes)
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (sizes,) = ctx.saved_tensors
+        return grad.masked_fill((sizes == 0).view(-1, *[1] * (grad.ndim - 1)), 0), None
 
 
 class _WeightedSum(torch.autograd.Function):
@@ -218,8 +237,12 @@ def _expert_rows(
     """
 
     def linear(rows: Tensor, field: str) -> Tensor:
-        bias = tensors[f"{field}_bias"][expert] if self.has_bias else None
-        return _grouped_linear(rows, tensors[field], ends, bias=bias, is_transposed=self.is_transposed)
+        weight, bias = tensors[field], tensors[f"{field}_bias"][expert] if self.has_bias else None
+        if len(rows):
+            return _grouped_linear(rows, weight, ends, bias=bias, is_transposed=self.is_transposed)
+        # Not every kernel of grouped products takes no rows at all; the gradients are zeros, as any would give.
+        nothing = rows.to(weight.dtype) @ (weight[0] if self.is_transposed else weight[0].mT)
+        return nothing if bias is None else nothing + bias
 
     inner = linear(inputs, "gate_up_proj" if self.has_gate else "up_proj")
     outputs = linear(self._apply_gate(inner) if self.has_gate else self.act_fn(inner), "down_proj")

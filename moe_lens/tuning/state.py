@@ -22,8 +22,9 @@ def training(
     trained: parameters of `module`, by name. gradient_checkpointing: its layers keep their inputs only and run again
         backward.
 
-    Gives the context in which to run the model: autocast for a half-precision model. Sums are made in a fixed order,
-    so the same seed gives the same bytes also with several threads, and torch's random numbers stay the caller's.
+    Gives the context in which to run the model: autocast for a half-precision model. torch's random numbers stay the
+    caller's. Sums are made in a fixed order where torch can: on the CPU the same seed gives the same bytes, also with
+    several threads; elsewhere some kernels add in any order, and runs of one seed differ by rounding.
     Afterwards the module is in evaluation mode, nothing in it requires a gradient, and `trained` has its old dtypes.
     Raises MoELensError for a model in float16, one that cannot checkpoint its layers, and parameters on a disk.
     """

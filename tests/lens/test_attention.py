@@ -37,9 +37,9 @@ def test_rows_equal_those_of_eager_attention(lens, texts):
             assert_close(rows[row][:, real[row]], maps[layer][row][:, real[row]], rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("family", ["inkling_text", "gpt_oss", "gemma4_text", "deepseek_v3"])
+@pytest.mark.parametrize("family", ["inkling_text", "inkling2_text", "gpt_oss", "gemma4_text", "deepseek_v3"])
 def test_single_rows_are_those_of_all_rows(family):
-    """Also where attention is given more than a mask: a bias for each query and key, or sinks."""
+    """Also where attention is given more than a mask: a bias for each query and key, or sinks, of each query too."""
     lens = MoELens(tiny_model(family), tiny_tokenizer())
     lens.batch_size = len(TEXTS)
     _, whole = lens.run_with_cache(TEXTS, capture=("attention",))

@@ -4,10 +4,12 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 
 import pandas as pd
 import pytest
 import torch
+import torch.nn.functional as F
 
 from moe_lens.data import Example
 from moe_lens.errors import MoELensError
@@ -89,6 +91,13 @@ def test_attention_of_tokens_is_the_prompts_last_tokens_where_answers_follow_it(
     [elsewhere] = olmoe.records([EXAMPLE], **asked | {"positions": (-1,)})
     with pytest.raises(MoELensError, match=r"ask for positions=\(0,\)"):
         attention_of_tokens(elsewhere, olmoe.tokenizer)
+
+
+def test_attention_to_more_than_the_tokens_is_not_shown_as_theirs(olmoe):
+    [record] = olmoe.records([EXAMPLE], capture=("attention",), progress=False)
+    wider = {layer: F.pad(rows, (0, 2)) for layer, rows in record.attention_rows.items()}
+    with pytest.raises(MoELensError, match="2 summaries of several positions"):
+        attention_of_tokens(replace(record, captured={"attention": wider}), olmoe.tokenizer)
 
 
 @pytest.mark.parametrize("text", [HOSTILE, "plain words", "मानक हिन्दी", "a\n\n\tb"])

@@ -6,6 +6,8 @@ import pandas as pd
 import pytest
 import torch
 
+from moe_lens import MoELens
+from moe_lens.architecture.tiny import tiny_model, tiny_tokenizer
 from moe_lens.data import Example, encode
 from moe_lens.errors import MoELensError
 from moe_lens.lens import Record, Statistic
@@ -150,3 +152,10 @@ def test_misuse_is_refused(olmoe):
         AttentionMass().merge(AttentionMass(steps=(1,)))
     with pytest.raises(MoELensError, match="one continuation for each"):
         olmoe.measure(EXAMPLES, AttentionMass(), continuations=["a"], progress=False)
+
+
+def test_attention_to_summaries_of_positions_is_refused():
+    """DeepSeek-V4 attends to compressed stretches of the prompt too, which lie in no part of it alone."""
+    lens = MoELens(tiny_model("deepseek_v4"), tiny_tokenizer())
+    with pytest.raises(MoELensError, match=r"layer 0 attends to \d+ summaries of several positions"):
+        lens.measure(EXAMPLES[2:3], AttentionMass(), progress=False)

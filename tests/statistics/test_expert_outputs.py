@@ -8,6 +8,8 @@ import pytest
 import torch
 from test_usage import record
 
+from moe_lens import MoELens
+from moe_lens.architecture.tiny import tiny_model, tiny_tokenizer
 from moe_lens.errors import MoELensError
 from moe_lens.experts import ExpertSet
 from moe_lens.routing import Routing
@@ -124,3 +126,11 @@ def test_positions_must_have_been_kept(olmoe):
     assert saliency.table().groupby("layer")["tokens"].sum().eq(9).all()
     with pytest.raises(MoELensError, match="at least 1"):
         ExpertVocabulary(lambda written: written, top=0)
+
+
+def test_a_head_is_not_given_experts_that_write_elsewhere():
+    """Muse Spark's experts have a width of their own, and a map to the residual stream after their sum."""
+    lens = MoELens(tiny_model("muse_spark"), tiny_tokenizer())
+    head = lens.module.get_submodule(lens.architecture.head)
+    with pytest.raises(MoELensError, match="whose width of 32 the head takes; these give vectors of 16"):
+        lens.measure(TEXTS[:1], ExpertVocabulary(head), progress=False)

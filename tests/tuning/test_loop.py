@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from training_cases import EXAMPLES, SCHEDULE, UNEVEN, fresh, prompts
 
 from moe_lens import ExpertSet, MoELens, MoELensError
+from moe_lens.data import collate
 from moe_lens.lens.delta import read_facts
 from moe_lens.tuning import (
     Checkpoints,
@@ -28,6 +29,7 @@ from moe_lens.tuning import (
     tune,
 )
 from moe_lens.tuning.checkpoint import LOG, NEWEST, Progress
+from moe_lens.tuning.objective import answer_loss
 
 TESTS = Path(__file__).parents[1] / "support"
 
@@ -238,6 +240,13 @@ def test_a_model_spread_by_a_device_map_trains_to_the_same_values(tokenizer, tmp
         assert torch.equal(module.get_parameter(name), whole.module.get_parameter(name))
     with pytest.raises(MoELensError, match="moved out of memory by device_map"):
         train(spread, names=router_parameters(spread))
+
+
+def test_tokens_go_where_the_model_is_now_not_where_a_device_map_had_put_it(tokenizer):
+    lens = fresh(tokenizer)
+    lens.module.hf_device_map = {"": "meta"}  # what stays when a model that was loaded by a device_map is moved
+    batch = collate(prompts(lens)[:2], lens.tokenizer.pad_token_id)
+    assert answer_loss(lens.module, batch).isfinite()
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from test_tuning import EXAMPLES, SCHEDULE, fresh, prompts
 
 from moe_lens import ExpertSet, MoELens, MoELensError
 from moe_lens.data import collate
-from moe_lens.tuning import TuneAll, TuneExperts, TuneRouters, fit
+from moe_lens.tuning import TuneAll, TuneExperts, TuneRouters, fit, slices
 from moe_lens.tuning.objective import answer_loss
 from moe_lens.tuning.slices import FUSED
 from moe_lens.tuning.state import training
@@ -171,3 +171,65 @@ def test_half_precision_experts_train_in_float32_and_keep_their_dtype(tokenizer)
         log = fit(lens.module, trainable.names, prompts(lens), SCHEDULE, pad_id=0)
     assert log.rows[-1]["loss"] < log.rows[0]["loss"]
     assert {parameter.dtype for parameter in lens.module.parameters()} == {torch.bfloat16}
+
+
+def rows_of_experts(experts, selected: list[list[int]]) -> tuple[torch.Tensor, ...]:
+    """Arguments of an experts module: random hidden states, these selected experts, equal weights."""
+    hidden = torch.randn(len(selected), 32, generator=torch.Generator().manual_seed(0))
+    return hidden, torch.tensor(selected), torch.full((len(selected), len(selected[0])), 0.5)
+
+
+@pytest.mark.parametrize("family", ["olmoe", "gpt_oss"])
+def test_experts_without_tokens_get_no_gradient_whatever_a_kernel_leaves_there(tokenizer, family, monkeypatch):
+    """The stand-in does what is reported of a kernel: a group without rows gets what was in the memory."""
+    right = slices._grouped_linear
+
+    class Faulty(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, weight, offs):
+            ctx.save_for_backward(offs)
+            return weight.view_as(weight)
+
+        @staticmethod
+        def backward(ctx, grad):
+            (offs,) = ctx.saved_tensors
+            empty = offs.diff(prepend=offs.new_zeros(1)) == 0
+            return grad.masked_fill(empty.view(-1, 1, 1), torch.nan), None
+
+    def faulty(rows, weight, offs, **options):
+        return right(rows, Faulty.apply(weight, offs), offs, **options)
+
+    lens = open_family(tokenizer, family)
+    chosen = ExpertSet.of({1: [0, 5, 7]})
+    experts = lens.module.get_submodule(lens.architecture.at(1).experts)
+    monkeypatch.setattr(slices, "_grouped_linear", faulty)
+    with TuneExperts(chosen).attached(lens) as trainable:
+        experts(*rows_of_experts(experts, [[0, 1], [5, 2], [0, 5]])).square().sum().backward()
+        for name in trainable.names:
+            gradient = lens.module.get_parameter(name).grad
+            assert not gradient[2].any()
+            assert gradient[:2].flatten(1).any(-1).all()
+
+
+@pytest.mark.parametrize("selected", [[[1, 2], [3, 4]], [[0, 5], [5, 7]]], ids=["no chosen expert", "only chosen ones"])
+def test_a_part_without_rows_is_no_grouped_product_and_has_gradients_of_zero(tokenizer, selected, monkeypatch):
+    right, parts = slices._grouped_linear, []
+
+    def watched(rows, *arguments, **options):
+        parts.append(len(rows))
+        return right(rows, *arguments, **options)
+
+    lens = open_family(tokenizer, "gpt_oss")
+    experts = lens.module.get_submodule(lens.architecture.at(1).experts)
+    arguments = rows_of_experts(experts, selected)
+    with torch.no_grad():
+        expected = experts(*arguments)
+    monkeypatch.setattr(slices, "_grouped_linear", watched)
+    with TuneExperts(ExpertSet.of({1: [0, 5, 7]})).attached(lens) as trainable:
+        output = experts(*arguments)
+        output.square().sum().backward()
+        torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-6)
+        for name in trainable.names:
+            used = lens.module.get_parameter(name).grad.flatten(1).any(-1)
+            assert used.tolist() == [any(expert in row for row in selected) for expert in (0, 5, 7)]
+    assert parts == [len(selected) * 2] * 2
