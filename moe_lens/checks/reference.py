@@ -172,8 +172,8 @@ def zeroed(weights: Tensor, hit: Tensor) -> Tensor:
 def rescaled(weights: Tensor, hit: Tensor) -> Tensor:
     """Weights [token, k] of 0 where `hit` [token, k], the others times old by new sum, all 0 where no other is left."""
     rest = weights * ~hit
-    factor = weights.sum(-1, keepdim=True) / rest.sum(-1, keepdim=True)
-    return torch.where(hit.all(-1, keepdim=True), torch.zeros_like(rest), rest * factor)
+    left = rest.sum(-1, keepdim=True)  # 0 also of a token that skips the experts
+    return torch.where(left == 0, torch.zeros_like(rest), rest * (weights.sum(-1, keepdim=True) / left))
 
 
 def expect_weights(module: nn.Module, path: str) -> None:

@@ -14,7 +14,7 @@ from moe_lens.architecture.tiny import tiny_tokenizer
 from moe_lens.causal import evaluate
 from moe_lens.checks import CHECKS, run_checks
 from moe_lens.data import PromptTemplate
-from moe_lens.lens import CAPTURES, MODES, Intervention, Rows, apply_delta, weights_digest
+from moe_lens.lens import CAPTURES, MODES, Intervention, Rows, Statistic, apply_delta, weights_digest
 from moe_lens.lens.delta import restored
 from moe_lens.report.views.tokens import attention_of_tokens, experts_of_tokens
 from moe_lens.statistics import (
@@ -59,7 +59,8 @@ def few_experts(lens: MoELens) -> ExpertSet:
     return ExpertSet.of({layer: range(count) for layer in architecture.moe_layers})
 
 
-def _interventions(lens: MoELens) -> dict[str, Intervention]:
+def interventions(lens: MoELens) -> dict[str, Intervention]:
+    """One of each kind on these experts, by its mode; "rows" gives the examples of a batch different ones."""
     few = few_experts(lens)
     alone = {name: kind(few) for name, kind in MODES.items()}
     return alone | {"rows": Rows((alone["zero"], None, alone["renormalize"]))}
@@ -90,7 +91,7 @@ def _at(positions: Any) -> Feature:
 
 def _under(name: str, run: Feature) -> Feature:
     def under(lens: MoELens) -> Any:
-        with lens.intervene(_interventions(lens)[name]):
+        with lens.intervene(interventions(lens)[name]):
             return run(lens)
 
     return under
@@ -106,7 +107,7 @@ def _answers(lens: MoELens) -> Any:
 
 
 def _evaluated(lens: MoELens) -> Any:
-    under = {name: _interventions(lens)[name] for name in ("reroute", "rows")}
+    under = {name: interventions(lens)[name] for name in ("reroute", "rows")}
     found = evaluate(lens, EXAMPLES, under, metrics=("em", "accuracy"), max_new_tokens=2)
     return found.answers, found.summary
 
@@ -142,8 +143,14 @@ def _checked(name: str) -> Feature:
     return run
 
 
-def _measured(make: Callable[[MoELens], Any], **options: Any) -> Feature:
-    return lambda lens: lens.measure(EXAMPLES, make(lens), **options)[0].table()
+def _measured(name: str) -> Feature:
+    return lambda lens: measured(name, lens).table()
+
+
+def measured(name: str, lens: MoELens) -> Statistic:
+    """One of `STATISTICS` of the examples, before its table is made."""
+    [found] = lens.measure(EXAMPLES, STATISTICS[name](lens))
+    return found
 
 
 def _tuned(method: Callable[[MoELens], Method], **schedule: Any) -> Feature:
@@ -176,28 +183,25 @@ def _some_experts(lens: MoELens) -> TuneExperts:
     return TuneExperts(ExpertSet.of({layer: [0, 2] for layer in lens.architecture.moe_layers}))
 
 
-STATISTICS: dict[str, Feature] = {
-    "ExpertUsage": _measured(lambda lens: ExpertUsage()),
-    "ExpertUsage token gate": _measured(lambda lens: ExpertUsage("token", value="gate")),
-    "ExpertUsage gating_weight": _measured(lambda lens: ExpertUsage(positions="context", value="gating_weight")),
-    "RouterLoad": _measured(lambda lens: RouterLoad()),
-    "CoActivation": _measured(lambda lens: CoActivation()),
-    "SelectedExperts": _measured(lambda lens: SelectedExperts()),
-    "RoutingVectors": _measured(lambda lens: RoutingVectors()),
-    "VocabularySpecialisation": _measured(lambda lens: VocabularySpecialisation()),
-    "VocabularySpecialisation predicted": _measured(lambda lens: VocabularySpecialisation("predicted")),
-    "ExpertSaliency": _measured(lambda lens: ExpertSaliency()),
-    "ExpertVocabulary": _measured(lambda lens: ExpertVocabulary(lens.module.get_submodule(lens.architecture.head))),
-    "OutputSimilarity": _measured(lambda lens: OutputSimilarity()),
-    "AttentionMass": _measured(
-        lambda lens: AttentionMass(("context", "answer", "question", "first", "sink"), steps=(0, 1)), with_answer=True
-    ),
-    "AnswerProbability": _measured(lambda lens: AnswerProbability(lens.project_on_vocab)),
-    "AnswerProbability moe_output": _measured(
-        lambda lens: AnswerProbability(lens.project_on_vocab, stream="moe_output")
-    ),
-    "weight_similarity": weight_similarity,
+STATISTICS: dict[str, Callable[[MoELens], Statistic]] = {
+    "ExpertUsage": lambda lens: ExpertUsage(),
+    "ExpertUsage token gate": lambda lens: ExpertUsage("token", value="gate"),
+    "ExpertUsage gating_weight": lambda lens: ExpertUsage(positions="context", value="gating_weight"),
+    "RouterLoad": lambda lens: RouterLoad(),
+    "CoActivation": lambda lens: CoActivation(),
+    "SelectedExperts": lambda lens: SelectedExperts(),
+    "RoutingVectors": lambda lens: RoutingVectors(),
+    "VocabularySpecialisation": lambda lens: VocabularySpecialisation(),
+    "VocabularySpecialisation predicted": lambda lens: VocabularySpecialisation("predicted"),
+    "ExpertSaliency": lambda lens: ExpertSaliency(),
+    "ExpertVocabulary": lambda lens: ExpertVocabulary(lens.module.get_submodule(lens.architecture.head)),
+    "OutputSimilarity": lambda lens: OutputSimilarity(),
+    "AttentionMass": lambda lens: AttentionMass(("context", "answer", "question", "first", "sink"), steps=(0, 1)),
+    "AnswerProbability": lambda lens: AnswerProbability(lens.project_on_vocab),
+    "AnswerProbability moe_output": lambda lens: AnswerProbability(lens.project_on_vocab, stream="moe_output"),
 }
+"""Every statistic, and those with settings that compute in another way, made for a lens."""
+
 TRAINING: dict[str, Feature] = {
     "tune router": _tuned(lambda lens: TuneRouters()),
     "tune ceft": _tuned(_some_experts),
@@ -218,10 +222,26 @@ FEATURES: dict[str, Feature] = {
     "own trace": _own_trace,
     "weights_digest": lambda lens: weights_digest(lens.module),
     **{f"check {name}": _checked(name) for name in CHECKS},
-    **STATISTICS,
+    **{name: _measured(name) for name in STATISTICS},
+    "weight_similarity": weight_similarity,
     **TRAINING,
 }
 """Everything, by name; what each gives is compared with what it gives on the CPU."""
+
+SURVEYED = (
+    "check capture",
+    "check attention",
+    "check expert_outputs",
+    "check logit_lens",
+    "positions (-1, 0, 1)",
+    "rows, generate",
+    "RouterLoad",
+    "ExpertVocabulary",
+    "AttentionMass",
+    "AnswerProbability moe_output",
+    "tune ceft",
+)
+"""One feature of each way in which a model is touched, for many models."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from device_features import FEATURES, Outcome, differs, opened, outcome, outcomes
+from device_features import FEATURES, SURVEYED, Outcome, differs, opened, outcome, outcomes
 from placed_models import Place, placed
 from pretend_device import pretend_devices
 from tqdm.auto import tqdm
@@ -31,11 +31,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("families", nargs="*", default=list(FAMILIES))
     parser.add_argument("--places", default="one,two")
+    parser.add_argument("--features", choices=["all", "surveyed"], default="all")
     parser.add_argument("--out", type=Path, required=True)
     asked = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.set_verbosity_error()
     torch.set_num_threads(1)
+    names = tuple(FEATURES) if asked.features == "all" else SURVEYED
     asked.out.mkdir(parents=True, exist_ok=True)
     file = asked.out / "features.csv"
     done = pd.read_csv(file) if file.exists() else pd.DataFrame(columns=COLUMNS)
@@ -47,17 +49,17 @@ def main() -> None:
                 if not ((done["family"] == family) & (done["place"] == place)).any()
             ]
             if missing:
-                done = pd.concat([done, rows(family, missing)], ignore_index=True)
+                done = pd.concat([done, rows(family, missing, names)], ignore_index=True)
                 done.to_csv(file, index=False)
     print(told(done.fillna("")))
 
 
-def rows(family: str, places: Sequence[str]) -> pd.DataFrame:
+def rows(family: str, places: Sequence[str], names: Sequence[str]) -> pd.DataFrame:
     """Each feature of a family at each place: whether it is right, and how it is not."""
     start = time.process_time()
-    cpu, parts = found(family, "cpu"), []
+    cpu, parts = found(family, "cpu", names), []
     for place in places:
-        here = found(family, place)
+        here = found(family, place, names)
         named = {name: differs(here[name], cpu[name]) for name in here if name in cpu}
         table = pd.DataFrame({"feature": named.keys(), "told": named.values()})
         parts.append(table.assign(family=family, place=place, right=table["told"] == "")[COLUMNS])
@@ -66,12 +68,12 @@ def rows(family: str, places: Sequence[str]) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def found(family: str, place: Place) -> dict[str, Outcome]:
+def found(family: str, place: Place, names: Sequence[str]) -> dict[str, Outcome]:
     """What becomes of opening a family there, and if it opens of each feature."""
     opening = outcome(lambda: opened(placed(tiny_model(family), place)))
     if opening.kind != "done":
         return {"opening": opening}
-    return {"opening": Outcome("done", None)} | outcomes(FEATURES, opening.value)
+    return {"opening": Outcome("done", None)} | outcomes(names, opening.value)
 
 
 def told(table: pd.DataFrame) -> str:
