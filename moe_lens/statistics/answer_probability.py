@@ -51,10 +51,10 @@ class AnswerProbability(ExampleRows):
         present &= torch.arange(len(steps)) < lengths[:, None]
         row = torch.arange(len(record.ids))[:, None].expand_as(places)[present]
         ids = OnDevices(record.labels[row, record.kept[places[present]] + 1][:, None])
-        tokens = OnDevices(row * len(record.kept) + places[present])
+        asked = OnDevices(row * len(record.kept) + places[present])
         streams, chosen = getattr(record, self.stream), []
         for stream in streams.values():
-            logits = self.project(tokens.of(stream.flatten(0, 1)))  # [token, vocab]
+            logits = self.project(asked.of(stream.flatten(0, 1)))  # [token, vocab]
             precise = torch.float64 if has_float64(logits.device) else torch.float32
             chosen.append(logits.to(precise).log_softmax(-1).gather(-1, ids.on(logits.device))[:, 0])
         answered = (lengths > 0).numpy()
