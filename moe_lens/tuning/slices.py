@@ -160,7 +160,8 @@ def _forward(self: FusedExperts, hidden_states: Tensor, selected: Tensor, weight
     chosen = 0 if ids is None else len(ids)
     key = selected.reshape(-1) if ids is None else self.trained_slot[selected.reshape(-1)]
     key, order = torch.sort(key, stable=True)
-    counts = torch.bincount(key, minlength=chosen + self.num_experts)
+    slots = torch.arange(chosen + self.num_experts, device=key.device)
+    counts = torch.searchsorted(key, slots, right=True).diff(prepend=slots[:1])  # bincount makes the host wait
     ours = int(counts[:chosen].sum()) if chosen else 0
     parts = [] if ids is None else [(slice(0, ours), counts[:chosen], 0, PREFIX)]
     parts.append((slice(ours, None), counts[chosen:], chosen, ""))
