@@ -58,8 +58,10 @@ def main(
     from moe_lens.commands.named_experts import NamedExperts
     from moe_lens.lens.parallel import connected, from_first_process
     from moe_lens.metrics.catalogue import metrics_named
-    from moe_lens.results import provenance, refuse_another_run, write_table
+    from moe_lens.results import claim, provenance, write_table
+    from moe_lens.storage import try_folder
 
+    try_folder(out)
     names = [metric.name for metric in metrics_named(metrics.split(","))]
     if (judge is None) != (judge_model is None):
         raise MoELensError("--judge and --judge-model belong together; give both or neither")
@@ -76,7 +78,9 @@ def main(
     facts = {"mode": mode, "max_new_tokens": max_new_tokens, "batch_size": batch_size}
     facts |= opening.facts(lens) | reading.facts(fitted)
     made_by = provenance(model=opening.model, delta=opening.delta, data=fitted.examples, facts=facts)
-    refuse_another_run(out / "answers.parquet", made_by)
+    told = made_by | {"seed": seed, "metrics": names, "judge": judge_model}
+    if processes.is_main_process:
+        claim(out, told | {"experts": wanted.told()})
     found = evaluate(
         lens,
         fitted.examples,
@@ -90,9 +94,8 @@ def main(
     )
     if not processes.is_main_process:
         return
-    made_by |= {"seed": seed, "metrics": names, "judge": judge_model}
-    write_table(found.answers, out / "answers.parquet", made_by)
-    write_table(found.summary, out / "summary.parquet", made_by)
+    write_table(found.answers, out / "answers.parquet", told)
+    write_table(found.summary, out / "summary.parquet", told)
     console.show(found.summary, title=f"{len(fitted.examples)} examples of {data}")
     console.say(f"written to {out}: answers.parquet, summary.parquet")
 

@@ -116,7 +116,7 @@ def save_figure(figure: "go.Figure", path: Path) -> list[Path]:
     Returns the files written.
     """
     from moe_lens.report.plots import style
-    from moe_lens.results import write_bytes
+    from moe_lens.storage import write_bytes
 
     path.with_suffix(".png").unlink(missing_ok=True)  # of an earlier figure
     page = figure.to_html(include_plotlyjs=True, full_html=True, div_id=path.stem, config=style.CONFIG)

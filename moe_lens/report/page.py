@@ -14,7 +14,8 @@ from moe_lens.report.contents import SECTIONS
 from moe_lens.report.document import View
 from moe_lens.report.plots import style
 from moe_lens.report.section import Section
-from moe_lens.results import read_provenance, read_table, write_bytes
+from moe_lens.results import read_provenance, read_table
+from moe_lens.storage import write_bytes
 
 PAGE = "report.html"
 MOST_ROWS = 400  # of a table, on the page
