@@ -52,7 +52,7 @@ def main(
 
     Several processes share the work: torchrun --nproc-per-node 2 -m moe_lens.evaluate …
     """
-    from moe_lens.causal.evaluation import evaluate
+    from moe_lens.causal.evaluation import check_metrics, evaluate
     from moe_lens.causal.judge import Judge
     from moe_lens.choosing.masking import named
     from moe_lens.commands.named_experts import NamedExperts
@@ -62,7 +62,8 @@ def main(
     from moe_lens.storage import try_folder
 
     try_folder(out)
-    names = [metric.name for metric in metrics_named(metrics.split(","))]
+    scored = metrics_named(metrics.split(","))
+    names = [metric.name for metric in scored]
     if (judge is None) != (judge_model is None):
         raise MoELensError("--judge and --judge-model belong together; give both or neither")
     asked = None if judge is None or judge_model is None else Judge(judge_model, judge, cache=out / "judge")
@@ -78,6 +79,7 @@ def main(
     facts = {"mode": mode, "max_new_tokens": max_new_tokens, "batch_size": batch_size}
     facts |= opening.facts(lens) | reading.facts(fitted)
     made_by = provenance(model=opening.model, delta=opening.delta, data=fitted.examples, facts=facts)
+    check_metrics(scored, fitted.examples, asked)
     told = made_by | {"seed": seed, "metrics": names, "judge": judge_model}
     if processes.is_main_process:
         claim(out, told | {"experts": wanted.told()})

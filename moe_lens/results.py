@@ -74,10 +74,10 @@ def claim(folder: Path, made_by: dict[str, Any]) -> None:
     A run.json with nothing else beside or below it is of a run that came to nothing, and is replaced.
     Raises MoELensError for a folder with another run's, and for one with results of which no run.json tells.
     """
-    path, told = folder / RUN_FILE, _facts(made_by)
+    path = folder / RUN_FILE
     others = any(file.is_file() and file != path for file in folder.rglob("*"))
     if path.exists() and others:
-        _refuse(folder, read_sealed_json(path, remedy="remove the folder, or choose another one"), told)
+        expect_same_run(folder, read_sealed_json(path, remedy="remove the folder, or choose another one"), made_by)
         return
     foreign = [file.name for end in ("parquet", "safetensors", "pt") for file in sorted(folder.glob(f"*.{end}"))]
     if foreign:
@@ -85,7 +85,7 @@ def claim(folder: Path, made_by: dict[str, Any]) -> None:
             f"{folder} holds {', '.join(foreign[:3])} of another run, and no {RUN_FILE} that says of which; "
             "choose another folder"
         )
-    write_sealed_json(path, told)
+    write_sealed_json(path, _facts(made_by))
 
 
 def read_if_made_by(path: str | Path | None, provenance: dict[str, Any]) -> pd.DataFrame | None:
@@ -96,7 +96,7 @@ def read_if_made_by(path: str | Path | None, provenance: dict[str, Any]) -> pd.D
     if path is None or not Path(path).exists():
         return None
     table, found = _read(path)
-    _refuse(path, _facts(found), _facts(provenance))
+    expect_same_run(path, found, provenance)
     return table
 
 
@@ -106,9 +106,9 @@ def _facts(made_by: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in read.items() if name != "command"}
 
 
-def _refuse(path: str | Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+def expect_same_run(path: str | Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
     """MoELensError unless what is there was made as what is wanted; it says in what they differ."""
-    there, here = _flat(found), _flat(wanted)
+    there, here = (_flat(_facts(made_by)) for made_by in (found, wanted))
     differing = [name for name in {**here, **there} if there.get(name) != here.get(name)]
     if differing:
         told = "; ".join(

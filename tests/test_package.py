@@ -20,7 +20,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 #: stands for the module or for everything in the folder of that name; the longest name that fits counts.
 GROUPS = (
     ("", "errors", "extras", "progress"),
-    ("experts", "routing", "data", "results"),
+    ("experts", "routing", "data", "results", "storage"),
     ("architecture", "metrics"),
     ("lens",),
     ("statistics", "checks", "report"),
