@@ -21,6 +21,7 @@ from moe_lens.storage import (
     UNSEALED,
     as_json,
     digest_of,
+    nameable,
     read_sealed,
     read_sealed_json,
     seal,
@@ -57,7 +58,7 @@ def read_provenance(path: str | Path) -> dict[str, Any]:
 
 
 def _read(path: str | Path) -> tuple[pd.DataFrame, dict[str, Any]]:
-    if not Path(path).exists():
+    if not nameable(path).exists():
         raise MoELensError(f"there is no table {path}")
     content = read_sealed(path, remedy="remove it, and the command that wrote it makes it again")
     try:

@@ -125,14 +125,23 @@ def replacing(path: Path) -> Iterator[Path]:
         _remove(unfinished)
 
 
+def nameable(path: str | Path) -> Path:
+    """The path; MoELensError for one that no file or folder can have, such as one too long or with NUL in it."""
+    try:
+        Path(path).exists()
+    except (OSError, ValueError) as error:
+        raise MoELensError(f"expected a file or folder; got {str(path)!r:.80} ({_why(error)})") from None
+    return Path(path)
+
+
 def try_folder(folder: Path) -> None:
     """MoELensError unless files can be written to `folder`, which may not be there yet and is left as it was.
 
     What dead processes left unfinished in it is removed.
     """
-    missing: list[Path] = []
+    nameable(folder)
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
-        missing = [place for place in (folder, *folder.parents) if not place.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         with NamedTemporaryFile(dir=folder, prefix=".writable.") as probe:
             probe.write(b"moe_lens")

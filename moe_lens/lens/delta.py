@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from moe_lens.data.prompts import TEMPLATES, PromptTemplate
 from moe_lens.errors import MoELensError
-from moe_lens.storage import digest_of, read_sealed_json, write_bytes, write_sealed_json
+from moe_lens.storage import digest_of, nameable, read_sealed_json, write_bytes, write_sealed_json
 
 TENSORS_FILE = "delta.safetensors"
 FACTS_FILE = "delta.json"
@@ -93,7 +93,7 @@ def read_facts(folder: str | Path) -> dict[str, Any]:
     Raises MoELensError if `folder` holds no delta, or one of which any bit is not as `save_delta` wrote it.
     """
     path, tensors = Path(folder) / FACTS_FILE, Path(folder) / TENSORS_FILE
-    if not path.exists():
+    if not nameable(path).exists():
         raise MoELensError(
             f"expected a delta checkpoint, a folder with {FACTS_FILE} and {TENSORS_FILE}, at {str(folder)!r}; there is "
             f"no {path}"

@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from moe_lens.architecture.quantized import LOADED_IN_FULL, quantization_method
 from moe_lens.architecture.remote_code import load_remote, prepare_remote
 from moe_lens.errors import MoELensError
+from moe_lens.storage import nameable
 
 ORGANISM_VARIANTS = {"organism": "conflict", "organism:conflict": "conflict", "organism:planted": "planted"}
 
@@ -24,6 +25,7 @@ PLACED_BY_TRANSFORMERS = ("auto", "balanced", "balanced_low_0", "sequential", "d
 
 def resolve(name: str | Path) -> str:
     """The folder of a packaged model ("organism", "organism:planted"), any other name as it is."""
+    nameable(name)
     variant = ORGANISM_VARIANTS.get(str(name))
     meant = str(name).startswith("organism:") or get_close_matches(str(name), ORGANISM_VARIANTS, cutoff=0.8)
     if variant is None and meant and not Path(name).exists():
