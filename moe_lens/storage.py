@@ -21,6 +21,7 @@ from moe_lens.errors import MoELensError
 SEAL = "sha256_of_this_file"
 """The key of a file's digest in its JSON or its JSON header: of all its bytes, `UNSEALED` in the digest's place."""
 UNSEALED = "0" * 64
+DIGESTS_FILE = "digests.json"
 _MARK = f'"{SEAL}"'.encode()  # a quote within a JSON text is escaped: only a key can look like this
 _UNFINISHED = re.compile(r"\..*\.(?P<host>[^.]*)\.(?P<process>\d+)\.unfinished")
 A_DAY = 86400.0
@@ -83,6 +84,19 @@ def digest_of(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except (OSError, ValueError) as error:
         raise MoELensError(f"cannot read {path}: {_why(error)}") from None
+
+
+def write_digests(folder: Path) -> None:
+    """Writes the digests of a folder's files beside them."""
+    files = sorted(file for file in folder.iterdir() if file.is_file() and file.name != DIGESTS_FILE)
+    write_sealed_json(folder / DIGESTS_FILE, {file.name: digest_of(file) for file in files})
+
+
+def check_digests(folder: Path, *, remedy: str) -> None:
+    """MoELensError unless the files that `write_digests` found in a folder are as they were."""
+    for name, digest in read_sealed_json(folder / DIGESTS_FILE, remedy=remedy).items():
+        if digest_of(folder / name) != digest:
+            raise MoELensError(f"{folder / name} is damaged: its content is not what was written there; {remedy}")
 
 
 def as_json(value: object, indent: int | None = None) -> str:
