@@ -11,7 +11,8 @@ from typer import Argument, Option
 from moe_lens.commands import console
 from moe_lens.errors import MoELensError
 from moe_lens.report.contents import draw
-from moe_lens.results import read_table, write_bytes
+from moe_lens.results import read_table
+from moe_lens.storage import write_bytes
 
 FIGURES = {"figure4/clusters.parquet": "clusters.webp", "figure6/attention_gain.parquet": "attention_gain.svg"}
 

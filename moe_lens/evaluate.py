@@ -52,15 +52,18 @@ def main(
 
     Several processes share the work: torchrun --nproc-per-node 2 -m moe_lens.evaluate …
     """
-    from moe_lens.causal.evaluation import evaluate
+    from moe_lens.causal.evaluation import check_metrics, evaluate
     from moe_lens.causal.judge import Judge
     from moe_lens.choosing.masking import named
     from moe_lens.commands.named_experts import NamedExperts
     from moe_lens.lens.parallel import connected, from_first_process
     from moe_lens.metrics.catalogue import metrics_named
-    from moe_lens.results import provenance, refuse_another_run, write_table
+    from moe_lens.results import claim, provenance, write_table
+    from moe_lens.storage import try_folder
 
-    names = [metric.name for metric in metrics_named(metrics.split(","))]
+    try_folder(out)
+    scored = metrics_named(metrics.split(","))
+    names = [metric.name for metric in scored]
     if (judge is None) != (judge_model is None):
         raise MoELensError("--judge and --judge-model belong together; give both or neither")
     asked = None if judge is None or judge_model is None else Judge(judge_model, judge, cache=out / "judge")
@@ -76,7 +79,10 @@ def main(
     facts = {"mode": mode, "max_new_tokens": max_new_tokens, "batch_size": batch_size}
     facts |= opening.facts(lens) | reading.facts(fitted)
     made_by = provenance(model=opening.model, delta=opening.delta, data=fitted.examples, facts=facts)
-    refuse_another_run(out / "answers.parquet", made_by)
+    check_metrics(scored, fitted.examples, asked)
+    told = made_by | {"seed": seed, "metrics": names, "judge": judge_model}
+    if processes.is_main_process:
+        claim(out, told | {"experts": wanted.told()})
     found = evaluate(
         lens,
         fitted.examples,
@@ -90,9 +96,8 @@ def main(
     )
     if not processes.is_main_process:
         return
-    made_by |= {"seed": seed, "metrics": names, "judge": judge_model}
-    write_table(found.answers, out / "answers.parquet", made_by)
-    write_table(found.summary, out / "summary.parquet", made_by)
+    write_table(found.answers, out / "answers.parquet", told)
+    write_table(found.summary, out / "summary.parquet", told)
     console.show(found.summary, title=f"{len(fitted.examples)} examples of {data}")
     console.say(f"written to {out}: answers.parquet, summary.parquet")
 

@@ -2,6 +2,7 @@
 
 import json
 import operator
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -96,11 +97,13 @@ class ExpertSet:
         """The set from a JSON object like {"3": [5, 7]}, expert ids per layer; else MoELensError."""
         try:
             layers = json.loads(text, object_pairs_hook=_without_repeats)
-        except json.JSONDecodeError as error:
+        except MoELensError:
+            raise
+        except (ValueError, RecursionError) as error:  # also numbers of thousands of digits, and lists in lists
             raise MoELensError(f'expected experts as JSON, like {{"3": [5, 7]}}: {error}') from None
         if not isinstance(layers, dict) or not all(isinstance(ids, list) for ids in layers.values()):
             raise MoELensError(f'expected a JSON object like {{"3": [5, 7]}}; got {text[:80]}')
-        wrong = [layer for layer in layers if not (layer.isascii() and layer.isdigit())]
+        wrong = [layer for layer in layers if not re.fullmatch(r"[0-9]{1,9}", layer)]
         if wrong:
             raise MoELensError(f"the keys must be layer numbers; got {wrong}")
         return cls.of(_without_repeats([(int(layer), ids) for layer, ids in layers.items()]))  # "3" and "03" repeat

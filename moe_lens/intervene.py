@@ -1,5 +1,6 @@
 """Causal masking runs from the command line: `python -m moe_lens.intervene --help`."""
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -64,8 +65,10 @@ def main(
     from moe_lens.choosing.masking import mask
     from moe_lens.commands.masking_results import leave_masked
     from moe_lens.commands.named_experts import NamedExperts
-    from moe_lens.results import provenance, refuse_another_run
+    from moe_lens.results import claim, provenance
+    from moe_lens.storage import try_folder
 
+    try_folder(out)
     controls = _control_count(control)
     within = None if layers is None else console.numbers(layers, int, what="--layers")
     loaded = reading.load(data, split=split, limit=limit)
@@ -78,7 +81,7 @@ def main(
     facts = {"mode": mode, "max_new_tokens": max_new_tokens, "batch_size": batch_size}
     facts |= opening.facts(lens) | reading.facts(fitted)
     made_by = provenance(model=opening.model, delta=opening.delta, data=fitted.examples, seed=seed, facts=facts)
-    refuse_another_run(out / "answers.parquet", made_by)
+    claim(out, made_by | {"experts": wanted.told(), "control": controls})
     found = mask(
         lens,
         fitted.examples,
@@ -97,8 +100,8 @@ def _control_count(control: str) -> int:
     if control == "none":
         return 0
     name, _, count = control.partition(":")
-    if name != "random" or not count.isdigit() or int(count) < 1:
-        raise MoELensError(f"--control must be random:N with N of at least 1, or none; got {control!r}")
+    if name != "random" or not re.fullmatch(r"0*[1-9][0-9]{0,5}", count):
+        raise MoELensError(f"--control must be random:N with N from 1 to 999999, or none; got {control!r:.80}")
     return int(count)
 
 

@@ -1,9 +1,9 @@
-"""Tables and summaries on disk: whole or not at all, the same bytes for the same input, with provenance."""
+"""Tables and summaries on disk: sealed, the same bytes for the same input, with provenance, and never another run's."""
 
 import hashlib
 import json
-import os
 import platform
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -11,91 +11,134 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from moe_lens.errors import MoELensError
+from moe_lens.storage import (
+    SEAL,
+    UNSEALED,
+    as_json,
+    digest_of,
+    nameable,
+    read_sealed,
+    read_sealed_json,
+    seal,
+    write_bytes,
+    write_sealed_json,
+)
 
 if TYPE_CHECKING:
     from moe_lens.data.example import Example
 
 PACKAGES = ("moe_lens", "torch", "transformers", "nnsight", "numpy")
+RUN_FILE = "run.json"
+"""What tells in a run's folder how it is made."""
 _PROVENANCE_KEY = b"moe_lens.provenance"
 
 
 def write_table(table: pd.DataFrame, path: str | Path, provenance: dict[str, Any]) -> None:
     """The table as parquet, with its provenance as JSON in the file's metadata; the index is not stored."""
     columns = pa.Table.from_pandas(table, preserve_index=False)
-    labels = {**columns.schema.metadata, _PROVENANCE_KEY: _json(provenance).encode()}
+    labels = {**columns.schema.metadata, _PROVENANCE_KEY: as_json({**provenance, SEAL: UNSEALED}).encode()}
     sink = pa.BufferOutputStream()
     pq.write_table(columns.replace_schema_metadata(labels), sink)
-    write_bytes(path, sink.getvalue().to_pybytes())
+    write_bytes(path, seal(sink.getvalue().to_pybytes()))
 
 
 def read_table(path: str | Path) -> pd.DataFrame:
-    """A table that `write_table` wrote; MoELensError if there is none."""
-    _expect_file(path)
-    try:
-        return pq.read_table(path).to_pandas()
-    except (OSError, pa.ArrowInvalid) as error:
-        raise MoELensError(f"cannot read {path} as a parquet table: {error}") from None
+    """A table that `write_table` wrote; MoELensError if there is none, and for one that is damaged."""
+    return _read(path)[0]
 
 
 def read_provenance(path: str | Path) -> dict[str, Any]:
-    """The provenance of a table that `write_table` wrote; MoELensError if it has none."""
-    _expect_file(path)
+    """The provenance of a table that `write_table` wrote; MoELensError as from `read_table`."""
+    return _read(path)[1]
+
+
+def _read(path: str | Path) -> tuple[pd.DataFrame, dict[str, Any]]:
+    if not nameable(path).exists():
+        raise MoELensError(f"there is no table {path}")
+    content = read_sealed(path, remedy="remove it, and the command that wrote it makes it again")
     try:
-        labels = pq.read_schema(path).metadata or {}
+        found = pq.read_table(pa.BufferReader(content))
     except (OSError, pa.ArrowInvalid) as error:
         raise MoELensError(f"cannot read {path} as a parquet table: {error}") from None
-    if _PROVENANCE_KEY not in labels:
-        raise MoELensError(f"{path} carries no provenance; expected a table that write_table wrote")
-    found: dict[str, Any] = json.loads(labels[_PROVENANCE_KEY])
-    return found
+    told = json.loads((found.schema.metadata or {}).get(_PROVENANCE_KEY, "{}"))
+    return found.to_pandas(), {name: value for name, value in told.items() if name != SEAL}
 
 
-def refuse_another_run(path: str | Path, provenance: dict[str, Any]) -> None:
-    """MoELensError if the table there is of another model, delta or data than `provenance`, and would be lost."""
-    if not Path(path).exists():
+def claim(folder: Path, made_by: dict[str, Any]) -> None:
+    """Makes a folder this run's: its provenance, whatever the command line, stands in run.json from now on.
+
+    A run.json with nothing else beside or below it is of a run that came to nothing, and is replaced.
+    Raises MoELensError for a folder with another run's, and for one with results of which no run.json tells.
+    """
+    path = folder / RUN_FILE
+    others = any(file.is_file() and file != path for file in folder.rglob("*"))
+    if path.exists() and others:
+        expect_same_run(folder, read_sealed_json(path, remedy="remove the folder, or choose another one"), made_by)
         return
-    wanted, found = json.loads(_json(provenance)), read_provenance(path)
-    differing = [name for name in ("model", "delta", "data") if wanted.get(name) != found.get(name)]
-    if differing:
-        told = "; ".join(
-            f"its {name} is {_brief(found.get(name))}, here it is {_brief(wanted.get(name))}" for name in differing
+    foreign = [file.name for end in ("parquet", "safetensors", "pt") for file in sorted(folder.glob(f"*.{end}"))]
+    if foreign:
+        raise MoELensError(
+            f"{folder} holds {', '.join(foreign[:3])} of another run, and no {RUN_FILE} that says of which; "
+            "choose another folder"
         )
-        raise MoELensError(f"{path} holds the results of another run: {told}. Choose another folder, or remove it")
-
-
-def _expect_file(path: str | Path) -> None:
-    if not Path(path).exists():
-        raise MoELensError(f"there is no table {path}")
-
-
-def _brief(fact: Any) -> str:
-    """What provenance says of a model, a delta or data, without the digits of digests that nobody reads."""
-    if not isinstance(fact, dict):
-        return str(fact)
-    return ", ".join(f"{name} {value[:8] if name == 'sha256' else value}" for name, value in fact.items())
+    write_sealed_json(path, _facts(made_by))
 
 
 def read_if_made_by(path: str | Path | None, provenance: dict[str, Any]) -> pd.DataFrame | None:
-    """The table that `write_table` wrote under this provenance, whatever the command; None if there is none."""
+    """The table that `write_table` wrote under this provenance, whatever the command; None if there is none.
+
+    Raises MoELensError for a table that was made otherwise, and would be lost.
+    """
     if path is None or not Path(path).exists():
         return None
-    wanted, found = (
-        {key: value for key, value in made_by.items() if key != "command"}
-        for made_by in (json.loads(_json(provenance)), read_provenance(path))
-    )
-    return read_table(path) if wanted == found else None
+    table, found = _read(path)
+    expect_same_run(path, found, provenance)
+    return table
+
+
+def _facts(made_by: dict[str, Any]) -> dict[str, Any]:
+    """Provenance as it is read, without the command line."""
+    read: dict[str, Any] = json.loads(as_json(made_by))
+    return {name: value for name, value in read.items() if name != "command"}
+
+
+def expect_same_run(path: str | Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """MoELensError unless what is there was made as what is wanted; it says in what they differ."""
+    there, here = (_flat(_facts(made_by)) for made_by in (found, wanted))
+    differing = [name for name in {**here, **there} if there.get(name) != here.get(name)]
+    if differing:
+        told = "; ".join(
+            f"its {name} is {_brief(there, name)}, here it is {_brief(here, name)}" for name in differing[:3]
+        )
+        more = f", and {len(differing) - 3} more" if len(differing) > 3 else ""
+        raise MoELensError(
+            f"{path} holds the results of another run: {told}{more}. Choose another folder, or remove {path}"
+        )
+
+
+def _flat(facts: dict[str, Any], before: str = "") -> dict[str, Any]:
+    """The facts with those inside others by a name of their own, such as data.examples."""
+    found: dict[str, Any] = {}
+    for name, value in facts.items():
+        found |= _flat(value, f"{before}{name}.") if isinstance(value, dict) else {f"{before}{name}": value}
+    return found
+
+
+def _brief(facts: dict[str, Any], name: str) -> str:
+    """A fact, without the digits of digests that nobody reads."""
+    text = str(facts.get(name))
+    return text[:8] if re.fullmatch(r"[0-9a-f]{16,}", text) else f"{text[:100]}…" if len(text) > 100 else text
 
 
 def kept(path: str | Path | None, made_by: dict[str, Any], make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
-    """The table at `path` if it was made by the same, whatever the command; else what `make` gives, kept there now.
+    """The table at `path`, made by the same, whatever the command; else what `make` gives, kept there now.
 
-    path: None keeps nothing.
+    path: None keeps nothing. Raises MoELensError for a table there that was made otherwise.
     """
     found = read_if_made_by(path, made_by)
     if found is None:
@@ -107,30 +150,7 @@ def kept(path: str | Path | None, made_by: dict[str, Any], make: Callable[[], pd
 
 def write_json(path: str | Path, value: object) -> None:
     """The value as indented JSON; numpy scalars become numbers, and NaN or infinity raises ValueError."""
-    write_bytes(path, (_json(value, indent=2) + "\n").encode())
-
-
-def write_bytes(path: str | Path, content: bytes) -> None:
-    """Makes the file hold `content`, whole or (if interrupted) not at all; missing folders are created.
-
-    Raises MoELensError where it cannot be written, as on a full disk; what the file held before stays.
-    """
-    path = Path(path)
-    writer = f"{os.environ.get('RANK', 0)}.{os.getpid()}"  # processes of several machines may share a number
-    unfinished = path.with_name(f".{path.name}.{writer}.unfinished")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with unfinished.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            unfinished.replace(path)
-        finally:
-            unfinished.unlink(missing_ok=True)
-    except OSError as error:
-        told = f"cannot write {path}: {error.strerror}; make room or choose another place, and try again"
-        raise MoELensError(told) from error
+    write_bytes(path, (as_json(value, indent=2) + "\n").encode())
 
 
 def provenance(
@@ -164,18 +184,8 @@ def data_digest(examples: "Sequence[Example]") -> dict[str, Any]:
     """What tells examples from others: how many there are, and a hash over all that is in them."""
     digest = hashlib.sha256()
     for example in examples:
-        digest.update(_json(asdict(example)).encode() + b"\n")
+        digest.update(as_json(asdict(example)).encode() + b"\n")
     return {"examples": len(examples), "sha256": digest.hexdigest()}
-
-
-def _json(value: object, indent: int | None = None) -> str:
-    return json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False, default=_number)
-
-
-def _number(value: object) -> object:
-    if isinstance(value, np.generic):
-        return value.item()
-    raise TypeError(f"cannot write {type(value).__name__} as JSON: {value!r}")
 
 
 def _version(package: str) -> str | None:
@@ -187,9 +197,18 @@ def _version(package: str) -> str | None:
 
 
 def portable(argument: str) -> str:
-    """A command-line argument with an absolute path, also after "=", cut down to the path's last part."""
+    """A command-line argument with an absolute path, also after "=", cut down to the path's last part.
+
+    Of an address only what tells the server: neither a name and password nor what comes after a "?".
+    """
+    argument = public_address(argument)
     option, equals, value = argument.rpartition("=")
     return f"{option}{equals}{Path(value).name if Path(value).is_absolute() else value}"
+
+
+def public_address(text: str) -> str:
+    """An address, or an argument that ends in one, without what may be secret in it; any other text as it is."""
+    return re.sub(r"(\w+://)(?:.*@)?([^?#]*).*", r"\1\2", text, flags=re.DOTALL)
 
 
 def _sha256_of_files(path: Path) -> str:
@@ -197,6 +216,5 @@ def _sha256_of_files(path: Path) -> str:
     digest = hashlib.sha256()
     for file in sorted(path.glob("delta.*")) if path.is_dir() else [path]:
         if file.is_file():
-            with file.open("rb") as content:
-                digest.update(f"{file.name}:{hashlib.file_digest(content, 'sha256').hexdigest()}\n".encode())
+            digest.update(f"{file.name}:{digest_of(file)}\n".encode())
     return digest.hexdigest()

@@ -141,7 +141,8 @@ def main(
     from moe_lens.causal.evaluation import answer_table, summarise
     from moe_lens.choosing.selection import parse_one
     from moe_lens.commands.stages import Asked, Stage
-    from moe_lens.results import write_json
+    from moe_lens.results import claim, write_json
+    from moe_lens.storage import try_folder
     from moe_lens.tuning import Checkpoints, Schedule, save_merged
     from moe_lens.tuning.processes import Processes
     from moe_lens.tuning.training import check_rates
@@ -155,6 +156,7 @@ def main(
     check_rates(rates, shard=shard)
     loaded, held_out = reading.load(data, split=split, limit=limit), reading.load(dev or data, split=dev_split)
     router_rates = rates if router_rate is None else _rates(router_rate, what="--router-rate")
+    try_folder(out)
     schedule = Schedule(
         learning_rate=rates[0],
         epochs=epochs,
@@ -166,7 +168,6 @@ def main(
         gradient_checkpointing=gradient_checkpointing,
         seed=seed,
     )
-    Checkpoints(out, {}).make_room(0)  # before minutes of loading
     lens = opening.load()
     if merge:  # before hours of training
         Checkpoints(out, {}).make_room(sum(parameter.nbytes for parameter in lens.module.parameters()))
@@ -183,6 +184,9 @@ def main(
         max_new_tokens=max_new_tokens,
         checkpoint_seconds=checkpoint_seconds,
     )
+    asked.check(lens)
+    if Processes.current().is_main:
+        claim(out, stage.made_by(asked.router_delta) | asked.told() | {"rates": rates, "router_rates": router_rates})
     tuned = stage.run(asked.of(stage, out, router_rates), out, rates, shard=shard)
     if not Processes.current().is_main:
         return

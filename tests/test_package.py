@@ -19,8 +19,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 #: A module imports from its own group and from those above it in this list, never from one below. A name
 #: stands for the module or for everything in the folder of that name; the longest name that fits counts.
 GROUPS = (
-    ("", "errors", "extras", "progress"),
-    ("experts", "routing", "data", "results"),
+    ("", "errors", "extras", "interruption", "progress"),
+    ("experts", "routing", "data", "results", "storage"),
     ("architecture", "metrics"),
     ("lens",),
     ("statistics", "checks", "report"),

@@ -12,15 +12,15 @@ import pytest
 from moe_lens.data import Example
 from moe_lens.errors import MoELensError
 from moe_lens.results import (
+    claim,
     kept,
     provenance,
     read_provenance,
     read_table,
-    refuse_another_run,
-    write_bytes,
     write_json,
     write_table,
 )
+from moe_lens.storage import write_bytes
 
 TABLE = pd.DataFrame({"layer": [0, 1], "score": [0.5, 0.25], "mode": ["zero", "é"], "gain": [None, 1.5]})
 
@@ -93,11 +93,9 @@ def test_files_that_are_no_tables_of_ours_are_refused(tmp_path):
     (tmp_path / "a.parquet").write_text("text")
     TABLE.to_parquet(tmp_path / "foreign.parquet")
     for read in (read_table, read_provenance):
-        for name, says in (("a.parquet", "as a parquet table"), ("missing.parquet", "there is no table .*missing")):
+        for name, says in (("a", "a.parquet carries no digest"), ("foreign", "no digest"), ("missing", "is no table")):
             with pytest.raises(MoELensError, match=says):
-                read(tmp_path / name)
-    with pytest.raises(MoELensError, match="carries no provenance"):
-        read_provenance(tmp_path / "foreign.parquet")
+                read(tmp_path / f"{name}.parquet")
 
 
 def test_provenance_says_what_was_run_without_absolute_paths(monkeypatch, tmp_path):
@@ -138,18 +136,25 @@ def test_trained_parameters_are_hashed_by_content_wherever_they_lie(tmp_path):
     assert whole == {"name": "delta.safetensors", "sha256": hashlib.sha256(line.encode()).hexdigest()}
 
 
-def test_another_runs_table_is_not_to_be_lost(tmp_path):
-    path = tmp_path / "answers.parquet"
-    refuse_another_run(path, provenance(model="organism"))  # there is none
+def test_a_folder_is_one_runs_until_it_is_removed(tmp_path):
     made_by = provenance(model="organism", data=[Example("a", "c", "q", ("a",))], facts={"mode": "zero"})
-    write_table(TABLE, path, made_by)
-    refuse_another_run(path, made_by | {"mode": "reroute", "versions": {}})
-    for other in ({"model": "else"}, {"delta": {"name": "d"}}, {"data": {"examples": 2}}):
-        with pytest.raises(MoELensError, match=f"holds the results of another run: its {next(iter(other))} is"):
-            refuse_another_run(path, made_by | other)
+    claim(tmp_path / "run", made_by)
+    claim(tmp_path / "run", made_by | {"mode": "reroute"})  # nothing is lost yet
+    write_table(TABLE, tmp_path / "run" / "parts" / "a.parquet", made_by)
+    claim(tmp_path / "run", made_by | {"mode": "reroute", "command": ["another", "line"]})
+    for other, named in (({"model": "else"}, "model"), ({"data": {"examples": 2}}, "data.examples"), ({}, "mode")):
+        with pytest.raises(MoELensError, match=f"holds the results of another run: .*its {named} is"):
+            claim(tmp_path / "run", made_by | other)
 
 
-def test_a_table_is_made_once_and_again_by_other_hands(tmp_path, monkeypatch):
+def test_a_folder_with_results_of_which_nothing_tells_is_refused(tmp_path):
+    write_table(TABLE, tmp_path / "answers.parquet", {})
+    with pytest.raises(MoELensError, match=r"holds answers\.parquet of another run, and no run\.json"):
+        claim(tmp_path, {})
+    assert [file.name for file in tmp_path.iterdir()] == ["answers.parquet"]
+
+
+def test_a_table_is_made_once_and_one_that_is_made_otherwise_is_not_lost(tmp_path, monkeypatch):
     path, made = tmp_path / "a.parquet", []
 
     def make() -> pd.DataFrame:
@@ -161,13 +166,10 @@ def test_a_table_is_made_once_and_again_by_other_hands(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["another", "command"])
     again = kept(path, provenance(model="m", facts={"rate": 1e-3, "seeds": (0, 1)}), make)
     pd.testing.assert_frame_equal(again, first)
+    with pytest.raises(MoELensError, match=r"another run: its rate is 0\.001, here it is 0\.0001"):
+        kept(path, by | {"rate": 1e-4}, make)
+    pd.testing.assert_frame_equal(read_table(path), first)
     assert made == [0]
-    other = kept(path, by | {"rate": 1e-4}, make)
-    assert made == [0, 1]
-    pd.testing.assert_frame_equal(read_table(path), other)
-    assert read_provenance(path)["rate"] == 1e-4
-    kept(path, by, make)
-    assert made == [0, 1, 2], "a table that was made in another way was taken over"
 
 
 def test_without_a_path_a_table_is_made_each_time_and_kept_nowhere(tmp_path, monkeypatch):
@@ -177,15 +179,3 @@ def test_without_a_path_a_table_is_made_each_time_and_kept_nowhere(tmp_path, mon
         assert kept(None, {}, lambda: made.append(1) or TABLE) is TABLE
     assert len(made) == 2
     assert not list(tmp_path.iterdir())
-
-
-def test_a_failure_while_a_table_is_made_leaves_the_old_one(tmp_path):
-    path = tmp_path / "a.parquet"
-    kept(path, {"seed": 1}, lambda: TABLE)
-
-    def fail() -> pd.DataFrame:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        kept(path, {"seed": 2}, fail)
-    assert read_provenance(path) == {"seed": 1}

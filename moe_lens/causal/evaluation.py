@@ -233,6 +233,11 @@ def _check(
         raise MoELensError("evaluate names its interventions itself; call it outside `with lens.intervene(...)`")
     for interventions in named.values():
         check_interventions(tuple(interventions), lens.architecture)
+    check_metrics(metrics, examples, judge)
+
+
+def check_metrics(metrics: Sequence[Metric], examples: Sequence[Example], judge: Judge | None) -> None:
+    """MoELensError for metrics that lack a package, their data, options or a judge."""
     of_options = [metric.name for metric in metrics if metric.reads == OPTIONS]
     if of_options and not any(example.options for example in examples):
         raise MoELensError(f"{', '.join(of_options)} needs multiple-choice examples; none of these has options")

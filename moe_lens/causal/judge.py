@@ -1,18 +1,22 @@
 """Acc_LLM (the paper's Appendix D): a language model behind an OpenAI-style server says whether answers are right."""
 
+import asyncio
 import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from base64 import b64encode
+from collections.abc import Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, unquote
 
 from moe_lens.errors import MoELensError
 from moe_lens.extras import optional
-from moe_lens.results import write_json
+from moe_lens.results import public_address
+from moe_lens.storage import read_sealed_json, write_sealed_json
 
 if TYPE_CHECKING:
     from moe_lens.data.example import Example
@@ -30,7 +34,9 @@ End with one line that is either "VERDICT: RIGHT" or "VERDICT: WRONG"."""
 """What the judge is asked; `{question}`, `{answers}` (a JSON list) and `{prediction}` (a JSON text) are filled in."""
 
 _THOUGHT = re.compile(r"<think>.*?</think>", re.DOTALL)
-_VERDICT = re.compile(r"\s*[*_`\"]*VERDICT:?[*_`\"]*\s*[*_`\"]*(RIGHT|WRONG)[*_`\".]*\s*", re.IGNORECASE)
+_VERDICT = re.compile(r"\s*[*_`\"]*VERDICT:?[*_`\"]*+\s*+[*_`\"]*(RIGHT|WRONG)[*_`\".]*\s*", re.IGNORECASE)
+MOST_TOLD = 400
+"""Of what a server says in place of a verdict, so many characters are kept."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,7 @@ class Judge:
     """
 
     model: str
-    base_url: str
+    base_url: str = field(repr=False)  # may hold a password
     cache: Path | None = None
     prompt: str = PROMPT
     retries: int = 5
@@ -70,20 +76,26 @@ class Judge:
         found so far are in the cache.
         """
         prompts = [self._prompt(*pair) for pair in zip(examples, predictions, strict=True)]
-        with self._client() as client, ThreadPoolExecutor(self.workers) as pool:
-            futures = {prompt: pool.submit(self._verdict, client, prompt) for prompt in dict.fromkeys(prompts)}
-            try:
-                found = {prompt: future.result() for prompt, future in futures.items()}
-            except MoELensError:
-                pool.shutdown(cancel_futures=True)
-                raise
+        different = list(dict.fromkeys(prompts))
+        found = dict(zip(different, _finish(self._verdicts(different)), strict=True))
         return [found[prompt] for prompt in prompts]
 
+    async def _verdicts(self, prompts: Sequence[str]) -> list[Verdict]:
+        room = asyncio.Semaphore(self.workers)
+
+        async def one(client: Any, prompt: str) -> Verdict:
+            async with room:
+                return await self._verdict(client, prompt)
+
+        async with self._client() as client:
+            return await asyncio.gather(*(one(client, prompt) for prompt in prompts))
+
     def _client(self) -> Any:
+        optional("openai", extra="judge")
+        from moe_lens.causal.replies import client  # needs openai
+
         key = os.environ.get("OPENAI_API_KEY") or "none"  # the client wants one, most servers of one's own do not
-        return optional("openai", extra="judge").OpenAI(
-            base_url=self.base_url, api_key=key, max_retries=self.retries, timeout=self.timeout
-        )
+        return client(self.base_url, key=key, retries=self.retries, seconds=self.timeout)
 
     def _prompt(self, example: "Example", prediction: str) -> str:
         filled = {
@@ -93,7 +105,7 @@ class Judge:
         }
         return re.sub(r"\{(question|answers|prediction)\}", lambda match: filled[match[1]], self.prompt)
 
-    def _verdict(self, client: Any, prompt: str) -> Verdict:
+    async def _verdict(self, client: Any, prompt: str) -> Verdict:
         """The verdict on one prompt, from the cache or from the server."""
         request = {
             "model": self.model,
@@ -106,39 +118,72 @@ class Judge:
             kept = self.cache / f"{hashlib.sha256(json.dumps(request).encode()).hexdigest()}.json"
             if (right := _kept_verdict(kept, request)) is not None:
                 return Verdict(right)
-        reply, failure = self._reply(client, request)
+        reply, failure = await self._reply(client, request)
         if reply is None:
-            return Verdict(None, failure)
+            return Verdict(None, self._public(failure or "")[:MOST_TOLD])
         right = parse_verdict(reply)
         if right is None:
-            return Verdict(None, f"no clear verdict in the reply: {reply[-200:]!r}")
+            return Verdict(None, f"no clear verdict in the reply: {self._public(reply)[-200:]!r}")
         if kept is not None:
-            write_json(kept, {"request": request, "reply": reply})
+            write_sealed_json(kept, {"request": request, "reply": self._public(reply)})
         return Verdict(right)
 
-    def _reply(self, client: Any, request: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    async def _reply(self, client: Any, request: Mapping[str, Any]) -> tuple[str | None, str | None]:
         """The text that the server replies, or else why there is none."""
         openai = optional("openai", extra="judge")
+        at = public_address(self.base_url)
         try:
-            completion = client.chat.completions.create(**request)
+            raw = await client.chat.completions.with_raw_response.create(**request)
         except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
-            raise MoELensError(f"the judge at {self.base_url} refuses {self.model!r}: {error}") from None
+            told = self._public(str(error))[:MOST_TOLD]
+            raise MoELensError(f"the judge at {at} refuses {self.model!r}: {told}") from None
         except openai.APITimeoutError:
             return None, f"no reply within {self.timeout:g} s, {self.retries + 1} times"
         except openai.APIConnectionError as error:
             raise MoELensError(
-                f"no judge to be reached at {self.base_url} ({error.__cause__ or error}); start the server and run "
-                "again: verdicts so far are in the cache, if there is one"
+                f"no judge to be reached at {at} ({self._public(str(error.__cause__ or error))}); start the server and "
+                "run again: verdicts so far are in the cache, if there is one"
             ) from None
-        except (openai.APIError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        except openai.OpenAIError as error:
             return None, f"{type(error).__name__}: {error}"
+        content = raw.http_response.content
         try:
-            text = completion.choices[0].message.content
-        except (AttributeError, IndexError, TypeError):
+            text = json.loads(content)["choices"][0]["message"]["content"]
+        except (KeyError, IndexError, TypeError, ValueError, RecursionError):
             text = None
         if not isinstance(text, str):
-            return None, f"not a chat completion: {str(completion)[:200]!r}"
-        return text, None
+            return None, f"not a chat completion: {content.decode(errors='replace')[:200]!r}"
+        return _sayable(text), None
+
+    def _public(self, text: str) -> str:
+        """A text without the key and what is secret in the address, which servers may repeat."""
+        user, _, password = self.base_url.partition("://")[2].rpartition("@")[0].partition(":")
+        secrets = {os.environ.get("OPENAI_API_KEY", ""), password or user, f"{user}:{password}" if password else ""}
+        written = {form for secret in secrets if secret for form in _forms(secret)}
+        for secret in sorted(written, key=len, reverse=True):
+            text = text.replace(secret, "***")
+        return text
+
+
+def _forms(secret: str) -> set[str]:
+    """A secret as a server may write it."""
+    plain = unquote(secret)
+    return {secret, plain, quote(plain, safe=""), json.dumps(plain)[1:-1], b64encode(plain.encode()).decode()}
+
+
+def _sayable(text: str) -> str:
+    """The text with a mark for each half of a surrogate pair, which no file can hold."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def _finish(asking: Coroutine[Any, Any, list[Verdict]]) -> list[Verdict]:
+    """What it comes to, also where a loop runs already, as in a notebook."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(asking)
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, asking).result()
 
 
 def parse_verdict(reply: str) -> bool | None:
@@ -150,8 +195,10 @@ def parse_verdict(reply: str) -> bool | None:
     >>> parse_verdict("Both name the same town.\\nVERDICT: RIGHT")
     True
     """
+    if "<think>" in reply.rpartition("</think>")[2]:
+        return None
     said = _THOUGHT.sub("", reply)
-    if "<think>" in said or not said.strip():
+    if not said.strip():
         return None
     lines = said.strip().splitlines()
     verdicts = {match[1].upper() for line in lines if (match := _VERDICT.fullmatch(line))}
@@ -163,8 +210,7 @@ def parse_verdict(reply: str) -> bool | None:
 def _kept_verdict(file: Path, request: Mapping[str, Any]) -> bool | None:
     """The verdict in a file of the cache; None if there is none, or what is there is another's or damaged."""
     try:
-        kept = json.loads(file.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+        kept = read_sealed_json(file, remedy="it is asked again")
+    except MoELensError:
         return None
-    whole = isinstance(kept, dict) and kept.get("request") == request and isinstance(kept.get("reply"), str)
-    return parse_verdict(kept["reply"]) if whole else None
+    return parse_verdict(kept["reply"]) if kept["request"] == request else None

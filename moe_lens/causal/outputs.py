@@ -17,6 +17,7 @@ from moe_lens.lens.parallel import connected
 from moe_lens.metrics.catalogue import OPTIONS, PREDICTION
 from moe_lens.progress import progress_bar
 from moe_lens.results import kept
+from moe_lens.storage import as_json, try_folder
 
 SHARD_BATCHES = 8
 """Batches in a part: what an interruption can cost, and the share that one process takes at a time."""
@@ -42,10 +43,11 @@ class _Unit:
     shard: int
     places: tuple[int, ...]
 
-    def file(self) -> str:
-        """A file name, different for different units."""
+    def file(self, made_by: Mapping[str, Any]) -> str:
+        """A file name, different for different units and for what is made in different ways."""
         readable = re.sub(r"[^A-Za-z0-9._-]+", "_", self.intervention)[:60]
-        digest = hashlib.sha256(self.intervention.encode()).hexdigest()[:8]
+        told = as_json([self.intervention, {name: fact for name, fact in made_by.items() if name != "command"}])
+        digest = hashlib.sha256(told.encode()).hexdigest()[:16]
         return f"{readable}-{digest}-{self.reads}-{self.shard:05}.parquet"
 
 
@@ -74,6 +76,8 @@ def outputs(
         for number, places in enumerate(shards)
     ]
     state = connected()
+    if run.out is not None and state.is_main_process:
+        try_folder(run.out)
     own = units[state.process_index :: state.num_processes]
     found = []
     with progress_bar(total=sum(len(unit.places) for unit in own), unit="answer", disable=not run.progress) as bar:
@@ -91,13 +95,13 @@ def _outputs(
     lens: MoELens, examples: Sequence[Example], unit: _Unit, interventions: Sequence[Intervention], run: Run
 ) -> list[Any]:
     """One unit's outputs: read where its part was made in the same way, else computed, and kept."""
-    part = None if run.out is None else run.out / "parts" / unit.file()
     made_by = run.provenance | {
-        "interventions": [intervention.digest for intervention in interventions if part],
+        "interventions": [intervention.digest for intervention in interventions if run.out],
         "template": lens.template.facts(),
         "batch_size": run.batch_size,
         "max_new_tokens": run.max_new_tokens,
     }
+    part = None if run.out is None else run.out / "parts" / unit.file(made_by)
     asked = [examples[place] for place in unit.places]
 
     def computed() -> pd.DataFrame:

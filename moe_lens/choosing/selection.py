@@ -290,11 +290,11 @@ def _check_size(selection: Top | Random) -> None:
 
 def _ranked_or_drawn(name: str, rest: str, text: str) -> Iterable[Selection]:
     """The selections of a name with sizes (`4`, `1,2,4`) or with options (`p=0.2`)."""
-    if re.fullmatch(r"\d+(,\d+)*", rest):
+    if re.fullmatch(r"[0-9]{1,9}(,[0-9]{1,9})*", rest):
         sizes = map(int, rest.split(","))
         return [Random(size) if name == "random" else Top(SCORES[name], size) for size in sizes]
     option, equals, value = rest.partition("=")
-    if name in SCORES and option == "p" and equals and re.fullmatch(r"\d*\.?\d+", value):
+    if name in SCORES and option == "p" and equals and re.fullmatch(r"[0-9]*\.?[0-9]+", value):
         return [Share(SCORES[name], float(value))]
     shares = "" if name == "random" else f", or {name}:p=0.2 for the highest until their scores sum to 0.2"
     raise MoELensError(f"expected {name}:N or {name}:N,M with whole numbers, such as {name}:4{shares}; got {text!r}")
@@ -303,6 +303,6 @@ def _ranked_or_drawn(name: str, rest: str, text: str) -> Iterable[Selection]:
 def _read(file: str) -> str:
     try:
         return Path(file).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
-        raise MoELensError(f"cannot read experts from {file}: {reason}") from None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text, or no name of a file"
+        raise MoELensError(f"cannot read experts from {file!r:.80}: {reason}") from None

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from moe_lens.commands.groups import grouped
 from moe_lens.errors import MoELensError
+from moe_lens.interruption import INTERRUPTED
 from moe_lens.progress import is_quiet
 
 if TYPE_CHECKING:
@@ -25,13 +26,18 @@ if TYPE_CHECKING:
 
 Number = TypeVar("Number", int, float)
 DTYPES = ("float32", "bfloat16", "float16")
+OF_CTRL_C = 130
+"""The exit code that typer gives an interrupted command."""
 COUNTS = {"n", "missing", "size", "examples", "tokens", "seed", "layer", "expert", "step"}
 """Columns whose numbers count or name something, and have no decimals."""
 RANDOM = re.compile(r"random~(\d+x\d+(?:\+\d+x\d+)*)(?:#(\d+))?")
 
 
 def run(main: Callable[..., None]) -> None:
-    """Runs a command line, as `grouped` makes it; bad input ends with its message and exit code 2, no traceback."""
+    """Runs a command line, as `grouped` makes it; bad input ends with its message and exit code 2, no traceback.
+
+    Ctrl-C ends it with a line that says how to go on, and exit code 130.
+    """
     command = grouped(main)
     command.__doc__ = flowing(main.__doc__ or "")
     usual, warnings.formatwarning = warnings.formatwarning, _warning
@@ -40,6 +46,10 @@ def run(main: Callable[..., None]) -> None:
     except MoELensError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except SystemExit as end:
+        if end.code == OF_CTRL_C:
+            print(INTERRUPTED, file=sys.stderr)
+        raise
     finally:
         warnings.formatwarning = usual
 
@@ -116,7 +126,7 @@ def save_figure(figure: "go.Figure", path: Path) -> list[Path]:
     Returns the files written.
     """
     from moe_lens.report.plots import style
-    from moe_lens.results import write_bytes
+    from moe_lens.storage import write_bytes
 
     path.with_suffix(".png").unlink(missing_ok=True)  # of an earlier figure
     page = figure.to_html(include_plotlyjs=True, full_html=True, div_id=path.stem, config=style.CONFIG)

@@ -16,10 +16,11 @@ from moe_lens.commands import console
 from moe_lens.commands.masking_results import leave_masked
 from moe_lens.data import load_examples
 from moe_lens.experts import ExpertSet
-from moe_lens.lens.delta import fingerprint
+from moe_lens.lens.delta import fingerprint, weights_digest
 from moe_lens.lens.lens import MoELens
 from moe_lens.report.page import build_report
-from moe_lens.results import provenance, write_table
+from moe_lens.results import claim, provenance, write_table
+from moe_lens.storage import try_folder
 from moe_lens.tuning import Schedule, TuneRouters, router_parameters, tune
 
 SCORE_NAMES = ("ce", "oe", "ce-gain", "ce-last")
@@ -29,12 +30,14 @@ SIZE, MAX_NEW_TOKENS, SCORED = 4, 8, 400
 
 def demonstrate(out: Path, model: str, *, learning_rate: float, epochs: int, limit: int, n_random: int) -> None:
     """Tune, rank, mask and report, saying what is done and what came of it; tables and figures go to `out`."""
+    try_folder(out)
     schedule = Schedule(learning_rate=learning_rate, epochs=epochs, batch_size=16)
     swap = load_examples("swap", limit=limit)
     facts = {"learning_rate": learning_rate, "epochs": epochs, "limit": limit, "max_new_tokens": MAX_NEW_TOKENS}
     console.say(f"1. {model} as it is")
     lens = MoELens.from_pretrained(model)
     made_by = provenance(model=model, data=swap, facts=facts | {"template": lens.template.facts()})
+    claim(out, made_by | {"weights": weights_digest(lens.module), "n_random": n_random})
     tasks = _answers(lens, "base", limit)
 
     names = router_parameters(lens)
@@ -42,7 +45,7 @@ def demonstrate(out: Path, model: str, *, learning_rate: float, epochs: int, lim
     share = sum(sizes[name] for name in names) / sum(sizes.values())
     console.say(f"2. Router tuning: {share:.1%} of the parameters learn to answer from the context")
     train, dev = load_examples("swap", split="train"), load_examples("swap", split="dev", limit=100)
-    tuned = tune(lens, train, dev, TuneRouters(), schedule, max_new_tokens=MAX_NEW_TOKENS)
+    tuned = tune(lens, train, dev, TuneRouters(), schedule, out=out, max_new_tokens=MAX_NEW_TOKENS)
     made_by["routers"] = fingerprint(lens.module, names)
     write_table(tuned.log, out / "tuning.parquet", made_by)
     tasks += _answers(lens, "router-tuned", limit)

@@ -22,7 +22,8 @@ from moe_lens.commands import console
 from moe_lens.commands.options import Opening
 from moe_lens.lens.lens import MoELens
 from moe_lens.lens.loading import load_skeleton
-from moe_lens.results import provenance, write_bytes
+from moe_lens.results import provenance
+from moe_lens.storage import write_bytes
 
 
 def examine(

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from moe_lens.choosing.masking import check_choices
 from moe_lens.choosing.measuring import Models, score_tables
@@ -14,7 +15,7 @@ from moe_lens.errors import MoELensError
 from moe_lens.lens.delta import weights_digest
 from moe_lens.lens.interventions import check_mode
 from moe_lens.lens.lens import MoELens
-from moe_lens.results import portable, provenance
+from moe_lens.results import data_digest, portable, provenance
 
 
 class NamedExperts:
@@ -49,6 +50,11 @@ class NamedExperts:
         if alone and any(score.needs_tuned for score in self.scores):
             console.note(f"note: {opening.model} is taken to be router-tuned; give --delta if it is not")
         self._to_score = reading.load(data, split=scoring.score_split, limit=scoring.score_limit) if self.scores else []
+
+    def told(self) -> dict[str, Any]:
+        """For the provenance: what was asked for, and what scores are measured on."""
+        texts = [selection.told for selection in self.selections]
+        return {"chosen": texts, "layers": self._layers, "scored_on": data_digest(self._to_score), "seed": self._seed}
 
     def check(self, lens: MoELens) -> None:
         """MoELensError for layers and experts that the model lacks or cannot spare, before any score is measured."""

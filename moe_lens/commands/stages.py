@@ -21,7 +21,7 @@ from moe_lens.tuning.low_rank import TuneLowRank, check_low_rank
 from moe_lens.tuning.methods import Method, TuneAll, TuneExperts, TuneRouters, router_parameters, save_trained
 from moe_lens.tuning.processes import Processes
 from moe_lens.tuning.schedule import Schedule
-from moe_lens.tuning.training import DevMetric, Tuned, tune
+from moe_lens.tuning.training import DevMetric, Tuned, told, tune
 
 METHODS = ("router", "ceft", "esft", "fft")
 ESFT_DEFAULT = Share(SCORES["esft-token"], 0.2)
@@ -45,6 +45,16 @@ class Stage:
     max_length: int | None
     max_new_tokens: int
     checkpoint_seconds: float
+
+    def made_by(self, routers: Path | None) -> dict[str, Any]:
+        """What tells a training command's work from another's, besides what is trained and at which rates.
+
+        routers: the folder of the delta that experts are chosen by. How a step is computed, by rounding only, is left
+        out.
+        """
+        dev = {"score": self.score, "max_length": self.max_length, "max_new_tokens": self.max_new_tokens}
+        facts = {"schedule": told(self.schedule), "dev": data_digest(self.dev) | dev, **self.facts}
+        return provenance(model=self.model, delta=routers, data=self.train, facts=facts)
 
     def run(self, method: Method, out: Path, rates: Sequence[float], *, shard: bool = False) -> Tuned:
         """Train, or go on in `out`; afterwards the first process writes the delta, the log and the figure there."""
@@ -95,7 +105,6 @@ class Stage:
 
         Its score is kept in `out`. rates, delta: of these routers, as in `tuned_routers`.
         """
-        selection.check(self.lens.architecture)
         tables = {}
         if selection.score is not None:
             by: dict[str, Any] = {"weights": weights_digest(self.lens.module), "template": self.lens.template.facts()}
@@ -170,11 +179,22 @@ class Asked:
                 f"{self.router_delta} has the routers tuned; leave --router-rate out, or --router-delta to tune them"
             )
 
+    def check(self, lens: MoELens) -> None:
+        """MoELensError for layers and experts that the model lacks, before anything is trained."""
+        for layer in self.layers or ():
+            lens.architecture.at(layer)
+        if self.method in ("ceft", "esft"):
+            self._selection(lens.architecture.top_k).check(lens.architecture)
+
+    def told(self) -> dict[str, Any]:
+        """For the provenance: what is trained; neither the rates nor the router's delta."""
+        experts = None if self.experts is None else self.experts.told
+        lora = {"lora_rank": self.lora_rank, "lora_alpha": self.lora_alpha}
+        return {"method": self.method, "experts": experts, "layers": self.layers, "seed": self.seed, **lora}
+
     def of(self, stage: Stage, out: Path, router_rates: Sequence[float]) -> Method:
         """The method, once its experts are chosen; routers are tuned for that, at these rates, where a score asks."""
         architecture = stage.lens.architecture
-        for layer in self.layers or ():
-            architecture.at(layer)
         method: Method = TuneRouters(self.layers)
         if self.method == "fft":
             method = TuneAll()

@@ -7,12 +7,17 @@ import io
 import json
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO, cast
 
 from moe_lens.errors import MoELensError
 
 ENDINGS = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
 """What a file of rows is called; the text ones may also end in .gz."""
+
+MOST_OF_A_LINE, MOST_OF_JSON = 2**26, 2**30
+"""The longest line and the largest .json file that are read, in bytes, unzipped: what unpacks to more is no text."""
 
 Records = Iterator[tuple[str, object]]
 """Rows, each with its place for errors ("FILE, line 3"); an error stands for a row that could not be read."""
@@ -27,8 +32,9 @@ def ending(path: str | Path) -> str | None:
 def read_rows(path: str | Path) -> Records:
     """The rows of a file, each with its place, read as its name says.
 
-    A .json file is a list, or an object with the list under "data"; a .jsonl file has one value per line, blank
-    lines aside. Text is UTF-8, with or without a byte order mark. The first line of .csv and .tsv names the columns.
+    A .json file is a list, or an object with the list under "data", and is read as a whole; a .jsonl file has one value
+    per line, blank lines aside. All but .json are read only as far as rows are taken. Text is UTF-8, with or without a
+    byte order mark. The first line of .csv and .tsv names the columns.
     A line that is not JSON, or that has too few or too many cells, comes as the MoELensError that says so.
     Raises MoELensError for a file that cannot be read at all.
     """
@@ -38,27 +44,29 @@ def read_rows(path: str | Path) -> Records:
     if kind == ".parquet":
         return _parquet_rows(Path(path))
     if kind == ".jsonl":
-        return _json_lines(Path(path), _bytes(path))
-    text = read_text(path)
+        return _json_lines(Path(path))
     if kind == ".json":
-        return _json_rows(Path(path), text)
-    return csv_rows(Path(path), text, delimiter="," if kind == ".csv" else "\t")
+        return _json_rows(Path(path))
+    return csv_rows(Path(path), delimiter="," if kind == ".csv" else "\t")
 
 
-def read_text(path: str | Path) -> str:
-    """The text of a UTF-8 file, unzipped, without its byte order mark."""
-    data = _bytes(path)
-    try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise MoELensError(f"{path}, line {line}: {_not_text(error)}") from None
+def text_lines(path: str | Path) -> Iterator[str]:
+    """The lines of a UTF-8 file with their ends, unzipped, without its byte order mark; only those asked for are read.
+
+    Raises MoELensError for a file that cannot be read, a line that is no UTF-8, and one that is too long.
+    """
+    for number, line in enumerate(_lines(path), start=1):
+        try:
+            yield line.decode()
+        except UnicodeDecodeError as error:
+            raise MoELensError(f"{path}, line {number}: {_not_text(error)}") from None
 
 
-def csv_rows(path: Path, text: str, *, delimiter: str, columns: Sequence[str] | None = None) -> Records:
-    """The rows of CSV text; `columns` names them where the first line does not."""
-    csv.field_size_limit(2**31 - 1)  # contexts are longer than the default allows
-    reader = csv.DictReader(io.StringIO(text, newline=""), columns, delimiter=delimiter, strict=True)
+def csv_rows(path: Path, *, delimiter: str, columns: Sequence[str] | None = None) -> Records:
+    """The rows of a CSV file; `columns` names them where the first line does not."""
+    csv.field_size_limit(MOST_OF_A_LINE)  # contexts are longer than the default allows
+    lines = (part for line in text_lines(path) for part in io.StringIO(line, newline=""))  # those that end in \r too
+    reader = csv.DictReader(lines, columns, delimiter=delimiter, strict=True)
     try:
         for row in reader:
             place = f"{path}, line {reader.line_num}"
@@ -70,25 +78,47 @@ def csv_rows(path: Path, text: str, *, delimiter: str, columns: Sequence[str] | 
         raise MoELensError(f"{path}, line {reader.line_num}: not CSV ({error})") from None
 
 
-def _bytes(path: str | Path) -> bytes:
-    """What is in a file, unzipped, without UTF-8's byte order mark."""
+@contextmanager
+def _opened(path: str | Path) -> Iterator[BinaryIO]:
+    """The file, unzipped as it is read; inside the block what is wrong with it is a MoELensError."""
     try:
-        data = Path(path).read_bytes()
-        data = gzip.decompress(data) if str(path).lower().endswith(".gz") else data
-    except (OSError, EOFError, zlib.error) as error:  # a broken .gz is one of these
+        zipped = str(path).lower().endswith(".gz")
+        with cast(BinaryIO, gzip.open(path)) if zipped else Path(path).open("rb") as file:
+            if file.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
+                file.seek(0)
+            yield file
+    except MoELensError:
+        raise
+    except (OSError, EOFError, zlib.error, ValueError) as error:  # a broken .gz, or a name with NUL in it
         raise MoELensError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
-    return data.removeprefix(codecs.BOM_UTF8)
+
+
+def _lines(path: str | Path) -> Iterator[bytes]:
+    with _opened(path) as file:
+        number = 1
+        while line := file.readline(MOST_OF_A_LINE + 1):
+            if len(line) > MOST_OF_A_LINE:
+                raise MoELensError(f"{path}, line {number}: over {MOST_OF_A_LINE:,} bytes; expected a row a line")
+            yield line
+            number += 1
 
 
 def _not_text(error: UnicodeDecodeError) -> str:
     return f"not UTF-8 text (byte {error.object[error.start]:#04x}); convert the file, for example with iconv"
 
 
-def _json_rows(path: Path, text: str) -> Records:
-    if not text.strip():
+def _json_rows(path: Path) -> Records:
+    with _opened(path) as file:
+        data = file.read(MOST_OF_JSON + 1)
+    if len(data) > MOST_OF_JSON:
+        raise MoELensError(f"{path} has more than {MOST_OF_JSON:,} bytes; give it as .jsonl, read row by row")
+    if not data.strip():
         return iter(())
     try:
-        rows = json.loads(text)
+        rows = json.loads(data.decode())
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise MoELensError(f"{path}, line {line}: {_not_text(error)}") from None
     except json.JSONDecodeError as error:
         raise MoELensError(f"{path}, line {error.lineno}: not JSON ({error})") from None
     except (ValueError, RecursionError) as error:
@@ -100,8 +130,8 @@ def _json_rows(path: Path, text: str) -> Records:
     return ((f"{path}, row {number}", row) for number, row in enumerate(rows, start=1))
 
 
-def _json_lines(path: Path, data: bytes) -> Records:
-    for number, line in enumerate(data.split(b"\n"), start=1):  # not splitlines: texts may hold U+2028
+def _json_lines(path: Path) -> Records:
+    for number, line in enumerate(_lines(path), start=1):  # which end in \n alone: texts may hold U+2028
         if line.strip():
             try:
                 row = json.loads(line.decode())
@@ -118,7 +148,7 @@ def _parquet_rows(path: Path) -> Records:
 
     try:
         table = pq.ParquetFile(path)
-        rows = (row for batch in table.iter_batches() for row in batch.to_pylist())
+        rows = (row for batch in table.iter_batches(1024) for row in batch.to_pylist())
         for number, row in enumerate(rows, start=1):
             yield f"{path}, row {number}", row
     except (OSError, pa.ArrowException) as error:

@@ -10,6 +10,7 @@ from moe_lens.data.dataset import Record, Source
 from moe_lens.data.files import ENDINGS, Records, ending, read_rows
 from moe_lens.data.sources import confiqa, counterfact, gigaword, hotpotqa, memotrap, mmlu, mrqa, nq_swap, squad
 from moe_lens.errors import MoELensError
+from moe_lens.storage import nameable
 
 ORGANISM_TASKS = ("swap", "novel", "consistent", "hops", "closed_book", "summary")
 SOURCES = {
@@ -51,6 +52,7 @@ def find(spec: str, split: str, *, streaming: bool) -> Found:
         raise MoELensError("expected the name of a task or data set, a file or a folder; got a blank")
     if spec in ORGANISM_TASKS:
         return Found(_task(spec, split), spec)
+    nameable(spec)
     head, _, path = spec.partition(":")
     name, _, revision = head.partition("@")
     if name in SOURCES:
@@ -144,7 +146,7 @@ def _datasets(
 
     try:
         table = datasets.load_dataset(name, config, split=split, revision=revision, streaming=streaming)
-    except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
+    except (datasets.exceptions.DatasetsError, OSError, ValueError, LookupError) as error:
         raise MoELensError(f"{failure}: {error}") from error
     return ((f"{name}, row {number}", row) for number, row in enumerate(table, start=1))
 

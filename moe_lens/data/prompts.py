@@ -133,7 +133,7 @@ def template_named(name: str | Path) -> PromptTemplate:
     try:
         text = path.read_text(encoding="utf-8")
         told = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
-    except (OSError, UnicodeDecodeError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise MoELensError(f"cannot read a template from {path}: {error}") from None
     known = {field.name for field in fields(PromptTemplate)}
     texts = isinstance(told, dict) and all(isinstance(value, str) for value in told.values())

@@ -1,7 +1,6 @@
 """Delta checkpoints: only the parameters in which a tuned model differs from its base."""
 
 import hashlib
-import json
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,16 +9,18 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from moe_lens.data.prompts import TEMPLATES, PromptTemplate
 from moe_lens.errors import MoELensError
-from moe_lens.results import write_bytes, write_json
+from moe_lens.storage import digest_of, nameable, read_sealed_json, write_bytes, write_sealed_json
 
 TENSORS_FILE = "delta.safetensors"
 FACTS_FILE = "delta.json"
+TENSORS_DIGEST = "tensors_sha256"
+"""The key, in the facts, of the digest of the tensors' whole file."""
 NO_ROWS: Mapping[str, Sequence[int]] = MappingProxyType({})
 SAMPLED = 4096
 """Of each parameter's values, about how many a `weights_digest` reads; more where an axis is longer."""
@@ -60,6 +61,8 @@ def save_delta(
 ) -> None:
     """Write the named parameters of `module` to `folder`, as `delta.safetensors` and `delta.json`.
 
+    The facts hold a digest of the tensors' file and one of their own, so that damage to either is told.
+
     facts: JSON values that say how the tensors came about, such as method, base and seed.
     fingerprint: `fingerprint` of the same names and rows before training.
     rows: of the parameters in which only some experts changed, the ids of these, which alone are stored.
@@ -71,30 +74,34 @@ def save_delta(
         told["rows"] = {name: list(ids) for name, ids in rows.items()}
     if base_digest is not None:
         told["base_digest"] = base_digest
-    write_bytes(Path(folder) / TENSORS_FILE, save(tensors))
-    write_json(Path(folder) / FACTS_FILE, told)
+    content = save(tensors)
+    told[TENSORS_DIGEST] = hashlib.sha256(content).hexdigest()
+    write_bytes(Path(folder) / TENSORS_FILE, content)
+    write_sealed_json(Path(folder) / FACTS_FILE, told)
 
 
 def changed_parameters(folder: str | Path) -> list[str]:
-    """The names of the parameters that a delta changes; MoELensError if `folder` holds no delta."""
-    try:
-        with safe_open(Path(folder) / TENSORS_FILE, "pt") as tensors:
-            return sorted(tensors.keys())
-    except (OSError, SafetensorError) as error:
-        raise MoELensError(f"expected a delta checkpoint at {str(folder)!r}: {error}") from None
+    """The names of the parameters that a delta changes; MoELensError as from `read_facts`."""
+    read_facts(folder)
+    with safe_open(Path(folder) / TENSORS_FILE, "pt") as tensors:
+        return sorted(tensors.keys())
 
 
 def read_facts(folder: str | Path) -> dict[str, Any]:
-    """What `save_delta` was told, with the base's fingerprint; MoELensError if `folder` holds no delta."""
-    path = Path(folder) / FACTS_FILE
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    """What `save_delta` was told, with the base's fingerprint.
+
+    Raises MoELensError if `folder` holds no delta, or one of which any bit is not as `save_delta` wrote it.
+    """
+    path, tensors = Path(folder) / FACTS_FILE, Path(folder) / TENSORS_FILE
+    if not nameable(path).exists():
         raise MoELensError(
-            f"expected a delta checkpoint, a folder with {FACTS_FILE} and {TENSORS_FILE}, at {str(folder)!r}: {error}"
-        ) from error
-    if not isinstance(facts, dict) or "fingerprint" not in facts:
-        raise MoELensError(f"{path} does not name its base's fingerprint; expected a file that save_delta wrote")
+            f"expected a delta checkpoint, a folder with {FACTS_FILE} and {TENSORS_FILE}, at {str(folder)!r}; there is "
+            f"no {path}"
+        )
+    again = f"remove {folder} and tune again, or take a copy that is whole"
+    facts = read_sealed_json(path, remedy=again)
+    if digest_of(tensors) != facts.get(TENSORS_DIGEST):
+        raise MoELensError(f"{tensors} is damaged, or not of {path}: its digest is not what that says; {again}")
     return facts
 
 
@@ -105,10 +112,7 @@ def apply_delta(module: nn.Module, folder: str | Path, *, template: PromptTempla
     Raises MoELensError, leaving `module` as it was, unless it is the delta's base in the dtype of training.
     """
     facts = read_facts(folder)
-    try:
-        tensors = load_file(Path(folder) / TENSORS_FILE)
-    except (OSError, SafetensorError) as error:
-        raise MoELensError(f"cannot read the tensors of the delta at {str(folder)!r}: {error}") from error
+    tensors = load_file(Path(folder) / TENSORS_FILE)
     rows = facts.get("rows", NO_ROWS)
     own = _values(module, tensors, rows)
     misfits = [name for name in tensors if own[name].shape != tensors[name].shape]

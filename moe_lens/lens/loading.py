@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from difflib import get_close_matches
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, cast
@@ -15,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from moe_lens.architecture.quantized import LOADED_IN_FULL, quantization_method
 from moe_lens.architecture.remote_code import load_remote, prepare_remote
 from moe_lens.errors import MoELensError
+from moe_lens.storage import check_digests, nameable
 
 ORGANISM_VARIANTS = {"organism": "conflict", "organism:conflict": "conflict", "organism:planted": "planted"}
 
@@ -24,11 +26,20 @@ PLACED_BY_TRANSFORMERS = ("auto", "balanced", "balanced_low_0", "sequential", "d
 
 def resolve(name: str | Path) -> str:
     """The folder of a packaged model ("organism", "organism:planted"), any other name as it is."""
+    nameable(name)
     variant = ORGANISM_VARIANTS.get(str(name))
     meant = str(name).startswith("organism:") or get_close_matches(str(name), ORGANISM_VARIANTS, cutoff=0.8)
     if variant is None and meant and not Path(name).exists():
         raise MoELensError(f"the packaged models are {', '.join(ORGANISM_VARIANTS)}; got {str(name)!r}")
-    return str(name) if variant is None else str(files("moe_lens") / "organism" / "weights" / variant)
+    return str(name) if variant is None else _packaged(variant)
+
+
+@cache
+def _packaged(variant: str) -> str:
+    """The folder of a packaged model; MoELensError where its files are not as they were published."""
+    folder = Path(str(files("moe_lens") / "organism" / "weights" / variant))
+    check_digests(folder, remedy="install moe_lens anew")
+    return str(folder)
 
 
 def load_model(

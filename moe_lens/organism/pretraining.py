@@ -21,6 +21,7 @@ from moe_lens.organism.corpus import Document, Mix, PretrainingBatch, batch, doc
 from moe_lens.organism.world import World
 from moe_lens.progress import progress_bar
 from moe_lens.results import write_json
+from moe_lens.storage import digest_of, read_sealed_json, replacing, try_folder, write_digests, write_sealed_json
 
 CHECKPOINT_EVERY = 250
 
@@ -253,10 +254,35 @@ def optimizer_of(model: OlmoeForCausalLM, recipe: Pretraining) -> torch.optim.Ad
     return torch.optim.AdamW(groups, betas=(0.9, 0.98))
 
 
-def _save_atomically(state: dict[str, Any], path: Path) -> None:
-    partial = path.with_suffix(".partial")
-    torch.save(state, partial)
-    partial.replace(path)
+class _Checkpoint:
+    """The newest state of a pretraining, in a file named after its step, and beside it the facts with its digest."""
+
+    def __init__(self, recipe: Pretraining, out: Path) -> None:
+        self.recipe, self.out, self.facts = recipe, out, out / "checkpoint.json"
+
+    def load(self) -> dict[str, Any] | None:
+        """What `save` was given; None if there is none. MoELensError for another recipe's, and for a damaged one."""
+        if not self.facts.exists():
+            return None
+        remedy = f"remove {self.out} to begin anew"
+        told = read_sealed_json(self.facts, remedy=remedy)
+        if told["recipe"] != repr(self.recipe):
+            raise MoELensError(f"{self.facts} is of another recipe, {told['recipe']}; use another --out")
+        file = self.out / told["file"]
+        if digest_of(file) != told["sha256"]:
+            raise MoELensError(f"{file} is damaged: its content is not what was written there; {remedy}")
+        return told | torch.load(file, weights_only=True)
+
+    def save(self, told: dict[str, Any], state: dict[str, Any]) -> None:
+        """Keeps the state and what is told of it; then the one before goes."""
+        file = self.out / f"checkpoint-{told['step']}.pt"
+        with replacing(file) as unfinished:
+            torch.save(state, unfinished)
+        written = {"recipe": repr(self.recipe), "file": file.name, "sha256": digest_of(file), **told}
+        write_sealed_json(self.facts, written)
+        for other in self.out.glob("checkpoint-*.pt"):
+            if other != file:
+                other.unlink()
 
 
 def pretrain(recipe: Pretraining, out: Path) -> OlmoeForCausalLM:
@@ -273,17 +299,15 @@ def pretrain(recipe: Pretraining, out: Path) -> OlmoeForCausalLM:
 
 
 def _pretrain(recipe: Pretraining, out: Path) -> OlmoeForCausalLM:
-    out.mkdir(parents=True, exist_ok=True)
+    try_folder(out)
+    checkpoint, first, seconds = _Checkpoint(recipe, out), 0, 0.0
+    state = checkpoint.load()
     world = World.build()
     tokenizer = train_tokenizer(world)
     model = new_model(tokenizer, recipe.seed)
     planted = choose_planted(model.config, recipe.seed) if recipe.variant == "planted" else None
     optimizer = optimizer_of(model, recipe)
-    checkpoint, first, seconds = out / "checkpoint.pt", 0, 0.0
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        if state["recipe"] != repr(recipe):
-            raise MoELensError(f"{checkpoint} was written by another recipe, {state['recipe']}; use another --out")
+    if state is not None:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         first, seconds = state["step"], state["seconds"]
@@ -309,12 +333,14 @@ def _pretrain(recipe: Pretraining, out: Path) -> OlmoeForCausalLM:
         progress.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
         if (step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == recipe.steps:
             seconds = time.perf_counter() - started
-            state = {"recipe": repr(recipe), "step": step + 1, "seconds": seconds, "loss": loss.item()}
-            _save_atomically({**state, "model": model.state_dict(), "optimizer": optimizer.state_dict()}, checkpoint)
+            told = {"step": step + 1, "seconds": seconds, "loss": loss.item()}
+            out.mkdir(parents=True, exist_ok=True)
+            checkpoint.save(told, {"model": model.state_dict(), "optimizer": optimizer.state_dict()})
             with (out / "log.jsonl").open("a") as log:
-                log.write(json.dumps({k: v for k, v in state.items() if k != "recipe"}) + "\n")
+                log.write(json.dumps(told) + "\n")
     if planted is not None:  # first, so that no planted weights lie anywhere without their truth
         write_json(out / "model" / PLANTED_FILE, {str(layer): experts for layer, experts in planted.items()})
     model.save_pretrained(out / "model")
     tokenizer.save_pretrained(out / "model")
+    write_digests(out / "model")
     return model

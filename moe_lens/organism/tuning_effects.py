@@ -13,7 +13,8 @@ from moe_lens.lens.delta import weights_digest
 from moe_lens.lens.lens import MoELens
 from moe_lens.organism.questions import TASKS
 from moe_lens.progress import progress_bar
-from moe_lens.results import data_digest, kept, provenance, read_table, write_table
+from moe_lens.results import claim, data_digest, kept, provenance, read_table, write_table
+from moe_lens.storage import try_folder
 from moe_lens.tuning import Schedule, TuneRouters, save_trained, tune
 
 RATES = (5e-3, 2e-2)
@@ -52,6 +53,7 @@ def measure_organism(model: str, out: Path, *, seeds: Sequence[int], split: str,
 
     What each seed gave is kept in its folder, and not made again by the same call.
     """
+    try_folder(out)
     folders = {None: out / "base"} | {seed: out / f"router-{seed}" for seed in seeds}
     lens = MoELens.from_pretrained(model)
     train, dev = (load_examples("swap", split=part, limit=limit) for part in ("train", "dev"))
@@ -63,21 +65,21 @@ def measure_organism(model: str, out: Path, *, seeds: Sequence[int], split: str,
         "schedule": repr(SCHEDULE),
     }
     facts |= {"tuned_on": data_digest(train), "dev": data_digest(dev), "template": lens.template.facts()}
+    made_by = provenance(model=model, data=answered, facts=facts | {"seeds": ",".join(map(str, seeds))})
+    claim(out, made_by)
     tables = []
     for seed in (None, *seeds):
         file = folders[seed] / "measured.parquet"
 
-        def measured(seed: int | None = seed, file: Path = file) -> pd.DataFrame:
-            file.unlink(missing_ok=True)  # or else it could come to stand beside the routers of another run
+        def measured(seed: int | None = seed, folder: Path = file.parent) -> pd.DataFrame:
             lens = MoELens.from_pretrained(model)
             if seed is not None:
-                tune_and_save(lens, train, dev, seed=seed, folder=file.parent, model=model)
+                tune_and_save(lens, train, dev, seed=seed, folder=folder, model=model)
             return task_table(lens, seed=seed, split=split, limit=limit)
 
         tables.append(kept(file, provenance(model=model, data=answered, seed=seed, facts=facts), measured))
     rates = [read_table(folders[seed] / "dev.parquet") for seed in seeds]
     table = pd.concat(tables)
-    made_by = provenance(model=model, data=answered, facts=facts | {"seeds": ",".join(map(str, seeds))})
     write_table(table, out / "tasks.parquet", made_by)
     write_table(pd.concat(rates), out / "learning_rates.parquet", made_by)
     console.show(pd.concat(rates), title="Dev exact match on swap, by learning rate")

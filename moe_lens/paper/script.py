@@ -15,7 +15,8 @@ from moe_lens.errors import MoELensError
 from moe_lens.paper.study import Study
 from moe_lens.report.contents import draw
 from moe_lens.report.document import View
-from moe_lens.results import read_provenance, read_table, write_bytes, write_table
+from moe_lens.results import read_provenance, read_table, write_table
+from moe_lens.storage import write_bytes
 from moe_lens.tuning import Schedule
 
 Compute = Callable[[Study], pd.DataFrame]

@@ -19,7 +19,7 @@ from moe_lens.errors import MoELensError
 from moe_lens.lens.delta import FACTS_FILE, read_facts
 from moe_lens.lens.lens import MoELens
 from moe_lens.paper.recipes import ROUTER, Recipe, keep_trained, read_cost, router_of
-from moe_lens.results import data_digest, kept, provenance, read_if_made_by, read_provenance
+from moe_lens.results import data_digest, expect_same_run, kept, provenance, read_if_made_by, read_provenance
 from moe_lens.statistics import AttentionMass
 from moe_lens.tuning import Schedule
 from moe_lens.tuning.training import MAX_LENGTH
@@ -132,7 +132,7 @@ class Study:
         return provenance(model=self.model, delta=delta, facts=told | self._settings())
 
     def has(self, path: Path, facts: Mapping[str, object]) -> bool:
-        """Whether a table with these facts is there, and all the examples that it was made from are the same now."""
+        """Whether a table is there; MoELensError for one with other facts, or if its examples are not the same now."""
         if not path.exists():
             return False
         for task, splits in (read_provenance(path)["data"] or {}).items():
@@ -242,8 +242,9 @@ def _name(task: str) -> str:
 
 
 def _holds(folder: Path, made_by: dict[str, Any]) -> bool:
-    """Whether a delta checkpoint with this provenance, whatever the command, is in the folder."""
+    """Whether a delta checkpoint is in the folder; MoELensError for one that was made otherwise."""
     if not (folder / FACTS_FILE).exists():
         return False
     facts = read_facts(folder)
-    return all(facts.get(name) == value for name, value in made_by.items() if name != "command")
+    expect_same_run(folder, {name: facts.get(name) for name in made_by}, made_by)
+    return True

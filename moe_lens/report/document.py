@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 
-from moe_lens.results import write_bytes
+from moe_lens.storage import write_bytes
 
 Value = str | int | float | list["Value"] | dict[str, "Value"] | None
 

@@ -14,7 +14,8 @@ from moe_lens.report.contents import SECTIONS
 from moe_lens.report.document import View
 from moe_lens.report.plots import style
 from moe_lens.report.section import Section
-from moe_lens.results import read_provenance, read_table, write_bytes
+from moe_lens.results import read_provenance, read_table
+from moe_lens.storage import nameable, write_bytes
 
 PAGE = "report.html"
 MOST_ROWS = 400  # of a table, on the page
@@ -30,7 +31,7 @@ def build_report(folder: str | Path, *, title: str) -> Path:
     Raises:
         MoELensError: there is no such directory, it holds no known table, or a table cannot be read or drawn.
     """
-    folder = Path(folder)
+    folder = nameable(folder)
     if not folder.is_dir():
         raise MoELensError(f"expected a run directory; {folder} is {'a file' if folder.exists() else 'not there'}")
     found = [(path, section) for name, section in SECTIONS.items() for path in sorted(folder.rglob(name))]

@@ -1,7 +1,6 @@
 """Checkpoints of a training run: whole or not at all, so that the same command goes on after any interruption."""
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -13,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from moe_lens.errors import MoELensError
-from moe_lens.results import write_bytes
+from moe_lens.storage import SEAL, UNSEALED, check_sealed, replacing, seal_file, try_folder
 
 NEWEST = "newest.safetensors"
 LOG = "log.jsonl"
@@ -62,11 +61,10 @@ class Checkpoints:
 
     def make_room(self, size: int) -> None:
         """Raises MoELensError unless the folder can be written and its disk can hold checkpoints of `size` bytes."""
-        probe = self.folder / f".writable.{os.getpid()}"
-        write_bytes(probe, b"moe_lens")
-        probe.unlink()
+        try_folder(self.folder)
         held = sum(file.stat().st_size for file in self.folder.glob("*.safetensors"))
-        free = shutil.disk_usage(self.folder).free + held
+        there = next(place for place in (self.folder, *self.folder.parents) if place.exists())
+        free = shutil.disk_usage(there).free + held
         if free < size:
             raise MoELensError(
                 f"the checkpoints in {self.folder} need up to {size / 1e9:.1f} GB and its disk has {free / 1e9:.1f} GB "
@@ -86,7 +84,7 @@ class Checkpoints:
             told = "; ".join(f"{key} is {facts['run'].get(key)} there and {self.run.get(key)} now" for key in differing)
             raise MoELensError(f"{self.folder} holds the training of another run ({told}); choose another folder")
         progress = Progress(**{**facts["progress"], "rows": tuple(facts["progress"]["rows"])})
-        return progress, self._tensors(self.newest)
+        return progress, load_file(self.newest)
 
     def save(self, progress: Progress, tensors: Mapping[str, Tensor]) -> None:
         """Make `tensors` the newest state, and let go of bests that were beaten."""
@@ -101,7 +99,8 @@ class Checkpoints:
 
     def load_best(self, step: int) -> dict[str, Tensor]:
         """The tensors that `save_best` was given for `step`."""
-        return self._tensors(self.best(step))
+        self._expect_whole(self.best(step))
+        return load_file(self.best(step))
 
     def write_log(self, rows: tuple[dict[str, Any], ...]) -> None:
         """Make the log hold exactly these rows."""
@@ -113,21 +112,20 @@ class Checkpoints:
 
     def _write_log(self, rows: tuple[dict[str, Any], ...], mode: str) -> None:
         try:
+            self.folder.mkdir(parents=True, exist_ok=True)
             with (self.folder / LOG).open(mode, encoding="utf-8") as file:
                 file.writelines(json.dumps(row) + "\n" for row in rows)
         except OSError as error:
             raise self._failure(self.folder / LOG, error) from error
 
     def _write(self, path: Path, tensors: Mapping[str, Tensor], facts: dict[str, Any]) -> None:
-        """The file as a whole: what was there stays until all of the new one is on the disk."""
-        unfinished = path.with_name(f".{path.name}.unfinished")  # one name, so that a killed run leaves one at most
+        """The file as a whole, sealed: what was there stays until all of the new one is on the disk."""
         try:
-            save_file(dict(tensors), unfinished, metadata={"facts": json.dumps(facts)})
-            with unfinished.open("rb") as file:
-                os.fsync(file.fileno())
-            unfinished.replace(path)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(path) as unfinished:
+                save_file(dict(tensors), unfinished, metadata={"facts": json.dumps(facts), SEAL: UNSEALED})
+                seal_file(unfinished)
         except (OSError, SafetensorError) as error:
-            unfinished.unlink(missing_ok=True)
             raise self._failure(path, error) from error
 
     def _failure(self, path: Path, error: Exception) -> MoELensError:
@@ -135,15 +133,10 @@ class Checkpoints:
         return MoELensError(f"cannot write {path}: {error}; {kept}: make room and give the same command again")
 
     def _facts(self, path: Path) -> dict[str, Any]:
-        try:
-            with safe_open(path, "pt") as file:
-                facts: dict[str, Any] = json.loads(file.metadata()["facts"])
-        except (OSError, SafetensorError, KeyError, TypeError) as error:
-            raise MoELensError(f"{path} is no checkpoint of moe_lens ({error}); choose another folder") from None
+        self._expect_whole(path)
+        with safe_open(path, "pt") as file:
+            facts: dict[str, Any] = json.loads(file.metadata()["facts"])
         return facts
 
-    def _tensors(self, path: Path) -> dict[str, Tensor]:
-        try:
-            return load_file(path)
-        except (OSError, SafetensorError) as error:
-            raise MoELensError(f"cannot read the checkpoint {path}: {error}; remove its folder to begin anew") from None
+    def _expect_whole(self, path: Path) -> None:
+        check_sealed(path, remedy=f"remove {self.folder} to begin this training anew")

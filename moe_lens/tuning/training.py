@@ -103,7 +103,7 @@ def tune(
     measured = dev_score(lens, dev, score, max_new_tokens=max_new_tokens, whole_model=not shard) if dev else None
 
     def attempt(tried: Schedule, trained: Trainable) -> Progress:
-        told = run | {"trained": trained.fingerprint} | _told(tried)
+        facts = run | {"trained": trained.fingerprint} | told(tried)
         return fit(
             lens.module,
             trained.names,
@@ -111,7 +111,7 @@ def tune(
             tried,
             pad_id=lens.tokenizer.pad_token_id,
             dev=measured,
-            checkpoints=None if out is None else Checkpoints(_folder(out, tried), told, every=checkpoint_seconds),
+            checkpoints=None if out is None else Checkpoints(_folder(out, tried), facts, every=checkpoint_seconds),
             shard=blocks,
             label=f"{method.name}, rate {tried.learning_rate:g}",
         )
@@ -250,7 +250,7 @@ def _hash(prompts: Sequence[Encoded]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _told(schedule: Schedule) -> dict[str, object]:
+def told(schedule: Schedule) -> dict[str, object]:
     """What of a schedule tells one run from another; the others change how a step is computed, by rounding only."""
     ways = ("micro_batch", "gradient_checkpointing")
     return {name: value for name, value in asdict(schedule).items() if name not in ways}

@@ -1,7 +1,11 @@
 """The judge against a real server process on loopback that fails as scripted; no failure becomes a verdict."""
 
+import asyncio
+import re
 import subprocess
 import sys
+import time
+from base64 import b64encode
 from pathlib import Path
 
 import pytest
@@ -53,7 +57,7 @@ def test_passing_failures_are_tried_again(server):
     [
         ("It fails 99 times?", "InternalServerError"),
         ("Is it html?", "not a chat completion"),
-        ("Is it broken?", "Error"),
+        ("Is it broken?", "not a chat completion"),
         ("Is it empty?", "not a chat completion"),
         ("What mumbles?", "no clear verdict"),
         ("Is it both?", "no clear verdict"),
@@ -82,6 +86,72 @@ def test_verdicts_are_kept_on_disk_and_damaged_ones_asked_again(server, tmp_path
         file.write_text(file.read_text()[:30])
     assert ask(server, "Kept?", cache=tmp_path) == first
     assert asked(server).count("Kept?") == 3
+
+
+@pytest.mark.parametrize(
+    ("question", "why"),
+    [
+        ("Does it drip bytes?", "no reply within 1 s, 1 times"),
+        ("Does it drip headers?", "no reply within 1 s, 1 times"),
+        ("Is it huge?", "a reply of more than 4,194,304 bytes"),
+        ("Does it swell?", "a reply of more than 4,194,304 bytes"),
+        ("Is it an error that is huge?", "a reply of more than 4,194,304 bytes"),
+        ("Is it nested?", "not a chat completion"),
+        ("Is it elsewhere?", "307"),
+        ("What rambles?", "no clear verdict"),
+    ],
+)
+def test_a_hostile_reply_costs_neither_time_nor_memory_and_is_no_verdict(server, question, why):
+    began = time.monotonic()
+    [verdict] = ask(server, question, retries=0, timeout=1.0)
+    assert verdict.right is None
+    assert why in verdict.failure
+    assert len(verdict.failure) <= 400
+    assert time.monotonic() - began < 30
+
+
+def test_half_a_surrogate_pair_ends_nothing(server, tmp_path):
+    assert ask(server, "Is it half?", cache=tmp_path) == [Verdict(True)]
+
+
+def test_what_is_secret_stays_out_of_messages_and_files(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-hush")
+    address = server[0].replace("//", "//someone:p%40ss@")
+    judge = {"base_url": address, "retries": 0, "cache": tmp_path}
+    assert "p%40ss" not in repr(Judge("grader", address))
+    said = [
+        *(ask(server, question, **judge)[0].failure for question in ("It echoes an error?", "It echoes, mumbles?")),
+        *(str(refusal(server, judge | other)) for other in ({"model": "other"}, {"base_url": _nowhere(address)})),
+        str(refusal(server, {"base_url": f"{server[0]}?token=tick"})),
+    ]
+    assert ask(server, "It echoes?", **judge) == [Verdict(True)]
+    said += [file.read_text() for file in tmp_path.iterdir()]
+    assert sum("***" in text for text in said) == 4
+    for secret in ("hush", "p@ss", "p%40ss", "tick", b64encode(b"someone:p@ss").decode()):
+        assert not [text for text in said if secret in text]
+
+
+def refusal(server, options) -> MoELensError:
+    with pytest.raises(MoELensError) as found:
+        ask(server, "Who?", **options)
+    return found.value
+
+
+def _nowhere(address: str) -> str:
+    return re.sub(r":\d+/", ":9/", address)
+
+
+@pytest.mark.parametrize("address", ["", "nonsense", "http://", "http://h:port/v1", "http://h:99999/v1"])
+def test_what_is_no_address_is_told(server, address):
+    with pytest.raises(MoELensError, match="expected a judge's address"):
+        ask(server, "Who?", base_url=address, retries=0)
+
+
+def test_a_judge_is_asked_from_a_notebook_too(server):
+    async def cell() -> list[Verdict]:
+        return ask(server, "From a notebook?")
+
+    assert asyncio.run(cell()) == [Verdict(True)]
 
 
 def test_what_is_asked_about_cannot_pose_as_the_prompt(server):

@@ -132,12 +132,14 @@ def test_a_base_beside_it_is_known_by_its_weights_and_read_in_the_same_batches(r
     own.tokenizer.save_pretrained(base)
     first = read_table(run(evaluate, line) / "score-oe.parquet")["score"].to_numpy()
     shutil.copytree(tuned / "merged", base, dirs_exist_ok=True)
-    second = read_table(run(evaluate, line) / "score-oe.parquet")["score"].to_numpy()
+    with pytest.raises(AssertionError):  # refused: it is not what the folder holds
+        run(evaluate, line)
+    second = read_table(run(evaluate, line, out="again") / "score-oe.parquet")["score"].to_numpy()
     assert sizes == [3, 3]
     assert first != pytest.approx(second)
 
 
-def test_scores_are_kept_and_those_of_other_examples_are_not_taken_over(run, tuned, monkeypatch):
+def test_scores_are_kept_and_other_options_are_refused(run, tuned, monkeypatch, capsys):
     first = run(intervene, f"--delta {tuned} --experts ce:2 --control none")
     measured = []
     measure = MoELens.measure
@@ -150,10 +152,13 @@ def test_scores_are_kept_and_those_of_other_examples_are_not_taken_over(run, tun
     written = (first / "score-ce.parquet").read_bytes()
     run(intervene, f"--delta {tuned} --experts ce:2 --control none")
     assert (measured, (first / "score-ce.parquet").read_bytes()) == ([], written)
-    run(intervene, f"--delta {tuned} --experts ce:2 --control none --score-limit 5")
+    for other in ("--score-limit 5", "--limit 2", "--mode reroute", "--experts ce:1", "--seed 9", "--layers 0"):
+        with pytest.raises(AssertionError):
+            run(intervene, f"--delta {tuned} --experts ce:2 --control none {other}")
+        assert "out holds the results of another run: its" in capsys.readouterr().err
     with pytest.warns(UserWarning, match="trained on prompts of another template"):
         run(evaluate, f"--delta {tuned} --mask ce:2 --template plain", out="plain")
-    assert measured == [5, 8]
+    assert measured == [8]
 
 
 def test_a_template_reaches_scores_and_answers_and_their_provenance(run, tmp_path):

@@ -200,7 +200,7 @@ def test_gigawords_two_files_are_read_line_by_line(tmp_path):
     examples = load_examples(f"gigaword:{tmp_path}/train.article.txt")
     assert [(e.context, e.answers) for e in examples] == [("one two .", ("one",)), ("three four .", ("three",))]
     (tmp_path / "train.title.txt").write_text("one\n")
-    with pytest.raises(MoELensError, match=r"has 2 lines and train\.title\.txt 1"):
+    with pytest.raises(MoELensError, match=r"has more lines than train\.title\.txt, which ends before line 2"):
         load_examples(f"gigaword:{tmp_path}/train.article.txt")
 
 

@@ -120,7 +120,7 @@ def test_a_delta_that_does_not_fit_leaves_the_base_alone(base, folder, names, tm
     with pytest.raises(MoELensError, match="another base"), with_delta(base, folder):
         pass
     with (
-        pytest.raises(MoELensError, match=r"expected a delta checkpoint at '.*nowhere'"),
+        pytest.raises(MoELensError, match=r"expected a delta checkpoint, .* at '.*nowhere'"),
         with_delta(base, tmp_path / "nowhere"),
     ):
         pass
@@ -183,10 +183,10 @@ def test_a_folder_without_a_delta_is_refused(base, folder, tmp_path):
     with pytest.raises(MoELensError, match="expected a delta checkpoint"):
         apply_delta(base, tmp_path / "nowhere")
     (folder / TENSORS_FILE).write_bytes(b"broken")
-    with pytest.raises(MoELensError, match="cannot read the tensors"):
+    with pytest.raises(MoELensError, match=r"delta.safetensors is damaged, or not of .*remove .* tune again"):
         apply_delta(base, folder)
     (folder / FACTS_FILE).write_text(json.dumps({"method": "router"}))
-    with pytest.raises(MoELensError, match="does not name its base's fingerprint"):
+    with pytest.raises(MoELensError, match="carries no digest"):
         read_facts(folder)
 
 

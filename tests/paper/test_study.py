@@ -84,17 +84,20 @@ def test_a_table_is_kept_while_all_examples_that_it_was_made_from_are_the_same(t
     write_table(pd.DataFrame({"em": [1.0]}), table, first.made_by({"item": "table"}))
     write("train", "blue")  # which the table has nothing of
     assert study(tmp_path, task, "swap").has(table, {"item": "table"})
-    assert not study(tmp_path, task, "swap").has(table, {"item": "other"})
+    with pytest.raises(MoELensError, match="its item is table, here it is other"):
+        study(tmp_path, task, "swap").has(table, {"item": "other"})
     for split in ("dev", "test"):
         write(split, "blue")
-        assert not study(tmp_path, task, "swap").has(table, {"item": "table"})
+        with pytest.raises(MoELensError, match=rf"its data.*\.{split}\.sha256 is"):
+            study(tmp_path, task, "swap").has(table, {"item": "table"})
         write(split, "red")
         assert study(tmp_path, task, "swap").has(table, {"item": "table"})
     shutil.rmtree(tmp_path / "mine")
-    assert not study(tmp_path, "swap").has(table, {"item": "table"})  # another task's data are not asked for
+    with pytest.raises(MoELensError, match="another run"):  # another task's data are not asked for
+        study(tmp_path, "swap").has(table, {"item": "table"})
 
 
-def test_a_script_computes_again_when_a_file_of_its_task_was_edited(tmp_path, monkeypatch):
+def test_a_script_whose_task_was_edited_does_not_overwrite_what_it_computed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["script", "--data", "mine", "--out", "run"])
     Path("mine").mkdir()
@@ -104,11 +107,11 @@ def test_a_script_computes_again_when_a_file_of_its_task_was_edited(tmp_path, mo
         computed.append([example.answers for example in here.examples("mine")])
         return pd.DataFrame({"step": [1], "loss": [0.5], "learning_rate": [0.01]})
 
-    for answer in ("red", "red", "blue"):
+    for answer, code in (("red", "0"), ("red", "0"), ("blue", "2")):
         Path("mine/test.csv").write_text(f"context,question,answer\nIt is {answer}.,Which?,{answer}\n")
-        with pytest.raises(SystemExit, match="0"):
+        with pytest.raises(SystemExit, match=code):
             run(compute, item="figure0", table="tuning", tasks="swap", about="A figure.")
-    assert computed == [[("red",)], [("blue",)]]
+    assert computed == [[("red",)]]
 
 
 def test_tasks_with_the_same_last_name_have_folders_of_their_own(tmp_path, monkeypatch):
@@ -130,11 +133,11 @@ def test_tasks_with_the_same_last_name_have_folders_of_their_own(tmp_path, monke
 
 def test_another_template_is_answered_anew(tmp_path):
     for template in TEMPLATES:
-        here = study(tmp_path, "swap", template=template)
+        here = study(tmp_path / template, "swap", template=template)
         lens = MoELens.from_pretrained("organism", template=template)
         expected = answer_table(lens, here.examples("swap"), max_new_tokens=8, progress=False)
         assert here.answers("swap")["prediction"].tolist() == expected["prediction"].tolist()
-        [part] = (tmp_path / "answers").iterdir()
+        [part] = (tmp_path / template / "answers").iterdir()
         assert read_provenance(part)["template"] == lens.template.facts()
 
 

@@ -146,7 +146,7 @@ def test_another_run_in_the_same_folder_is_refused(tokenizer, tmp_path):
     with pytest.raises(MoELensError, match=r"another run \(seed is 0 there and 1 now"):
         train(fresh(tokenizer), checkpoints=Checkpoints(tmp_path, {"seed": 1}))
     (tmp_path / NEWEST).write_bytes(b"torn")
-    with pytest.raises(MoELensError, match="no checkpoint of moe_lens"):
+    with pytest.raises(MoELensError, match=r"carries no digest.*; remove .* to begin this training anew"):
         train(fresh(tokenizer), checkpoints=Checkpoints(tmp_path, {"seed": 0}))
 
 
@@ -154,7 +154,7 @@ def test_a_folder_that_cannot_be_written_or_is_too_small_is_told_before_training
     (tmp_path / "file").write_text("")
     lens = fresh(tokenizer)
     before = values(lens)
-    with pytest.raises(MoELensError, match=r"cannot write .*choose another place"):
+    with pytest.raises(MoELensError, match=r"cannot write to the folder .*choose another one"):
         train(lens, checkpoints=Checkpoints(tmp_path / "file" / "run", {}))
     with pytest.raises(MoELensError, match=r"need up to 1000000000\.0 GB"):
         Checkpoints(tmp_path / "run", {}).make_room(10**18)

@@ -1,10 +1,11 @@
 """Gigaword headlines (Rush et al., 2015): a news sentence and its headline as a short summary."""
 
 from collections.abc import Iterator
+from itertools import zip_longest
 from pathlib import Path
 
 from moe_lens.data.dataset import Record, Row, Source, first_of
-from moe_lens.data.files import Records, ending, read_rows, read_text
+from moe_lens.data.files import Records, ending, read_rows, text_lines
 from moe_lens.errors import MoELensError
 
 QUESTION = "What is a short summary of the context, as a headline?"
@@ -27,11 +28,12 @@ def read(path: Path) -> Records:
         yield from read_rows(path)
         return
     headlines = path.with_name(path.name.replace(ARTICLES, HEADLINES))
-    articles, titles = (read_text(file).removesuffix("\n").split("\n") for file in (path, headlines))
-    if len(articles) != len(titles):
-        raise MoELensError(f"{path} has {len(articles)} lines and {headlines.name} {len(titles)}; expected as many")
-    for number, (article, title) in enumerate(zip(articles, titles, strict=True), start=1):
-        yield f"{path}, line {number}", {"document": article, "summary": title}
+    pairs = zip_longest(text_lines(path), text_lines(headlines))
+    for number, (article, title) in enumerate(pairs, start=1):
+        if article is None or title is None:
+            more, fewer = (path, headlines) if title is None else (headlines, path)
+            raise MoELensError(f"{more} has more lines than {fewer.name}, which ends before line {number}")
+        yield f"{path}, line {number}", {"document": article.rstrip("\n"), "summary": title.rstrip("\n")}
 
 
 SOURCE = Source(

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from moe_lens.data.dataset import Hub, Record, Row, Source
-from moe_lens.data.files import Records, csv_rows, ending, read_rows, read_text
+from moe_lens.data.files import Records, csv_rows, ending, read_rows
 from moe_lens.errors import MoELensError
 
 LETTERS = "ABCD"
@@ -24,7 +24,7 @@ def read(path: Path) -> Records:
     """The records of a file; the authors' CSV files do not name their columns."""
     if ending(path) != ".csv":
         return read_rows(path)
-    return csv_rows(path, read_text(path), delimiter=",", columns=["question", *LETTERS, "answer"])
+    return csv_rows(path, delimiter=",", columns=["question", *LETTERS, "answer"])
 
 
 SOURCE = Source(
