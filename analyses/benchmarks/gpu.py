@@ -63,7 +63,7 @@ def main(
     size: Annotated[str, Option(help=f"Of the random model: {', '.join(SETTINGS)}.")] = "olmoe",
     parts: Annotated[str, Option(help="With commas, those to run.")] = ",".join(PARTS),
     families: Annotated[str, Option(help="With commas, those to check; default all.")] = ",".join(FAMILIES),
-    minutes: Annotated[float, Option(min=0.1, help="That all of it may take.")] = 8,
+    minutes: Annotated[float, Option(min=0.1, help="That all parts together may take.")] = 7.5,
     page: Annotated[Path | None, Option(help="Where to write; default docs/gpu.md, of all parts on a GPU.")] = None,
 ) -> None:
     """Check and time what moe_lens does on this device, print one table and write it with the card's name."""

@@ -93,23 +93,23 @@ def test_a_part_keeps_what_it_found_before_it_failed_died_or_was_stopped(benchma
 
     def hanging(where, share, shares):
         yield found
-        time.sleep(60)
+        time.sleep(900)
 
     def silent(where, share, shares):
-        time.sleep(60)
+        time.sleep(900)
         yield found
 
-    def ended(run, seconds=20.0, processes=1):
-        first, *rest = benchmarks.gpu.run_part(benchmarks.gpu.Part(run, 1, processes), None, seconds)
+    def ended(run, seconds=120.0):
+        first, *rest = benchmarks.gpu.run_part(benchmarks.gpu.Part(run, 1), None, seconds)
         assert rest == [] or first == found
         return [of.get("error") or of["outcome"] for of in rest or [first]]
 
     started = time.monotonic()
     assert ended(failing) == ["RuntimeError: device-side assert"]
     assert ended(dying) == ["one of its processes ended with code 3"]
-    assert ended(hanging, 1.0) == ["stopped after 1 s, with what it had found by then"]
+    assert ended(hanging, 5.0) == ["stopped after 5 s, with what it had found by then"]
     assert ended(silent, 1.0) == ["it found nothing in 1 s"]
-    assert time.monotonic() - started < 40  # none of them has slept its sleep out
+    assert time.monotonic() - started < 600  # none of them has slept its sleep out
 
 
 def test_every_family_is_checked_by_one_of_the_processes_that_share_them(benchmarks):
@@ -180,16 +180,16 @@ def test_without_a_gpu_nothing_is_run_or_written(benchmarks, monkeypatch, tmp_pa
     monkeypatch.setattr(benchmarks.gpu, "PAGE", tmp_path / "gpu.md")
     with pytest.raises(MoELensError, match="there is no CUDA device"):
         benchmarks.gpu.main()
-    benchmarks.gpu.main(device="cpu", size="tiny", parts="sweep", minutes=2)
+    benchmarks.gpu.main(device="cpu", size="tiny", parts="sweep", minutes=10)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
 def test_all_parts_run_on_the_cpu(tmp_path):
     script = str(ROOT / "analyses" / "benchmarks" / "gpu.py")
-    options = f"--device cpu --size tiny --families olmoe,mixtral --minutes 14 --page {tmp_path / 'gpu.md'}"
+    options = f"--device cpu --size tiny --families olmoe,mixtral --minutes 40 --page {tmp_path / 'gpu.md'}"
     done = subprocess.run(
-        [sys.executable, script, *options.split()], capture_output=True, text=True, timeout=900, check=False
+        [sys.executable, script, *options.split()], capture_output=True, text=True, timeout=3000, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     page = (tmp_path / "gpu.md").read_text()
