@@ -73,6 +73,7 @@ def main(
     whole = is_accelerator(device) and (size, chosen, of) == ("olmoe", [*PARTS], [*FAMILIES])
     page = PAGE if whole and page is None else page
     where, rows = gpu_parts.Where(device, size, tuple(of)), []
+    facts = gpu_page.facts(where)
     end = time.monotonic() + 60 * minutes
     for place, name in enumerate(chosen):
         weights = [PARTS[later].weight for later in chosen[place:]]
@@ -80,9 +81,9 @@ def main(
         console.note(f"{name}: up to {seconds:.0f} s")
         rows += [{"part": name, **row} for row in run_part(PARTS[name], where, seconds)]
         if page:  # whatever happens in the next part
-            gpu_page.write(page, rows, where, chosen[: place + 1])
-    told = ", ".join(f"{name} {value}" for name, value in gpu_page.facts(where).items())
-    console.show(gpu_page.table_of(rows, device), title=told)
+            gpu_page.write(page, rows, device, facts, chosen[: place + 1])
+    title = ", ".join(f"{name} {value}" for name, value in facts.items())
+    console.show(gpu_page.table_of(rows, device), title=title)
     failures = gpu_page.failures(rows)
     console.say(*failures)
     if failures:
@@ -104,7 +105,7 @@ def run_part(part: Part, where: gpu_parts.Where, seconds: float) -> list[Row]:
             for pipe in wait(list(processes), timeout=left):
                 try:
                     rows.append(pipe.recv())
-                except EOFError:
+                except (EOFError, OSError):  # ended, or in the middle of a row
                     ended = processes.pop(pipe)
                     ended.join(timeout=10)
                     if ended.exitcode:

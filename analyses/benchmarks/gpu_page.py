@@ -3,7 +3,7 @@
 import platform
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -96,12 +96,12 @@ def driver() -> str:
     return ", ".join(dict.fromkeys(done.stdout.split())) or f"unknown: nvidia-smi says {done.stderr.strip()!r}"
 
 
-def write(path: Path, rows: Sequence[Row], where: Where, parts: Sequence[str]) -> None:
-    """The page of what these parts have found so far, whole or not at all."""
+def write(path: Path, rows: Sequence[Row], device: str, known: Mapping[str, str], parts: Sequence[str]) -> None:
+    """The page of what these parts have found so far, whole or not at all. known: `facts`."""
     told = {
         "parts": ", ".join(parts),
-        "facts": "\n".join(f"- {name}: {value}" for name, value in facts(where).items()),
-        "table": markdown(table_of(rows, where.device)),
+        "facts": "\n".join(f"- {name}: {value}" for name, value in known.items()),
+        "table": markdown(table_of(rows, device)),
         "failed": listed(failures(rows)),
         "not_run": listed(not_run(rows)),
     }

@@ -44,10 +44,9 @@ def timed(run: Callable[[], object], device: str) -> Row:
     seconds: on the clock. cpu_seconds: of the CPU's work, which other processes do not blur. peak: of `peak_bytes`.
     added: what of the peak was not held before the run; of a process on the CPU, what its peak has grown by.
     """
-    if is_accelerator(device):
-        for place in range(torch.cuda.device_count()):
-            torch.cuda.reset_peak_memory_stats(place)
     synchronize(device)
+    for place in held(device):
+        torch.cuda.reset_peak_memory_stats(place)
     before, started, worked = peak_bytes(device), time.perf_counter(), time.process_time()
     run()
     synchronize(device)
@@ -68,17 +67,23 @@ def is_accelerator(device: str) -> bool:
     return kind == "cuda"
 
 
+def held(device: str) -> list[int]:
+    """The GPUs on which this process holds memory, no others: to ask one for something takes memory there."""
+    if not is_accelerator(device):
+        return []
+    return [place for place in range(torch.cuda.device_count()) if torch.cuda.memory_reserved(place)]
+
+
 def synchronize(device: str) -> None:
-    """Wait until all GPUs are done; on the CPU there is nothing to wait for."""
-    if is_accelerator(device):
-        for place in range(torch.cuda.device_count()):
-            torch.cuda.synchronize(place)
+    """Wait until the GPUs are done; on the CPU there is nothing to wait for."""
+    for place in held(device):
+        torch.cuda.synchronize(place)
 
 
 def peak_bytes(device: str) -> int:
-    """The most memory held: of all GPUs by torch since its last reset, else by the process since its start."""
+    """The most memory that the process held: on GPUs by torch since its last reset, else in all since its start."""
     if is_accelerator(device):
-        return sum(map(torch.cuda.max_memory_allocated, range(torch.cuda.device_count())))
+        return sum(map(torch.cuda.max_memory_allocated, held(device)))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 

@@ -175,6 +175,18 @@ def test_a_page_is_written_with_what_failed_and_the_exit_code_says_so(benchmarks
     assert "passes, pass, lens: a|b" in capsys.readouterr().out
 
 
+def test_the_driver_is_what_its_own_tool_says(benchmarks, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert benchmarks.gpu_page.driver() == "unknown: there is no nvidia-smi"
+    for script, said in {
+        "echo 570.1; echo 570.1": "570.1",
+        "echo no such >&2": "unknown: nvidia-smi says 'no such'",
+    }.items():
+        (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / "nvidia-smi").chmod(0o755)
+        assert benchmarks.gpu_page.driver() == said
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_nothing_is_run_or_written(benchmarks, monkeypatch, tmp_path):
     monkeypatch.setattr(benchmarks.gpu, "PAGE", tmp_path / "gpu.md")
