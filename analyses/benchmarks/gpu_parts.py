@@ -211,9 +211,10 @@ def devices(where: Where, share: int, shares: int) -> Iterator[Row]:
         yield {"what": "two devices", "way": "–", "outcome": "left out: there is one"}
         return
     split = split_over(load_skeleton("organism"), *places[:2])
-    yield from checks_of("organism", "checks, over two devices", partial(organism_over, split))
+    yield from checks_of("organism", "the organism's checks, over two devices", partial(organism_over, split))
     yield from passes_over(where, *places[:2])
-    yield from steps_in_turns(where, organism_over(split), METHODS)
+    for row in steps_in_turns(where, organism_over(split), METHODS):
+        yield {**row, "what": "the organism's training step, over two devices"}
 
 
 def organism_over(split: dict[str, str]) -> MoELens:

@@ -208,7 +208,8 @@ def test_all_parts_run_on_the_cpu(tmp_path):
     lines = {tuple(cell.strip() for cell in line.split("|")[1:3]): line for line in page.splitlines() if "|" in line}
     whats = {what.split(",")[0] for what, _ in lines}
     assert {"families in float32", "families in bfloat16", "forward", "attention", "statistics", "sweep"} <= whats
-    assert {"2 tokens generated", "training step", "checks"} <= whats
+    assert {"2 tokens generated", "training step", "the organism's checks"} <= whats
+    assert "the organism's training step" in whats
     assert {"Reroute, routing captured", "rows of all positions", "CoActivation", "ceft"} <= {way for _, way in lines}
     assert "| 2 passed |" in lines["families in bfloat16", "zero"]
     assert page.count("Nothing.") == 2
