@@ -2,9 +2,10 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+TORCH ?=
 READY := $(VENV)/.ready
 
-.PHONY: help install demo figures test test-slow lint clean
+.PHONY: help install demo figures test test-slow gpu-check lint clean
 .DEFAULT_GOAL := help
 
 help:
@@ -12,18 +13,21 @@ help:
 	@echo "make figures    make the paper's figures on the shipped model, resuming; the gallery is runs/paper/report.html"
 	@echo "make test       run the tests (slow ones left out)"
 	@echo "make test-slow  run the slow tests"
+	@echo "make gpu-check  check and time everything on this machine's GPU, in 8 minutes; the table is docs/gpu.md"
 	@echo "make lint       check the code's style and types"
 	@echo "make install    only create $(VENV) and install into it (any other target does so by itself)"
 	@echo "make clean      remove $(VENV), demo/ and caches"
 	@echo "PYTHON=python3.12 make ...  use that interpreter (3.11 to 3.13; now: $(PYTHON))"
+	@echo "TORCH=own make install      with that interpreter's own torch, such as a build for CUDA, and what else it has"
 
 install: $(READY)
 
 $(READY): pyproject.toml constraints.txt
 	@command -v $(PYTHON) > /dev/null || { echo "make: no $(PYTHON) found; install Python 3.11 to 3.13 or say PYTHON=/path/to/python3.11 make ..." >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(not (3, 11) <= v[:2] < (3, 14) and f"make: moe_lens needs Python 3.11 to 3.13, $(PYTHON) is {v[0]}.{v[1]}; say PYTHON=/path/to/python3.11 make ...")'
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev,image,judge,text]'
+	$(PYTHON) -m venv $(if $(filter own,$(TORCH)),--system-site-packages) $(VENV)
+	@grep $(if $(filter own,$(TORCH)),-v '^torch==',.) constraints.txt > $(VENV)/constraints.txt
+	$(BIN)/python -m pip install --disable-pip-version-check -c $(VENV)/constraints.txt -e '.[dev,image,judge,text]'
 	@touch $@
 
 demo: $(READY)
@@ -41,6 +45,9 @@ test: $(READY)
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
+
+gpu-check: $(READY)
+	$(BIN)/python analyses/benchmarks/gpu.py
 
 lint: $(READY)
 	$(BIN)/python -m ruff check .

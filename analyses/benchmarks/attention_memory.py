@@ -7,10 +7,8 @@ run adds to the process's peak. It is an error if both ways do not give the same
 """
 
 import json
-import resource
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -19,6 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 from transformers import AutoModelForCausalLM, OlmoeConfig
+from turns import timed
 from typer import Option
 
 from moe_lens import AttentionMass, Example, MoELens, MoELensError
@@ -87,9 +86,9 @@ def measured(way: str, tokens: int, layers: int, heads: int) -> dict[str, float 
     }
     runs[way](prompt_of(tokenizer, 100))
     example = prompt_of(tokenizer, tokens)
-    before, started = peak(), time.perf_counter()
-    mass = runs[way](example)
-    return {"mib": peak() - before, "seconds": time.perf_counter() - started, "mass": mass}
+    masses: list[float | None] = []
+    found = timed(lambda: masses.append(runs[way](example)), "cpu")
+    return {"mib": found["added"] / 2**20, "seconds": found["seconds"], "mass": masses[0]}
 
 
 def by_rows(lens: MoELens, example: Example) -> float:
@@ -114,11 +113,6 @@ def prompt_of(tokenizer, tokens: int) -> Example:
     context = "The river runs by the town."
     one = len(tokenizer(" " + context)["input_ids"])
     return Example("long", " ".join([context] * (tokens // one + 1)), "What runs by the town?", ("river",))
-
-
-def peak() -> float:
-    """The process's peak resident memory so far, MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 if __name__ == "__main__":

@@ -5,15 +5,14 @@
 The loops are what one writes by hand: one prompt at a time, and batches in the given order, left-padded.
 """
 
-import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import pandas as pd
 import torch
-from typer import Option
+from turns import compared, in_turns
+from typer import Exit, Option
 
 from moe_lens import MoELens, load_examples
 from moe_lens.causal import evaluate
@@ -30,7 +29,7 @@ def main(
     max_new_tokens: Annotated[int, Option(help="Longest answer, in tokens.")] = 16,
     repeats: Annotated[int, Option(help="Times that each is run, in turns.")] = 5,
 ) -> None:
-    """Time each in turns and print examples per second, medians, and their ratios to evaluation."""
+    """Time each in turns, and print its time beside that of evaluation, medians and quartiles, and its answers."""
     lens = MoELens.from_pretrained(model)
     examples = [example for task in ("swap", "hops", "summary") for example in load_examples(task, limit=limit)]
     examples = [examples[i] for i in torch.randperm(len(examples), generator=torch.Generator().manual_seed(0))]
@@ -59,28 +58,19 @@ def main(
         "loop, batches": lambda: loop(batch_size),
         "loop, one by one": lambda: loop(1),
     }
-    said = {name: way() for name, way in ways.items()}  # also warms up
-    rows = []
-    for repeat in range(repeats):
-        for name, way in ways.items():
-            start = time.perf_counter()
-            way()
-            rows.append((name, repeat, time.perf_counter() - start))
-    times = pd.DataFrame(rows, columns=["way", "repeat", "seconds"])
+    said = {name: way() for name, way in ways.items()}
+    device = lens.module.device.type
+    rows = [{"what": "examples answered", **row} for row in in_turns(ways, repeats, device)]
     facts = {"batch_size": batch_size, "max_new_tokens": max_new_tokens, "threads": torch.get_num_threads()}
-    write_table(times, out / "evaluation.parquet", provenance(model=model, data=examples, facts=facts))
-    medians = {name: statistics.median(times.loc[times["way"] == name, "seconds"]) for name in ways}
-    shown = [
-        {
-            "way": name,
-            "seconds": medians[name],
-            "examples per second": len(examples) / medians[name],
-            "times as long as evaluate": medians[name] / medians["evaluate"],
-            "same answers": sum(a == b for a, b in zip(said[name], said["evaluate"], strict=True)) / len(examples),
-        }
-        for name in ways
-    ]
-    console.show(pd.DataFrame(shown), title=f"{len(examples)} examples, median of {repeats} runs in turns, {facts}")
+    write_table(pd.DataFrame(rows), out / "evaluation.parquet", provenance(model=model, data=examples, facts=facts))
+    table = compared(rows, ["what"]).drop(columns="what").rename(columns={"x_plain": "x_evaluate"})
+    medians = pd.DataFrame(rows).groupby("way")["seconds"].median()
+    table["examples per second"] = len(examples) / table["way"].map(medians)
+    same = {name: [a == b for a, b in zip(said[name], said["evaluate"], strict=True)] for name in ways}
+    table["same answers"] = [sum(same[name]) / len(examples) for name in table["way"]]
+    console.show(table, title=f"{len(examples)} examples, {repeats} runs in turns, {facts}")
+    if table["outcome"].any():
+        raise Exit(1)
 
 
 if __name__ == "__main__":

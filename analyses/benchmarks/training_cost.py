@@ -12,8 +12,6 @@ sent k/E of the tokens. A baseline stays in memory beside every case: 3 GB for m
 """
 
 import os
-import resource
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -29,6 +27,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+from turns import peak_bytes, quartiles, synchronize
 from typer import Option
 
 from moe_lens import ExpertSet, MoELens, MoELensError
@@ -95,8 +94,8 @@ def main(
     if size not in SIZES:
         raise MoELensError(f"--size must be one of {', '.join(SIZES)}; got {size!r}")
     setting = Setting(size, device, console.dtype_named(dtype), threads)
-    measured = _known(methods, METHODS, "--methods")
-    compared = _known(baselines, BASELINES, "--baselines") if baselines else []
+    measured = known(methods, METHODS, "--methods")
+    compared = known(baselines, BASELINES, "--baselines") if baselines else []
     told = asdict(setting) | {"dtype": dtype, "turns": turns, "warm_up": WARM_UP, "top_k": TOP_K, "rank": RANK}
     made_by = provenance(model=size, seed=0, facts=told | {"peft": peft.__version__})
     rows = []
@@ -115,23 +114,17 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
     shares = {f"seconds / {name}": rows["seconds"] / rows[f"{name} seconds"] for name in compared}
     cases = rows.assign(**shares).groupby(["method", "n_experts", "chosen"], sort=False)
     table = (cases[["trained"]].first() / 1e6).rename(columns={"trained": "trained_millions"})
-    table = table.join(cases["seconds"].min()).join(cases[list(shares)].agg(_quartiles))
+    table = table.join(cases["seconds"].min()).join(cases[list(shares)].agg(quartiles))
     table = table.join((cases[["peak", "beside_weights"]].first() / 1e9).rename(columns="{}_gb".format))
     full = table["peak_gb"].reindex([astuple(Case("fft"))]).iloc[0]  # missing where it was not measured
     return table.assign(**{"peak / fft": table["peak_gb"] / full}).reset_index()
 
 
-def _quartiles(values: pd.Series) -> str:
-    """The median, and in brackets the lower and the upper quartile."""
-    low, median, high = values.quantile([0.25, 0.5, 0.75])
-    return f"{median:.2f} ({low:.2f} to {high:.2f})"
-
-
-def _known(names: str, known: Sequence[str], option: str) -> list[str]:
+def known(names: str, choice: Sequence[str], option: str) -> list[str]:
     """The names in a list with commas; MoELensError for one that is not known."""
     given = names.split(",")
-    if unknown := set(given).difference(known):
-        raise MoELensError(f"{option} takes {','.join(known)}; got {','.join(sorted(unknown))}")
+    if unknown := set(given).difference(choice):
+        raise MoELensError(f"{option} takes {','.join(choice)}; got {','.join(sorted(unknown))}")
     return given
 
 
@@ -196,28 +189,36 @@ def _serve(case: Case, setting: Setting, pipe: Connection) -> None:
     """
     torch.set_num_threads(setting.threads)
     torch.manual_seed(0)
-    before = _peak(setting.device)
+    before = peak_bytes(setting.device)
     settings = OLMOE.settings | SIZES[setting.size] | {"num_experts": case.n_experts, "num_experts_per_tok": TOP_K}
     with torch.device(setting.device):
         module = AutoModelForCausalLM.from_config(CONFIG_MAPPING[OLMOE.model_type](**settings), dtype=setting.dtype)
     lens = MoELens.from_pretrained(module, load_tokenizer("organism"))
     weights = sum(parameter.nbytes for parameter in module.parameters())
-    batch = _batch(module.config.vocab_size, setting)
-    with _attached(case, lens) as (called, trained), training(called, trained) as autocast:
-        count = sum(parameter.numel() for parameter in trained.values())
-        optimizer = torch.optim.AdamW(trained.values(), lr=5e-4, weight_decay=0.0, fused=True)
+    with stepping(case, lens, random_batch(lens, setting.batch_size, setting.tokens)) as (step, count):
         while pipe.recv() == "step":
             started = time.perf_counter()
+            step()
+            synchronize(setting.device)
+            seconds, peak = time.perf_counter() - started, peak_bytes(setting.device) - before
+            pipe.send({"seconds": seconds, "peak": peak, "beside_weights": peak - weights, "trained": count})
+
+
+@contextmanager
+def stepping(case: Case, lens: MoELens, batch: Batch) -> Iterator[tuple[Callable[[], None], int]]:
+    """Inside the block: what takes a training step on the batch, and how many parameters it trains."""
+    with _attached(case, lens) as (called, trained), training(called, trained) as autocast:
+        optimizer = torch.optim.AdamW(trained.values(), lr=5e-4, weight_decay=0.0, fused=True)
+
+        def step() -> None:
             optimizer.zero_grad()
             with autocast:
                 loss = answer_loss(called, batch)
             loss.backward()
             nn.utils.clip_grad_norm_(trained.values(), 1.0)
             optimizer.step()
-            if setting.device == "cuda":
-                torch.cuda.synchronize()
-            seconds, peak = time.perf_counter() - started, _peak(setting.device) - before
-            pipe.send({"seconds": seconds, "peak": peak, "beside_weights": peak - weights, "trained": count})
+
+        yield step, sum(parameter.numel() for parameter in trained.values())
 
 
 @contextmanager
@@ -240,18 +241,11 @@ def _attached(case: Case, lens: MoELens) -> Iterator[tuple[nn.Module, dict[str, 
             yield module, {name: module.get_parameter(name) for name in trainable.names}
 
 
-def _batch(vocabulary: int, setting: Setting) -> Batch:
+def random_batch(lens: MoELens, batch_size: int, tokens: int) -> Batch:
     """Random tokens, of which the last quarter is the answer."""
-    ids = torch.randint(0, vocabulary, (setting.batch_size, setting.tokens)).tolist()
-    prompts = [Encoded(str(i), "", tuple(row), None, None, (), setting.tokens * 3 // 4) for i, row in enumerate(ids)]
+    ids = torch.randint(0, lens.module.config.vocab_size, (batch_size, tokens)).tolist()
+    prompts = [Encoded(str(i), "", tuple(row), None, None, (), tokens * 3 // 4) for i, row in enumerate(ids)]
     return collate(prompts, 0)
-
-
-def _peak(device: str) -> int:
-    """The most memory held so far, bytes: of the GPU by torch, else of the process."""
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 if __name__ == "__main__":

@@ -133,7 +133,8 @@ def test_figure_7_says_that_tuning_cured_nothing():
         compute(study)
 
 
-def test_the_memory_benchmark_refuses_ways_that_disagree(tmp_path):
+def test_the_memory_benchmark_refuses_ways_that_disagree(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "analyses" / "benchmarks")
     main = runpy.run_path(str(ROOT / "analyses" / "benchmarks" / "attention_memory.py"))["main"]
     masses = iter([0.5, None, 0.6])
 
