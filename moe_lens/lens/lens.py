@@ -360,7 +360,7 @@ class MoELens:
 
 def _expect_input_in_memory(module: nn.Module) -> None:
     """MoELensError where a device_map keeps the part that takes the tokens out of memory: they could be put nowhere."""
-    if getattr(module, "hf_device_map", None) and module.device.type == "meta":
+    if getattr(module, "hf_device_map", None) and pretrained(module).device.type == "meta":
         raise MoELensError(
             "the model's first part, which takes the tokens, was moved out of memory by device_map; give a device_map "
             "that keeps it on a device"
