@@ -192,7 +192,8 @@ class _OnlyUsed(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (sizes,) = ctx.saved_tensors
-        return grad.masked_fill((sizes == 0).view(-1, *[1] * (grad.ndim - 1)), 0), None
+        unused = (sizes == 0).view(-1, *[1] * (grad.ndim - 1))
+        return grad.masked_fill_(unused, 0), None  # in place: the one product that took the tensor made it for this
 
 
 class _WeightedSum(torch.autograd.Function):
