@@ -159,9 +159,9 @@ def _expect_width(project: Callable[[Tensor], Tensor], width: int) -> None:
     taken = project.in_features if isinstance(project, torch.nn.Linear) else width
     if taken != width:
         raise MoELensError(
-            f"this model's experts put out vectors of width {width}, which a map of their block widens before the "
-            f"residual stream, and the head takes {taken}: no single expert writes into the vocabulary; "
-            "ExpertSaliency and OutputSimilarity read such experts"
+            f"expected experts that write into the residual stream, whose width of {taken} the head takes; these give "
+            f"vectors of {width}, and their block maps the sum to the stream, so no head reads a single expert; use "
+            "ExpertSaliency or OutputSimilarity"
         )
 
 

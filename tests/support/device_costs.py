@@ -71,7 +71,7 @@ def _beyond(bare: Run, run: Run, mode: str | None = None) -> Costed:
         chosen = () if mode is None else (interventions(lens)[mode],)
         with lens.intervene(*chosen):
             run(lens)
-            return [(_counted(run, lens), 1), (_counted(bare, lens), -1)]
+            return [(_counted(run, lens), 1), (_once(bare, lens), -1)]
 
     return cost
 
@@ -96,6 +96,12 @@ def _counted(run: Run, lens: MoELens) -> Cost:
     with counting() as cost:
         run(lens)
     return cost
+
+
+@cache
+def _once(bare: Run, lens: MoELens) -> Cost:
+    """What a run of the bare model costs, which interventions do not reach."""
+    return _counted(bare, lens)
 
 
 def _nothing(lens: MoELens) -> None: ...

@@ -1,10 +1,10 @@
 """Prints which features are right on pretend devices, family by family, and what each costs per layer.
 
     python tests/support/devices_report.py --out FOLDER                         # all families on one and two devices
-    python tests/support/devices_report.py olmoe zaya --places two --out FOLDER
+    python tests/support/devices_report.py olmoe zaya --places two --features surveyed --out FOLDER
 
 Each comparison is a line of FOLDER/features.csv, written as soon as a family is through; a family that is there already
-is not run again.
+is not run again. FOLDER/costs.csv has the waits and kernels per layer of each feature that is costed.
 """
 
 import argparse
@@ -12,10 +12,12 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
 import torch
+from device_costs import COSTED, cost_per_layer
 from device_features import FEATURES, SURVEYED, Outcome, differs, opened, outcome, outcomes
 from placed_models import Place, placed
 from pretend_device import pretend_devices
@@ -51,7 +53,9 @@ def main() -> None:
             if missing:
                 done = pd.concat([done, rows(family, missing, names)], ignore_index=True)
                 done.to_csv(file, index=False)
-    print(told(done.fillna("")))
+        costs = pd.DataFrame([costed(name) for name in COSTED])
+    costs.to_csv(asked.out / "costs.csv", index=False)
+    print(told(done.fillna("")), costs.drop(columns="where").to_string(index=False), sep="\n\n")
 
 
 def rows(family: str, places: Sequence[str], names: Sequence[str]) -> pd.DataFrame:
@@ -74,6 +78,11 @@ def found(family: str, place: Place, names: Sequence[str]) -> dict[str, Outcome]
     if opening.kind != "done":
         return {"opening": opening}
     return {"opening": Outcome("done", None)} | outcomes(names, opening.value)
+
+
+def costed(name: str) -> dict[str, object]:
+    """A feature's cost for one more layer."""
+    return {"feature": name, **asdict(cost_per_layer(name))}
 
 
 def told(table: pd.DataFrame) -> str:
