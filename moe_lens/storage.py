@@ -142,7 +142,9 @@ def replacing(path: Path) -> Iterator[Path]:
 def nameable(path: str | Path) -> Path:
     """The path; MoELensError for one that no file or folder can have, such as one too long or with NUL in it."""
     try:
-        Path(path).exists()
+        Path(path).stat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
     except (OSError, ValueError) as error:
         raise MoELensError(f"expected a file or folder; got {str(path)!r:.80} ({_why(error)})") from None
     return Path(path)
