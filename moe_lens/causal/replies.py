@@ -36,6 +36,8 @@ class BoundedClient(DefaultAsyncHttpxClient):
                     body = await _read(reply)
                 finally:
                     await reply.aclose()
+        except httpx2.DecodingError as error:
+            raise OpenAIError(f"a reply that cannot be unpacked ({error})") from None
         except TimeoutError:
             raise httpx2.ReadTimeout(f"no whole reply within {self._seconds:g} s", request=request) from None
         headers = [(name, value) for name, value in reply.headers.items() if name.lower() not in _OF_THE_BODY_AS_SENT]
