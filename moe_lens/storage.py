@@ -142,7 +142,9 @@ def replacing(path: Path) -> Iterator[Path]:
 def nameable(path: str | Path) -> Path:
     """The path; MoELensError for one that no file or folder can have, such as one too long or with NUL in it."""
     try:
-        Path(path).exists()
+        Path(path).stat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
     except (OSError, ValueError) as error:
         raise MoELensError(f"expected a file or folder; got {str(path)!r:.80} ({_why(error)})") from None
     return Path(path)
@@ -151,9 +153,12 @@ def nameable(path: str | Path) -> Path:
 def try_folder(folder: Path) -> None:
     """MoELensError unless files can be written to `folder`, which may not be there yet and is left as it was.
 
-    What dead processes left unfinished in it is removed.
+    What dead processes left unfinished in it is removed. Of several processes that share the work the first does all
+    this, or one would take the folder away while another tries it.
     """
     nameable(folder)
+    if os.environ.get("RANK", "0") != "0":
+        return
     missing = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)

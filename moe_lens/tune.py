@@ -147,6 +147,7 @@ def main(
     from moe_lens.tuning.processes import Processes
     from moe_lens.tuning.training import check_rates
 
+    try_folder(out)
     within = None if layers is None else tuple(console.numbers(layers, int, what="--layers"))
     selection = None if experts is None else parse_one(experts)
     asked = Asked(method, selection, within, router_delta, router_rate, lora_rank, lora_alpha, seed)
@@ -156,7 +157,6 @@ def main(
     check_rates(rates, shard=shard)
     loaded, held_out = reading.load(data, split=split, limit=limit), reading.load(dev or data, split=dev_split)
     router_rates = rates if router_rate is None else _rates(router_rate, what="--router-rate")
-    try_folder(out)
     schedule = Schedule(
         learning_rate=rates[0],
         epochs=epochs,

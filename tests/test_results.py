@@ -100,9 +100,20 @@ def test_files_that_are_no_tables_of_ours_are_refused(tmp_path):
 
 def test_provenance_says_what_was_run_without_absolute_paths(monkeypatch, tmp_path):
     command = ["/lib/moe_lens/intervene.py", "--model", "organism", "--out=/home/me/run", "/d/x.json", "a/b"]
+    command += ["--judge", "http://me:se=c@ret/@host:8/v1?key=secret", "--judge=https://token@host/v1"]
     monkeypatch.setattr(sys, "argv", command)
     found = provenance(model="/models/olmoe", seed=7, facts={"dtype": "float32"})
-    assert found["command"] == ["intervene", "--model", "organism", "--out=run", "x.json", "a/b"]
+    assert found["command"] == [
+        "intervene",
+        "--model",
+        "organism",
+        "--out=run",
+        "x.json",
+        "a/b",
+        "--judge",
+        "http://host:8/v1",
+        "--judge=https://host/v1",
+    ]
     assert (found["model"], found["seed"], found["dtype"]) == ("olmoe", 7, "float32")
     assert (found["delta"], found["data"]) == (None, None)
     assert set(found["versions"]) == {"python", "moe_lens", "torch", "transformers", "nnsight", "numpy"}

@@ -3,7 +3,7 @@
 import asyncio
 from typing import Any
 
-import httpx
+import httpx2
 from openai import AsyncOpenAI, DefaultAsyncHttpxClient, OpenAIError
 
 from moe_lens.errors import MoELensError
@@ -17,30 +17,34 @@ _OF_THE_BODY_AS_SENT = {"content-encoding", "content-length", "transfer-encoding
 class BoundedClient(DefaultAsyncHttpxClient):
     """Reads each reply whole, in at most so many seconds from the request on, and never more than `MOST_BYTES`.
 
-    httpx itself bounds the time between two bytes only. Redirects are not followed: their bodies have no bound.
+    httpx2 itself bounds the time between two bytes only. Redirects are not followed: their bodies have no bound.
     """
 
     def __init__(self, seconds: float) -> None:
         super().__init__()
         self._seconds = seconds
 
-    async def send(self, request: httpx.Request, **options: Any) -> httpx.Response:
-        """The reply, read; httpx.ReadTimeout for one that takes too long, OpenAIError for one that is too long."""
-        options |= {"stream": True, "follow_redirects": False}
+    async def send(
+        self, request: httpx2.Request, *, stream: bool = False, auth: Any = None, follow_redirects: Any = False
+    ) -> httpx2.Response:
+        """The reply, read; httpx2.ReadTimeout for one that takes too long, OpenAIError for one that is too long."""
+        given = {} if auth is None else {"auth": auth}
         try:
             async with asyncio.timeout(self._seconds):
-                reply = await super().send(request, **options)
+                reply = await super().send(request, stream=True, follow_redirects=False, **given)
                 try:
                     body = await _read(reply)
                 finally:
                     await reply.aclose()
+        except httpx2.DecodingError as error:
+            raise OpenAIError(f"a reply that cannot be unpacked ({error})") from None
         except TimeoutError:
-            raise httpx.ReadTimeout(f"no whole reply within {self._seconds:g} s", request=request) from None
+            raise httpx2.ReadTimeout(f"no whole reply within {self._seconds:g} s", request=request) from None
         headers = [(name, value) for name, value in reply.headers.items() if name.lower() not in _OF_THE_BODY_AS_SENT]
-        return httpx.Response(reply.status_code, headers=headers, content=body, request=request)
+        return httpx2.Response(reply.status_code, headers=headers, content=body, request=request)
 
 
-async def _read(reply: httpx.Response) -> bytes:
+async def _read(reply: httpx2.Response) -> bytes:
     body = bytearray()
     async for part in reply.aiter_bytes(2**16):
         body += part
@@ -56,10 +60,10 @@ def client(address: str, *, key: str, retries: int, seconds: float) -> AsyncOpen
     if "?" in address:
         raise MoELensError("a judge's address ends in its path, such as /v1; give what is secret as OPENAI_API_KEY")
     try:
-        at = httpx.URL(address)
+        at = httpx2.URL(address)
         if not at.host or (at.port or 0) > 65535:
-            raise httpx.InvalidURL("no host or port")
+            raise httpx2.InvalidURL("no host or port")
         return AsyncOpenAI(base_url=address, api_key=key, max_retries=retries, http_client=BoundedClient(seconds))
-    except (httpx.InvalidURL, ValueError) as error:
+    except (httpx2.InvalidURL, ValueError) as error:
         told = f"expected a judge's address, such as http://localhost:8000/v1; got {public_address(address)!r}"
         raise MoELensError(f"{told} ({type(error).__name__})") from None

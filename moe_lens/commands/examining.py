@@ -23,7 +23,7 @@ from moe_lens.commands.options import Opening
 from moe_lens.lens.lens import MoELens
 from moe_lens.lens.loading import load_skeleton
 from moe_lens.results import provenance
-from moe_lens.storage import write_bytes
+from moe_lens.storage import try_folder, write_bytes
 
 
 def examine(
@@ -53,6 +53,8 @@ def examine(
 
 def examine_families(names: Sequence[str] | None, *, as_json: bool, markdown: Path | None) -> pd.DataFrame:
     """Check a tiny model of every family and print the result; the table of `survey_families`."""
+    if markdown:
+        try_folder(markdown.parent)
     logging.set_verbosity_error()  # transformers says of many families which kernels they lack
     table, found = survey_families(names=names, progress=True)
     by_family = dict(list(table.groupby("family", sort=False)))

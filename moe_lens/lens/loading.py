@@ -128,8 +128,9 @@ def _why(name: str | Path, error: Exception) -> str:
 
 def load_tokenizer(name: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer of a name, folder or hub id; MoELensError if there is none."""
+    folder = resolve(name)
     try:
-        return AutoTokenizer.from_pretrained(resolve(name), trust_remote_code=trust_remote_code)
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, ImportError) as error:
         raise MoELensError(
             f"no tokenizer at {str(name)!r}: {_why(name, error)}; pass tokenizer= where it lies elsewhere"

@@ -271,7 +271,8 @@ class _Checkpoint:
         file = self.out / told["file"]
         if digest_of(file) != told["sha256"]:
             raise MoELensError(f"{file} is damaged: its content is not what was written there; {remedy}")
-        return told | torch.load(file, weights_only=True)
+        state: dict[str, Any] = torch.load(file, weights_only=True)
+        return told | state
 
     def save(self, told: dict[str, Any], state: dict[str, Any]) -> None:
         """Keeps the state and what is told of it; then the one before goes."""

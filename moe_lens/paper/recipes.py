@@ -1,6 +1,5 @@
 """Recipes: what the analyses train, by name (which experts, the routers of which layers), and how a run keeps it."""
 
-import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -12,7 +11,8 @@ from moe_lens.choosing.selection import Ground, Selection, choices
 from moe_lens.data import Example
 from moe_lens.errors import MoELensError
 from moe_lens.lens.lens import MoELens
-from moe_lens.results import write_json, write_table
+from moe_lens.results import write_table
+from moe_lens.storage import read_sealed_json, write_sealed_json
 from moe_lens.tuning import Method, Schedule, TuneAll, TuneExperts, TuneRouters, save_trained, tune
 
 KINDS = ("router", "experts", "all")
@@ -104,7 +104,7 @@ class Cost:
 
 def read_cost(folder: Path) -> Cost:
     """What the training of a folder that `Study.trained` gave took."""
-    return Cost(**json.loads((folder / COST_FILE).read_text(encoding="utf-8")))
+    return Cost(**read_sealed_json(folder / COST_FILE, remedy=f"remove {folder} to train anew"))
 
 
 def keep_trained(
@@ -144,6 +144,6 @@ def keep_trained(
     seconds = tuned.seconds / len(rates) + (0.0 if router is None else read_cost(router).seconds)
     write_table(tuned.log, folder / "log.parquet", made_by)
     write_table(tuned.candidates, folder / "rates.parquet", made_by)
-    write_json(folder / COST_FILE, asdict(Cost(tuned.schedule.learning_rate, tuned.trained.count, seconds)))
+    write_sealed_json(folder / COST_FILE, asdict(Cost(tuned.schedule.learning_rate, tuned.trained.count, seconds)))
     save_trained(lens.module, tuned.trained, folder, facts=method.facts() | made_by)
     shutil.rmtree(folder / "training")  # what an interrupted training would have gone on from

@@ -15,7 +15,7 @@ from moe_lens.report.document import View
 from moe_lens.report.plots import style
 from moe_lens.report.section import Section
 from moe_lens.results import read_provenance, read_table
-from moe_lens.storage import nameable, write_bytes
+from moe_lens.storage import nameable, try_folder, write_bytes
 
 PAGE = "report.html"
 MOST_ROWS = 400  # of a table, on the page
@@ -34,6 +34,7 @@ def build_report(folder: str | Path, *, title: str) -> Path:
     folder = nameable(folder)
     if not folder.is_dir():
         raise MoELensError(f"expected a run directory; {folder} is {'a file' if folder.exists() else 'not there'}")
+    try_folder(folder)
     found = [(path, section) for name, section in SECTIONS.items() for path in sorted(folder.rglob(name))]
     if not found:
         raise MoELensError(f"{folder} holds no table to report; known are {', '.join(SECTIONS)}")

@@ -97,6 +97,7 @@ def test_verdicts_are_kept_on_disk_and_damaged_ones_asked_again(server, tmp_path
         ("Does it swell?", "a reply of more than 4,194,304 bytes"),
         ("Is it an error that is huge?", "a reply of more than 4,194,304 bytes"),
         ("Is it nested?", "not a chat completion"),
+        ("Is it packed in nothing known?", "a reply that cannot be unpacked"),
         ("Is it elsewhere?", "307"),
         ("What rambles?", "no clear verdict"),
     ],

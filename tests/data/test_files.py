@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import tracemalloc
 from importlib.resources import files
 from pathlib import Path
 
@@ -142,6 +143,33 @@ def test_what_is_not_there_or_empty_is_one_clear_error(spec, says, tmp_path, mon
     with pytest.raises(MoELensError) as error:
         load_examples(spec)
     assert says in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz", "rows.csv", "rows.tsv.gz"])
+def test_of_a_large_file_only_the_rows_that_are_taken_are_read(name, tmp_path):
+    separator = "\t" if "tsv" in name else ","
+    head = json.dumps(PLAIN[0]) if "json" in name else separator.join([*PLAIN[0]]) + "\n" + separator.join("abc")
+    content = (head + "\n").encode() + b" \n" * 2**24
+    (tmp_path / name).write_bytes(gzip.compress(content, 1) if name.endswith(".gz") else content)
+    del content
+    tracemalloc.start()
+    [example] = load_examples(tmp_path / name, limit=1)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert example.answers in [("Paul",), ("c",)]
+    assert peak < 2**20
+
+
+@pytest.mark.parametrize("name", ["blanks.jsonl.gz", "blanks.csv.gz"])
+def test_a_line_that_unpacks_without_end_is_told(name, tmp_path, monkeypatch):
+    monkeypatch.setattr("moe_lens.data.files.MOST_OF_A_LINE", 2**16)
+    (tmp_path / name).write_bytes(gzip.compress(b" " * 2**17))
+    with pytest.raises(MoELensError, match="line 1: over 65,536 bytes"):
+        load_examples(tmp_path / name, limit=1)
+    monkeypatch.setattr("moe_lens.data.files.MOST_OF_JSON", 2**16)
+    (tmp_path / "blanks.json.gz").write_bytes(gzip.compress(b" " * 2**17))
+    with pytest.raises(MoELensError, match=r"has more than 65,536 bytes; give it as \.jsonl"):
+        load_examples(tmp_path / "blanks.json.gz", limit=1)
 
 
 @pytest.mark.parametrize("task", ORGANISM_TASKS)

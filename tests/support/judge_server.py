@@ -61,7 +61,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send(200, "<html>VERDICT: RIGHT</html>", "text/html")
         elif "broken" in question:
             self.send(200, '{"choices": [{"message": {"content": "VERDICT: RIGHT')
-        elif any(word in question for word in ("drip", "huge", "swell", "nested", "elsewhere")):
+        elif any(word in question for word in ("drip", "huge", "swell", "nested", "packed", "elsewhere")):
             self.hostile(question)
         elif "empty" in question:
             self.send(200, json.dumps({"id": "1", "object": "chat.completion", "choices": []}))
@@ -78,6 +78,8 @@ class Handler(BaseHTTPRequestHandler):
         try:
             if "nested" in question:
                 self.send(200, "[" * 100_000)
+            elif "packed" in question:
+                self.send(200, "not zipped", Content_Encoding="gzip")
             elif "elsewhere" in question:
                 self.send(307, "", Location=self.path)
             elif "swell" in question:

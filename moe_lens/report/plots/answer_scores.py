@@ -80,6 +80,13 @@ SECTIONS = {
         draw=answers_figure,
         place=10,
     ),
+    "summary.parquet": Section(
+        "Scores",
+        "Each score of the answers, as the model is (none) and with experts masked: its mean over the n answers that "
+        "have it, with its 95 % interval, and where experts are masked by how much it drops.",
+        draw=None,
+        place=15,
+    ),
     "metrics.parquet": Section(
         "Other scores",
         "The same answers by other scores: those of summaries (Table 9), a judge's (Table 8), or without context "

@@ -1,0 +1,150 @@
+"""Whatever is typed or lies in a file that an option names, a command ends with its result or with one message."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from moe_lens import MoELens, load_examples
+from moe_lens.causal.judge import parse_verdict
+from moe_lens.checks.suite import checks_named
+from moe_lens.choosing.selection import parse
+from moe_lens.commands import console
+from moe_lens.data import parse_columns
+from moe_lens.data.prompts import template_named
+from moe_lens.errors import MoELensError
+from moe_lens.interruption import INTERRUPTED
+from moe_lens.intervene import _control_count
+from moe_lens.lens.delta import read_facts
+from moe_lens.lens.interventions import check_mode
+from moe_lens.metrics.catalogue import metrics_named
+from moe_lens.report.page import build_report
+from moe_lens.storage import try_folder
+from moe_lens.tune import _rates
+
+NINES, DEEP = "9" * 5000, "[" * 100_000
+PARTS = """\0 \ud800 \udcff ² ٣ ٣:٤ -1 nan inf 1e999 . .. / ~ : ; , = @ # % \n \u2028 é 0x1 1_000 0.2 p= .json .gz .csv
+ swap squad: mmlu@ organism organism: nowhere.json http://u:p@h/ ce: ce:4 random: planted esft-gate:p= 3:5,7;4:0
+ question= zero em figure-10 capture router""".split(" ")
+TEXTS = st.one_of(
+    st.lists(st.sampled_from([*PARTS, " ", "", NINES, DEEP, '{"a":' * 9999, "x" * 300]), max_size=4).map("".join),
+    st.text(max_size=30),
+)
+FILES = {
+    "experts.json": parse,
+    "template.json": template_named,
+    "template.toml": template_named,
+    "data.json": lambda file: load_examples(file, limit=1),
+    "data.jsonl": lambda file: load_examples(file, limit=1),
+    "data.csv": lambda file: load_examples(file, limit=1),
+    "data.parquet": lambda file: load_examples(file, limit=1),
+    "data.jsonl.gz": lambda file: load_examples(file, limit=1),
+}
+OPTIONS = {
+    "--experts": parse,
+    "--mode": check_mode,
+    "--control": _control_count,
+    "--learning-rate": lambda text: _rates(text, what="--learning-rate"),
+    "--layers": lambda text: console.numbers(text, int, what="--layers"),
+    "--columns": parse_columns,
+    "--template": template_named,
+    "--metrics": lambda text: metrics_named(text.split(",")),
+    "--checks": lambda text: checks_named(text.split(",")),
+    "--dtype": console.check_dtype,
+    "--delta": read_facts,
+    "--out": lambda text: try_folder(Path(text)),
+    "report": lambda text: build_report(text, title="none") if text.strip("./ ") else None,
+    "a judge's reply": parse_verdict,
+}
+quick = settings(deadline=None, max_examples=80, suppress_health_check=list(HealthCheck))
+offline = settings(quick, max_examples=15)
+
+
+def taken(read: Callable[[str], object], text: str) -> None:
+    """It is read, or refused."""
+    with suppress(MoELensError):
+        read(text)
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_any_text_in_an_option_is_taken_or_refused(option, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    quick(given(text=TEXTS)(lambda text: taken(OPTIONS[option], text)))()
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_any_file_that_an_option_names_is_taken_or_refused(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    near = ["[]", "{}", "[{}]", "[[1]]", '{"data": [1]}', f'{{"1": [{NINES}]}}', f'{{"{NINES}": []}}']
+    contents = st.one_of(st.binary(max_size=60), TEXTS.map(lambda text: text.encode("utf-8", "surrogatepass")))
+
+    def one(content: bytes) -> None:
+        Path(name).write_bytes(content)
+        taken(FILES[name], name)
+
+    quick(given(content=st.one_of(contents, st.sampled_from(near).map(str.encode)))(one))()
+
+
+@pytest.mark.parametrize("read", [lambda text: load_examples(text, limit=1), MoELens.from_pretrained])
+def test_any_name_of_data_or_a_model_is_taken_or_refused(read, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for switch in ("datasets.config.HF_HUB_OFFLINE", "huggingface_hub.constants.HF_HUB_OFFLINE"):
+        monkeypatch.setattr(switch, True)
+    offline(
+        given(text=TEXTS.filter(lambda text: "swap" not in text and "organism" not in text))(
+            lambda text: taken(read, text)
+        )
+    )()
+
+
+@pytest.mark.parametrize("package", ["typer", "torch"])
+def test_ctrl_c_says_that_the_same_command_goes_on_also_while_packages_are_imported(package, tmp_path):
+    """A package that is interrupted while it is imported stands before the real one."""
+    (tmp_path / package).mkdir()
+    (tmp_path / package / "__init__.py").write_text("raise KeyboardInterrupt")
+    package_root = Path(console.__file__).parents[2]
+    script = f"import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(package_root)!r}]"
+    (tmp_path / "sitecustomize.py").write_text(script)
+    command = "moe_lens.evaluate --model organism --data swap --limit 1 --out out".split()
+    done = subprocess.run(
+        [sys.executable, "-m", *command],
+        cwd=tmp_path,
+        env={"PYTHONPATH": f"{tmp_path}:{package_root}", "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stderr.splitlines() == [INTERRUPTED]
+    assert done.returncode in (130, -2)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["evaluate", "intervene --experts 0:1", "tune --method router"])
+def test_a_folder_that_cannot_be_written_ends_a_command_before_its_model_is_looked_for(
+    command, tmp_path, monkeypatch, capsys
+):
+    from moe_lens import evaluate, intervene, tune
+
+    (tmp_path / "file").touch()
+    name, *words = command.split()
+    main = {"evaluate": evaluate, "intervene": intervene, "tune": tune}[name].main
+    options = f"--model nowhere --data swap --limit 1 --out {tmp_path / 'file'}".split()
+    monkeypatch.setattr(sys, "argv", [name, *options, *words])
+    with pytest.raises(SystemExit) as end:
+        console.run(main)
+    assert end.value.code == 2
+    assert "cannot write to the folder" in capsys.readouterr().err
+
+
+def test_experts_in_json_that_is_too_deep_or_too_long_are_told(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for content in (DEEP, f'{{"1": [{NINES}]}}', json.dumps({NINES: [1]})):
+        Path("experts.json").write_text(content)
+        with pytest.raises(MoELensError, match=r"expected experts as JSON|must be layer numbers"):
+            parse("experts.json")
