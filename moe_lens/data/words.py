@@ -57,7 +57,6 @@ def _pattern(answer: str) -> regex.Pattern[str]:
         before.append(rf"(?<!\p{{Nd}}{_SEPARATOR})")
     if answer[-1].isdecimal():
         after.append(rf"(?!{_SEPARATOR}\p{{Nd}})")
-    forms = (unicodedata.normalize("NFC", answer), unicodedata.normalize("NFD", answer), answer)
-    return regex.compile(
-        f"{''.join(before)}(?:{'|'.join(map(regex.escape, dict.fromkeys(forms)))}){''.join(after)}", regex.V1
-    )
+    forms = dict.fromkeys(unicodedata.normalize(form, answer) for form in ("NFC", "NFD")) | {answer: None}
+    either = "|".join(map(regex.escape, forms))
+    return regex.compile(f"{''.join(before)}(?:{either}){''.join(after)}", regex.V1)

@@ -3,8 +3,8 @@
 import csv
 import io
 import json
-import unicodedata
 import re
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
