@@ -48,7 +48,7 @@ def compared(study: Study, answers: dict[tuple[str, str], list[pd.Series]], refe
             continue
         done.add((variant, reference, task))
         difference = np.array(answers[variant, task]) - np.array(answers[reference, task])  # [seed, example]
-        interval = seeds_interval(difference, seed=study.schedule.seed)
+        interval = seeds_interval(difference, bounds=(-1, 1), seed=study.schedule.seed)
         p = compare(difference.mean(axis=0), np.zeros(difference.shape[1]), seed=study.schedule.seed).p
         names = {"variant": variant, "reference": reference, "task": task, "seeds": len(difference)}
         rows.append(names | {"difference": interval.mean, "low": interval.low, "high": interval.high, "p": p})

@@ -41,6 +41,7 @@ def main(
     reading: options.Reading = options.Reading(),
     batch_size: Annotated[int, Option(min=1, help="Examples per batch; halved where memory is too small.")] = 32,
     max_new_tokens: Annotated[int, Option(min=1, help="Longest answer, in tokens.")] = 16,
+    stop: options.Stop = None,
     seed: Annotated[int, Option(min=0, help="Of random experts, the bootstrap and the permutation tests.")] = 0,
 ) -> None:
     """Score a model's answers, as it is and with experts masked.
@@ -73,7 +74,8 @@ def main(
     lens.batch_size, lens.progress = batch_size, processes.is_main_process
     wanted.check(lens)
     fitted = reading.fit(loaded, lens, of=data)
-    facts = {"mode": mode, "max_new_tokens": max_new_tokens, "batch_size": batch_size}
+    ends = options.ends(stop)
+    facts = {"mode": mode, "max_new_tokens": max_new_tokens, "batch_size": batch_size, "stop": ends}
     facts |= opening.facts(lens) | reading.facts(fitted)
     made_by = provenance(model=opening.model, delta=opening.delta, data=fitted.examples, facts=facts)
     refuse_another_run(out / "answers.parquet", made_by)
@@ -83,6 +85,7 @@ def main(
         named(from_first_process(lambda: wanted.choose(lens, out)), mode),
         metrics=names,
         max_new_tokens=max_new_tokens,
+        stop=ends,
         judge=asked,
         out=out,
         made_by=made_by,

@@ -46,6 +46,7 @@ def main(
     limit: Annotated[int | None, Option(min=1, help="Answer the first so many examples only.")] = None,
     batch_size: Annotated[int, Option(min=1, help="Examples per batch.")] = 32,
     max_new_tokens: Annotated[int, Option(min=1, help="Longest answer, in tokens.")] = 16,
+    stop: options.Stop = None,
     seed: Annotated[
         int, Option(min=0, help="Of random experts, the random sets, the bootstrap and the permutation test.")
     ] = 0,
@@ -75,7 +76,8 @@ def main(
     lens.batch_size = batch_size
     wanted.check(lens)
     fitted = reading.fit(loaded, lens, of=f"{data}, {split}")
-    facts = {"mode": mode, "max_new_tokens": max_new_tokens, "batch_size": batch_size}
+    ends = options.ends(stop)
+    facts = {"mode": mode, "max_new_tokens": max_new_tokens, "batch_size": batch_size, "stop": ends}
     facts |= opening.facts(lens) | reading.facts(fitted)
     made_by = provenance(model=opening.model, delta=opening.delta, data=fitted.examples, seed=seed, facts=facts)
     refuse_another_run(out / "answers.parquet", made_by)
@@ -86,6 +88,7 @@ def main(
         mode,
         controls=controls,
         max_new_tokens=max_new_tokens,
+        stop=ends,
         out=out,
         made_by=made_by,
         seed=seed,

@@ -25,7 +25,7 @@ def single_expert_effects(
     """One row per expert: layer, expert, effect, effect_low, effect_high, cohens_d, p_value, q_value.
 
     effect: the mean over examples of how far the log-probability (nats) of the first gold answer, end-of-sequence
-    included, falls when this one expert is masked in all positions; with its 95 % bootstrap interval. Negative
+    included, falls when this one expert is masked in all positions; with its 95 % interval. Negative
     where the answer becomes more likely.
     cohens_d: the effect in standard deviations over examples. p_value: of the paired permutation test of no effect.
     q_value: p_value corrected for the number of experts (Benjamini-Hochberg): of the experts with q <= 0.05, some 5 %

@@ -18,6 +18,7 @@ from moe_lens.errors import MoELensError
 from moe_lens.experts import ExpertSet
 from moe_lens.lens.interventions import MODES, Intervention, check_interventions, check_mode
 from moe_lens.lens.lens import MoELens
+from moe_lens.metrics import seeds_interval
 from moe_lens.results import write_json, write_table
 
 CONTROL = "random"
@@ -47,6 +48,7 @@ def mask(
     *,
     controls: int = 20,
     max_new_tokens: int = 16,
+    stop: Sequence[str] = (),
     batch_size: int | None = None,
     out: Path | None = None,
     made_by: dict[str, Any] | None = None,
@@ -55,7 +57,8 @@ def mask(
     """Masks each choice of experts, and random sets like it, and says what the answers lose by it.
 
     mode: one of `moe_lens.lens.interventions.MODES`. controls: random sets for every shape among the choices, 0 for
-    none. seed: of these, the bootstrap and the permutation tests. out, made_by: as in `evaluate`, where parts are kept.
+    none. seed: of these, the bootstrap and the permutation tests. stop, out, made_by: as in `evaluate`, where parts are
+    kept.
     Every choice is checked before the first is answered; MoELensError for experts the model lacks or cannot spare. One
     that is there twice counts once.
     """
@@ -66,6 +69,7 @@ def mask(
         examples,
         named(sets, mode),
         max_new_tokens=max_new_tokens,
+        stop=stop,
         batch_size=batch_size,
         out=out,
         made_by=None if made_by is None else made_by | {"mode": mode},
@@ -141,9 +145,11 @@ def masking_rows(answers: pd.DataFrame, chosen: Sequence[Choice], mode: str, *, 
     """One row for the unmasked run and for each choice: what was masked, how, and how the answers changed.
 
     Columns: intervention, family, experts, size, mode, then those of `summarise`, `q_value`: p_value corrected for the
-    number of choices that are no controls (Benjamini-Hochberg), and `rank`: the place of its EM
-    among the random sets of the same shape and itself, 1 for the lowest, so 1 of 21 means that no random set did as
-    much damage. Each control has a row of its own and one for the mean of its sets.
+    number of choices that are no controls (Benjamini-Hochberg), and what sets a choice apart from random sets of the
+    same shape: `below_random`, how much lower its EM is than theirs on average, with the ends of its 95 % interval
+    over sets and examples in _low and _high; `rank`: the place of its EM among theirs and itself, 1 for the lowest, so
+    1 of 21 means that no random set did as much damage; and `random_p`, that place over their number: the p-value of
+    its being one of them, against more damage. Each control has a row of its own and one for the mean of its sets.
     """
     by_name = dict(iter(answers.groupby("intervention", sort=False)))
     unmasked = by_name[UNMASKED]
@@ -153,17 +159,22 @@ def masking_rows(answers: pd.DataFrame, chosen: Sequence[Choice], mode: str, *, 
     for choice in chosen:
         if choice.family == CONTROL:
             controls.setdefault(choice.name.rpartition("#")[0], []).append(choice)
-    for name, members in controls.items():
-        sets = [by_name[member.name] for member in members]
+    for control, members in controls.items():
+        names = [member.name for member in members]
+        sets = [by_name[one] for one in names]
         mean = sets[0].assign(
             **{column: np.mean([part[column] for part in sets], axis=0) for column in ("em", "f1", "memory")}
         )
-        about = {"intervention": name, "family": MEAN, "experts": f"mean of {len(members)} sets"}
-        rows.append(about | {"size": members[0].size, "mode": mode} | summarise(mean, unmasked, seed=seed))
+        about = {"intervention": control, "family": MEAN, "experts": f"mean of {len(members)} sets"}
+        told = summarise(mean, unmasked, seed=seed)
+        ratios = [ratio for row in rows if row["intervention"] in names and (ratio := row["memory_ratio"]) is not None]
+        told["memory_ratio"] = float(np.mean(ratios)) if ratios else None
+        rows.append(about | {"size": members[0].size, "mode": mode} | told)
     table = pd.DataFrame(rows)
     if "p_value" in table:
         table["q_value"] = q_values(table["p_value"].where(~table["family"].isin([CONTROL, MEAN])))
-    return _with_ranks(table, chosen, controls)
+    ems = {one: part["em"].to_numpy() for one, part in by_name.items()}
+    return _against_random(table, chosen, controls, ems, seed)
 
 
 def _row(choice: Choice, mode: str | None) -> dict[str, Any]:
@@ -172,18 +183,27 @@ def _row(choice: Choice, mode: str | None) -> dict[str, Any]:
     return about | {"size": choice.size, "mode": mode}
 
 
-def _with_ranks(
-    table: pd.DataFrame, chosen: Sequence[Choice], controls: Mapping[str, Sequence[Choice]]
+def _against_random(
+    table: pd.DataFrame,
+    chosen: Sequence[Choice],
+    controls: Mapping[str, Sequence[Choice]],
+    ems: Mapping[str, np.ndarray],
+    seed: int,
 ) -> pd.DataFrame:
-    """The rows with the place of each choice's EM among the random sets of its shape and itself."""
+    """The rows with what sets each choice apart from the random sets of its shape; ems: [example], by name."""
     own = [choice for choice in chosen if choice.experts and choice.family != CONTROL]
     names = _control_names(own)
     control_of = {choice.name: names[_shape(choice)] for choice in own}
     for place, row in table.iterrows():
         members = controls.get(control_of.get(row["intervention"], ""), [])
-        if members:
-            ems = table.set_index("intervention").loc[[member.name for member in members], "em"]
-            table.loc[place, "rank"] = f"{1 + int((ems <= row['em']).sum())} of {len(members) + 1}"
+        if not members:
+            continue
+        sets = np.stack([ems[member.name] for member in members])  # [set, example]
+        below = seeds_interval(sets - ems[row["intervention"]], bounds=(-1, 1), seed=seed)
+        rank, of = 1 + int((sets.mean(1) <= row["em"] + 1e-12).sum()), len(sets) + 1
+        told = {"below_random": below.mean, "below_random_low": below.low, "below_random_high": below.high}
+        for column, value in (told | {"random_p": rank / of, "rank": f"{rank} of {of}"}).items():
+            table.loc[place, column] = value
     return table
 
 

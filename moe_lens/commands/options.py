@@ -28,6 +28,13 @@ Data = Annotated[
         "with the columns context, question, answer; or whatever `datasets` loads: ID, ID@REVISION, FOLDER."
     ),
 ]
+Stop = Annotated[
+    list[str] | None,
+    Option(
+        help="A text before which an answer ends (several times), for base models that go on after it; \\\\n is a line "
+        "break."
+    ),
+]
 SHOWN = 20
 """Bad rows that are printed; the others are counted."""
 
@@ -202,6 +209,14 @@ class Reading:
         counts = [one.facts() for one in fitted]
         summed = {name: sum(count[name] for count in counts) for name in ("dropped", "truncated")}
         return {"max_length": self.max_length, "too_long": self.too_long, **summed}
+
+
+def ends(stop: Sequence[str] | None) -> list[str]:
+    """The texts of --stop, with the line breaks and tabs that a shell does not take; MoELensError for an empty one."""
+    found = [text.replace("\\n", "\n").replace("\\t", "\t") for text in stop or ()]
+    if not all(found):
+        raise MoELensError("--stop is a text before which an answer ends; an empty one would leave nothing")
+    return found
 
 
 def _say_left_out(counted: str, reasons: Sequence[str]) -> None:

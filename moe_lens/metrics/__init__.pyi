@@ -16,8 +16,10 @@ from .gains import paired_gain as paired_gain
 from .maps import routing_map as routing_map
 from .maps import separability as separability
 from .matching import exact_match as exact_match
+from .matching import exact_match_unicode as exact_match_unicode
 from .matching import f1 as f1
 from .matching import normalize_answer as normalize_answer
+from .matching import normalize_unicode as normalize_unicode
 from .ranking import auc as auc
 from .ranking import precision_at as precision_at
 from .ranking import rank_correlation as rank_correlation
@@ -25,5 +27,6 @@ from .resampling import Interval as Interval
 from .resampling import bootstrap_interval as bootstrap_interval
 from .resampling import paired_permutation_p as paired_permutation_p
 from .resampling import permutation_p_values as permutation_p_values
+from .resampling import ratio_interval as ratio_interval
 from .resampling import seeds_interval as seeds_interval
 from .saturation import router_saturation as router_saturation

@@ -100,5 +100,3 @@ def test_words_keep_their_marks_and_are_characters_where_none_are_spaced():
     assert words("東京は") == ["東", "京", "は"]
     decomposed = unicodedata.normalize("NFD", "Zürich 가")
     assert words(decomposed) == decomposed.split()
-        unicodedata.normalize("NFD", w) for w in ("Zürich", "가")
-    ]

@@ -8,12 +8,12 @@ SUBSETS = ("QA", "MR", "MC")
 
 
 def rows(record: Record) -> Iterator[Row]:
-    """The row of a record: asked of its counterfactual context, whose answer's aliases count as right too."""
+    """The row of a record: asked of its counterfactual context; both answers' aliases count too."""
     yield {
         "context": first_of(record, "cf_context", "cf_context_piece"),
         "question": record["question"],
         "answer": unique([record["cf_answer"], *(record.get("cf_alias") or [])]),
-        "original_answer": record["orig_answer"],
+        "original_answer": unique([record["orig_answer"], *(record.get("orig_alias") or [])]),
     }
 
 

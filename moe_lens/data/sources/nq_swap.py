@@ -15,17 +15,17 @@ def rows(record: Record) -> Iterator[Row]:
             "context": record["sub_context"],
             "question": record["question"],
             "answer": unique(_texts(record["sub_answer"])),
-            "original_answer": next(iter(_texts(first_of(record, "org_answer"))), None),
+            "original_answer": _texts(first_of(record, "org_answer")),
         }
         return
     original = record.get("original_example")
-    known = _texts(original["gold_answers"]) if isinstance(original, dict) else []
     yield {
         "id": record["uid"],
         "context": record["context"],
         "question": record["query"],
         "answer": unique(_texts(record["gold_answers"])),
-        "original_answer": next(iter(known), None),  # unknown where only the original's id was kept
+        # unknown where only the original's id was kept
+        "original_answer": _texts(original["gold_answers"]) if isinstance(original, dict) else None,
     }
 
 
