@@ -87,6 +87,11 @@ CASES: dict[str, tuple[str, bytes, Callable[[Example], bool] | None]] = {
         lines({"context": "Berner, 我在北京的家, कमी, 1,234", "answer": ["Bern", "北京", "कम", "234"]}),
         lambda e: spans(e) == ["北京"],
     ),
+    "several names of what memory says": (
+        "a.jsonl",
+        lines({"original_answer": ["Bern", " Berne ", "Bern", ""]}),
+        holds(original_answer="Bern", original_aliases=("Berne",)),
+    ),
     "a blank original answer": ("a.jsonl", lines({"original_answer": " "}), holds(original_answer=None)),
     "options that are fewer than two or lack the answer": ("a.jsonl", lines({"options": ["Rome", "Oslo"]}), None),
     "other columns": ("a.jsonl", lines({"colour": [1]}), holds(context="In Bern.")),
