@@ -106,7 +106,10 @@ class Top(Selection):
 
 @dataclass(frozen=True)
 class Share(Selection):
-    """ESFT's choice: the experts of each layer with the highest score, until their scores sum to `p`; see `ExpertSet.cumulative`."""
+    """ESFT's choice: the experts of each layer with the highest score, until their scores sum to `p`.
+
+    See `ExpertSet.cumulative`.
+    """
 
     score: Score
     p: float

@@ -23,8 +23,10 @@ from .matching import normalize_unicode as normalize_unicode
 from .ranking import auc as auc
 from .ranking import precision_at as precision_at
 from .ranking import rank_correlation as rank_correlation
+from .resampling import SUPPORTING as SUPPORTING
 from .resampling import Interval as Interval
 from .resampling import bootstrap_interval as bootstrap_interval
+from .resampling import mean_reach as mean_reach
 from .resampling import paired_permutation_p as paired_permutation_p
 from .resampling import permutation_p_values as permutation_p_values
 from .resampling import ratio_interval as ratio_interval

@@ -12,6 +12,9 @@ from moe_lens.errors import MoELensError
 CHUNK_CELLS = 1_000_000
 """Resampled values held at once; bounds memory at some tens of megabytes, does not change results."""
 
+SUPPORTING = 5
+"""Trainings that a claim about trainings needs at least."""
+
 
 @dataclass(frozen=True)
 class Interval:
