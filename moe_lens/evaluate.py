@@ -31,6 +31,7 @@ def main(
         ),
     ] = None,
     mode: Annotated[str, Option(help="How --mask masks: zero, renormalize or reroute.")] = "zero",
+    control: options.Control = "none",
     scoring: options.Scoring = options.Scoring(),
     judge: Annotated[
         str | None, Option(help="For acc_llm: base URL of a server that speaks the OpenAI chat protocol, with its /v1.")
@@ -55,12 +56,14 @@ def main(
     """
     from moe_lens.causal.evaluation import evaluate
     from moe_lens.causal.judge import Judge
+    from moe_lens.choosing.controls import compared_summary, random_controls
     from moe_lens.choosing.masking import named
     from moe_lens.commands.named_experts import NamedExperts
     from moe_lens.lens.parallel import connected, from_first_process
     from moe_lens.metrics.catalogue import metrics_named
     from moe_lens.results import provenance, refuse_another_run, write_table
 
+    controls = options.control_count(control)
     names = [metric.name for metric in metrics_named(metrics.split(","))]
     if (judge is None) != (judge_model is None):
         raise MoELensError("--judge and --judge-model belong together; give both or neither")
@@ -79,10 +82,12 @@ def main(
     facts |= opening.facts(lens) | reading.facts(fitted)
     made_by = provenance(model=opening.model, delta=opening.delta, data=fitted.examples, facts=facts)
     refuse_another_run(out / "answers.parquet", made_by)
+    chosen = from_first_process(lambda: wanted.choose(lens, out))
+    drawn = random_controls(chosen, controls, n_experts=lens.architecture.n_experts, seed=seed)
     found = evaluate(
         lens,
         fitted.examples,
-        named(from_first_process(lambda: wanted.choose(lens, out)), mode),
+        named([*chosen, *drawn], mode),
         metrics=names,
         max_new_tokens=max_new_tokens,
         stop=ends,
@@ -95,8 +100,11 @@ def main(
         return
     made_by |= {"seed": seed, "metrics": names, "judge": judge_model}
     write_table(found.answers, out / "answers.parquet", made_by)
-    write_table(found.summary, out / "summary.parquet", made_by)
-    console.show(found.summary, title=f"{len(fitted.examples)} examples of {data}")
+    summary = compared_summary(found.answers, chosen, drawn, names, seed=seed) if drawn else found.summary
+    write_table(summary, out / "summary.parquet", made_by)
+    console.show(summary, title=f"{len(fitted.examples)} examples of {data}")
+    if chosen and not drawn:
+        console.note("a drop alone may be any mask's: --control random:20 compares it with that of random sets")
     console.say(f"written to {out}: answers.parquet, summary.parquet")
 
 

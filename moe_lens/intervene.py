@@ -7,7 +7,6 @@ from typer import Option
 
 from moe_lens.choosing.scores import SCORES
 from moe_lens.commands import console, options
-from moe_lens.errors import MoELensError
 
 
 def main(
@@ -30,9 +29,7 @@ def main(
     ],
     scoring: options.Scoring = options.Scoring(),
     compare: Annotated[list[str] | None, Option(help="More sets to mask, to compare with; as --experts.")] = None,
-    control: Annotated[
-        str, Option(help="random:N masks N random sets of the same sizes; none masks none.")
-    ] = "random:20",
+    control: options.Control = "random:20",
     mode: Annotated[
         str,
         Option(
@@ -67,7 +64,7 @@ def main(
     from moe_lens.commands.named_experts import NamedExperts
     from moe_lens.results import provenance, refuse_another_run
 
-    controls = _control_count(control)
+    controls = options.control_count(control)
     within = None if layers is None else console.numbers(layers, int, what="--layers")
     loaded = reading.load(data, split=split, limit=limit)
     texts = [*experts, *(compare or [])]
@@ -94,15 +91,6 @@ def main(
         seed=seed,
     )
     leave_masked(found, out, made_by, title=f"Answers with experts masked ({mode})")
-
-
-def _control_count(control: str) -> int:
-    if control == "none":
-        return 0
-    name, _, count = control.partition(":")
-    if name != "random" or not count.isdigit() or int(count) < 1:
-        raise MoELensError(f"--control must be random:N with N of at least 1, or none; got {control!r}")
-    return int(count)
 
 
 if __name__ == "__main__":

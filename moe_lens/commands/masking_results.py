@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from moe_lens.choosing.masking import CONTROL, Masked, write_masked
+from moe_lens.choosing.controls import CONTROL
+from moe_lens.choosing.masking import Masked, write_masked
 from moe_lens.commands import console
 from moe_lens.report.plots import masking_figure
 

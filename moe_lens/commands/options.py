@@ -28,6 +28,9 @@ Data = Annotated[
         "with the columns context, question, answer; or whatever `datasets` loads: ID, ID@REVISION, FOLDER."
     ),
 ]
+Control = Annotated[
+    str, Option(help="random:N masks N random sets of the same sizes, to compare with; none masks none.")
+]
 Stop = Annotated[
     list[str] | None,
     Option(
@@ -209,6 +212,16 @@ class Reading:
         counts = [one.facts() for one in fitted]
         summed = {name: sum(count[name] for count in counts) for name in ("dropped", "truncated")}
         return {"max_length": self.max_length, "too_long": self.too_long, **summed}
+
+
+def control_count(control: str) -> int:
+    """The number of random sets of --control."""
+    if control == "none":
+        return 0
+    name, _, count = control.partition(":")
+    if name != "random" or not count.isdigit() or int(count) < 1:
+        raise MoELensError(f"--control must be random:N with N of at least 1, or none; got {control!r}")
+    return int(count)
 
 
 def ends(stop: Sequence[str] | None) -> list[str]:

@@ -6,8 +6,9 @@ import pandas as pd
 import pytest
 
 from moe_lens import Example, ExpertSet, MoELensError, Zero
-from moe_lens.causal.evaluation import answer_table, q_values, summarise
+from moe_lens.causal.evaluation import answer_table, q_values, summarise, summary_table
 from moe_lens.choosing import Choice, mask, random_controls, write_masked
+from moe_lens.choosing.controls import compared_summary
 from moe_lens.choosing.masking import masking_rows, named
 from moe_lens.lens.interventions import MODES
 from moe_lens.metrics import seeds_interval
@@ -73,6 +74,19 @@ def test_each_set_is_compared_with_the_random_ones_of_its_shape_over_sets_and_ex
     assert row[["below_random_low", "below_random_high"]].tolist() == [expected.low, expected.high]
     assert 0.35 < expected.low < 0.45  # of 100 examples, half of which differ
     assert rows.loc[["none", "random:1", *members.index], "below_random"].isna().all()
+
+
+def test_every_paired_metric_of_a_summary_is_compared_with_random_sets_which_are_no_rows_of_it():
+    em = {"none": [1, 1, 1, 1], "ce:1": [0, 0, 0, 1], "random:1#0": [1, 1, 0, 1], "random:1#1": [0, 0, 0, 0]}
+    chosen, *controls = (Choice(name, name.partition(":")[0], ExpertSet.of({0: [0]})) for name in list(em)[1:])
+    answers = answers_of(em)
+    table = compared_summary(answers, [chosen], controls, ["em", "memory_ratio"])
+    assert table["intervention"].tolist() == ["none", "ce:1"] * 2
+    rows = table.set_index(["intervention", "metric"])
+    assert rows.loc[("ce:1", "em"), ["below_random", "rank", "random_p"]].tolist() == [0.125, "2 of 3", 2 / 3]
+    assert pd.isna(rows.loc[("ce:1", "memory_ratio"), "below_random"]), "other masks, other examples"
+    alone = summary_table(answers[answers["intervention"].isin(["none", "ce:1"])], metrics=["em"])
+    assert rows.loc[("ce:1", "em"), "q_value"] == alone.loc[1, "q_value"], "controls count as tests"
 
 
 def test_a_set_that_does_what_random_ones_do_has_an_interval_over_0_that_is_no_point():
