@@ -41,7 +41,7 @@ def occurrences(answers: Sequence[str], context: str) -> list[slice]:
 
 def words(text: str) -> list[str]:
     """The words of a text: runs of letters and digits with their marks; one character each where none are spaced."""
-    return _WORD.findall(text)
+    return [match.group() for match in _WORD.finditer(text)]
 
 
 def _pattern(answer: str) -> regex.Pattern[str]:

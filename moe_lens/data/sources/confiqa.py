@@ -27,5 +27,5 @@ SOURCES = tuple(
     for subset in SUBSETS
 )
 """The authors publish one file of 6,000 records per subset (github.com/byronBBL/Context-DPO) and nothing on the hub:
-give the folder or a file. Table 6's 4,000 + 500 + 1,500 are the MC file; parts of these sizes are drawn by us, as the
-authors' draw is not published."""
+give the folder or a file. Table 6's 4,000 + 500 + 1,500 are the MC file; parts of these sizes are drawn by us. The
+authors' own are published files, to be read from their folder."""
