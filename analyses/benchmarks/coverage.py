@@ -17,7 +17,7 @@ from scipy.stats import binom, multinomial, pearsonr
 from typer import Option
 
 from moe_lens.commands import console
-from moe_lens.metrics import Interval, bootstrap_interval, paired_gain, ratio_interval, seeds_interval
+from moe_lens.metrics import Interval, bootstrap_interval, paired_gain, ratio_interval, risk_difference, seeds_interval
 from moe_lens.metrics.resampling import mean_reach
 from moe_lens.results import provenance, write_table
 from moe_lens.statistics.jackknife import GROUPS, with_interval
@@ -88,6 +88,22 @@ def _token_shares(p: float, n: int) -> Callable[[Rng], Interval]:
     return draw
 
 
+def _difference(n: int) -> Callable[[Rng], Interval]:
+    """Texts of one side that select an expert for 0.3 of their tokens, of the other for 0.05."""
+
+    def draw(rng: Rng) -> Interval:
+        sides = []
+        for p in (0.3, 0.05):
+            tokens = rng.integers(1, 61, n)
+            rates = rng.binomial(tokens, rng.beta(4 * p, 4 * (1 - p), n)) / tokens
+            ids = {"id": rng.random(n), "layer": 0, "expert": 0}
+            sides.append(pd.DataFrame(ids | {"rate": rates, "tokens": tokens}))
+        row = risk_difference(*sides, resamples=1000).iloc[0]
+        return Interval(*row[["risk_difference", "risk_difference_low", "risk_difference_high"]])
+
+    return draw
+
+
 def _seeds(seeds: int, spread: float, n: int = 100) -> Callable[[Rng], Interval]:
     """Answers of `seeds` trainings to the same n questions, minus those of another model that gets half of them."""
 
@@ -153,6 +169,7 @@ def cases() -> list[Case]:
         }),
     ]  # fmt: skip
     found += [Case("share of tokens", f"p = {p:g}", n, p, _token_shares(p, n)) for p in (0.02, 0.2) for n in (20, 200)]
+    found += [Case("difference of token shares", "0.3 and 0.05", n, 0.25, _difference(n)) for n in (20, 200)]
     truths = {"gain": 1.5 * np.exp(0.08) - 1, "median": 0.5, "ratio_of_means": 1.5 * np.exp(0.08) - 1}
     found += [Case("gain", name, n, truth, _gain(name, n)) for name, truth in truths.items() for n in (20, 200)]
     for seeds, spread in product((3, 5, 20), (0.0, 0.03, 0.1)):
