@@ -17,7 +17,15 @@ from scipy.stats import binom, multinomial, pearsonr
 from typer import Option
 
 from moe_lens.commands import console
-from moe_lens.metrics import Interval, bootstrap_interval, paired_gain, ratio_interval, risk_difference, seeds_interval
+from moe_lens.metrics import (
+    UNBOUNDED,
+    Interval,
+    bootstrap_interval,
+    paired_gain,
+    ratio_interval,
+    risk_difference,
+    seeds_interval,
+)
 from moe_lens.metrics.resampling import mean_reach
 from moe_lens.results import provenance, write_table
 from moe_lens.statistics.jackknife import GROUPS, with_interval
@@ -59,7 +67,7 @@ def exact_rows(sizes: tuple[int, ...] = (5, 20, 50, 200), paired_sizes: tuple[in
     return rows
 
 
-def _of_values(name: str, bounds: tuple[float, float] | None, values: dict[str, tuple]) -> Iterator[Case]:
+def _of_values(name: str, bounds: tuple[float, float], values: dict[str, tuple]) -> Iterator[Case]:
     """A case for each kind of values (the truth, and how to draw n of them) and number of examples."""
     for n, (data, (truth, drawn)) in product((20, 50, 200), values.items()):
         yield Case(
@@ -161,7 +169,7 @@ def cases() -> list[Case]:
             "small, skewed": (0.02, lambda rng, n: rng.beta(0.2, 9.8, n)),
         }),
         *_of_values("paired score", DIFFERENCE, {"F1": (0.0, lambda rng, n: _f1(rng, n) - _f1(rng, n))}),
-        *_of_values("unbounded", None, {
+        *_of_values("unbounded", UNBOUNDED, {
             "normal": (0.0, lambda rng, n: rng.normal(0, 1, n)),
             "heavy tails (t, 3)": (0.0, lambda rng, n: rng.standard_t(3, n)),
             "exponential": (1.0, lambda rng, n: rng.exponential(1, n)),

@@ -9,7 +9,7 @@ from moe_lens.data import Example
 from moe_lens.experts import ExpertSet
 from moe_lens.lens.interventions import MODES, check_mode
 from moe_lens.lens.lens import MoELens
-from moe_lens.metrics import benjamini_hochberg, bootstrap_interval, cohens_d, permutation_p_values
+from moe_lens.metrics import UNBOUNDED, benjamini_hochberg, bootstrap_interval, cohens_d, permutation_p_values
 from moe_lens.progress import progress_bar
 
 
@@ -46,7 +46,7 @@ def single_expert_effects(
 
 def _effects(drops: np.ndarray, seed: int) -> pd.DataFrame:
     """The effects' columns of `single_expert_effects` for drops [example, expert]."""
-    intervals = [bootstrap_interval(drop, resamples=2000, seed=seed) for drop in drops.T]
+    intervals = [bootstrap_interval(drop, bounds=UNBOUNDED, resamples=2000, seed=seed) for drop in drops.T]
     p_values = permutation_p_values(drops, seed=seed)
     return pd.DataFrame(
         {

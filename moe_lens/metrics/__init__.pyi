@@ -24,6 +24,7 @@ from .ranking import auc as auc
 from .ranking import precision_at as precision_at
 from .ranking import rank_correlation as rank_correlation
 from .resampling import SUPPORTING as SUPPORTING
+from .resampling import UNBOUNDED as UNBOUNDED
 from .resampling import Interval as Interval
 from .resampling import bootstrap_interval as bootstrap_interval
 from .resampling import mean_reach as mean_reach

@@ -7,7 +7,7 @@ import numpy as np
 from scipy.stats import false_discovery_control
 
 from moe_lens.errors import MoELensError
-from moe_lens.metrics.resampling import Interval, bootstrap_interval, paired_permutation_p
+from moe_lens.metrics.resampling import UNBOUNDED, Interval, bootstrap_interval, bounds_of, paired_permutation_p
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,13 @@ def compare(
 ) -> Comparison:
     """The difference of the paired samples `a`, `b` [sample]: its interval, effect size and p-value.
 
-    bounds: of the difference, such as (-1, 1) of two scores; see `bootstrap_interval`.
+    bounds: of the difference; None for (-1, 1) where all values are 0 or 1, else `UNBOUNDED`. See `bootstrap_interval`.
     resamples: of the bootstrap and of the permutation test.
     Raises MoELensError for different lengths, no values, or values that are not finite.
     """
     p = paired_permutation_p(a, b, permutations=resamples, seed=seed)
     differences = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
+    bounds = bounds or ((-1, 1) if bounds_of(np.asarray(a), np.asarray(b)) == (0, 1) else UNBOUNDED)
     interval = bootstrap_interval(differences, bounds=bounds, resamples=resamples, seed=seed)
     return Comparison(interval, cohens_d(differences), p)
 

@@ -7,7 +7,7 @@ import pandas as pd
 from scipy.stats import binom
 
 from moe_lens.errors import MoELensError
-from moe_lens.metrics.resampling import bootstrap_interval
+from moe_lens.metrics.resampling import UNBOUNDED, bootstrap_interval
 
 
 def attention_gain(base: pd.DataFrame, tuned: pd.DataFrame, *, resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
@@ -90,7 +90,7 @@ def _with_intervals(before: np.ndarray, after: np.ndarray, *, resamples: int, se
     ratio = after.mean() / before.mean()
     moved = ratio - 1 + (after - ratio * before) / before.mean()  # what each example moves the ratio to, to first order
     for name, values in (("gain", ratios), ("ratio_of_means", moved)):
-        found = bootstrap_interval(values, resamples=resamples, seed=seed)
+        found = bootstrap_interval(values, bounds=UNBOUNDED, resamples=resamples, seed=seed)
         row |= {name: found.mean, f"{name}_low": found.low, f"{name}_high": found.high}
     low, high = _median_interval(ratios)
     return row | {"median": float(np.median(ratios)), "median_low": low, "median_high": high}

@@ -12,6 +12,8 @@ from moe_lens.errors import MoELensError
 CHUNK_CELLS = 1_000_000
 """Resampled values held at once; bounds memory at some tens of megabytes, does not change results."""
 
+UNBOUNDED = (-float("inf"), float("inf"))
+"""The bounds of values that have none."""
 SUPPORTING = 5
 """Trainings that a claim about trainings needs at least."""
 
@@ -42,20 +44,22 @@ def bootstrap_interval(
 ) -> Interval:
     """The mean of `values` [sample] with its interval over samples, which is never of no width.
 
-    bounds: the least and the most that any value can be, such as (0, 1) of a score or (-1, 1) of a difference of two.
-        Each end is then that of a Bayesian bootstrap of the values and one more at that bound (Gaffke 2005): for values
-        of 0 and 1 exactly Clopper and Pearson's interval of a share, and at least as sure as it says wherever it was
-        tried (`analyses/benchmarks/coverage.py`).
-    Without bounds it is the studentised bootstrap's (Efron 1979), which skewed values need, and nowhere narrower than
-        Student's; its ends are NaN where the values tell nothing of their spread: all, or all but a few, are equal.
+    bounds: the least and the most that any value can be, such as (0, 1) of a score or (-1, 1) of a difference of two;
+        None for (0, 1) where all values are 0 or 1, else `UNBOUNDED`.
+
+    Each end is that of a Bayesian bootstrap of the values and one more at that bound (Gaffke 2005): for values of 0 and
+    1 exactly Clopper and Pearson's interval of a share, and about as sure as it says wherever it was tried
+    (`analyses/benchmarks/coverage.py`). Without bounds it is the studentised bootstrap's (Efron 1979), which skewed
+    values need, and nowhere narrower than Student's; its ends are NaN where the values tell nothing of their spread:
+    all, or all but a few, are equal.
 
     Raises MoELensError for no values, values that are not finite or not within the bounds, or a level outside (0, 1).
     """
     sample = _vector(values)
     tail = _tail(level)
-    if bounds is None:
+    least, most = bounds or bounds_of(sample)
+    if (least, most) == UNBOUNDED:
         return Interval(float(sample.mean()), *_studentised(sample, tail, resamples, seed))
-    least, most = bounds
     if sample.min() < least - 1e-9 or sample.max() > most + 1e-9:
         raise MoELensError(f"expected values from {least:g} to {most:g}; got {sample.min():g} to {sample.max():g}")
     scaled = ((sample - least) / (most - least)).clip(0, 1)
@@ -114,14 +118,19 @@ def seeds_interval(
     table = np.asarray(values, dtype=np.float64)
     if table.ndim != 2 or table.size == 0 or not np.isfinite(table).all():
         raise MoELensError(f"expected finite numbers [seed, sample]; got shape {table.shape}")
+    bounds = bounds or bounds_of(table)
     over_samples = bootstrap_interval(table.mean(axis=0), bounds=bounds, level=level, resamples=resamples, seed=seed)
     if len(table) == 1:
         return over_samples
     mean, reach = over_samples.mean, mean_reach(table.mean(axis=1), level=level)
     low = mean - np.hypot(reach, mean - over_samples.low)
     high = mean + np.hypot(reach, over_samples.high - mean)
-    least, most = (-np.inf, np.inf) if bounds is None else bounds
-    return Interval(mean, max(low, least), min(high, most))
+    return Interval(mean, max(low, bounds[0]), min(high, bounds[1]))
+
+
+def bounds_of(*samples: np.ndarray) -> tuple[float, float]:
+    """Of values of which nothing else is said: those of a share where all are 0 or 1, else none."""
+    return (0.0, 1.0) if all(np.isin(sample, (0, 1)).all() for sample in samples) else UNBOUNDED
 
 
 def mean_reach(values: Sequence[float] | np.ndarray, *, level: float = 0.95) -> float:
@@ -209,7 +218,7 @@ def _bounded(sample: np.ndarray, tail: float, resamples: int, seed: int) -> tupl
 def _studentised(sample: np.ndarray, tail: float, resamples: int, seed: int) -> tuple[float, float]:
     """The ends of the studentised bootstrap's interval, or Student's where that reaches further.
 
-    NaN where resamples have no spread too often to know them.
+    Where resamples have no spread too often to know them it is Student's for a few unlike values, and NaN for others.
     """
     n, deviation = sample.size, float(sample.std(ddof=1)) if sample.size > 1 else 0.0
     if deviation <= 1e-12 * np.abs(sample).max():
@@ -223,8 +232,8 @@ def _studentised(sample: np.ndarray, tail: float, resamples: int, seed: int) -> 
         found.append(np.where(flat, np.copysign(np.inf, above), above / np.where(flat, 1, spread)))
     low, high = np.quantile(np.concatenate(found), [tail, 1 - tail], method="inverted_cdf")
     at_least = student.ppf(1 - tail, n - 1) / np.sqrt(n)
-    reaches = np.maximum([high, -low], at_least) * deviation
-    below, above = np.where(np.isfinite(reaches), reaches, np.nan)
+    unknown = at_least if np.unique(sample).size == n else np.nan
+    below, above = (deviation * (max(end, at_least) if np.isfinite(end) else unknown) for end in (high, -low))
     return float(sample.mean() - below), float(sample.mean() + above)
 
 

@@ -60,7 +60,7 @@ def test_cohens_d_is_the_mean_in_standard_deviations():
 
 def test_a_comparison_of_yes_and_no_is_the_risk_difference():
     a, b = np.array([1, 1, 1, 0, 1, 0]), np.array([0, 1, 0, 0, 1, 0])
-    found = compare(a, b, bounds=(-1, 1), resamples=20_000)
+    found = compare(a, b, resamples=20_000)
     assert found.difference.mean == pytest.approx(2 / 6)
     assert found.difference == bootstrap_interval(a - b, bounds=(-1, 1), resamples=20_000)
     assert found.cohens_d == pytest.approx((2 / 6) / np.std(a - b, ddof=1))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from moe_lens.errors import MoELensError
-from moe_lens.metrics import Interval, bootstrap_interval, paired_permutation_p, ratio_interval, resampling
+from moe_lens.metrics import UNBOUNDED, Interval, bootstrap_interval, paired_permutation_p, ratio_interval, resampling
 
 COINS = np.random.default_rng(3).random(1000) < 0.45
 
@@ -33,7 +33,8 @@ def test_an_interval_prints_as_mean_and_ends():
 )
 def test_the_interval_of_a_share_is_clopper_and_pearsons(ones, n, low, high):
     """Against R's binom.test, to seven digits; the interval of a share of 0 or 1 is not a point."""
-    found = bootstrap_interval(np.arange(n) < ones, bounds=(0, 1))
+    found = bootstrap_interval(np.arange(n) < ones)
+    assert found == bootstrap_interval(np.arange(n) < ones, bounds=(0, 1))
     assert found.mean == ones / n
     assert [found.low, found.high] == pytest.approx([low, high], abs=1e-6)
 
@@ -59,10 +60,17 @@ def test_bounds_scale_the_interval_and_hold_the_values():
         bootstrap_interval(values, bounds=(0, 0.5))
 
 
-@pytest.mark.parametrize("values", [[0.3], [0.0] * 200, [1.0, 2.0], [0.0] * 9 + [1.0]])
+@pytest.mark.parametrize("values", [[0.3], [0.0] * 200, [0.0] * 9 + [1.0]])
 def test_without_bounds_too_few_or_equal_values_tell_no_interval(values):
-    found = bootstrap_interval(values)
+    found = bootstrap_interval(values, bounds=UNBOUNDED)
     assert np.isnan([found.low, found.high]).any()
+
+
+def test_without_bounds_a_few_unlike_values_have_students_interval():
+    found = bootstrap_interval([1.0, 2.0, 4.0])
+    reach = 4.302653 * np.std([1, 2, 4], ddof=1) / np.sqrt(3)  # t with 2 degrees of freedom, 97.5 %
+    assert found.mean - found.low == pytest.approx(reach)
+    assert found.high - found.mean >= reach - 1e-6
 
 
 def test_without_bounds_a_skewed_sample_reaches_further_to_its_long_side_and_never_less_than_students():
@@ -111,7 +119,7 @@ def test_permutation_p_uses_the_pairing():
 
 
 def test_results_depend_on_the_seed_only_and_not_on_the_chunks(monkeypatch):
-    a, b = COINS.astype(float), np.roll(COINS, 1).astype(float)
+    a, b = COINS + 0.5 * np.roll(COINS, 1), np.roll(COINS, 1).astype(float)
     whole = bootstrap_interval(a, resamples=500, seed=4), paired_permutation_p(a, b, permutations=500, seed=4)
     assert bootstrap_interval(a, resamples=500, seed=5) != whole[0]
     monkeypatch.setattr(resampling, "CHUNK_CELLS", 7_000)
