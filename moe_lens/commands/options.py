@@ -34,7 +34,7 @@ Control = Annotated[
 Stop = Annotated[
     list[str] | None,
     Option(
-        help="A text before which an answer ends (several times), for base models that go on after it; \\\\n is a line "
+        help="A text before which an answer ends (several times), for base models that go on after it; \\n is a line "
         "break."
     ),
 ]
