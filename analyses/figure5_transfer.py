@@ -17,7 +17,7 @@ def compute(study: Study) -> pd.DataFrame:
         router = study.router(trained)
         for task in study.tasks:
             before, after = study.answers(task)["em"], study.answers(task, router)["em"]
-            gain = bootstrap_interval((after - before).to_numpy(), seed=study.schedule.seed)
+            gain = bootstrap_interval((after - before).to_numpy(), bounds=(-1, 1), seed=study.schedule.seed)
             rows.append(
                 {
                     "trained": trained,

@@ -5,7 +5,7 @@ python analyses/readme_tables.py --tasks RUN/conflict/tasks.parquet --tasks RUN/
     --sizes RUN/table5/sizes.parquet --layers RUN/figure11/layers.parquet --costs RUN/training_cost/summary.parquet
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -14,22 +14,10 @@ from typer import Option
 
 from moe_lens import MoELensError
 from moe_lens.commands import console
+from moe_lens.paper.markdown import markdown, over_seeds
 from moe_lens.results import read_provenance, read_table
 
 SCORES = {"auc": "AUC", "precision": "precision at 4", "spearman": "rank correlation", "em": "EM left"}
-
-
-def over_seeds(values: pd.Series, form: str = ".2f") -> str:
-    """The mean over seeds with the lowest and the highest, where they differ as printed."""
-    mean, low, high = (format(value, form) for value in (values.mean(), values.min(), values.max()))
-    return mean if low == high else f"{mean} ({low} to {high})"
-
-
-def markdown(rows: Iterable[Iterable[object]]) -> str:
-    """Rows, the first of them the head, as a Markdown table; fractions with three digits."""
-    cells = [[format(cell, ".3g") if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
-    head, *lines = [f"| {' | '.join(row)} |" for row in cells]
-    return "\n".join([head, "|---" * len(cells[0]) + "|", *lines])
 
 
 def wide(paths: Sequence[Path], keys: list[str], columns: list[str]) -> str:
@@ -54,7 +42,7 @@ def main(
     layers: Annotated[list[Path], Option(help="layers.parquet of figure11_layers.py, one per model.")] = (),
     costs: Annotated[list[Path], Option(help="summary.parquet of benchmarks/training_cost.py.")] = (),
 ) -> None:
-    """Print the tables: means over seeds, in brackets the lowest and the highest."""
+    """Print the tables: means over seeds with their interval, or the lowest and highest of fewer than five seeds."""
     if not any((tasks, scores, methods, sizes, layers, costs)):
         raise MoELensError("give saved tables to print by --tasks, --scores, --methods, --sizes, --layers or --costs")
     kinds = (tasks, ["task"], ["variant"]), (methods, ["variant"], ["task"])

@@ -14,7 +14,7 @@ import pandas as pd
 from moe_lens.choosing.planted import has_planted
 from moe_lens.choosing.scores import SCORES
 from moe_lens.choosing.selection import Planted, Random, Top
-from moe_lens.metrics import compare, holm, seeds_interval
+from moe_lens.metrics import SUPPORTING, compare, holm, seeds_interval
 from moe_lens.paper.recipes import FFT, ROUTER, Recipe, experts
 from moe_lens.paper.script import run
 from moe_lens.paper.study import Study
@@ -40,7 +40,8 @@ def compared(study: Study, answers: dict[tuple[str, str], list[pd.Series]], refe
 
     answers: the EM column of each seed, by variant and task.
     p: of the paired permutation test over examples, given these trainings; p_holm: corrected over the whole table.
-    differs: whether p_holm is below 0.05 and the interval, which other seeds would move too, leaves out 0.
+    differs: whether p_holm is below 0.05 and the interval, which other seeds would move too, leaves out 0; missing for
+    fewer than five seeds, which support no such claim.
     """
     rows, done = [], set()
     for reference, (variant, task) in product(references, answers):
@@ -48,13 +49,14 @@ def compared(study: Study, answers: dict[tuple[str, str], list[pd.Series]], refe
             continue
         done.add((variant, reference, task))
         difference = np.array(answers[variant, task]) - np.array(answers[reference, task])  # [seed, example]
-        interval = seeds_interval(difference, seed=study.schedule.seed)
+        interval = seeds_interval(difference, bounds=(-1, 1), seed=study.schedule.seed)
         p = compare(difference.mean(axis=0), np.zeros(difference.shape[1]), seed=study.schedule.seed).p
         names = {"variant": variant, "reference": reference, "task": task, "seeds": len(difference)}
         rows.append(names | {"difference": interval.mean, "low": interval.low, "high": interval.high, "p": p})
     table = pd.DataFrame(rows)
     table["p_holm"] = holm(table["p"])
-    return table.assign(differs=(table["p_holm"] < 0.05) & ((table["low"] > 0) | (table["high"] < 0)))
+    differs = (table["p_holm"] < 0.05) & ((table["low"] > 0) | (table["high"] < 0))
+    return table.assign(differs=differs.astype("boolean").where(table["seeds"] >= SUPPORTING))
 
 
 def compute(study: Study) -> pd.DataFrame:

@@ -16,7 +16,7 @@ from typer import Option
 from moe_lens import ExpertSet, MoELens, MoELensError, load_examples
 from moe_lens.causal import single_expert_effects
 from moe_lens.choosing import SCORES, Given, Ground, Models, Planted, Selection, Top, choices, mask, score_tables
-from moe_lens.choosing.masking import CONTROL
+from moe_lens.choosing.controls import CONTROL
 from moe_lens.choosing.planted import has_planted, planted_experts
 from moe_lens.commands import console
 from moe_lens.metrics import auc, precision_at, rank_correlation
@@ -67,7 +67,7 @@ def main(
     kinds = found["masks"].assign(intervention=lambda rows: rows["intervention"].str.partition("#")[0])
     for key, table in {"score": found["scores"], "intervention": kinds}.items():
         mean = table.groupby(key, sort=False).mean(numeric_only=True).reset_index()
-        shown = [name for name in mean if name not in ("seed", "size", "em_low", "em_high", "p_value", "q_value")]
+        shown = [name for name in mean if not name.endswith(("seed", "size", "_low", "_high", "_value", "_p"))]
         title = f"{model}, top {size} zero-masked, mean of {len(deltas)} tuned routers"
         console.show(mean, shown, title=title)
 

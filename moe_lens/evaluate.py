@@ -31,6 +31,7 @@ def main(
         ),
     ] = None,
     mode: Annotated[str, Option(help="How --mask masks: zero, renormalize or reroute.")] = "zero",
+    control: options.Control = "none",
     scoring: options.Scoring = options.Scoring(),
     judge: Annotated[
         str | None, Option(help="For acc_llm: base URL of a server that speaks the OpenAI chat protocol, with its /v1.")
@@ -41,6 +42,7 @@ def main(
     reading: options.Reading = options.Reading(),
     batch_size: Annotated[int, Option(min=1, help="Examples per batch; halved where memory is too small.")] = 32,
     max_new_tokens: Annotated[int, Option(min=1, help="Longest answer, in tokens.")] = 16,
+    stop: options.Stop = None,
     seed: Annotated[int, Option(min=0, help="Of random experts, the bootstrap and the permutation tests.")] = 0,
 ) -> None:
     """Score a model's answers, as it is and with experts masked.
@@ -54,6 +56,7 @@ def main(
     """
     from moe_lens.causal.evaluation import check_metrics, evaluate
     from moe_lens.causal.judge import Judge
+    from moe_lens.choosing.controls import compared_summary, random_controls
     from moe_lens.choosing.masking import named
     from moe_lens.commands.named_experts import NamedExperts
     from moe_lens.lens.parallel import connected, from_first_process
@@ -62,6 +65,7 @@ def main(
     from moe_lens.storage import try_folder
 
     try_folder(out)
+    controls = options.control_count(control)
     scored = metrics_named(metrics.split(","))
     names = [metric.name for metric in scored]
     if (judge is None) != (judge_model is None):
@@ -76,19 +80,23 @@ def main(
     lens.batch_size, lens.progress = batch_size, processes.is_main_process
     wanted.check(lens)
     fitted = reading.fit(loaded, lens, of=data)
-    facts = {"mode": mode, "max_new_tokens": max_new_tokens, "batch_size": batch_size}
+    ends = options.ends(stop)
+    facts = {"mode": mode, "max_new_tokens": max_new_tokens, "batch_size": batch_size, "stop": ends}
     facts |= opening.facts(lens) | reading.facts(fitted)
     made_by = provenance(model=opening.model, delta=opening.delta, data=fitted.examples, facts=facts)
     check_metrics(scored, fitted.examples, asked)
     told = made_by | {"seed": seed, "metrics": names, "judge": judge_model}
     if processes.is_main_process:
-        claim(out, told | {"experts": wanted.told()})
+        claim(out, told | {"experts": wanted.told(), "control": controls})
+    chosen = from_first_process(lambda: wanted.choose(lens, out))
+    drawn = random_controls(chosen, controls, n_experts=lens.architecture.n_experts, seed=seed)
     found = evaluate(
         lens,
         fitted.examples,
-        named(from_first_process(lambda: wanted.choose(lens, out)), mode),
+        named([*chosen, *drawn], mode),
         metrics=names,
         max_new_tokens=max_new_tokens,
+        stop=ends,
         judge=asked,
         out=out,
         made_by=made_by,
@@ -97,8 +105,11 @@ def main(
     if not processes.is_main_process:
         return
     write_table(found.answers, out / "answers.parquet", told)
-    write_table(found.summary, out / "summary.parquet", told)
-    console.show(found.summary, title=f"{len(fitted.examples)} examples of {data}")
+    summary = compared_summary(found.answers, chosen, drawn, names, seed=seed) if drawn else found.summary
+    write_table(summary, out / "summary.parquet", told)
+    console.show(summary, title=f"{len(fitted.examples)} examples of {data}")
+    if chosen and not drawn:
+        console.note("a drop alone may be any mask's: --control random:20 compares it with that of random sets")
     console.say(f"written to {out}: answers.parquet, summary.parquet")
 
 

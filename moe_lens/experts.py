@@ -13,6 +13,8 @@ import pandas as pd
 from moe_lens.errors import MoELensError
 
 LITERAL_FORM = "'layer:expert,expert;layer:expert', for example '3:5,7;4:0'"
+DECIMALS = 4
+"""Of the scores that ESFT publishes and chooses by."""
 
 
 @dataclass(frozen=True)
@@ -165,9 +167,8 @@ class ExpertSet:
 def cumulative_order(table: pd.DataFrame, p: float, *, score: str = "score") -> dict[int, tuple[int, ...]]:
     """Per layer the experts ESFT trains, in falling order of score: taken while the sum so far is below `p`.
 
-    The expert whose score crosses `p` is still in. Of equal scores the lower id comes first. Scores are
-    ranked as they are; ESFT's published selections rank scores of 4 decimals, so round the column first to
-    get their order too where the fifth decimal decides.
+    The expert whose score crosses `p` is still in. Scores are compared and added up at the 4 decimals that ESFT
+    publishes and chooses by; of equal ones the lower id comes first.
 
     table: one row per expert with columns `layer`, `expert` and the one named by `score`.
     Raises MoELensError for `p` outside (0, 1] and for a table that `ExpertSet.top` would refuse.
@@ -175,8 +176,8 @@ def cumulative_order(table: pd.DataFrame, p: float, *, score: str = "score") -> 
     if not 0 < p <= 1:
         raise MoELensError(f"p is a share of the summed score, above 0 and at most 1; got {p}")
     orders = {}
-    for layer, (ids, scores) in _ranked(table, score).items():
-        sum_before = np.concatenate([[0.0], np.cumsum(scores)[:-1]])
+    for layer, (ids, scores) in _ranked(table.assign(**{score: table[score].round(DECIMALS)}), score).items():
+        sum_before = np.concatenate([[0.0], np.cumsum(scores)[:-1]]).round(DECIMALS)
         orders[layer] = tuple(ids[sum_before < p].tolist())
     return orders
 

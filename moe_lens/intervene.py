@@ -1,6 +1,5 @@
 """Causal masking runs from the command line: `python -m moe_lens.intervene --help`."""
 
-import re
 from pathlib import Path
 from typing import Annotated
 
@@ -8,7 +7,6 @@ from typer import Option
 
 from moe_lens.choosing.scores import SCORES
 from moe_lens.commands import console, options
-from moe_lens.errors import MoELensError
 
 
 def main(
@@ -31,9 +29,7 @@ def main(
     ],
     scoring: options.Scoring = options.Scoring(),
     compare: Annotated[list[str] | None, Option(help="More sets to mask, to compare with; as --experts.")] = None,
-    control: Annotated[
-        str, Option(help="random:N masks N random sets of the same sizes; none masks none.")
-    ] = "random:20",
+    control: options.Control = "random:20",
     mode: Annotated[
         str,
         Option(
@@ -47,6 +43,7 @@ def main(
     limit: Annotated[int | None, Option(min=1, help="Answer the first so many examples only.")] = None,
     batch_size: Annotated[int, Option(min=1, help="Examples per batch.")] = 32,
     max_new_tokens: Annotated[int, Option(min=1, help="Longest answer, in tokens.")] = 16,
+    stop: options.Stop = None,
     seed: Annotated[
         int, Option(min=0, help="Of random experts, the random sets, the bootstrap and the permutation test.")
     ] = 0,
@@ -69,7 +66,7 @@ def main(
     from moe_lens.storage import try_folder
 
     try_folder(out)
-    controls = _control_count(control)
+    controls = options.control_count(control)
     within = None if layers is None else console.numbers(layers, int, what="--layers")
     loaded = reading.load(data, split=split, limit=limit)
     texts = [*experts, *(compare or [])]
@@ -78,7 +75,8 @@ def main(
     lens.batch_size = batch_size
     wanted.check(lens)
     fitted = reading.fit(loaded, lens, of=f"{data}, {split}")
-    facts = {"mode": mode, "max_new_tokens": max_new_tokens, "batch_size": batch_size}
+    ends = options.ends(stop)
+    facts = {"mode": mode, "max_new_tokens": max_new_tokens, "batch_size": batch_size, "stop": ends}
     facts |= opening.facts(lens) | reading.facts(fitted)
     made_by = provenance(model=opening.model, delta=opening.delta, data=fitted.examples, seed=seed, facts=facts)
     claim(out, made_by | {"experts": wanted.told(), "control": controls})
@@ -89,20 +87,12 @@ def main(
         mode,
         controls=controls,
         max_new_tokens=max_new_tokens,
+        stop=ends,
         out=out,
         made_by=made_by,
         seed=seed,
     )
     leave_masked(found, out, made_by, title=f"Answers with experts masked ({mode})")
-
-
-def _control_count(control: str) -> int:
-    if control == "none":
-        return 0
-    name, _, count = control.partition(":")
-    if name != "random" or not re.fullmatch(r"0*[1-9][0-9]{0,5}", count):
-        raise MoELensError(f"--control must be random:N with N from 1 to 999999, or none; got {control!r:.80}")
-    return int(count)
 
 
 if __name__ == "__main__":

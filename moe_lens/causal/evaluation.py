@@ -1,11 +1,12 @@
 """Answers of a lens to examples, scored one by one, and their summary with uncertainty."""
 
+import os
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from moe_lens.causal.judge import Judge
@@ -17,7 +18,16 @@ from moe_lens.lens.interventions import Intervention, check_interventions
 from moe_lens.lens.lens import MoELens
 from moe_lens.lens.parallel import from_first_process
 from moe_lens.metrics import benjamini_hochberg, bootstrap_interval, compare, metrics_named
-from moe_lens.metrics.catalogue import DEFAULT_METRICS, JUDGE, OPTIONS, PREDICTION, Metric
+from moe_lens.metrics.catalogue import (
+    DEFAULT_METRICS,
+    JUDGE,
+    METRICS,
+    OF_MEMORY,
+    OPTIONS,
+    PREDICTION,
+    Metric,
+    same_as_memory,
+)
 from moe_lens.results import provenance
 
 UNMASKED = "none"
@@ -28,8 +38,8 @@ class Evaluation:
     """Scored answers.
 
     answers: one row per intervention and example: intervention ("none" first), id, prediction (None where no metric
-        reads it), a column per metric (NaN where it is not defined), and with a judge `unjudged`, why there is no
-        verdict. summary: see `summary_table`.
+        reads it), a column per metric (NaN where it is not defined), `same` (whether a gold answer is also what memory
+        says), and with a judge `unjudged`, why there is no verdict. summary: see `summary_table`.
     """
 
     answers: pd.DataFrame
@@ -43,6 +53,7 @@ def evaluate(
     *,
     metrics: Sequence[str] = DEFAULT_METRICS,
     max_new_tokens: int = 16,
+    stop: Sequence[str] = (),
     batch_size: int | None = None,
     judge: Judge | None = None,
     out: Path | None = None,
@@ -53,9 +64,11 @@ def evaluate(
     """Scores the answers to the examples, as the model is ("none") and under each intervention.
 
     interventions: name -> one, or several that act in that order. metrics: names of `metrics.METRICS`.
-    judge: whom the metric "acc_llm" asks. out: folder in which finished parts of the work are kept: the same call goes
-        on where an interrupted one stopped. made_by: the provenance of the parts; by default the weights and the data.
+    stop: texts before which an answer ends, as in `lens.generate`. judge: whom the metric "acc_llm" asks.
+    out: folder in which finished parts of the work are kept: the same call goes on where an interrupted one stopped.
+    made_by: the provenance of the parts; by default the weights and the data.
 
+    Examples whose exact match cannot be 1, as their gold answers are longer than max_new_tokens, are told in a warning.
     Under torchrun or `accelerate launch` the processes share the work, and each gets the whole result, the same as that
     of one process alone. Batches that do not fit in memory are halved.
     Raises MoELensError for unknown metrics, metrics that lack a package, their data, options or a judge, interventions
@@ -70,8 +83,11 @@ def evaluate(
         out,
         made_by or _provenance(lens, examples, out),
         lens.progress if progress is None else progress,
+        tuple(stop),
     )
     reads = {PREDICTION if metric.reads == JUDGE else metric.reads for metric in scored}
+    if PREDICTION in reads:
+        tell_unreachable(lens, examples, max_new_tokens)
     found = outputs(lens, examples, named, sorted(reads), run)
 
     def finish() -> Evaluation:
@@ -89,33 +105,50 @@ def answer_table(
     batch_size: int | None = None,
     progress: bool | None = None,
 ) -> pd.DataFrame:
-    """One row per example, in the order given, of the model as it is now: id, prediction (greedy), em, f1, memory.
-
-    memory: exact match with what the model remembers where the context contradicts it, NaN where unknown.
-    """
+    """One row per example, in the order given, of the model as it is now: id, prediction (greedy), DEFAULT_METRICS."""
+    tell_unreachable(lens, examples, max_new_tokens)
     texts = lens.generate(examples, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress)
     texts = [text.strip() for text in texts]
     columns = {metric.name: _scores(metric, texts, examples) for metric in metrics_named(DEFAULT_METRICS)}
-    return pd.DataFrame({"id": [example.id for example in examples], "prediction": texts, **columns})
+    told = {"id": [example.id for example in examples], "prediction": texts, "same": _same(examples)}
+    return pd.DataFrame(told | columns)
+
+
+def tell_unreachable(lens: MoELens, examples: Sequence[Example], max_new_tokens: int) -> None:
+    """Warn of examples whose shortest gold answer has more tokens than an answer may have, so that EM cannot be 1."""
+    texts = [f" {answer}" for example in examples for answer in example.answers]
+    if not texts or os.environ.get("RANK", "0") != "0":
+        return
+    lengths = iter(map(len, lens.tokenizer(texts, add_special_tokens=False)["input_ids"]))
+    shortest = [min(next(lengths) for _ in example.answers) for example in examples]
+    longer = sum(length > max_new_tokens for length in shortest)
+    if longer:
+        warnings.warn(
+            f"{longer} of {len(examples)} examples have gold answers longer than {max_new_tokens} new tokens (up to "
+            f"{max(shortest)}): their exact match cannot be 1; raise --max-new-tokens (max_new_tokens)",
+            stacklevel=3,
+        )
 
 
 def summary_table(answers: pd.DataFrame, *, metrics: Sequence[str], seed: int = 0) -> pd.DataFrame:
     """One row per intervention and metric of a table of answers in which "none" is the model as it is.
 
-    Columns: intervention, metric, n (answers that have a score), missing (that have none), mean, low, high (its 95 %
-    bootstrap interval), and against "none", paired by example: drop (by how much the mean is lower than unmasked),
-    drop_low, drop_high, cohens_d (the drop in standard deviations over examples), p_value (permutation test), q_value
-    (corrected for the number of interventions, Benjamini-Hochberg).
+    Columns: intervention, metric, n (answers that have a score), missing (that have none), same (left out too, as a
+    gold answer is also what memory says), mean, low, high (its 95 % interval), and against "none", paired by example:
+    drop (by how much the mean is lower than unmasked), drop_low, drop_high, cohens_d (the drop in standard deviations
+    over examples), p_value (permutation test), q_value (corrected for the number of interventions, Benjamini-Hochberg).
     """
     parts = {name: part.reset_index(drop=True) for name, part in answers.groupby("intervention", sort=False)}
     rows = []
     for metric in metrics:
         for name, part in parts.items():
-            row = {"intervention": name, "metric": metric} | _mean(part[metric], seed)
-            if name != UNMASKED:
+            counted = part[~part["same"]] if metric in OF_MEMORY else part
+            row = {"intervention": name, "metric": metric} | _mean(counted[metric], seed)
+            row["same"] = len(part) - len(counted)
+            if name != UNMASKED and METRICS[metric].paired:
                 row |= _drop(parts[UNMASKED][metric], part[metric], seed)
             rows.append(row)
-    columns = ["intervention", "metric", "n", "missing", "mean", "low", "high"]
+    columns = ["intervention", "metric", "n", "missing", "same", "mean", "low", "high"]
     if len(parts) == 1:
         return pd.DataFrame(rows, columns=columns)
     table = pd.DataFrame(rows, columns=[*columns, "drop", "drop_low", "drop_high", "cohens_d", "p_value"])
@@ -133,22 +166,21 @@ def q_values(p_values: pd.Series) -> pd.Series:
 def summarise(
     answers: pd.DataFrame, unmasked: pd.DataFrame | None = None, *, seed: int = 0
 ) -> dict[str, float | int | None]:
-    """n, em with its 95 % bootstrap interval, f1, memory; against `unmasked`, em_drop with its own, cohens_d, p_value.
+    """n, em with its 95 % interval, f1, memory and memory_ratio; against `unmasked`, em_drop, cohens_d, p_value.
 
     The answers are paired with the unmasked ones, example by example, for the drop's interval, its size in standard
     deviations and the permutation test.
 
-    `memory` is None where no example has an original answer.
+    `memory` and `memory_ratio` are None where no example has the score.
     """
-    em = bootstrap_interval(answers["em"].to_numpy(), seed=seed)
-    memory = answers["memory"].mean()
+    em = bootstrap_interval(answers["em"].to_numpy(), bounds=(0, 1), seed=seed)
     summary = {
         "n": len(answers),
         "em": em.mean,
         "em_low": em.low,
         "em_high": em.high,
         "f1": float(answers["f1"].mean()),
-        "memory": None if np.isnan(memory) else float(memory),
+        **{name: None if answers[name].isna().all() else float(answers[name].mean()) for name in OF_MEMORY},
     }
     if unmasked is not None:
         drop = _drop(unmasked["em"].reset_index(drop=True), answers["em"].reset_index(drop=True), seed)
@@ -160,7 +192,7 @@ def _mean(scores: pd.Series, seed: int) -> dict[str, float | int]:
     known = scores.dropna().to_numpy()
     row: dict[str, float | int] = {"n": len(known), "missing": len(scores) - len(known)}
     if len(known):
-        interval = bootstrap_interval(known, seed=seed)
+        interval = bootstrap_interval(known, bounds=(0, 1), seed=seed)
         row |= {"mean": interval.mean, "low": interval.low, "high": interval.high}
     return row
 
@@ -170,7 +202,7 @@ def _drop(before: pd.Series, after: pd.Series, seed: int) -> dict[str, float]:
     both = before.notna() & after.notna()
     if not both.any():
         return {}
-    found = compare(before[both].to_numpy(), after[both].to_numpy(), seed=seed)
+    found = compare(before[both].to_numpy(), after[both].to_numpy(), bounds=(-1, 1), seed=seed)
     interval = found.difference
     return {
         "drop": interval.mean,
@@ -192,6 +224,7 @@ def _answers(
     for name in names:
         texts = found.get((name, PREDICTION), [None] * len(examples))
         table = pd.DataFrame({"intervention": name, "id": [example.id for example in examples], "prediction": texts})
+        table["same"] = _same(examples)
         for metric in metrics:
             if metric.reads == JUDGE and judge is not None:
                 verdicts = judge.verdicts(examples, texts)
@@ -205,6 +238,10 @@ def _answers(
 
 def _scores(metric: Metric, values: Sequence[Any], examples: Sequence[Example]) -> list[float]:
     return [metric.score(value, example) for value, example in zip(values, examples, strict=True)]
+
+
+def _same(examples: Sequence[Example]) -> list[bool]:
+    return [same_as_memory(example) for example in examples]
 
 
 def _several(given: Intervention | Sequence[Intervention]) -> tuple[Intervention, ...]:

@@ -25,13 +25,14 @@ SHARD_BATCHES = 8
 
 @dataclass(frozen=True)
 class Run:
-    """How a lens is asked, and where parts are kept (None: nowhere) under which provenance."""
+    """How a lens is asked (answers end before `stop`), and where parts are kept (None: nowhere) by which provenance."""
 
     max_new_tokens: int
     batch_size: int
     out: Path | None
     provenance: dict[str, Any]
     progress: bool = True
+    stop: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,7 @@ def _outputs(
         "template": lens.template.facts(),
         "batch_size": run.batch_size,
         "max_new_tokens": run.max_new_tokens,
+        **({"stop": list(run.stop)} if run.stop else {}),
     }
     part = None if run.out is None else run.out / "parts" / unit.file(made_by)
     asked = [examples[place] for place in unit.places]
@@ -121,6 +123,7 @@ def predictions(lens: MoELens, examples: Sequence[Example], run: Run) -> list[st
     texts = lens.generate(
         examples,
         max_new_tokens=run.max_new_tokens,
+        stop=run.stop,
         batch_size=run.batch_size,
         progress=False,
     )

@@ -9,7 +9,7 @@ from moe_lens.data import Example
 from moe_lens.experts import ExpertSet
 from moe_lens.lens.interventions import MODES, check_mode
 from moe_lens.lens.lens import MoELens
-from moe_lens.metrics import benjamini_hochberg, bootstrap_interval, cohens_d, permutation_p_values
+from moe_lens.metrics import UNBOUNDED, benjamini_hochberg, bootstrap_interval, cohens_d, permutation_p_values
 from moe_lens.progress import progress_bar
 
 
@@ -25,7 +25,7 @@ def single_expert_effects(
     """One row per expert: layer, expert, effect, effect_low, effect_high, cohens_d, p_value, q_value.
 
     effect: the mean over examples of how far the log-probability (nats) of the first gold answer, end-of-sequence
-    included, falls when this one expert is masked in all positions; with its 95 % bootstrap interval. Negative
+    included, falls when this one expert is masked in all positions; with its 95 % interval. Negative
     where the answer becomes more likely.
     cohens_d: the effect in standard deviations over examples. p_value: of the paired permutation test of no effect.
     q_value: p_value corrected for the number of experts (Benjamini-Hochberg): of the experts with q <= 0.05, some 5 %
@@ -46,7 +46,7 @@ def single_expert_effects(
 
 def _effects(drops: np.ndarray, seed: int) -> pd.DataFrame:
     """The effects' columns of `single_expert_effects` for drops [example, expert]."""
-    intervals = [bootstrap_interval(drop, resamples=2000, seed=seed) for drop in drops.T]
+    intervals = [bootstrap_interval(drop, bounds=UNBOUNDED, resamples=2000, seed=seed) for drop in drops.T]
     p_values = permutation_p_values(drops, seed=seed)
     return pd.DataFrame(
         {

@@ -1,6 +1,7 @@
+from .controls import against_random as against_random
+from .controls import random_controls as random_controls
 from .masking import Masked as Masked
 from .masking import mask as mask
-from .masking import random_controls as random_controls
 from .masking import write_masked as write_masked
 from .measuring import Models as Models
 from .measuring import score_tables as score_tables

@@ -2,9 +2,8 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from moe_lens.causal.evaluation import UNMASKED, evaluate, q_values, summarise
+from moe_lens.choosing.controls import CONTROL, against_random, random_controls
 from moe_lens.choosing.selection import Choice
 from moe_lens.data import Example
 from moe_lens.errors import MoELensError
@@ -20,12 +20,8 @@ from moe_lens.lens.interventions import MODES, Intervention, check_interventions
 from moe_lens.lens.lens import MoELens
 from moe_lens.results import write_json, write_table
 
-CONTROL = "random"
-"""The family of the random sets that masks are compared with."""
 MEAN = "random mean"
 """The family of a control's mean over its sets."""
-DRAWS = 100
-"""How many sets are drawn for each control at most, until it is none of the chosen sets."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +43,7 @@ def mask(
     *,
     controls: int = 20,
     max_new_tokens: int = 16,
+    stop: Sequence[str] = (),
     batch_size: int | None = None,
     out: Path | None = None,
     made_by: dict[str, Any] | None = None,
@@ -55,7 +52,8 @@ def mask(
     """Masks each choice of experts, and random sets like it, and says what the answers lose by it.
 
     mode: one of `moe_lens.lens.interventions.MODES`. controls: random sets for every shape among the choices, 0 for
-    none. seed: of these, the bootstrap and the permutation tests. out, made_by: as in `evaluate`, where parts are kept.
+    none. seed: of these, the bootstrap and the permutation tests. stop, out, made_by: as in `evaluate`, where parts are
+    kept.
     Every choice is checked before the first is answered; MoELensError for experts the model lacks or cannot spare. One
     that is there twice counts once.
     """
@@ -66,6 +64,7 @@ def mask(
         examples,
         named(sets, mode),
         max_new_tokens=max_new_tokens,
+        stop=stop,
         batch_size=batch_size,
         out=out,
         made_by=None if made_by is None else made_by | {"mode": mode},
@@ -118,32 +117,12 @@ def check_choices(lens: MoELens, chosen: Iterable[Choice], mode: str) -> None:
         check_interventions((intervention,), lens.architecture)
 
 
-def random_controls(chosen: Sequence[Choice], count: int, *, n_experts: int, seed: int) -> list[Choice]:
-    """`count` random sets for every shape (members per layer) among the choices, named `random:SIZE#number`.
-
-    Where several shapes have as many members per layer, but in other layers, the name lists layers and members. A drawn
-    set that is among the choices is drawn anew; where no other set has the shape, there is no control.
-    """
-    names = _control_names(chosen)
-    likes = {names[_shape(choice)]: choice.experts for choice in chosen}
-    taken = {choice.experts for choice in chosen}  # a set is no control of itself
-    controls = []
-    for name, like in likes.items():
-        drawn = (
-            ExpertSet.random_like(like, seed * 100_003 + number, n_experts=n_experts) for number in range(DRAWS * count)
-        )
-        others = islice((experts for experts in drawn if experts not in taken), count)
-        controls += [Choice(f"{name}#{number}", CONTROL, experts) for number, experts in enumerate(others)]
-    return controls
-
-
 def masking_rows(answers: pd.DataFrame, chosen: Sequence[Choice], mode: str, *, seed: int = 0) -> pd.DataFrame:
     """One row for the unmasked run and for each choice: what was masked, how, and how the answers changed.
 
     Columns: intervention, family, experts, size, mode, then those of `summarise`, `q_value`: p_value corrected for the
-    number of choices that are no controls (Benjamini-Hochberg), and `rank`: the place of its EM
-    among the random sets of the same shape and itself, 1 for the lowest, so 1 of 21 means that no random set did as
-    much damage. Each control has a row of its own and one for the mean of its sets.
+    number of choices that are no controls (Benjamini-Hochberg), and those of `against_random` for EM. Each control has
+    a row of its own and one for the mean of its sets.
     """
     by_name = dict(iter(answers.groupby("intervention", sort=False)))
     unmasked = by_name[UNMASKED]
@@ -153,55 +132,26 @@ def masking_rows(answers: pd.DataFrame, chosen: Sequence[Choice], mode: str, *, 
     for choice in chosen:
         if choice.family == CONTROL:
             controls.setdefault(choice.name.rpartition("#")[0], []).append(choice)
-    for name, members in controls.items():
-        sets = [by_name[member.name] for member in members]
+    for control, members in controls.items():
+        names = [member.name for member in members]
+        sets = [by_name[one] for one in names]
         mean = sets[0].assign(
             **{column: np.mean([part[column] for part in sets], axis=0) for column in ("em", "f1", "memory")}
         )
-        about = {"intervention": name, "family": MEAN, "experts": f"mean of {len(members)} sets"}
-        rows.append(about | {"size": members[0].size, "mode": mode} | summarise(mean, unmasked, seed=seed))
+        about = {"intervention": control, "family": MEAN, "experts": f"mean of {len(members)} sets"}
+        told = summarise(mean, unmasked, seed=seed)
+        ratios = [ratio for row in rows if row["intervention"] in names and (ratio := row["memory_ratio"]) is not None]
+        told["memory_ratio"] = float(np.mean(ratios)) if ratios else None
+        rows.append(about | {"size": members[0].size, "mode": mode} | told)
     table = pd.DataFrame(rows)
     if "p_value" in table:
         table["q_value"] = q_values(table["p_value"].where(~table["family"].isin([CONTROL, MEAN])))
-    return _with_ranks(table, chosen, controls)
+    drawn = [choice for choice in chosen if choice.family == CONTROL]
+    compared = against_random(answers, [one for one in chosen if one.family != CONTROL], drawn, "em", seed=seed)
+    return table if compared.empty else table.merge(compared, on="intervention", how="left")
 
 
 def _row(choice: Choice, mode: str | None) -> dict[str, Any]:
     """What was masked and how."""
     about = {"intervention": choice.name, "family": choice.family, "experts": str(choice.experts)}
     return about | {"size": choice.size, "mode": mode}
-
-
-def _with_ranks(
-    table: pd.DataFrame, chosen: Sequence[Choice], controls: Mapping[str, Sequence[Choice]]
-) -> pd.DataFrame:
-    """The rows with the place of each choice's EM among the random sets of its shape and itself."""
-    own = [choice for choice in chosen if choice.experts and choice.family != CONTROL]
-    names = _control_names(own)
-    control_of = {choice.name: names[_shape(choice)] for choice in own}
-    for place, row in table.iterrows():
-        members = controls.get(control_of.get(row["intervention"], ""), [])
-        if members:
-            ems = table.set_index("intervention").loc[[member.name for member in members], "em"]
-            table.loc[place, "rank"] = f"{1 + int((ems <= row['em']).sum())} of {len(members) + 1}"
-    return table
-
-
-Shape = tuple[tuple[int, int], ...]
-
-
-def _shape(choice: Choice) -> Shape:
-    """How many members each layer has: (layer, number of experts)."""
-    return tuple((layer, len(ids)) for layer, ids in choice.experts.members)
-
-
-def _control_names(chosen: Iterable[Choice]) -> dict[Shape, str]:
-    """The name of every shape's controls: `random:N` for the only shape of N per layer, else all of the shape."""
-    shapes = list(dict.fromkeys(map(_shape, chosen)))
-    sizes = {shape: {size for _, size in shape} for shape in shapes}
-    names = {}
-    for shape in shapes:
-        alone = len(sizes[shape]) == 1 and sum(sizes[shape] == sizes[other] for other in shapes) == 1
-        listed = "+".join(f"{layer}x{size}" for layer, size in shape)
-        names[shape] = f"random:{shape[0][1]}" if alone else f"random~{listed}"
-    return names

@@ -15,9 +15,6 @@ from moe_lens.choosing.scores import SCORES, Score
 from moe_lens.errors import MoELensError
 from moe_lens.experts import ExpertSet, expect_experts
 
-DECIMALS = 4
-"""Of the scores that ESFT publishes and chooses by."""
-
 
 @dataclass(frozen=True)
 class Ground:
@@ -111,7 +108,7 @@ class Top(Selection):
 class Share(Selection):
     """ESFT's choice: the experts of each layer with the highest score, until their scores sum to `p`.
 
-    Scores are compared at the decimals that ESFT publishes.
+    See `ExpertSet.cumulative`.
     """
 
     score: Score
@@ -136,8 +133,7 @@ class Share(Selection):
         return self.score.name
 
     def experts(self, ground: Ground) -> ExpertSet:
-        table = ground.table(self.score)
-        return ExpertSet.cumulative(table.assign(score=table["score"].round(DECIMALS)), self.p)
+        return ExpertSet.cumulative(ground.table(self.score), self.p)
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,14 @@
 from pathlib import Path
 from typing import Any
 
-from moe_lens.choosing.masking import CONTROL, Masked, write_masked
+from moe_lens.choosing.controls import CONTROL
+from moe_lens.choosing.masking import Masked, write_masked
 from moe_lens.commands import console
 from moe_lens.report.plots import masking_figure
 
 SHOWN = (
-    "intervention", "size", "n", "em", "em_low", "em_high", "f1", "memory", "em_drop", "p_value", "q_value", "rank",
+    "intervention", "size", "n", "em", "em_low", "em_high", "memory", "em_drop", "q_value", "below_random",
+    "below_random_low", "below_random_high", "random_p", "rank",
 )  # fmt: skip
 
 

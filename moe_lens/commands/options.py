@@ -1,5 +1,6 @@
 """The options that commands share: how a model is opened, how data are read, and what is then said of what was read."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,16 @@ Data = Annotated[
         help=f"A task of the organism ({', '.join(ORGANISM_TASKS)}); a data set ({', '.join(SOURCES)}), or "
         f"NAME:PATH for one in its original format, a file or the folder of its splits; a {', '.join(ENDINGS)} file "
         "with the columns context, question, answer; or whatever `datasets` loads: ID, ID@REVISION, FOLDER."
+    ),
+]
+Control = Annotated[
+    str, Option(help="random:N masks N random sets of the same sizes, to compare with; none masks none.")
+]
+Stop = Annotated[
+    list[str] | None,
+    Option(
+        help="A text before which an answer ends (several times), for base models that go on after it; \\n is a line "
+        "break."
     ),
 ]
 SHOWN = 20
@@ -202,6 +213,24 @@ class Reading:
         counts = [one.facts() for one in fitted]
         summed = {name: sum(count[name] for count in counts) for name in ("dropped", "truncated")}
         return {"max_length": self.max_length, "too_long": self.too_long, **summed}
+
+
+def control_count(control: str) -> int:
+    """The number of random sets of --control."""
+    if control == "none":
+        return 0
+    name, _, count = control.partition(":")
+    if name != "random" or not re.fullmatch(r"0*[1-9][0-9]{0,5}", count):
+        raise MoELensError(f"--control must be random:N with N from 1 to 999999, or none; got {control!r:.80}")
+    return int(count)
+
+
+def ends(stop: Sequence[str] | None) -> list[str]:
+    """The texts of --stop, with the line breaks and tabs that a shell does not take; MoELensError for an empty one."""
+    found = [text.replace("\\n", "\n").replace("\\t", "\t") for text in stop or ()]
+    if not all(found):
+        raise MoELensError("--stop is a text before which an answer ends; an empty one would leave nothing")
+    return found
 
 
 def _say_left_out(counted: str, reasons: Sequence[str]) -> None:

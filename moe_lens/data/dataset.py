@@ -14,7 +14,7 @@ Record = Mapping[str, Any]
 """One record of a data set in its original format, which may be nested."""
 Row = dict[str, object]
 """What an example is made of: `context`, `question`, `answer` (a text or a list of them), and, where they are
-known, `id`, `original_answer` and `options`."""
+known, `id`, `original_answer` (the same) and `options`."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """Examples as tokens: which tokens are context, question and answers, and left-padded batches of them."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -10,19 +9,11 @@ from transformers import PreTrainedTokenizerBase
 from moe_lens.data.example import Example
 from moe_lens.data.offsets import tokenise
 from moe_lens.data.prompts import FIGURE_10, Prompt, PromptTemplate, shift
+from moe_lens.data.words import occurrences
 from moe_lens.errors import MoELensError
 
 IGNORED_LABEL = -100
 """The label that torch's and transformers' cross entropy leave out."""
-
-_UNSPACED = (
-    r"\u0e00-\u0eff"  # Thai, Lao
-    r"\u1000-\u109f\u1780-\u17ff"  # Burmese, Khmer
-    r"\u1100-\u11ff\ua960-\ua97f\uac00-\ud7ff"  # Korean, whose particles follow a word without a space
-    r"\u2e80-\u9fff\uf900-\ufaff\uff66-\uffdc\U00020000-\U0003ffff"  # Chinese, Japanese
-)
-SPACED = rf"[^\W{_UNSPACED}]"
-"""A regular expression for a letter or digit of a script that puts spaces between words."""
 
 
 @dataclass(frozen=True)
@@ -147,20 +138,6 @@ def collate(encoded: Sequence[Encoded], pad_id: int) -> Batch:
         answer_spans=tuple(e.answer_spans for e in padded),
         labels=labels if with_answer == {True} else None,
     )
-
-
-def occurrences(answers: Sequence[str], context: str) -> list[slice]:
-    """Character ranges of all gold answers in a context, in rising order.
-
-    An answer counts where it stands as a whole word: "9" is not in "1939". In scripts without spaces between words,
-    and next to them, it counts wherever it stands.
-    """
-    found = set()
-    for answer in answers:
-        left = rf"(?<!{SPACED})" if re.match(SPACED, answer[0]) else ""
-        right = rf"(?!{SPACED})" if re.match(SPACED, answer[-1]) else ""
-        found |= {match.span() for match in re.finditer(left + re.escape(answer) + right, context)}
-    return [slice(*span) for span in sorted(found)]
 
 
 def _answer_ids(

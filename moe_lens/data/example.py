@@ -13,6 +13,7 @@ class Example:
     context: the passage, or "" for a closed-book question.
     answers: at least one; the first is the one trained on.
     original_answer: what memory says where the context contradicts it (None where that is unknown).
+    original_aliases: its other names.
     task: the name of the task or data set.
     options: of a multiple-choice question, what can be chosen, in the order shown; every answer is one of them.
 
@@ -28,6 +29,7 @@ class Example:
     original_answer: str | None = None
     task: str = ""
     options: tuple[str, ...] = ()
+    original_aliases: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self._check_texts()
@@ -37,8 +39,10 @@ class Example:
             raise MoELensError(
                 f"example {self.id!r} needs answers, none blank or with space around it; got {self.answers!r}"
             )
-        if self.original_answer is not None and not self.original_answer.strip():
+        if not all(name.strip() for name in self.memory):
             raise MoELensError(f"example {self.id!r} has a blank original_answer; leave it None where it is unknown")
+        if self.original_aliases and self.original_answer is None:
+            raise MoELensError(f"example {self.id!r} has original_aliases of no original_answer; give that too")
         if not self.options:
             return
         blank = not all(option and option == option.strip() for option in self.options)
@@ -52,15 +56,21 @@ class Example:
                 f"example {self.id!r} needs answers that are among its options {self.options!r}; got {self.answers!r}"
             )
 
+    @property
+    def memory(self) -> tuple[str, ...]:
+        """All names of what memory says; none where that is unknown."""
+        return (*(() if self.original_answer is None else (self.original_answer,)), *self.original_aliases)
+
     def _check_texts(self) -> None:
-        known = () if self.original_answer is None else (self.original_answer,)
-        lists = isinstance(self.answers, tuple) and isinstance(self.options, tuple)
-        if not lists or not all(
-            isinstance(text, str)
-            for text in (self.id, self.context, self.question, self.task, *self.answers, *known, *self.options)
-        ):
-            raise MoELensError(f"example {self.id!r} must be made of texts, its answers and options of tuples of them")
-        for text in (self.id, self.context, self.question, *self.answers, *known, *self.options):
+        lists = all(isinstance(texts, tuple) for texts in (self.answers, self.options, self.original_aliases))
+        texts = [self.id, self.context, self.question]
+        if lists:
+            texts += [*self.answers, *self.memory, *self.options]
+        if not lists or not all(isinstance(text, str) for text in [*texts, self.task]):
+            raise MoELensError(
+                f"example {self.id!r} must be made of texts; answers, options and original_aliases of tuples of them"
+            )
+        for text in texts:
             try:
                 text.encode()
             except UnicodeEncodeError as error:

@@ -7,9 +7,10 @@ from typing import Literal, get_args
 
 from transformers import PreTrainedTokenizerBase
 
-from moe_lens.data.encoding import Encoded, encode, occurrences
+from moe_lens.data.encoding import Encoded, encode
 from moe_lens.data.example import Example
 from moe_lens.data.prompts import FIGURE_10, PromptTemplate
+from moe_lens.data.words import occurrences
 from moe_lens.errors import MoELensError
 
 TooLong = Literal["drop", "truncate"]

@@ -52,7 +52,8 @@ def load_examples(
         `read_examples` gives them all.
 
     A row has `context` ("" for closed-book), `question`, `answer` (a text or a list of them) and may have `id` (else
-    its number, from 0), `original_answer` and `options`; files of a named data set may have such rows too.
+    its number, from 0), `original_answer` (what memory says; a text or a list of its names) and `options`; files of a
+    named data set may have such rows too.
     Raises MoELensError for anything else, naming the row, and for ids that repeat.
     """
     loaded = read_examples(spec, split=split, limit=limit, columns=columns, skip_bad=skip_bad)

@@ -55,17 +55,23 @@ def example_of(row: object, *, number: int, task: str) -> Example:
         raise MoELensError(f"an id must be text or a number; got {row['id']!r:.80}")
     answers = [row["answer"]] if isinstance(row["answer"], str) else row["answer"]
     options = row.get("options") or []
-    original = "" if row.get("original_answer") is None else row["original_answer"]
-    texts = [row["context"], row["question"], original]
-    lists = isinstance(answers, list | tuple) and isinstance(options, list | tuple)
-    if not lists or not all(isinstance(text, str) for text in [*texts, *answers, *options]):
-        raise MoELensError("context, question and answer must be text (answer and options: or a list of texts)")
+    known = "" if row.get("original_answer") is None else row["original_answer"]
+    memory = [known] if isinstance(known, str) else known
+    lists = all(isinstance(texts, list | tuple) for texts in (answers, options, memory))
+    if not lists or not all(
+        isinstance(text, str) for text in [row["context"], row["question"], *answers, *options, *memory]
+    ):
+        raise MoELensError(
+            "context, question and answer must be text (answer, original_answer and options: or a list of texts)"
+        )
+    names = list(dict.fromkeys(name.strip() for name in memory if name.strip()))
     return Example(
         id=str(number if row.get("id") in (None, "") else row["id"]),
         context=row["context"],
         question=row["question"],
         answers=tuple(answer.strip() for answer in answers),
-        original_answer=original.strip() or None,
+        original_answer=names[0] if names else None,
+        original_aliases=tuple(names[1:]),
         task=task,
         options=tuple(option.strip() for option in options),
     )

@@ -280,11 +280,13 @@ class MoELens:
         examples: Iterable[Example | str],
         *,
         max_new_tokens: int = 16,
+        stop: Sequence[str] = (),
         batch_size: int | None = None,
         progress: bool | None = None,
     ) -> list[str]:
         """The greedy continuation of each example, in the order given, up to end-of-sequence.
 
+        stop: texts before the first of which it ends too, once it has begun: white space at its start is no such end.
         Special tokens are left out. Batches that do not fit in memory are halved, with a warning. To sample, trace
         `lens.model.generate`, which is under interventions too.
         """
@@ -293,7 +295,8 @@ class MoELens:
             with self._stack.for_examples(places):
                 return self._runner.generate(prompts, max_new_tokens)
 
-        return [text for _, text in sorted(run_batches(self._batches(examples, batch_size, progress), run))]
+        found = sorted(run_batches(self._batches(examples, batch_size, progress), run))
+        return [until(text, stop) for _, text in found]
 
     def answer_log_probabilities(
         self,
@@ -380,6 +383,14 @@ def _update_once(
             had.update(places)
     for had in counted:
         had.difference_update(places)
+
+
+def until(text: str, stop: Sequence[str]) -> str:
+    """The text before the first of these that stands after its leading white space; MoELensError for an empty one."""
+    if isinstance(stop, str) or not all(stop):
+        raise MoELensError(f"expected a sequence of texts to stop before, none empty; got {stop!r}")
+    begun = len(text) - len(text.lstrip())
+    return text[: min((at for one in stop if (at := text.find(one, begun)) >= 0), default=len(text))]
 
 
 def _several(positions: Positions | Set[Positions]) -> frozenset[Positions]:

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 
 from moe_lens.errors import MoELensError
+from moe_lens.metrics.resampling import ratio_interval, resampled_rates
 
 
 def domain_specialisation(
@@ -23,8 +24,7 @@ def domain_specialisation(
     for domain, own in vectors.groupby(by, sort=True):
         counts, tokens, names = _counts(own)
         observed = counts.sum(0) / tokens.sum()
-        draws = _draws(len(tokens), resamples, seed)
-        low, high = np.quantile(_rates(counts, tokens, draws), [0.025, 0.975], axis=0)
+        low, high = ratio_interval(counts, tokens, resamples=resamples, seed=seed)
         part = names.assign(specialisation=observed, specialisation_low=low, specialisation_high=high)
         part.insert(0, by, domain)
         part.insert(3, "examples", len(tokens))
@@ -39,7 +39,7 @@ def risk_difference(first: pd.DataFrame, second: pd.DataFrame, *, resamples: int
     first, second: what `RoutingVectors.table` gave on each side, over the target span (its `positions`).
 
     One row per expert: layer, expert, first and second (activation rates, over all tokens of a side alike),
-    risk_difference (first minus second) with its 95 % bootstrap interval over examples in _low and _high. Where both
+    risk_difference (first minus second) with its 95 % interval over examples in _low and _high. Where both
     sides have the same examples' ids, the examples are resampled in pairs.
     Raises MoELensError for sides that do not have the same experts.
     """
@@ -47,10 +47,9 @@ def risk_difference(first: pd.DataFrame, second: pd.DataFrame, *, resamples: int
     if not names.equals(others):
         raise MoELensError("expected the same layers and experts on both sides; measure both with equal settings")
     paired = sorted(first["id"].unique()) == sorted(second["id"].unique())
-    draws_a = _draws(len(tokens_a), resamples, seed)
-    draws_b = draws_a if paired else _draws(len(tokens_b), resamples, seed + 1)
-    resampled = _rates(counts_a, tokens_a, draws_a) - _rates(counts_b, tokens_b, draws_b)
-    low, high = np.quantile(resampled, [0.025, 0.975], axis=0)
+    low_a, high_a = resampled_rates(counts_a, tokens_a, resamples=resamples, seed=seed)
+    low_b, high_b = resampled_rates(counts_b, tokens_b, resamples=resamples, seed=seed if paired else seed + 1)
+    low, high = np.quantile(low_a - high_b, 0.025, axis=0), np.quantile(high_a - low_b, 0.975, axis=0)
     rates = [counts.sum(0) / tokens.sum() for counts, tokens in ((counts_a, tokens_a), (counts_b, tokens_b))]
     return names.assign(
         first=rates[0],
@@ -77,14 +76,3 @@ def _counts(vectors: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, pd.DataFrame
     tokens = vectors.groupby("id")["tokens"].first().loc[rates.index].to_numpy(np.float64)
     names = rates.columns.to_frame(index=False)
     return rates.to_numpy() * tokens[:, None], tokens, names
-
-
-def _draws(examples: int, resamples: int, seed: int) -> np.ndarray:
-    """How often each example is drawn in each resample, [resample, example]."""
-    return np.random.default_rng(seed).multinomial(examples, np.full(examples, 1 / examples), size=resamples)
-
-
-def _rates(counts: np.ndarray, tokens: np.ndarray, draws: np.ndarray) -> np.ndarray:
-    """Activation rates [resample, expert of a layer] of counts [example, expert of a layer] and tokens [example]."""
-    rates: np.ndarray = draws @ counts / (draws @ tokens)[:, None]
-    return rates

@@ -7,14 +7,14 @@ import numpy as np
 from scipy.stats import false_discovery_control
 
 from moe_lens.errors import MoELensError
-from moe_lens.metrics.resampling import Interval, bootstrap_interval, paired_permutation_p
+from moe_lens.metrics.resampling import UNBOUNDED, Interval, bootstrap_interval, bounds_of, paired_permutation_p
 
 
 @dataclass(frozen=True)
 class Comparison:
     """What `compare` found about two paired samples a and b.
 
-    difference: mean(a) - mean(b) with its bootstrap interval; for scores of 0 or 1 this is the risk difference.
+    difference: mean(a) - mean(b) with its interval; for scores of 0 or 1 this is the risk difference.
     cohens_d: the difference in standard deviations of the paired differences. p: of the paired permutation test.
     """
 
@@ -24,16 +24,24 @@ class Comparison:
 
 
 def compare(
-    a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray, *, resamples: int = 10_000, seed: int = 0
+    a: Sequence[float] | np.ndarray,
+    b: Sequence[float] | np.ndarray,
+    *,
+    bounds: tuple[float, float] | None = None,
+    resamples: int = 10_000,
+    seed: int = 0,
 ) -> Comparison:
     """The difference of the paired samples `a`, `b` [sample]: its interval, effect size and p-value.
 
+    bounds: of the difference; None for (-1, 1) where all values are 0 or 1, else `UNBOUNDED`. See `bootstrap_interval`.
     resamples: of the bootstrap and of the permutation test.
     Raises MoELensError for different lengths, no values, or values that are not finite.
     """
     p = paired_permutation_p(a, b, permutations=resamples, seed=seed)
     differences = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
-    return Comparison(bootstrap_interval(differences, resamples=resamples, seed=seed), cohens_d(differences), p)
+    bounds = bounds or ((-1, 1) if bounds_of(np.asarray(a), np.asarray(b)) == (0, 1) else UNBOUNDED)
+    interval = bootstrap_interval(differences, bounds=bounds, resamples=resamples, seed=seed)
+    return Comparison(interval, cohens_d(differences), p)
 
 
 def cohens_d(differences: Sequence[float] | np.ndarray) -> float:

@@ -18,7 +18,7 @@ def routing_divergence(base: pd.DataFrame, tuned: pd.DataFrame, *, seed: int = 0
         MoELensError for an example that uses none of the experts.
 
     Columns: layer, n (examples), divergence (the mean over examples of that between an example's two distributions of
-    selections over experts) with its 95 % bootstrap interval divergence_low and _high, and pooled, that between the
+    selections over experts) with its 95 % interval divergence_low and _high, and pooled, that between the
     mean distributions. Few tokens per example make the first larger than the second.
     """
     paired = pair(base, tuned, value="rate", by=["layer", "expert"])
@@ -28,7 +28,7 @@ def routing_divergence(base: pd.DataFrame, tuned: pd.DataFrame, *, seed: int = 0
             part.pivot(index="id", columns="expert", values=f"rate_{model}").to_numpy() for model in ("base", "tuned")
         )  # [sample, expert]
         each = jensen_shannon(first, second)
-        interval = bootstrap_interval(each, resamples=2000, seed=seed)
+        interval = bootstrap_interval(each, bounds=(0, 1), resamples=2000, seed=seed)
         rows.append(
             {
                 "layer": layer,

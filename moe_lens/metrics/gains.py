@@ -4,9 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from scipy.stats import binom
 
 from moe_lens.errors import MoELensError
-from moe_lens.metrics.resampling import chunks
+from moe_lens.metrics.resampling import UNBOUNDED, bootstrap_interval
 
 
 def attention_gain(base: pd.DataFrame, tuned: pd.DataFrame, *, resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
@@ -38,7 +39,8 @@ def paired_gain(
 
     n: examples. base, tuned: means of the value. gain: the mean over examples of (tuned - base) / base, as in Eqs. 11
     and 12. One tiny denominator can rule that mean, so beside it stand median, of the same ratios, and ratio_of_means,
-    (mean tuned - mean base) / mean base. Each has its 95 % bootstrap interval over examples in _low and _high.
+    (mean tuned - mean base) / mean base. Each has its 95 % interval over examples in _low and _high, NaN where too few
+    or equal values tell no spread: the studentised bootstrap's, for the median that of order statistics.
     undefined: examples whose base value is 0; they have no ratio and count in ratio_of_means only.
 
     Raises MoELensError for examples or groups that only one of the tables has, or values below 0 or not finite.
@@ -78,33 +80,24 @@ def pair(first: pd.DataFrame, second: pd.DataFrame, *, value: str, by: Sequence[
 
 
 def _with_intervals(before: np.ndarray, after: np.ndarray, *, resamples: int, seed: int) -> dict[str, float]:
-    """The three gains of one group [sample] with the ends of their bootstrap intervals; NaN where undefined."""
-    observed = _gains(before[None], after[None])
-    rng = np.random.default_rng(seed)
-    drawn: dict[str, list[np.ndarray]] = {name: [] for name in observed}
-    for rows in chunks(resamples, len(before)):
-        index = rng.integers(0, len(before), size=(rows, len(before)), dtype=np.int32)
-        for name, values in _gains(before[index], after[index]).items():
-            drawn[name].append(values)
-    row: dict[str, float] = {}
-    for name, values in observed.items():
-        resampled = np.concatenate(drawn[name])
-        resampled = resampled[np.isfinite(resampled)]
-        low, high = np.quantile(resampled, [0.025, 0.975]) if resampled.size else (np.nan, np.nan)
-        row |= {name: float(values[0]), f"{name}_low": float(low), f"{name}_high": float(high)}
-    return row
-
-
-def _gains(before: np.ndarray, after: np.ndarray) -> dict[str, np.ndarray]:
-    """The gains of samples [resample, sample], each [resample]; NaN where all denominators are 0."""
+    """The three gains of one group [sample] with the ends of their intervals; NaN where undefined."""
+    nan = float("nan")
+    row = {f"{name}{end}": nan for name in ("gain", "median", "ratio_of_means") for end in ("", "_low", "_high")}
     defined = before != 0
-    count = defined.sum(1)
-    ratios = np.divide(after - before, before, out=np.full(before.shape, np.nan), where=defined)
-    means = before.mean(1)
-    some = np.where(count > 0, count, 1)
-    mean = np.where(count > 0, np.nansum(ratios, axis=1) / some, np.nan)
-    ordered = np.sort(ratios, axis=1)  # NaN last
-    rows = np.arange(len(ordered))
-    median = (ordered[rows, (some - 1) // 2] + ordered[rows, some // 2]) / 2
-    pooled = np.divide(after.mean(1) - means, means, out=np.full(means.shape, np.nan), where=means != 0)
-    return {"gain": mean, "median": median, "ratio_of_means": pooled}
+    if not defined.any():
+        return row
+    ratios = (after[defined] - before[defined]) / before[defined]
+    ratio = after.mean() / before.mean()
+    moved = ratio - 1 + (after - ratio * before) / before.mean()  # what each example moves the ratio to, to first order
+    for name, values in (("gain", ratios), ("ratio_of_means", moved)):
+        found = bootstrap_interval(values, bounds=UNBOUNDED, resamples=resamples, seed=seed)
+        row |= {name: found.mean, f"{name}_low": found.low, f"{name}_high": found.high}
+    low, high = _median_interval(ratios)
+    return row | {"median": float(np.median(ratios)), "median_low": low, "median_high": high}
+
+
+def _median_interval(values: np.ndarray) -> tuple[float, float]:
+    """Two order statistics that hold the median with a probability of at least 95 %; NaN for less than six values."""
+    ordered, n = np.sort(values), len(values)
+    outside = int(binom.ppf(0.025, n, 0.5))  # P(Bin <= outside - 1) < 0.025
+    return (float(ordered[outside - 1]), float(ordered[n - outside])) if outside else (float("nan"), float("nan"))

@@ -10,6 +10,8 @@ from sklearn.neighbors import NearestNeighbors
 from moe_lens.errors import MoELensError
 from moe_lens.metrics.resampling import bootstrap_interval
 
+EQUAL = 1e-9
+"""Rates that differ by less are the same, but for rounding."""
 COMPONENTS = 50
 """Axes that t-SNE starts from, as van der Maaten and Hinton (2008) reduce to before it."""
 
@@ -19,8 +21,14 @@ def routing_map(vectors: pd.DataFrame, *, by: str = "task", perplexity: float = 
 
     vectors: what `RoutingVectors.table` gave, with the group of each example, such as its data set, in the column `by`.
     t-SNE keeps neighbours, not distances or sizes; `separability` says what is there without it.
+    Raises MoELensError where all examples have equal vectors.
     """
     matrix, names = _matrix(vectors, by)
+    if np.ptp(matrix, axis=0).max() < EQUAL:
+        raise MoELensError(
+            f"there is nothing to draw: all {len(matrix)} examples take the experts alike; take more experts, or "
+            "examples before these are masked"
+        )
     if not 1 <= perplexity < len(matrix):
         raise MoELensError(f"perplexity must lie between 1 and the {len(matrix)} examples; got {perplexity}")
     if min(matrix.shape) > COMPONENTS:
@@ -36,11 +44,14 @@ def separability(
 
     Columns: examples, groups, silhouette (the mean over examples, -1 to 1) and knn_accuracy (how often most of an
     example's nearest neighbours, itself left out, are of its group; of tied groups the one with the nearest member)
-    each with its 95 % bootstrap interval over examples in _low and _high; chance and p_value, the mean accuracy with
+    each with its 95 % interval over examples in _low and _high; chance and p_value, the mean accuracy with
     the groups shuffled, and how often a shuffle does as well.
     Raises MoELensError for less than two groups or a group of one example.
     """
     matrix, names = _matrix(vectors, by)
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(matrix))  # or else equally near ones would be told apart by the order of the groups
+    matrix, names = matrix[order], names.iloc[order]
     groups, labels = np.unique(names[by].to_numpy(), return_inverse=True)
     if len(groups) < 2 or np.bincount(labels).min() < 2 or not 1 <= neighbours < len(matrix):
         raise MoELensError(
@@ -49,14 +60,14 @@ def separability(
         )
     near = NearestNeighbors(n_neighbors=neighbours).fit(matrix).kneighbors(return_distance=False)  # without itself
     hits = _vote(labels[near], len(groups)) == labels
-    rng = np.random.default_rng(seed)
     shuffled = []
     for _ in range(permutations):
         other = rng.permutation(labels)
         shuffled.append((_vote(other[near], len(groups)) == other).mean())
     row: dict[str, float] = {"examples": len(matrix), "groups": len(groups)}
-    for name, values in (("silhouette", silhouette_samples(matrix, labels)), ("knn_accuracy", hits)):
-        interval = bootstrap_interval(values, resamples=2000, seed=seed)
+    scores = {"silhouette": (silhouette_samples(matrix, labels), (-1, 1)), "knn_accuracy": (hits, (0, 1))}
+    for name, (values, bounds) in scores.items():
+        interval = bootstrap_interval(values, bounds=bounds, resamples=2000, seed=seed)
         row |= {name: interval.mean, f"{name}_low": interval.low, f"{name}_high": interval.high}
     at_least = np.count_nonzero(np.array(shuffled) >= hits.mean() - 1e-12)
     return pd.DataFrame([row | {"chance": np.mean(shuffled), "p_value": (1 + at_least) / (1 + permutations)}])

@@ -1,13 +1,17 @@
-"""Exact match and F1 of short answers, by SQuAD's normalisation (Rajpurkar et al. 2016)."""
+"""Exact match and F1 of short answers, by SQuAD's normalisation (Rajpurkar et al. 2016) and by one for all scripts."""
 
 import re
 import string
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
+
+import regex
 
 from moe_lens.errors import MoELensError
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
+_UNSEEN = regex.compile(r"[\p{P}\p{Cf}\p{Variation_Selector}]")
 
 
 def normalize_answer(text: str) -> str:
@@ -20,9 +24,25 @@ def normalize_answer(text: str) -> str:
     return " ".join(without_articles.split())
 
 
+def normalize_unicode(text: str) -> str:
+    """The same for every script: compatible forms and widths are one (NFKC), cases folded, no punctuation of any
+    script, and no marks that are not seen (of direction, joining, variation).
+
+    >>> normalize_unicode("“ＴＨＥ  Ｓtraße。”")
+    'strasse'
+    """
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    return unicodedata.normalize("NFKC", normalize_answer(_UNSEEN.sub("", folded)))
+
+
 def exact_match(prediction: str, answers: Sequence[str]) -> float:
     """1.0 if the prediction equals one of the gold answers after normalisation, else 0.0."""
     return max(float(normalize_answer(prediction) == normalize_answer(gold)) for gold in checked_answers(answers))
+
+
+def exact_match_unicode(prediction: str, answers: Sequence[str]) -> float:
+    """1.0 if the prediction equals one of the gold answers after `normalize_unicode`, else 0.0."""
+    return max(float(normalize_unicode(prediction) == normalize_unicode(gold)) for gold in checked_answers(answers))
 
 
 def f1(prediction: str, answers: Sequence[str]) -> float:

@@ -1,14 +1,21 @@
-"""How sure a mean or a difference of means is: bootstrap intervals and paired permutation tests."""
+"""How sure a mean or a difference of means is: intervals that are honest at the edges, paired permutation tests."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import beta
+from scipy.stats import t as student
 
 from moe_lens.errors import MoELensError
 
 CHUNK_CELLS = 1_000_000
 """Resampled values held at once; bounds memory at some tens of megabytes, does not change results."""
+
+UNBOUNDED = (-float("inf"), float("inf"))
+"""The bounds of values that have none."""
+SUPPORTING = 5
+"""Trainings that a claim about trainings needs at least."""
 
 
 @dataclass(frozen=True)
@@ -28,43 +35,111 @@ class Interval:
 
 
 def bootstrap_interval(
-    values: Sequence[float] | np.ndarray, *, level: float = 0.95, resamples: int = 10_000, seed: int = 0
+    values: Sequence[float] | np.ndarray,
+    *,
+    bounds: tuple[float, float] | None = None,
+    level: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
 ) -> Interval:
-    """The mean of `values` [sample] with its percentile bootstrap interval over samples (Efron 1979).
+    """The mean of `values` [sample] with its interval over samples, which is never of no width.
 
-    Raises MoELensError for no values, values that are not finite, or a level outside (0, 1).
+    bounds: the least and the most that any value can be, such as (0, 1) of a score or (-1, 1) of a difference of two;
+        None for (0, 1) where all values are 0 or 1, else `UNBOUNDED`.
+
+    Each end is that of a Bayesian bootstrap of the values and one more at that bound (Gaffke 2005): for values of 0 and
+    1 exactly Clopper and Pearson's interval of a share, and about as sure as it says wherever it was tried
+    (`analyses/benchmarks/coverage.py`). Without bounds it is the studentised bootstrap's (Efron 1979), which skewed
+    values need, and nowhere narrower than Student's; its ends are NaN where the values tell nothing of their spread:
+    all, or all but a few, are equal.
+
+    Raises MoELensError for no values, values that are not finite or not within the bounds, or a level outside (0, 1).
     """
     sample = _vector(values)
+    tail = _tail(level)
+    least, most = bounds or bounds_of(sample)
+    if (least, most) == UNBOUNDED:
+        return Interval(float(sample.mean()), *_studentised(sample, tail, resamples, seed))
+    if sample.min() < least - 1e-9 or sample.max() > most + 1e-9:
+        raise MoELensError(f"expected values from {least:g} to {most:g}; got {sample.min():g} to {sample.max():g}")
+    scaled = ((sample - least) / (most - least)).clip(0, 1)
+    low, high = (least + (most - least) * end for end in _bounded(scaled, tail, resamples, seed))
+    return Interval(float(sample.mean()), low, high)
+
+
+def ratio_interval(
+    above: np.ndarray, below: np.ndarray, *, level: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """The ends [...] of intervals of sum(above) / sum(below), a share of tokens, over examples.
+
+    above: [example, ...], from 0 to below: [example]. As `bootstrap_interval` with bounds, an example counting by its
+    tokens, and the one more at each bound having as many as the mean one.
+    """
+    tail = _tail(level)
+    low, high = resampled_rates(above, below, resamples=resamples, seed=seed)
+    return np.quantile(low, tail, axis=0), np.quantile(high, 1 - tail, axis=0)
+
+
+def resampled_rates(
+    above: np.ndarray, below: np.ndarray, *, resamples: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """sum(above) / sum(below) under the weights of a Bayesian bootstrap, [resample, ...], as in `ratio_interval`.
+
+    Once with one more example whose rate is 0, and once with one whose rate is 1. Equal seeds draw equal weights.
+    """
+    n, more = len(below), below.mean()
     rng = np.random.default_rng(seed)
-    means = np.concatenate(
-        [
-            sample[rng.integers(0, sample.size, size=(rows, sample.size), dtype=np.int32)].mean(axis=1)
-            for rows in chunks(resamples, sample.size)
-        ]
-    )
-    return _interval(sample.mean(), means, level)
+    low, high = [], []
+    for rows in chunks(resamples, n):
+        weights, own = rng.standard_exponential((rows, n)), rng.standard_exponential(rows) * more
+        tokens, counts = weights @ below + own, weights @ above.reshape(n, -1)
+        low.append(counts / tokens[:, None])
+        high.append((counts + own[:, None]) / tokens[:, None])
+    shape = (resamples, *above.shape[1:])
+    return np.concatenate(low).reshape(shape), np.concatenate(high).reshape(shape)
 
 
 def seeds_interval(
-    values: Sequence[Sequence[float]] | np.ndarray, *, level: float = 0.95, resamples: int = 10_000, seed: int = 0
+    values: Sequence[Sequence[float]] | np.ndarray,
+    *,
+    bounds: tuple[float, float] | None = None,
+    level: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
 ) -> Interval:
     """The mean of `values` [seed, sample] with an interval that is uncertain about both seeds and samples.
 
-    The same samples are answered under every seed (of a training, say), so each resample draws seeds and samples
-    independently and takes the mean over the drawn ones (the pigeonhole bootstrap: Owen 2007). With one seed this is
-    the interval over samples alone; with fewer than about five, that over seeds is a lower bound.
-    Raises MoELensError for anything but a full table of finite numbers, or a level outside (0, 1).
+    The same samples are answered under every seed of a training (or under every one of some sets of experts). The reach
+    of Student's interval over the seeds' means and that of `bootstrap_interval` over the samples' add up as the sides
+    of a right angle do (MOVER: Zou and Donner 2008). With one seed it is the interval over samples alone, and says
+    nothing of other seeds; with fewer than five it is wide, and supports no claim about trainings.
+    Raises MoELensError for anything but a full table of finite numbers within the bounds, or a level outside (0, 1).
     """
     table = np.asarray(values, dtype=np.float64)
     if table.ndim != 2 or table.size == 0 or not np.isfinite(table).all():
         raise MoELensError(f"expected finite numbers [seed, sample]; got shape {table.shape}")
-    rng = np.random.default_rng(seed)
-    n_seeds, n_samples = table.shape
-    chosen = rng.integers(0, n_seeds, size=(resamples, n_seeds))
-    means = np.concatenate(
-        [(_counts(rng, rows, n_samples) @ table.T / n_samples) for rows in chunks(resamples, n_samples)]
-    )  # [resample, seed]
-    return _interval(table.mean(), np.take_along_axis(means, chosen, axis=1).mean(axis=1), level)
+    bounds = bounds or bounds_of(table)
+    over_samples = bootstrap_interval(table.mean(axis=0), bounds=bounds, level=level, resamples=resamples, seed=seed)
+    if len(table) == 1:
+        return over_samples
+    mean, reach = over_samples.mean, mean_reach(table.mean(axis=1), level=level)
+    low = mean - np.hypot(reach, mean - over_samples.low)
+    high = mean + np.hypot(reach, over_samples.high - mean)
+    return Interval(mean, max(low, bounds[0]), min(high, bounds[1]))
+
+
+def bounds_of(*samples: np.ndarray) -> tuple[float, float]:
+    """Of values of which nothing else is said: those of a share where all are 0 or 1, else none."""
+    return (0.0, 1.0) if all(np.isin(sample, (0, 1)).all() for sample in samples) else UNBOUNDED
+
+
+def mean_reach(values: Sequence[float] | np.ndarray, *, level: float = 0.95) -> float:
+    """How far Student's interval reaches to both sides of the mean of `values` [seed]; NaN for a single one."""
+    sample = _vector(values)
+    if sample.size < 2:
+        return float("nan")
+    quantile = student.ppf(1 - _tail(level), sample.size - 1)
+    return float(quantile * sample.std(ddof=1) / np.sqrt(sample.size))
 
 
 def paired_permutation_p(
@@ -111,19 +186,55 @@ def permutation_p_values(differences: np.ndarray, *, permutations: int | None = 
     return (1 + reached) / (1 + permutations)
 
 
-def _interval(mean: float, resampled: np.ndarray, level: float) -> Interval:
-    """The mean with the quantiles of its resampled values [resample] that hold `level` between them."""
+def _tail(level: float) -> float:
+    """The probability left out on each side."""
     if not 0 < level < 1:
         raise MoELensError(f"the level is a probability between 0 and 1; got {level}")
-    tail = (1 - level) / 2
-    low, high = np.quantile(resampled, [tail, 1 - tail])
-    return Interval(float(mean), float(low), float(high))
+    return (1 - level) / 2
 
 
-def _counts(rng: np.random.Generator, rows: int, n: int) -> np.ndarray:
-    """How often each of n things is drawn in n draws with replacement, float64 [row, n]."""
-    drawn = rng.integers(0, n, size=(rows, n)) + n * np.arange(rows)[:, None]
-    return np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n).astype(np.float64)
+def _bounded(sample: np.ndarray, tail: float, resamples: int, seed: int) -> tuple[float, float]:
+    """The interval of the mean of values in [0, 1]: by the beta distribution where all are 0 or 1, else by resampling.
+
+    Equal values share one weight, so that few different ones, as of paired 0 and 1, take no time.
+    """
+    values, counts = np.unique(sample, return_counts=True)
+    if np.isin(values, (0, 1)).all():
+        ones, n = int(sample.sum()), sample.size
+        low = beta.ppf(tail, ones, n - ones + 1) if ones else 0.0
+        return float(low), float(beta.ppf(1 - tail, ones + 1, n - ones)) if ones < n else 1.0
+    rng = np.random.default_rng(seed)
+    low_means, high_means = [], []
+    for rows in chunks(resamples, values.size):
+        weights = rng.standard_gamma(counts, size=(rows, values.size))
+        own = rng.standard_exponential(rows)
+        total = weights.sum(1) + own
+        low_means.append(weights @ values / total)
+        high_means.append((weights @ values + own) / total)
+    low, high = np.quantile(np.concatenate(low_means), tail), np.quantile(np.concatenate(high_means), 1 - tail)
+    return float(low), float(high)
+
+
+def _studentised(sample: np.ndarray, tail: float, resamples: int, seed: int) -> tuple[float, float]:
+    """The ends of the studentised bootstrap's interval, or Student's where that reaches further.
+
+    Where resamples have no spread too often to know them it is Student's for a few unlike values, and NaN for others.
+    """
+    n, deviation = sample.size, float(sample.std(ddof=1)) if sample.size > 1 else 0.0
+    if deviation <= 1e-12 * np.abs(sample).max():
+        return float("nan"), float("nan")
+    rng = np.random.default_rng(seed)
+    found = []
+    for rows in chunks(resamples, n):
+        drawn = sample[rng.integers(0, n, size=(rows, n), dtype=np.int32)]
+        above, spread = drawn.mean(axis=1) - sample.mean(), drawn.std(axis=1, ddof=1)
+        flat = spread <= 1e-12 * deviation
+        found.append(np.where(flat, np.copysign(np.inf, above), above / np.where(flat, 1, spread)))
+    low, high = np.quantile(np.concatenate(found), [tail, 1 - tail], method="inverted_cdf")
+    at_least = student.ppf(1 - tail, n - 1) / np.sqrt(n)
+    unknown = at_least if np.unique(sample).size == n else np.nan
+    below, above = (deviation * (max(end, at_least) if np.isfinite(end) else unknown) for end in (high, -low))
+    return float(sample.mean() - below), float(sample.mean() + above)
 
 
 def _vector(values: Sequence[float] | np.ndarray) -> np.ndarray:

@@ -1,9 +1,9 @@
 """Router saturation: how far two models send the same tokens to the same experts."""
 
-import numpy as np
 import pandas as pd
 
 from moe_lens.errors import MoELensError
+from moe_lens.metrics.resampling import ratio_interval
 
 
 def router_saturation(
@@ -21,7 +21,7 @@ def router_saturation(
         checkpoint, or a base and a tuned model. k: of each token only its k experts of highest weight count; by default
         all of them.
 
-    One row per layer: layer, k, examples, tokens, saturation (the mean over tokens) with its 95 % bootstrap interval
+    One row per layer: layer, k, examples, tokens, saturation (the mean over tokens) with its 95 % interval
     over examples in _low and _high, and expected, what random choices would share: k / n_experts.
     Raises MoELensError for tables of other tokens.
     """
@@ -37,13 +37,11 @@ def router_saturation(
     shared = chosen[0].merge(chosen[1]).groupby(["layer", "id"]).size()
     counted = tokens[0].groupby(["layer", "id"]).size()
     shared = shared.reindex(counted.index, fill_value=0)
-    rng = np.random.default_rng(seed)
     rows = []
     for layer, own in counted.groupby(level="layer"):
         hits, all_ = shared.loc[own.index].to_numpy(), own.to_numpy()
-        draws = rng.multinomial(len(all_), np.full(len(all_), 1 / len(all_)), size=resamples)
-        low, high = np.quantile((draws @ hits) / (draws @ all_) / k, [0.025, 0.975])
+        low, high = ratio_interval(hits / k, all_, resamples=resamples, seed=seed)
         row = {"layer": layer, "k": k, "examples": len(all_), "tokens": all_.sum()}
-        row |= {"saturation": hits.sum() / all_.sum() / k, "saturation_low": low, "saturation_high": high}
+        row |= {"saturation": hits.sum() / all_.sum() / k, "saturation_low": float(low), "saturation_high": float(high)}
         rows.append(row | {"expected": k / n_experts})
     return pd.DataFrame(rows)

@@ -1,9 +1,11 @@
 """BLEU, METEOR and ROUGE-L of longer answers such as summaries, by the packages that the extra `text` installs."""
 
+import unicodedata
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
+from moe_lens.data.words import words
 from moe_lens.extras import optional
 from moe_lens.metrics.matching import checked_answers
 from moe_lens.metrics.wordnet import wordnet
@@ -28,6 +30,14 @@ def rouge_l(prediction: str, answers: Sequence[str]) -> float:
     return float(_rouge().score_multi(list(checked_answers(answers)), prediction)["rougeL"].fmeasure)
 
 
+def rouge_l_unicode(prediction: str, answers: Sequence[str]) -> float:
+    """The same with the words of every script: NFKC, cases folded, letters and digits with their marks.
+
+    Where a script puts no spaces between words, each of its characters counts as one.
+    """
+    return float(_rouge_unicode().score_multi(list(checked_answers(answers)), prediction)["rougeL"].fmeasure)
+
+
 def meteor(prediction: str, answers: Sequence[str]) -> float:
     """The highest METEOR with a gold answer, in [0, 1] (Banerjee and Lavie 2005), by nltk's defaults.
 
@@ -45,3 +55,15 @@ def meteor(prediction: str, answers: Sequence[str]) -> float:
 @cache
 def _rouge() -> Any:
     return optional("rouge_score.rouge_scorer", extra="text").RougeScorer(["rougeL"])
+
+
+@cache
+def _rouge_unicode() -> Any:
+    return optional("rouge_score.rouge_scorer", extra="text").RougeScorer(["rougeL"], tokenizer=_EveryScript())
+
+
+class _EveryScript:
+    """What rouge-score asks for a text's words."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return words(unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold()))

@@ -18,6 +18,7 @@ from moe_lens.data.files import ending
 from moe_lens.errors import MoELensError
 from moe_lens.lens.delta import FACTS_FILE, read_facts
 from moe_lens.lens.lens import MoELens
+from moe_lens.metrics.catalogue import DEFAULT_METRICS
 from moe_lens.paper.recipes import ROUTER, Recipe, keep_trained, read_cost, router_of
 from moe_lens.results import data_digest, expect_same_run, kept, provenance, read_if_made_by, read_provenance
 from moe_lens.statistics import AttentionMass
@@ -147,7 +148,7 @@ class Study:
 
     def _measured_by(self, task: str, tuned: Path | None) -> dict[str, Any]:
         """Provenance of what a model does on a task's test examples, whatever the study."""
-        facts = self._base.facts | {"task": task, "max_new_tokens": self.max_new_tokens}
+        facts = self._base.facts | {"task": task, "max_new_tokens": self.max_new_tokens, "metrics": DEFAULT_METRICS}
         return provenance(model=self.model, delta=tuned, facts=facts | {"data": self._read(task, "test")[1]})
 
     def router(self, task: str, layers: Sequence[int] | None = None) -> Path:

@@ -3,6 +3,7 @@
 import math
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from moe_lens.causal.outputs import Run, outputs
 from moe_lens.data import FIGURE_10, Encoded
 from moe_lens.lens.batching import run_batches
 from moe_lens.lens.interventions import Renormalize, Rows
+from moe_lens.lens.lens import until
 from moe_lens.metrics.wordnet import wordnet
 from moe_lens.results import read_provenance, read_table
 
@@ -39,6 +41,54 @@ def test_answers_are_those_as_the_model_is_and_under_each_intervention(olmoe):
     assert predictions.nunique() > 1, "no intervention took"
     assert list(found.summary["intervention"].unique()) == ["none", "half", "two"]
     assert found.summary.set_index(["intervention", "metric"]).loc[("none", "memory"), "missing"] == 1
+
+
+def test_m_r_stands_beside_memory_with_its_interval_and_examples_of_no_conflict_apart(olmoe, monkeypatch):
+    asked = [Example(str(i), "c", "q", ("Lyon",), "Rome", original_aliases=("Roma",)) for i in range(10)]
+    asked.append(Example("same", "c", "q", ("The Beatles",), "Beatles"))
+    said = ["Rome", "Roma", "Lyon", *["Bern"] * 7, "Beatles"]
+    monkeypatch.setattr(olmoe, "generate", lambda examples, **_: [said[asked.index(example)] for example in examples])
+    table = evaluate(olmoe, asked, {"half": HALF}, **QUIET).summary.set_index(["intervention", "metric"])
+    assert table.loc[("none", "memory"), ["n", "missing", "same", "mean"]].tolist() == [10, 0, 1, 0.2]
+    row = table.loc[("none", "memory_ratio")]
+    assert row[["n", "missing", "same"]].tolist() == [3, 7, 1]
+    assert row[["mean", "low", "high"]].tolist() == pytest.approx([2 / 3, 0.0943, 0.9916], abs=1e-4)  # 2 of 3
+    assert pd.isna(table.loc[("half", "memory_ratio"), "drop"]), "other masks, other examples"
+    assert table.loc[("none", "em"), ["n", "same", "mean"]].tolist() == pytest.approx([11, 0, 2 / 11])
+    monkeypatch.setattr(olmoe, "generate", lambda examples, **_: ["Bern"] * len(examples))
+    none = evaluate(olmoe, asked, **QUIET).summary.set_index("metric")
+    assert none.loc["memory_ratio", "n"] == 0
+    assert pd.isna(none.loc["memory_ratio", "mean"]), "0 / 0"
+
+
+def test_answers_that_are_too_long_to_be_given_are_told_with_their_number(olmoe):
+    texts = ["a b", "the mat and the cat", "in the sun of the day"]
+    asked = [Example(str(i), "", "q", (text, *(["x"] if i == 2 else []))) for i, text in enumerate(texts)]
+    lengths = [len(olmoe.tokenizer(f" {text}", add_special_tokens=False)["input_ids"]) for text in texts]
+    with pytest.warns(
+        UserWarning, match=rf"^1 of 3 examples have gold answers longer than {lengths[1] - 1} new tokens"
+    ):
+        evaluate(olmoe, asked, max_new_tokens=lengths[1] - 1, progress=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        evaluate(olmoe, asked, max_new_tokens=lengths[1], progress=False)
+
+
+def test_answers_end_before_a_stop_and_parts_with_another_stop_are_not_taken_over(olmoe, tmp_path):
+    def said(stop: list[str]) -> list[str]:
+        return evaluate(olmoe, EXAMPLES, stop=stop, out=tmp_path, made_by={}, **QUIET).answers["prediction"].tolist()
+
+    whole = said([])
+    cut = whole[0][1]
+    assert said([cut]) == [until(text, [cut]).strip() for text in whole] != whole
+
+
+def test_a_text_ends_before_the_first_stop_after_it_has_begun():
+    assert until("\n\n Paris\nQuestion: what", ["Question", "\n"]) == "\n\n Paris"
+    assert until("Paris", ["\n"]) == "Paris"
+    for wrong in ("\n", [""]):
+        with pytest.raises(MoELensError, match="texts to stop before"):
+            until("Paris", wrong)
 
 
 def test_rows_meet_their_own_examples_though_these_are_sorted(olmoe):

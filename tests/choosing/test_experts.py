@@ -116,6 +116,8 @@ def test_cumulative_includes_the_expert_that_crosses_and_stops_at_equality():
     assert cumulative_order(table, 0.5) == {0: (1,)}
     assert cumulative_order(table, 0.51) == {0: (1, 0)}
     assert cumulative_order(table, 1.0) == {0: (1, 0, 2, 3)}
+    even = pd.DataFrame({"layer": 0, "expert": range(10), "score": 0.1})
+    assert len(cumulative_order(even, 0.8)[0]) == 8, "0.1 eight times is 0.7999999999999999 in floats"
     assert ExpertSet.cumulative(table, 0.8) == ExpertSet.of({0: [0, 1, 2]})
     with pytest.raises(MoELensError, match="above 0 and at most 1"):
         ExpertSet.cumulative(table, 0)

@@ -6,10 +6,12 @@ import pandas as pd
 import pytest
 
 from moe_lens import Example, ExpertSet, MoELensError, Zero
-from moe_lens.causal.evaluation import answer_table, q_values, summarise
+from moe_lens.causal.evaluation import answer_table, q_values, summarise, summary_table
 from moe_lens.choosing import Choice, mask, random_controls, write_masked
+from moe_lens.choosing.controls import compared_summary
 from moe_lens.choosing.masking import masking_rows, named
 from moe_lens.lens.interventions import MODES
+from moe_lens.metrics import seeds_interval
 from moe_lens.results import read_provenance, read_table
 
 EXAMPLES = [
@@ -42,7 +44,8 @@ def test_controls_match_the_sizes_of_every_layer_and_are_the_same_for_the_same_s
 
 def answers_of(em: dict[str, list[float]]) -> pd.DataFrame:
     rows = [(name, str(i), "", value, value, value) for name, values in em.items() for i, value in enumerate(values)]
-    return pd.DataFrame(rows, columns=["intervention", "id", "prediction", "em", "f1", "memory"])
+    table = pd.DataFrame(rows, columns=["intervention", "id", "prediction", "em", "f1", "memory"])
+    return table.assign(memory_ratio=table["memory"], same=False)
 
 
 def test_rows_say_how_much_was_lost_and_how_random_sets_compare():
@@ -56,6 +59,42 @@ def test_rows_say_how_much_was_lost_and_how_random_sets_compare():
     assert rows.loc["random:1", ["em", "em_drop", "family"]].tolist() == [0.375, 0.625, "random mean"]
     assert 0 < rows.loc["ce:1", "p_value"] <= 1
     assert rows.loc["ce:1", "em_low"] <= 0.25 <= rows.loc["ce:1", "em_high"]
+
+
+def test_each_set_is_compared_with_the_random_ones_of_its_shape_over_sets_and_examples():
+    answered = {"none": 1.0, "ce:1": 0.1, **{f"random:1#{i}": 0.6 + 0.01 * (i % 3) for i in range(20)}}
+    em = {name: [float(place < 100 * share) for place in range(100)] for name, share in answered.items()}
+    choices = [Choice(name, name.partition(":")[0], ExpertSet.of({0: [0]})) for name in list(em)[1:]]
+    rows = masking_rows(answers_of(em), choices, "zero").set_index("intervention")
+    row, members = rows.loc["ce:1"], rows[rows["family"] == "random"]
+    assert row["below_random"] == pytest.approx(members["em"].mean() - 0.1)
+    assert row[["rank", "random_p"]].tolist() == ["1 of 21", 1 / 21]
+    differences = [[one - own for one, own in zip(em[name], em["ce:1"], strict=True)] for name in members.index]
+    expected = seeds_interval(differences, bounds=(-1, 1))
+    assert row[["below_random_low", "below_random_high"]].tolist() == [expected.low, expected.high]
+    assert 0.35 < expected.low < 0.45  # of 100 examples, half of which differ
+    assert rows.loc[["none", "random:1", *members.index], "below_random"].isna().all()
+
+
+def test_every_paired_metric_of_a_summary_is_compared_with_random_sets_which_are_no_rows_of_it():
+    em = {"none": [1, 1, 1, 1], "ce:1": [0, 0, 0, 1], "random:1#0": [1, 1, 0, 1], "random:1#1": [0, 0, 0, 0]}
+    chosen, *controls = (Choice(name, name.partition(":")[0], ExpertSet.of({0: [0]})) for name in list(em)[1:])
+    answers = answers_of(em)
+    table = compared_summary(answers, [chosen], controls, ["em", "memory_ratio"])
+    assert table["intervention"].tolist() == ["none", "ce:1"] * 2
+    rows = table.set_index(["intervention", "metric"])
+    assert rows.loc[("ce:1", "em"), ["below_random", "rank", "random_p"]].tolist() == [0.125, "2 of 3", 2 / 3]
+    assert pd.isna(rows.loc[("ce:1", "memory_ratio"), "below_random"]), "other masks, other examples"
+    alone = summary_table(answers[answers["intervention"].isin(["none", "ce:1"])], metrics=["em"])
+    assert rows.loc[("ce:1", "em"), "q_value"] == alone.loc[1, "q_value"], "controls count as tests"
+
+
+def test_a_set_that_does_what_random_ones_do_has_an_interval_over_0_that_is_no_point():
+    em = {name: [1.0] * 50 for name in ("none", "ce:1", *(f"random:1#{i}" for i in range(5)))}
+    choices = [Choice(name, name.partition(":")[0], ExpertSet.of({0: [0]})) for name in list(em)[1:]]
+    row = masking_rows(answers_of(em), choices, "zero").set_index("intervention").loc["ce:1"]
+    assert row[["below_random", "random_p"]].tolist() == [0, 1]
+    assert row["below_random_low"] < -0.05 < 0.05 < row["below_random_high"]
 
 
 def test_a_random_set_that_does_as_much_damage_takes_the_first_rank():

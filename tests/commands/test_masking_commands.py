@@ -17,6 +17,7 @@ from moe_lens.causal.evaluation import answer_table
 from moe_lens.choosing import Ground, Models, choices, parse, score_tables
 from moe_lens.choosing.selection import scores_of
 from moe_lens.commands import console
+from moe_lens.lens.lens import until
 from moe_lens.results import read_provenance, read_table
 from moe_lens.tuning import Schedule, TuneRouters, save_merged, save_trained, tune
 
@@ -102,6 +103,20 @@ def test_every_command_understands_the_same_words(run, tuned):
     assert answers.groupby("intervention")["prediction"].agg(tuple).nunique() > 1, "no mask took"
     masking = read_table(out / "answers.parquet")
     assert masking["prediction"].tolist() == answers["prediction"].tolist()
+
+
+def test_evaluation_compares_masks_with_random_sets_and_ends_answers_before_a_stop(run, capsys):
+    plain = run(evaluate, "--mask 1:2,3;2:0", out="plain")
+    assert "a drop alone may be any mask's: --control random:20" in capsys.readouterr().err
+    whole = read_table(plain / "answers.parquet")["prediction"]
+    letter = whole[0][1]
+    out = run(evaluate, f"--mask 1:2,3;2:0 --control random:2 --stop {letter}", out="compared")
+    answers, summary = (read_table(out / f"{name}.parquet") for name in ("answers", "summary"))
+    assert list(summary["intervention"].unique()) == ["none", "1:2,3;2:0"]
+    assert summary.set_index(["intervention", "metric"]).loc[("1:2,3;2:0", "em"), "rank"].endswith(" of 3")
+    assert answers["intervention"].nunique() == 4
+    own = answers[answers["intervention"].isin(["none", "1:2,3;2:0"])]
+    assert own["prediction"].tolist() == [until(text, [letter]).strip() for text in whole]
 
 
 def test_a_tuned_model_is_compared_with_the_base_beside_it(run, tuned):

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
@@ -81,10 +82,15 @@ CASES: dict[str, tuple[str, bytes, Callable[[Example], bool] | None]] = {
     "an answer that is in the context several times": (
         "a.jsonl", lines({"context": "Bern, Bern, Berner"}), lambda e: spans(e) == ["Bern", "Bern"]
     ),
-    "an answer that is only inside other words": (
+    "an answer that is only inside other words or numbers": (
         "a.jsonl",
-        lines({"context": "Berner, 我在北京的家", "answer": ["Bern", "北京"]}),
+        lines({"context": "Berner, 我在北京的家, कमी, 1,234", "answer": ["Bern", "北京", "कम", "234"]}),
         lambda e: spans(e) == ["北京"],
+    ),
+    "several names of what memory says": (
+        "a.jsonl",
+        lines({"original_answer": ["Bern", " Berne ", "Bern", ""]}),
+        holds(original_answer="Bern", original_aliases=("Berne",)),
     ),
     "a blank original answer": ("a.jsonl", lines({"original_answer": " "}), holds(original_answer=None)),
     "options that are fewer than two or lack the answer": ("a.jsonl", lines({"options": ["Rome", "Oslo"]}), None),
@@ -213,6 +219,11 @@ def written(rows: list[dict], ending: str) -> bytes:
     return ("[" + ",".join(dumped) + "]" if ending == "json" else "\n".join(dumped)).encode()
 
 
+def composed(text: str) -> str:
+    """An answer is there in whatever normal form."""
+    return unicodedata.normalize("NFC", text)
+
+
 @pytest.mark.parametrize("kind", TOKENIZERS)
 @settings(deadline=None, max_examples=30)
 @given(rows=st.lists(ROW, min_size=1, max_size=4), ending=st.sampled_from(["jsonl", "json", "csv", "parquet"]))
@@ -221,7 +232,7 @@ def test_whatever_the_text_its_spans_decode_to_it_from_any_file(kind, rows, endi
     if kind == "slow":  # it loses the space around </s>: refused, see below
         rows = json.loads(json.dumps(rows).replace("</s>", "</t>"))
     exact = kind in ("byte-level", "slow")  # the others write a space after a special token in the text
-    plain = str if exact else lambda text: text.replace(" ", "")
+    plain = composed if exact else lambda text: composed(text.replace(" ", ""))
     rows = [
         {
             "context": f"{row['before']}({row['answer']}){row['after']}",

@@ -23,6 +23,15 @@ def test_examples_that_cannot_be_asked_or_scored_are_refused_by_name(question, a
 def test_a_memory_that_is_blank_is_refused_for_it_would_be_scored():
     with pytest.raises(MoELensError, match="'q7' has a blank original_answer; leave it None"):
         Example("q7", "", "Who?", ("a",), " ")
+    with pytest.raises(MoELensError, match="'q7' has a blank original_answer"):
+        Example("q7", "", "Who?", ("a",), "b", original_aliases=("",))
+
+
+def test_memory_has_all_its_names_and_no_others_without_a_first():
+    assert Example("q7", "", "Who?", ("a",), "b", original_aliases=("c", "d")).memory == ("b", "c", "d")
+    assert Example("q7", "", "Who?", ("a",)).memory == ()
+    with pytest.raises(MoELensError, match="'q7' has original_aliases of no original_answer; give that too"):
+        Example("q7", "", "Who?", ("a",), original_aliases=("c",))
 
 
 @pytest.mark.parametrize(

@@ -61,12 +61,20 @@ SWAPPED = {"uid": "s", "query": "who", "context": "Ann sang.", "gold_answers": [
 SWAPPED_FLAT = {
     "question": "who",
     "org_context": "Bob sang.",
-    "org_answer": ["Bob"],
+    "org_answer": ["Bob", "Bobby"],
     "sub_context": "Ann sang.",
     "sub_answer": ["Ann"],
 }
 SWAP = Example("s", "Ann sang.", "who", ("Ann",))
-CONFLICT = {"question": "q?", "cf_context": "It is B.", "cf_answer": "B", "cf_alias": ["Bee", "B"], "orig_answer": "A"}
+CONFLICT = {
+    "question": "q?",
+    "cf_context": "It is B.",
+    "cf_answer": "B",
+    "cf_alias": ["Bee", "B"],
+    "orig_answer": "A",
+    "orig_alias": ["Ay", "A"],
+}
+CONFLICTING = Example("0", "It is B.", "q?", ("B", "Bee"), "A", original_aliases=("Ay",))
 EDIT = {"subject": "Ann", "prompt": "{} speaks", "target_new": {"str": "Thai"}, "target_true": {"str": "Welsh"}}
 TRAP = {"prompt": 'End it with "x": No', "classes": "[' x.', \" man's.\"]", "answer_index": "0"}
 TRAPPED = Example("0", "", 'End it with "x": No', ("x.",), "man's.", options=("x.", "man's."))
@@ -96,17 +104,17 @@ CASES = {
     "nq-swap": ("nq-swap", [SWAPPED], [SWAP]),
     "nq-swap, full": (
         "nq-swap",
-        [{**SWAPPED, "original_example": {**SWAPPED, "gold_answers": [{"text": "Bob"}]}}],
-        [replace(SWAP, original_answer="Bob")],
+        [{**SWAPPED, "original_example": {**SWAPPED, "gold_answers": [{"text": "Bob"}, {"text": "Rob"}]}}],
+        [replace(SWAP, original_answer="Bob", original_aliases=("Rob",))],
     ),
     "nq-swap, hub": (
         "nq-swap",
         [SWAPPED_FLAT],
-        [replace(SWAP, id="0", original_answer="Bob")],
+        [replace(SWAP, id="0", original_answer="Bob", original_aliases=("Bobby",))],
     ),
-    "confiqa-qa": ("confiqa-qa", [CONFLICT], [Example("0", "It is B.", "q?", ("B", "Bee"), "A")]),
-    "confiqa-mr": ("confiqa-mr", [CONFLICT], [Example("0", "It is B.", "q?", ("B", "Bee"), "A")]),
-    "confiqa-mc": ("confiqa-mc", [CONFLICT], [Example("0", "It is B.", "q?", ("B", "Bee"), "A")]),
+    "confiqa-qa": ("confiqa-qa", [CONFLICT], [CONFLICTING]),
+    "confiqa-mr": ("confiqa-mr", [CONFLICT], [CONFLICTING]),
+    "confiqa-mc": ("confiqa-mc", [CONFLICT], [CONFLICTING]),
     "counterfact": (
         "counterfact",
         [{"case_id": 7, "requested_rewrite": EDIT}],

@@ -15,7 +15,7 @@ from moe_lens.choosing.scores import SCORES
 from moe_lens.errors import MoELensError
 from moe_lens.metrics import METRICS, exact_match, f1, metrics_named
 from moe_lens.metrics.catalogue import Metric
-from moe_lens.metrics.text import bleu, meteor, rouge_l
+from moe_lens.metrics.text import bleu, meteor, rouge_l, rouge_l_unicode
 from moe_lens.metrics.wordnet import DEBIAN, read_wordnet, wordnet
 
 SHARED = os.environ.get("MOE_LENS_SHARED")
@@ -73,6 +73,20 @@ def test_identical_texts_score_one_and_strangers_nothing():
 def test_rouge_l_is_the_subsequences_f():
     assert rouge_l("police kill the gunman", ["police killed the gunman"]) == pytest.approx(3 / 4)  # Lin (2004), 3.2
     assert rouge_l("the gunman kill police", ["police killed the gunman"]) == pytest.approx(2 / 4)
+
+
+@pytest.mark.parametrize("text", ["नई दिल्ली", "東京は首都です", "São Paulo", "Zürich", "שלֹום רב", "서울에서"])
+def test_rouge_l_unicode_knows_every_scripts_words(text):
+    assert rouge_l_unicode(text, [text]) == 1
+    assert rouge_l_unicode("xyz", [text]) == 0
+
+
+def test_rouge_l_unicode_counts_words_and_characters_where_none_are_spaced():
+    assert rouge_l_unicode("So Paulo", ["São Paulo"]) == pytest.approx(1 / 2)
+    assert rouge_l_unicode("ＳÃＯ paulo", ["São Paulo"]) == 1
+    assert rouge_l_unicode("東京の首都", ["東京は首都です"]) == pytest.approx(2 * 4 / (5 + 7))
+    for said in ("police kill the gunman", "the gunman kill police"):
+        assert rouge_l_unicode(said, ["Police killed the gunman."]) == rouge_l(said, ["Police killed the gunman."])
 
 
 def test_bleu_is_the_geometric_mean_of_precisions():

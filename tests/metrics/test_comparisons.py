@@ -62,7 +62,7 @@ def test_a_comparison_of_yes_and_no_is_the_risk_difference():
     a, b = np.array([1, 1, 1, 0, 1, 0]), np.array([0, 1, 0, 0, 1, 0])
     found = compare(a, b, resamples=20_000)
     assert found.difference.mean == pytest.approx(2 / 6)
-    assert found.difference == bootstrap_interval(a - b, resamples=20_000)
+    assert found.difference == bootstrap_interval(a - b, bounds=(-1, 1), resamples=20_000)
     assert found.cohens_d == pytest.approx((2 / 6) / np.std(a - b, ddof=1))
     assert found.p == pytest.approx(0.5, abs=0.02)  # two pairs differ: 2 of 4 signs are as extreme
 
@@ -85,19 +85,23 @@ def test_one_real_effect_among_many_tests_survives_the_correction():
 
 def test_the_interval_over_one_seed_is_the_one_over_samples():
     values = (RNG.random(400) < 0.3).astype(float)
-    over_seeds, over_samples = seeds_interval(values[None]), bootstrap_interval(values)
-    assert over_seeds.mean == over_samples.mean
-    assert over_seeds.low == pytest.approx(over_samples.low, abs=0.006)
-    assert over_seeds.high == pytest.approx(over_samples.high, abs=0.006)
+    assert seeds_interval(values[None], bounds=(0, 1)) == bootstrap_interval(values, bounds=(0, 1))
 
 
 def test_the_interval_over_seeds_has_both_variances():
-    """Values seed + sample: the resampled mean's variance is the sum of the two means' variances, in closed form."""
+    """Values seed + sample: the reaches of both intervals, in closed form, are the sides of a right angle."""
     seeds, samples = RNG.normal(0, 1, size=8), RNG.normal(0, 3, size=90)
     interval = seeds_interval(seeds[:, None] + samples)
-    deviation = np.sqrt(seeds.var() / 8 + samples.var() / 90)
+    over_seeds = 2.364624 * seeds.std(ddof=1) / np.sqrt(8)  # Student's t with 7 degrees of freedom, 97.5 %
+    over_samples = 1.99 * samples.std(ddof=1) / np.sqrt(90)
     assert interval.mean == pytest.approx(seeds.mean() + samples.mean())
-    assert interval.high - interval.low == pytest.approx(2 * 1.96 * deviation, rel=0.06)
+    assert interval.high - interval.low == pytest.approx(2 * np.hypot(over_seeds, over_samples), rel=0.04)
+
+
+def test_equal_answers_under_all_seeds_leave_the_examples_uncertainty():
+    interval = seeds_interval(np.ones((5, 50)), bounds=(0, 1))
+    assert (interval.mean, interval.high) == (1, 1)
+    assert interval.low == pytest.approx(0.025 ** (1 / 50))  # Clopper and Pearson's, of 50 of 50
 
 
 def test_tables_of_seeds_that_are_not_full_are_refused():

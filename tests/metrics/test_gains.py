@@ -30,12 +30,12 @@ def test_a_hand_case_of_two_layers():
     assert gains[["base", "tuned"]].to_numpy().tolist() == pytest.approx(np.array([[0.5, 0.6], [0.6, 0.9]]) / 3)
 
 
-def test_intervals_are_those_of_resampled_examples():
+def test_intervals_of_many_examples_are_about_those_of_resampled_ones():
     rng = np.random.default_rng(1)
-    before, after = rng.uniform(0.1, 1, 40), rng.uniform(0.1, 1, 40)
-    tables = [masses({(2, f"e{i:02}"): v for i, v in enumerate(values)}) for values in (before, after)]
+    before, after = rng.uniform(0.1, 1, 400), rng.uniform(0.1, 1, 400)
+    tables = [masses({(2, f"e{i:03}"): v for i, v in enumerate(values)}) for values in (before, after)]
     gains = attention_gain(*tables, resamples=4000).iloc[0]
-    draws = np.random.default_rng(2).integers(0, 40, (4000, 40))
+    draws = np.random.default_rng(2).integers(0, 400, (4000, 400))
     ratios = (after / before - 1)[draws]
     own = {
         "gain": ratios.mean(1),
@@ -48,6 +48,13 @@ def test_intervals_are_those_of_resampled_examples():
             np.quantile(values, [0.025, 0.975]), abs=0.15 * width
         )
         assert gains[f"{name}_low"] < gains[name] < gains[f"{name}_high"]
+
+
+def test_equal_ratios_tell_no_spread_and_few_no_interval_of_their_median():
+    base, tuned = (masses({(0, f"e{i}"): v for i in range(5)}) for v in (0.25, 0.5))
+    row = attention_gain(base, tuned).iloc[0]
+    assert row[["gain", "median", "ratio_of_means"]].tolist() == [1, 1, 1]
+    assert row[["gain_low", "gain_high", "median_low", "median_high", "ratio_of_means_low"]].isna().all()
 
 
 def test_resampling_in_chunks_changes_nothing(monkeypatch):
@@ -99,7 +106,9 @@ def test_divergence_is_that_of_each_examples_use():
     p, q = np.array([0.5, 0.375, 0.125, 0]), np.array([0.25, 0.125, 0.375, 0.25])
     by_entropy = entropy((p + q) / 2, base=2) - (entropy(p, base=2) + entropy(q, base=2)) / 2
     assert row["pooled"] == pytest.approx(by_entropy)
-    assert (routing_divergence(first, first)[["divergence", "divergence_high", "pooled"]] == 0).all(axis=None)
+    same = routing_divergence(first, first).iloc[0]
+    assert same[["divergence", "divergence_low", "pooled"]].tolist() == [0, 0, 0]
+    assert same["divergence_high"] == pytest.approx(1 - 0.025 ** (1 / 2))  # two examples leave much open
 
 
 def test_divergence_of_an_example_that_uses_none_of_the_experts_is_refused():

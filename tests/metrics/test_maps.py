@@ -27,7 +27,8 @@ APART, MIXED = {"a": 0.0, "b": 1.0, "c": 2.0}, {"a": 0.0, "b": 0.0, "c": 0.0}
 def test_groups_that_are_apart_are_told_apart():
     row = separability(vectors(APART), permutations=200).iloc[0]
     assert (row["examples"], row["groups"]) == (60, 3)
-    assert row["knn_accuracy"] == row["knn_accuracy_low"] == 1
+    assert row["knn_accuracy"] == row["knn_accuracy_high"] == 1
+    assert row["knn_accuracy_low"] == pytest.approx(0.025 ** (1 / 60))  # Clopper and Pearson's, of 60 of 60
     assert row["p_value"] == pytest.approx(1 / 201)
     assert row["chance"] == pytest.approx(1 / 3, abs=0.05)
     wide = vectors(APART).pivot(index=["task", "id"], columns="expert", values="rate")
@@ -58,6 +59,17 @@ def test_the_map_keeps_groups_together_and_is_reproducible():
     distance = np.linalg.norm(points[["x", "y"]].to_numpy()[:, None] - centres.to_numpy(), axis=-1)
     assert (centres.index[distance.argmin(1)] == points["task"]).all()
     assert list(points.columns) == ["task", "id", "x", "y"]
+
+
+def test_equal_vectors_have_nothing_to_draw_and_are_told_apart_no_better_than_by_chance():
+    """t-SNE of equal points ends the process; neighbours in the order of the groups would tell them apart."""
+    given = vectors(MIXED).assign(rate=0.25)
+    for same in (given, given.assign(rate=lambda table: 0.25 + 1e-17 * table.index)):
+        with pytest.raises(MoELensError, match="nothing to draw: all 60 examples take the experts alike"):
+            routing_map(same, perplexity=5)
+    row = separability(given, permutations=200).iloc[0]
+    assert row["silhouette"] == 0
+    assert row["p_value"] > 0.05
 
 
 def test_misuse_is_refused():

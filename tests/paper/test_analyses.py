@@ -91,6 +91,35 @@ def test_readme_tables_have_a_row_per_method_with_its_range_over_seeds(tmp_path,
     assert "| CEFT | 0.01 | 393,216 | 39 |" in lines
 
 
+def test_means_of_five_seeds_have_students_interval_and_of_fewer_only_what_was_seen():
+    over_seeds = runpy.run_path(str(ROOT / "analyses" / "readme_tables.py"))["over_seeds"]
+    assert over_seeds(pd.Series([0.1, 0.2, 0.3])) == "0.20 (0.10 to 0.30)"
+    assert over_seeds(pd.Series([0.1, 0.2, 0.3, 0.4, 0.5])) == "0.30 [0.10, 0.50]"  # 2.776 * 0.1581 / sqrt(5) = 0.196
+    assert over_seeds(pd.Series([0.2] * 5)) == "0.20"
+
+
+@pytest.fixture
+def coverage(monkeypatch) -> ModuleType:
+    monkeypatch.syspath_prepend(ROOT / "analyses" / "benchmarks")
+    return importlib.import_module("coverage")
+
+
+def test_shares_and_paired_shares_are_covered_at_least_as_often_as_their_intervals_say(coverage):
+    """Computed, not drawn; the percentile bootstrap covers p = 0.02 of 50 in 0.64 of cases."""
+    table = pd.DataFrame(coverage.exact_rows(sizes=(5, 50), paired_sizes=(10,)))
+    assert table["coverage"].min() >= 0.95
+    assert set(table["interval"]) == {"share", "paired share"}
+
+
+def test_drawn_intervals_cover_about_as_often_as_they_say(coverage):
+    """Each of a few data sets only: what is clearly too narrow shows, and is named."""
+    drawn = [case for case in coverage.cases() if case.n <= 20]
+    table = pd.DataFrame(coverage.drawn_rows(drawn, runs=40))
+    assert (table["coverage"] >= 0.85).all(), table[table["coverage"] < 0.85].to_string()
+    assert table["coverage"].mean() > 0.95
+    assert {"score", "unbounded", "share of tokens", "gain", "seeds and examples", "seeds"} <= set(table["interval"])
+
+
 def test_readme_tables_print_what_training_costs(tmp_path, capsys):
     table = pd.DataFrame(
         {"method": ["ceft"], "chosen": [8], "peak_gb": [1.2345], "seconds / fft": ["0.63 (0.56 to 0.70)"]}

@@ -127,6 +127,16 @@ def test_masking_says_the_damage_of_the_largest_size_in_words():
     assert "200 examples" in subtitle
 
 
+def test_masking_says_how_far_each_set_is_below_random_ones_of_its_shape():
+    table = masking_table("zero")
+    ours = table["intervention"] == "ce:4"
+    for name, value in {"": 0.25, "_low": 0.125, "_high": 0.375}.items():
+        table.loc[ours, f"below_random{name}"] = value
+    table.loc[ours, "random_p"] = 1 / 21
+    subtitle = masking_figure(table).layout.title.subtitle.text.replace("<br>", " ")
+    assert "EM CE 0.40 (0.25 [0.12, 0.38] below random, p = 0.048), planted 0.30, random" in subtitle
+
+
 def test_masking_shows_every_column_under_the_pointer():
     table = masking_table("zero").assign(p_value=0.0125)
     text = trace(masking_figure(table), "CE").hovertext[0]

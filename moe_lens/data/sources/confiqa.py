@@ -8,12 +8,12 @@ SUBSETS = ("QA", "MR", "MC")
 
 
 def rows(record: Record) -> Iterator[Row]:
-    """The row of a record: asked of its counterfactual context, whose answer's aliases count as right too."""
+    """The row of a record: asked of its counterfactual context; both answers' aliases count too."""
     yield {
         "context": first_of(record, "cf_context", "cf_context_piece"),
         "question": record["question"],
         "answer": unique([record["cf_answer"], *(record.get("cf_alias") or [])]),
-        "original_answer": record["orig_answer"],
+        "original_answer": unique([record["orig_answer"], *(record.get("orig_alias") or [])]),
     }
 
 
@@ -27,5 +27,5 @@ SOURCES = tuple(
     for subset in SUBSETS
 )
 """The authors publish one file of 6,000 records per subset (github.com/byronBBL/Context-DPO) and nothing on the hub:
-give the folder or a file. Table 6's 4,000 + 500 + 1,500 are the MC file; parts of these sizes are drawn by us, as the
-authors' draw is not published."""
+give the folder or a file. Table 6's 4,000 + 500 + 1,500 are the MC file; parts of these sizes are drawn by us. The
+authors' own are published files, to be read from their folder."""

@@ -30,4 +30,4 @@ SOURCE = mrqa.source(
     test_file="hotpot_dev_distractor_v1.json",
 )
 """Table 6's 69,281 + 3,647 are MRQA's 72,928 training questions; of its dev set (5,901 by MRQA's paper) the table
-counts 5,904. dev is a part of the same size drawn by us, as the authors' draw is not published."""
+counts 5,904. dev is a part of the same size drawn by us; the authors' own are published files."""

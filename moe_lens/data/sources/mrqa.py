@@ -65,4 +65,4 @@ def _as_written(detected: dict[str, Any] | list[dict[str, Any]], context: str) -
 
 NQ = source("nq", "NaturalQuestionsShort", dev=5204)
 """Table 6's 98,867 + 5,204 are MRQA's 104,071 training questions, its 12,836 test questions MRQA's dev set: the test
-set is the paper's; dev is a part of the same size drawn by us, as the authors' draw is not published."""
+set is the paper's; dev is a part of the same size drawn by us; the authors' own are published files."""

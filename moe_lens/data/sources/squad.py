@@ -25,4 +25,4 @@ def _row(name: str, context: str, question: str, answers: list[str]) -> Row:
 
 SOURCE = mrqa.source("squad", "SQuAD", dev=4330, rows=rows, train_file="train-v1.1.json", test_file="dev-v1.1.json")
 """Table 6's 82,258 + 4,330 are MRQA's 86,588 training questions and its 10,507 test questions MRQA's dev set: the
-test set is the paper's, and dev is a part of the same size drawn by us, as the authors' draw is not published."""
+test set is the paper's, and dev is a part of the same size drawn by us; the authors' own are published files."""

@@ -33,8 +33,10 @@ def masking_figure(rows: pd.DataFrame) -> go.Figure:
         rows: one row per intervention with the columns `intervention` (its name), `family` ("none" for the
             unmasked run, "ce", "oe", "planted", "random", "random mean", or another score's name), `size`
             (experts masked per layer), `mode` ("zero", "renormalize" or "reroute", the same in all rows; not read
-            where family is "none"), `em`, `em_low`, `em_high` (shares in [0, 1]) and `n` (examples). More columns show
-            up under the pointer.
+            where family is "none"), `em`, `em_low`, `em_high` (shares in [0, 1]) and `n` (examples).
+            With `below_random`, its ends
+            and `random_p` of `masking_rows`, the second line says how a set compares with random ones. More columns
+            show up under the pointer.
 
     Raises:
         MoELensError: a column is missing, nothing is masked, or there are several modes or different unmasked runs.
@@ -65,7 +67,8 @@ SECTIONS = {
         "What is left of exact match when experts are masked. zero: their gating weight becomes 0; "
         "renormalize: the other weights are then rescaled to the old sum; reroute: they are taken away "
         "before the selection, so that the next expert steps in. A set of experts matters if masking it "
-        "costs more than masking random sets of the same size.",
+        "costs more than masking random sets of the same size: how much more, with its 95 % interval over sets and "
+        "examples, and the p-value of its being one of them, stands in the second line and under the pointer.",
         draw=masking_figure,
         place=40,
     ),
@@ -178,13 +181,22 @@ def _title(masked: pd.DataFrame, unmasked: pd.DataFrame) -> str:
     return f"Masking {worst['size']:g} {name} experts per layer leaves EM {worst['em']:.2f}{of}{random}"
 
 
+def _below_random(rows: pd.DataFrame, family: str) -> str:
+    """How much lower than under random sets the EM of a family's one set is, where the table says it."""
+    row = rows[rows["family"] == family]
+    if len(row) != 1 or "below_random" not in row or row["below_random"].isna().all():
+        return ""
+    below, low, high, p = row[["below_random", "below_random_low", "below_random_high", "random_p"]].iloc[0]
+    return f" ({below:z.2f} [{low:z.2f}, {high:z.2f}] below random, p = {p:.2g})"
+
+
 def _summary(masked: pd.DataFrame, unmasked: pd.DataFrame) -> str:
     """What is left at the largest size, as the figure's second line."""
     largest = masked["size"].max()
     first = masked[masked["size"] == largest]
     words = {"ce": "CE", "oe": "OE", "planted": "planted", "random mean": "random (mean)"}
     left = [
-        f"{words[family]} {first.loc[first['family'] == family, 'em'].mean():.2f}"
+        f"{words[family]} {first.loc[first['family'] == family, 'em'].mean():.2f}{_below_random(first, family)}"
         for family in words
         if family in set(first["family"])
     ]

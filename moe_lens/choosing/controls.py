@@ -1,0 +1,101 @@
+"""Random sets of experts of the same shape as chosen ones, and what sets a chosen one apart from them."""
+
+from collections.abc import Iterable, Sequence
+from itertools import islice
+
+import pandas as pd
+
+from moe_lens.causal.evaluation import summary_table
+from moe_lens.choosing.selection import Choice
+from moe_lens.experts import ExpertSet
+from moe_lens.metrics import METRICS, seeds_interval
+
+CONTROL = "random"
+"""The family of the random sets that masks are compared with."""
+DRAWS = 100
+"""How many sets are drawn for each control at most, until it is none of the chosen sets."""
+
+
+def random_controls(chosen: Sequence[Choice], count: int, *, n_experts: int, seed: int) -> list[Choice]:
+    """`count` random sets for every shape (members per layer) among the choices, named `random:SIZE#number`.
+
+    Where several shapes have as many members per layer, but in other layers, the name lists layers and members. A drawn
+    set that is among the choices is drawn anew; where no other set has the shape, there is no control.
+    """
+    names = _control_names(chosen)
+    likes = {names[_shape(choice)]: choice.experts for choice in chosen}
+    taken = {choice.experts for choice in chosen}  # a set is no control of itself
+    controls = []
+    for name, like in likes.items():
+        drawn = (
+            ExpertSet.random_like(like, seed * 100_003 + number, n_experts=n_experts) for number in range(DRAWS * count)
+        )
+        others = islice((experts for experts in drawn if experts not in taken), count)
+        controls += [Choice(f"{name}#{number}", CONTROL, experts) for number, experts in enumerate(others)]
+    return controls
+
+
+def against_random(
+    answers: pd.DataFrame, chosen: Sequence[Choice], controls: Sequence[Choice], metric: str, *, seed: int = 0
+) -> pd.DataFrame:
+    """One row for each choice that has controls of its shape: how its answers' score differs from theirs.
+
+    answers: one row per intervention and example, with the score in the column `metric`.
+
+    Columns: intervention; below_random, how much lower its mean is than theirs on average, with the ends of its 95 %
+    interval over sets and examples in _low and _high; random_p, the p-value of its being one of them, against a lower
+    mean: its rank over the number of sets; and rank, the place of its mean among theirs and itself, 1 for the lowest,
+    so 1 of 21 means that no random set did as much damage. Examples without the score in any set are left out.
+    """
+    scores = answers.pivot(index="id", columns="intervention", values=metric)
+    names = _control_names(choice for choice in chosen if choice.experts)
+    rows = []
+    for choice in chosen:
+        control = names.get(_shape(choice))
+        sets = [one.name for one in controls if one.name.rpartition("#")[0] == control]
+        both = scores[[choice.name, *sets]].dropna()
+        if not sets or both.empty:
+            continue
+        own, theirs = both[choice.name].to_numpy(), both[sets].to_numpy().T  # [example], [set, example]
+        below = seeds_interval(theirs - own, bounds=(-1, 1), seed=seed)
+        rank, of = 1 + int((theirs.mean(1) <= own.mean() + 1e-12).sum()), len(sets) + 1
+        row = {"intervention": choice.name, "below_random": below.mean, "below_random_low": below.low}
+        rows.append(row | {"below_random_high": below.high, "random_p": rank / of, "rank": f"{rank} of {of}"})
+    return pd.DataFrame(rows)
+
+
+def compared_summary(
+    answers: pd.DataFrame,
+    chosen: Sequence[Choice],
+    controls: Sequence[Choice],
+    metrics: Sequence[str],
+    *,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """`summary_table` without the controls, with the columns of `against_random` for every metric that is paired."""
+    drawn = answers["intervention"].isin([one.name for one in controls])
+    summary = summary_table(answers[~drawn], metrics=metrics, seed=seed)
+    paired = [metric for metric in metrics if METRICS[metric].paired]
+    parts = [against_random(answers, chosen, controls, one, seed=seed).assign(metric=one) for one in paired]
+    found = pd.concat(parts, ignore_index=True)
+    return summary if found.empty else summary.merge(found, on=["intervention", "metric"], how="left")
+
+
+Shape = tuple[tuple[int, int], ...]
+
+
+def _shape(choice: Choice) -> Shape:
+    """How many members each layer has: (layer, number of experts)."""
+    return tuple((layer, len(ids)) for layer, ids in choice.experts.members)
+
+
+def _control_names(chosen: Iterable[Choice]) -> dict[Shape, str]:
+    """The name of every shape's controls: `random:N` for the only shape of N per layer, else all of the shape."""
+    shapes = list(dict.fromkeys(map(_shape, chosen)))
+    sizes = {shape: {size for _, size in shape} for shape in shapes}
+    names = {}
+    for shape in shapes:
+        alone = len(sizes[shape]) == 1 and sum(sizes[shape] == sizes[other] for other in shapes) == 1
+        listed = "+".join(f"{layer}x{size}" for layer, size in shape)
+        names[shape] = f"random:{shape[0][1]}" if alone else f"random~{listed}"
+    return names
