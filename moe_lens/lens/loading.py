@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from moe_lens.architecture.quantized import LOADED_IN_FULL, quantization_method
 from moe_lens.architecture.remote_code import load_remote, prepare_remote
+from moe_lens.architecture.whole_weights import load_whole
 from moe_lens.errors import MoELensError
 
 ORGANISM_VARIANTS = {"organism": "conflict", "organism:conflict": "conflict", "organism:planted": "planted"}
@@ -39,8 +40,8 @@ def load_model(
     dtype: None for the checkpoint's own. device_map: as in transformers; None for the CPU.
     trust_remote_code: run the Python code that lies beside the weights, where there is some.
 
-    Raises MoELensError if there is no such model or no such device, or if a package that the model's code needs is
-    missing.
+    Raises MoELensError if there is no such model or no such device, if a package that the model's code needs is
+    missing, or if a weight is.
     """
     chosen = {key: value for key, value in (("dtype", dtype), ("device_map", device_map)) if value is not None}
     folder = resolve(name)
@@ -52,7 +53,7 @@ def load_model(
         if (method := quantization_method(config)) in LOADED_IN_FULL:
             warnings.warn(f"{name} is quantised ({method}); it is loaded in full precision, and larger", stacklevel=2)
             config.quantization_config["dequantize"] = True
-        return AutoModelForCausalLM.from_pretrained(folder, config=config, trust_remote_code=False, **chosen)
+        return load_whole(folder, config=config, trust_remote_code=False, **chosen)
 
 
 def _check_devices(device_map: Any) -> None:

@@ -184,3 +184,14 @@ def test_families_as_json_and_a_failure_among_them(run, three_families, monkeypa
     outcomes = {row["family"]: row["outcome"] for row in told["checks"]}
     assert outcomes == {"doge": "refused", "llama4_text": "failed", "mixtral": "failed"}
     assert set(told["found"]) == {"llama4_text", "mixtral"}
+
+
+def test_a_checkpoint_without_a_weight_is_no_model_to_check(run, tmp_path, tokenizer):
+    model = build_model("olmoe", len(tokenizer))
+    del model.model.layers[1].mlp.gate.weight
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    code, out, err = run("--model", tmp_path)
+    assert code == 2
+    assert "passed" not in out
+    assert "lacks weights of OlmoeForCausalLM: model.layers.1.mlp.gate.weight" in " ".join(err.split())
