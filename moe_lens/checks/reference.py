@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from moe_lens.architecture import MoELayer
 from moe_lens.architecture.discovery import pretrained
+from moe_lens.data.offsets import token_ids
 from moe_lens.errors import MoELensError
 from moe_lens.experts import ExpertSet
 from moe_lens.lens.lens import MoELens
@@ -25,7 +26,7 @@ def padded(lens: MoELens, texts: Sequence[str]) -> dict[str, Tensor]:
 
     Raises MoELensError for a text without tokens.
     """
-    rows = [lens.tokenizer(text)["input_ids"] for text in texts]
+    rows = [token_ids(text, lens.tokenizer, add_special_tokens=True) for text in texts]
     empty = [i for i, row in enumerate(rows) if not row]
     if empty:
         raise MoELensError(f"text {empty[0]} has no tokens; expected texts of one token or more")
