@@ -14,8 +14,10 @@ from moe_lens.architecture.discovery import pretrained
 from moe_lens.data.offsets import token_ids
 from moe_lens.errors import MoELensError
 from moe_lens.experts import ExpertSet
+from moe_lens.lens.holding import measuring
 from moe_lens.lens.lens import MoELens
 from moe_lens.lens.reader import TraceReader
+from moe_lens.lens.vocabulary_fit import pad_id
 
 Edit = Callable[[Tensor, Tensor], Tensor]
 """Gating weights [token, k] and whether their experts are in the set [token, k] to other gating weights."""
@@ -31,7 +33,7 @@ def padded(lens: MoELens, texts: Sequence[str]) -> dict[str, Tensor]:
     if empty:
         raise MoELensError(f"text {empty[0]} has no tokens; expected texts of one token or more")
     width = max(map(len, rows))
-    pad = lens.tokenizer.pad_token_id or 0
+    pad = pad_id(lens.module, lens.tokenizer)
     device = pretrained(lens.module).device
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
     return {
@@ -43,7 +45,7 @@ def padded(lens: MoELens, texts: Sequence[str]) -> dict[str, Tensor]:
 
 def bare_logits(lens: MoELens, texts: Sequence[str]) -> Tensor:
     """The bare model's logits at every position, [batch, pos, vocab]."""
-    with torch.no_grad():
+    with torch.no_grad(), measuring(lens.module):
         logits: Tensor = lens.module(**padded(lens, texts), use_cache=False).logits
     return logits
 

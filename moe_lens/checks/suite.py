@@ -7,7 +7,7 @@ import pandas as pd
 
 from moe_lens.checks.each import CHECKS, Check, Finding
 from moe_lens.checks.reference import padded
-from moe_lens.errors import MODEL_CRASHES, MoELensError
+from moe_lens.errors import MODEL_CRASHES, MoELensError, NotFiniteError
 from moe_lens.lens.lens import MoELens, OutOfOrderError
 from moe_lens.progress import progress_bar
 
@@ -31,12 +31,14 @@ def run_checks(
     names: of `CHECKS`; None for all. One row per check: check, outcome ("passed", "failed", or "refused" where the
     lens says that it cannot), error (the largest difference by the largest value; NaN without), allowed, seconds,
     detail (for a refusal its reason; for a check that an exception ended, which is "failed", its type and text).
-    Raises MoELensError for an unknown name, for no prompts or for one without tokens.
+    Raises MoELensError for an unknown name, for no prompts or for one without tokens, and NotFiniteError, before any
+    check, for a model whose numbers are not finite.
     """
     if not prompts:
         raise MoELensError("expected one or more prompts to check on; got none")
     wanted = checks_named(names)
     padded(lens, prompts)  # MoELensError for one without tokens
+    _expect_finite(lens, prompts)
     rows = []
     chosen = {name: CHECKS[name] for name in wanted}
     for name, check in progress_bar(chosen.items(), desc="checking", unit="check", disable=not progress):
@@ -44,6 +46,16 @@ def run_checks(
         found, outcome = _outcome(check, lens, prompts)
         rows.append((name, outcome, found.error, found.allowed, time.perf_counter() - start, found.detail))
     return pd.DataFrame(rows, columns=["check", "outcome", "error", "allowed", "seconds", "detail"])
+
+
+def _expect_finite(lens: MoELens, prompts: Sequence[str]) -> None:
+    """NotFiniteError if the model's numbers are not finite; that it cannot be run is left to the checks to say."""
+    try:
+        lens.run_with_cache(prompts, capture=())
+    except NotFiniteError:
+        raise
+    except CRASHES:
+        return
 
 
 def checks_named(names: Collection[str] | None) -> tuple[str, ...]:

@@ -2,20 +2,25 @@
 
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
-from typing import Any, cast
+from dataclasses import dataclass, replace
+from math import isfinite
+from typing import Any, NoReturn
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from moe_lens.architecture.discovery import pretrained
 from moe_lens.data import Batch, Encoded, collate
 from moe_lens.data.encoding import IGNORED_LABEL
+from moe_lens.lens.finite import FiniteSteps, all_finite, finite_streams, not_finite
+from moe_lens.lens.greedy import Greedy
+from moe_lens.lens.holding import measuring
 from moe_lens.lens.positions import Positions, any_position_mask
 from moe_lens.lens.reader import TraceReader
 from moe_lens.lens.record import CAPTURES, Record, read_layers
 from moe_lens.lens.stack import InterventionStack
+from moe_lens.lens.vocabulary_fit import expect_known, pad_id
 
 
 @dataclass(frozen=True)
@@ -27,42 +32,45 @@ class BatchRunner:
     tokenizer: PreTrainedTokenizerBase
     reader: TraceReader
     stack: InterventionStack
+    greedy: Greedy
 
     def answer_log_probabilities(self, prompts: Sequence[Encoded]) -> list[float]:
         """The log-probability (nats) of each prompt's answer, in the order given."""
-        batch = collate(prompts, self._pad_id)
+        batch = self._batch(prompts)
         labels = batch.answer_labels
         kept = labels.shape[1] + 1
-        with torch.no_grad(), self.model.trace(**self._inputs(batch), logits_to_keep=kept):
+        with torch.no_grad(), measuring(self.module), self.model.trace(**self._inputs(batch), logits_to_keep=kept):
             logits = self.model.output.logits.save()
         labels = labels.to(logits.device)
         log_probabilities = logits[:, :-1].float().log_softmax(-1)
         chosen = log_probabilities.gather(-1, labels.clamp(min=0)[..., None])[..., 0]
-        return cast(list[float], chosen.masked_fill(labels == IGNORED_LABEL, 0).sum(-1).tolist())
+        found: list[float] = chosen.masked_fill(labels == IGNORED_LABEL, 0).sum(-1).tolist()
+        if not all(map(isfinite, found)):
+            self._refuse(prompts)
+        return found
 
     def generate(self, prompts: Sequence[Encoded], max_new_tokens: int) -> list[str]:
         """The greedy continuation of each prompt, without special tokens, in the order given."""
-        pad, end = self._pad_id, pretrained(self.module).generation_config.eos_token_id
-        batch = collate(prompts, pad)
-        arguments = {
-            "input_ids": batch.input_ids,
-            "attention_mask": batch.attention_mask,
-            "pad_token_id": pad,
-        }
+        batch, steps = self._batch(prompts), FiniteSteps()
+        arguments = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "logits_processor": [steps]}
         with (
             torch.no_grad(),
-            self.model.generate(**arguments, max_new_tokens=max_new_tokens, do_sample=False) as tracer,
+            measuring(self.module),
+            self.greedy.decoding(max_new_tokens, self._pad_id) as settings,
+            self.model.generate(**arguments, **settings) as tracer,
         ):
             ids = tracer.result.save()
         new = ids[:, batch.input_ids.shape[1] :]  # [batch, new]
-        ends = torch.tensor([] if end is None else end, dtype=new.dtype, device=new.device)
-        ended = torch.isin(new, ends).cumsum(-1) > 0
-        rows = zip(new, ended, strict=True)
-        return [cast(str, self.tokenizer.decode(row[~after], skip_special_tokens=True)) for row, after in rows]
+        running = ~self.greedy.ended(new).roll(1, -1)
+        running[:, :1] = True
+        bad = running & ~torch.stack(steps.steps, -1).to(new.device)
+        if bad.any():
+            self._refuse(prompts, new[:, : int(bad.any(0).nonzero()[0])])
+        return self.greedy.texts(new)
 
     def record(self, prompts: Sequence[Encoded], capture: Collection[str], positions: Iterable[Positions]) -> Record:
         """What the model does on the prompts, in one trace: what `capture` names, at any of the `positions`."""
-        batch = collate(prompts, self._pad_id)
+        batch = self._batch(prompts)
         inputs = self._inputs(batch)
         mask = inputs["attention_mask"]
         labels = None if batch.labels is None else batch.labels.to(mask.device)
@@ -71,12 +79,17 @@ class BatchRunner:
         seen: dict[str, Any] = {}
         with ExitStack() as around:
             around.enter_context(torch.no_grad())
+            around.enter_context(measuring(self.module))
             for name in capture:
                 around.enter_context(CAPTURES[name].around(self.module, kept))
             before = around.enter_context(self.stack.recording())
             with self.model.trace(**inputs, logits_to_keep=kept if "logits" in capture else 1):
                 seen["layers"] = read_layers(self.reader, capture, kept)
+                [seen["finite"]] = finite_streams(self.reader, (self.reader.architecture.n_layers - 1,))
                 seen["logits"] = self.model.output.logits
+        projected = mask[:, kept if "logits" in capture else slice(-1, None)]
+        if not all_finite(seen["finite"], mask, seen["logits"], projected):
+            self._refuse(prompts)
         routing = seen["layers"].get("routing", {})
         return Record(
             ids=batch.ids,
@@ -92,6 +105,26 @@ class BatchRunner:
             labels=labels,
         )
 
+    def _batch(self, prompts: Sequence[Encoded]) -> Batch:
+        """The prompts padded; MoELensError for a token that the model does not know."""
+        expect_known(prompts, self.module, self.tokenizer)
+        return collate(prompts, self._pad_id)
+
+    def _refuse(self, prompts: Sequence[Encoded], said: Tensor | None = None) -> NoReturn:
+        """NotFiniteError, from a second pass that says where; said: what was generated until then, [batch, new]."""
+        if said is not None:
+            prompts = [
+                replace(prompt, input_ids=(*prompt.input_ids, *row), prompt_length=len(prompt.input_ids) + len(row))
+                for prompt, row in zip(prompts, said.tolist(), strict=True)
+            ]
+        inputs = self._inputs(self._batch(prompts))
+        seen: dict[str, Any] = {}
+        with torch.no_grad(), measuring(self.module), self.model.trace(**inputs, logits_to_keep=1):
+            seen["streams"] = finite_streams(self.reader, range(self.reader.architecture.n_layers))
+        under = f" under {', '.join(map(repr, self.stack.interventions))}" if self.stack.interventions else ""
+        mask, streams = inputs["attention_mask"], seen["streams"]
+        raise not_finite(self.module, self.reader.architecture, prompts, mask, streams, under)
+
     def _inputs(self, batch: Batch) -> dict[str, Any]:
         """What a forward pass over the whole batch takes; positions are counted from each row's first token."""
         device = pretrained(self.module).device
@@ -105,5 +138,4 @@ class BatchRunner:
 
     @property
     def _pad_id(self) -> int:
-        pad = self.tokenizer.pad_token_id
-        return 0 if pad is None else pad  # pads are masked: any token will do
+        return pad_id(self.module, self.tokenizer)

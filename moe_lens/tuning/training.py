@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from math import nan
+from math import isfinite, nan
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -13,8 +13,9 @@ import torch
 from moe_lens import progress
 from moe_lens.causal.evaluation import answer_table
 from moe_lens.data import Encoded, Example, collate, encode, fit_length
-from moe_lens.errors import MoELensError
+from moe_lens.errors import MoELensError, NotFiniteError
 from moe_lens.lens.lens import MoELens
+from moe_lens.lens.vocabulary_fit import expect_known, pad_id
 from moe_lens.tuning.checkpoint import Checkpoints, Progress
 from moe_lens.tuning.loop import DevScore, fit, log_table
 from moe_lens.tuning.methods import Method, Trainable
@@ -108,7 +109,7 @@ def tune(
             trained.names,
             kept,
             tried,
-            pad_id=lens.tokenizer.pad_token_id,
+            pad_id=pad_id(lens.module, lens.tokenizer),
             dev=measured,
             checkpoints=None if out is None else Checkpoints(_folder(out, tried), told, every=checkpoint_seconds),
             shard=blocks,
@@ -192,13 +193,18 @@ def dev_score(
         return right / count
 
     def log_likelihood() -> float:
-        prompts = _encoded(lens, own)
+        prompts, pad = _encoded(lens, own), pad_id(lens.module, lens.tokenizer)
         prompts.sort(key=lambda prompt: len(prompt.input_ids))
         nats = 0.0
         for start in range(0, len(prompts), 16):
-            batch = collate(prompts[start : start + 16], lens.tokenizer.pad_token_id)
+            batch = collate(prompts[start : start + 16], pad)
             nats += answer_loss(lens.module, batch, tokens=1).item()
         nats, tokens = processes.sums(nats, answer_tokens(prompts))
+        if not isfinite(nats):
+            raise NotFiniteError(
+                f"the log-likelihood of the dev data is {-nats}; `python -m moe_lens.doctor` says where the model's "
+                "numbers stop being finite"
+            )
         return -nats / tokens
 
     return DevScore(f"dev_{score}", log_likelihood if score == "log_likelihood" else answers)
@@ -229,7 +235,9 @@ def check_rates(rates: Sequence[float], *, shard: bool) -> None:
 
 def _encoded(lens: MoELens, examples: Sequence[Example]) -> list[Encoded]:
     """The examples as the lens asks them, with their answers."""
-    return [encode(example, lens.tokenizer, template=lens.template, with_answer=True) for example in examples]
+    prompts = [encode(example, lens.tokenizer, template=lens.template, with_answer=True) for example in examples]
+    expect_known(prompts, lens.module, lens.tokenizer)
+    return prompts
 
 
 def _hash(prompts: Sequence[Encoded]) -> str:
