@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from moe_lens.checks.reference import expect_experts_in_memory
 from moe_lens.experts import ExpertSet
 from moe_lens.lens.lens import MoELens
 
@@ -18,6 +19,7 @@ def deleted(lens: MoELens, experts: ExpertSet) -> Iterator[None]:
     They are taken out when a layer's turn comes and put back after it, so that one layer's weights at most are held
     twice.
     """
+    expect_experts_in_memory(lens, experts)
     surgeries = {layer: _Surgery(lens, layer, experts[layer]) for layer in experts.layers}
     handles = []
     for layer, surgery in surgeries.items():

@@ -16,6 +16,7 @@ from moe_lens.errors import MoELensError
 from moe_lens.experts import ExpertSet
 from moe_lens.lens.holding import measuring
 from moe_lens.lens.lens import MoELens
+from moe_lens.lens.offloaded import expect_in_memory
 from moe_lens.lens.reader import TraceReader
 from moe_lens.lens.vocabulary_fit import pad_id
 
@@ -181,7 +182,8 @@ def rescaled(weights: Tensor, hit: Tensor) -> Tensor:
 
 @contextmanager
 def without_last_weights(lens: MoELens, experts: ExpertSet) -> Iterator[None]:
-    """Inside the block the last weights and biases of these experts are zero."""
+    """Inside the block the last weights and biases of these experts, which have to be in memory, are zero."""
+    expect_experts_in_memory(lens, experts)
     saved = []
     try:
         for layer in experts.layers:
@@ -193,3 +195,10 @@ def without_last_weights(lens: MoELens, experts: ExpertSet) -> Iterator[None]:
     finally:
         for weight, old in saved:
             weight.copy_(old)
+
+
+def expect_experts_in_memory(lens: MoELens, experts: ExpertSet) -> None:
+    """MoELensError unless the layers' experts are in memory, where their weights can be changed."""
+    paths = tuple(f"{lens.architecture.at(layer).experts}." for layer in experts.layers)
+    names = [name for name, _ in lens.module.named_parameters() if name.startswith(paths)]
+    expect_in_memory(lens.module, names, "this check changes its values")
