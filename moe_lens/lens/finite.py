@@ -1,6 +1,6 @@
 """Numbers that are not finite: noticed in every pass, and where they begin found in a second one."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -46,22 +46,26 @@ def not_finite(
     module: nn.Module,
     architecture: MoEArchitecture,
     prompts: Sequence[Encoded],
-    mask: Tensor,
+    inputs: Mapping[str, Tensor],
     streams: Sequence[Tensor],
     under: str,
 ) -> NotFiniteError:
-    """The error that says where it begins. streams: per layer as from `finite_streams`; mask: [batch, pos].
+    """The error that says where it begins. inputs: input_ids and attention_mask [batch, pos], of the pass in which
+    `finite_streams` gave the streams of all layers.
 
     The first layer of any example is named, with that example and its token, and the weights that hold such numbers.
     """
-    bad = torch.stack([(~stream.cpu()) & mask.bool().cpu() for stream in streams])  # [layer, batch, pos]
-    rows = bad.any(2)  # [layer, batch]
+    mask = inputs["attention_mask"].bool().cpu()
+    embedded = pretrained(module).get_input_embeddings()(inputs["input_ids"]).isfinite().flatten(2).all(-1)
+    bad = torch.stack([(~stream.cpu()) & mask for stream in (embedded, *streams)])  # [embedding and layers, batch, pos]
+    rows = bad.any(2)
     if rows.any():
-        layer = int(rows.any(1).nonzero()[0])
-        row = int(rows[layer].nonzero()[0])
-        token = int(bad[layer, row].nonzero()[0] - mask[row].cpu().argmax())
-        others = int(rows[layer].sum()) - 1
-        where = f"first after layer {layer}, at token {token} of example {prompts[row].id!r}"
+        first = int(rows.any(1).nonzero()[0])
+        row = int(rows[first].nonzero()[0])
+        token = int(bad[first, row].nonzero()[0]) - int(mask[row].int().argmax())
+        others = int(rows[first].sum()) - 1
+        where = "in the embeddings" if first == 0 else f"first after layer {first - 1}"
+        where += f", at token {token} of example {prompts[row].id!r}"
         where += f" (and in {others} more of {len(prompts)})" if others else ""
     else:
         ids = ", ".join(repr(prompt.id) for prompt in prompts[:SHOWN])

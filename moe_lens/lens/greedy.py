@@ -18,6 +18,8 @@ HARMLESS = frozenset(
 )
 """Settings of a generation config that greedy decoding follows, replaces by its own, or promises to leave out."""
 
+MARKS = frozenset(mark for pair in THOUGHTS for mark in pair)
+
 
 @dataclass(frozen=True)
 class Greedy:
@@ -68,10 +70,8 @@ class Greedy:
         return torch.isin(new, ends).cumsum(-1) > 0
 
     def _text(self, ids: list[int]) -> str:
-        marks = {self.tokenizer.convert_tokens_to_ids(mark): mark for pair in THOUGHTS for mark in pair}
-        special = set(self.tokenizer.all_special_ids)
-        marks = {token: mark for token, mark in marks.items() if token in special and token in ids}
-        marks.pop(self.tokenizer.unk_token_id, None)
+        added = self.tokenizer.added_tokens_decoder
+        marks = {token: mark for token in ids if token in added and (mark := str(added[token])) in MARKS}
         said, start = "", 0
         for at in [place for place, token in enumerate(ids) if token in marks]:
             said, start = said + self._decoded(ids[start:at]) + marks[ids[at]], at + 1

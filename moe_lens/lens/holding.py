@@ -23,6 +23,13 @@ def measuring(module: nn.Module) -> Iterator[None]:
 
     Afterwards each of its modules is in its own mode again, and its configuration says what it said.
     """
+    with plain_outputs(module), evaluating(module):
+        yield
+
+
+@contextmanager
+def plain_outputs(module: nn.Module) -> Iterator[None]:
+    """Inside the block a forward pass of the model returns its logits by name, and nothing beside them that costs."""
     configs = {id(config): config for config in (pretrained(module).config, text_config(module))}
     changed = [
         (config, name, value)
@@ -33,8 +40,7 @@ def measuring(module: nn.Module) -> Iterator[None]:
     try:
         for config, name, _ in changed:
             setattr(config, name, PLAIN_OUTPUTS[name])
-        with evaluating(module):
-            yield
+        yield
     finally:
         for config, name, value in changed:
             setattr(config, name, value)

@@ -122,8 +122,8 @@ class BatchRunner:
         with torch.no_grad(), measuring(self.module), self.model.trace(**inputs, logits_to_keep=1):
             seen["streams"] = finite_streams(self.reader, range(self.reader.architecture.n_layers))
         under = f" under {', '.join(map(repr, self.stack.interventions))}" if self.stack.interventions else ""
-        mask, streams = inputs["attention_mask"], seen["streams"]
-        raise not_finite(self.module, self.reader.architecture, prompts, mask, streams, under)
+        with torch.no_grad():
+            raise not_finite(self.module, self.reader.architecture, prompts, inputs, seen["streams"], under)
 
     def _inputs(self, batch: Batch) -> dict[str, Any]:
         """What a forward pass over the whole batch takes; positions are counted from each row's first token."""

@@ -108,5 +108,5 @@ def metrics_named(names: Sequence[str]) -> list[Metric]:
     """The metrics of these names, each once; MoELensError for none or an unknown one."""
     unknown = [name for name in names if name not in METRICS]
     if unknown or not names:
-        raise MoELensError(f"metrics must be of {', '.join(METRICS)}; got {', '.join(unknown) or 'none'}")
+        raise MoELensError(f"metrics must be of {', '.join(METRICS)}; got {', '.join(map(str, unknown)) or 'none'}")
     return [METRICS[name] for name in dict.fromkeys(names)]

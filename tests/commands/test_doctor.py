@@ -195,3 +195,17 @@ def test_a_checkpoint_without_a_weight_is_no_model_to_check(run, tmp_path, token
     assert code == 2
     assert "passed" not in out
     assert "lacks weights of OlmoeForCausalLM: model.layers.1.mlp.gate.weight" in " ".join(err.split())
+
+
+def test_numbers_that_are_not_finite_are_told_before_any_check(run, tmp_path, tokenizer):
+    model = build_model("olmoe", len(tokenizer))
+    with torch.no_grad():
+        model.model.layers[1].mlp.experts.down_proj[3] = float("nan")
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    code, out, err = run("--model", tmp_path, "--checks", "logit_lens")
+    assert code == 2
+    assert "passed" not in out
+    said = " ".join(err.split())
+    assert "the model's numbers are not finite: first after layer 1" in said
+    assert "NaN or infinity stands in model.layers.1.mlp.experts.down_proj" in said

@@ -29,7 +29,8 @@ def bare_generation(lens, texts, **options):
     """The bare model's own greedy generation, one text at a time, up to what anyone calls end-of-sequence."""
     of_generation = lens.module.generation_config.eos_token_id
     of_generation = of_generation if isinstance(of_generation, list) else [of_generation]
-    ends = torch.tensor([*of_generation, lens.module.config.eos_token_id, lens.tokenizer.eos_token_id])
+    ends = [*of_generation, lens.module.config.eos_token_id, lens.tokenizer.eos_token_id]
+    ends = torch.tensor([end for end in ends if end is not None])
     continued = []
     for text in texts:
         ids = torch.tensor([lens.tokenizer(text)["input_ids"]])
