@@ -27,7 +27,7 @@ from moe_lens.lens.holding import measuring
 from moe_lens.lens.interventions import Renormalize, Reroute, Zero
 from moe_lens.lens.lens import MoELens
 from moe_lens.lens.record import CAPTURES, Record, read_layers
-from moe_lens.lens.vocabulary_fit import pad_id
+from moe_lens.lens.taken import pad_id
 from moe_lens.routing import Routing
 
 NEW_TOKENS = 5

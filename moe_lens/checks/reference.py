@@ -18,7 +18,7 @@ from moe_lens.lens.holding import measuring
 from moe_lens.lens.lens import MoELens
 from moe_lens.lens.offloaded import expect_in_memory
 from moe_lens.lens.reader import TraceReader
-from moe_lens.lens.vocabulary_fit import pad_id
+from moe_lens.lens.taken import pad_id
 
 Edit = Callable[[Tensor, Tensor], Tensor]
 """Gating weights [token, k] and whether their experts are in the set [token, k] to other gating weights."""

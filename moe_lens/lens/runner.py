@@ -20,7 +20,7 @@ from moe_lens.lens.positions import Positions, any_position_mask
 from moe_lens.lens.reader import TraceReader
 from moe_lens.lens.record import CAPTURES, Record, read_layers
 from moe_lens.lens.stack import InterventionStack
-from moe_lens.lens.vocabulary_fit import expect_known, pad_id
+from moe_lens.lens.taken import expect_known, pad_id
 
 
 @dataclass(frozen=True)

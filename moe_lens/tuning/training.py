@@ -15,7 +15,7 @@ from moe_lens.causal.evaluation import answer_table
 from moe_lens.data import Encoded, Example, collate, encode, fit_length
 from moe_lens.errors import MoELensError, NotFiniteError
 from moe_lens.lens.lens import MoELens
-from moe_lens.lens.vocabulary_fit import expect_known, pad_id
+from moe_lens.lens.taken import expect_known, pad_id
 from moe_lens.tuning.checkpoint import Checkpoints, Progress
 from moe_lens.tuning.loop import DevScore, fit, log_table
 from moe_lens.tuning.methods import Method, Trainable

@@ -186,6 +186,17 @@ def test_tokens_that_the_model_does_not_know_are_refused(tokenizer):
             run(["the cat", "the Zog"], progress=False)
 
 
+def test_prompts_longer_than_the_model_knows_positions_are_told(tokenizer, recwarn):
+    lens = MoELens(build_model("olmoe", len(tokenizer), max_position_embeddings=5), tokenizer)
+    ids = tokenizer("cat cat cat cat cat cat")["input_ids"]
+    fits, too_long = tokenizer.decode(ids[:5]), tokenizer.decode(ids[:6])
+    assert [len(tokenizer(text)["input_ids"]) for text in (fits, too_long)] == [5, 6]
+    lens.run_with_cache([fits])
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match=r"more than the 5 tokens .*--max-length 5"):
+        lens.run_with_cache([fits, too_long])
+
+
 @pytest.mark.parametrize("pad", [None, "<new pad>"])
 def test_a_tokenizer_without_a_pad_that_the_model_knows_pads_all_the_same(tokenizer, pad):
     module, own = build_model("olmoe", len(tokenizer)), copy.deepcopy(tokenizer)

@@ -1,18 +1,25 @@
-"""Whether a tokenizer's tokens are a model's: none that it has no embedding of, and what pads a batch."""
+"""What prompts a model takes: none with a token that it has no embedding of; longer ones than it knows are told."""
 
+import warnings
 from collections.abc import Sequence
 
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from moe_lens.architecture.discovery import pretrained
+from moe_lens.architecture.discovery import pretrained, text_config
 from moe_lens.data import Encoded
 from moe_lens.errors import MoELensError
 
 
 def expect_known(prompts: Sequence[Encoded], module: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
-    """MoELensError, by example and token, for one that the model has no embedding of."""
-    size = _n_embeddings(module)
+    """MoELensError, by example and token, for one that the model has no embedding of; a warning of too long prompts."""
+    size, longest = _n_embeddings(module), getattr(text_config(module), "max_position_embeddings", None)
+    if longest is not None and any(len(prompt.input_ids) > longest for prompt in prompts):
+        warnings.warn(  # always the same text, so that Python tells it once
+            f"prompts have more than the {longest} tokens that the model's config says it knows positions of, where "
+            f"its numbers may mean nothing; leave them out or cut them: --max-length {longest}",
+            stacklevel=2,
+        )
     for prompt in prompts:
         if prompt.input_ids and (highest := max(prompt.input_ids)) >= size:
             raise MoELensError(
