@@ -16,6 +16,7 @@ from transformers import AutoConfig, GenerationMixin
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
+from moe_lens.architecture.discovery import pretrained
 from moe_lens.architecture.whole_weights import load_whole
 from moe_lens.errors import MoELensError
 
@@ -51,7 +52,7 @@ def load_remote(folder: str | Path, **chosen: Any) -> nn.Module:
     Raises MoELensError where input and output embeddings should share weights and do not, and as `load_whole`.
     """
     with prepare_remote(folder):
-        model: Any = load_whole(folder, trust_remote_code=True, **chosen)
+        model = pretrained(load_whole(folder, trust_remote_code=True, **chosen))
     if getattr(model.config, "tie_word_embeddings", False) and (
         model.get_output_embeddings().weight is not model.get_input_embeddings().weight
     ):

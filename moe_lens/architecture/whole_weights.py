@@ -26,9 +26,11 @@ def load_whole(folder: str | Path, **chosen: Any) -> nn.Module:
     those that the model has no place for, a warning tells.
     """
     with _conversion_explained(folder):
-        model, told = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder, output_loading_info=True, ignore_mismatched_sizes=True, **chosen
         )
+    model: nn.Module = loaded[0]
+    told: dict[str, Any] = loaded[1]
     if missing := told["missing_keys"]:
         raise MoELensError(
             f"the checkpoint at {str(folder)!r} lacks weights of {type(model).__name__}: {_names(missing)}; random "

@@ -31,7 +31,7 @@ class Chat:
     arguments: Mapping[str, Any]
     example: str
 
-    def asked(self, turns: Sequence[Mapping[str, str]]) -> tuple[str, str | None]:
+    def asked(self, turns: Sequence[dict[str, str]]) -> tuple[str, str | None]:
         """The text of the turns up to where the answer to them starts, and the white space before the answer.
 
         None instead of the latter if the template writes an answered chat in another way. Raises MoELensError if the
@@ -50,7 +50,7 @@ class Chat:
         whole = closed(text)
         return (text, lead) if whole == text else (whole, "")
 
-    def _applied(self, turns: Sequence[Mapping[str, str]], *, add_generation_prompt: bool) -> str:
+    def _applied(self, turns: Sequence[dict[str, str]], *, add_generation_prompt: bool) -> str:
         from jinja2 import TemplateError
 
         try:

@@ -2,8 +2,9 @@
 
 import warnings
 from collections.abc import Sequence
+from typing import cast
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from moe_lens.architecture.discovery import pretrained, text_config
@@ -39,4 +40,4 @@ def pad_id(module: nn.Module, tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def _n_embeddings(module: nn.Module) -> int:
-    return len(pretrained(module).get_input_embeddings().weight)
+    return len(cast(Tensor, pretrained(module).get_input_embeddings().weight))
