@@ -19,8 +19,8 @@ from moe_lens.errors import MoELensError
 
 ORGANISM_VARIANTS = {"organism": "conflict", "organism:conflict": "conflict", "organism:planted": "planted"}
 
-PLACED_BY_TRANSFORMERS = ("auto", "balanced", "balanced_low_0", "sequential", "disk")
-"""What a device_map may say instead of a device."""
+PLACED_BY_TRANSFORMERS = ("auto", "balanced", "balanced_low_0", "sequential")
+"""What a device_map may say instead of a device; one of several parts may say "disk" too."""
 
 
 def resolve(name: str | Path) -> str:
@@ -62,8 +62,9 @@ def _check_devices(device_map: Any) -> None:
     kind = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if kind is not None:
         there += [f"{kind.type}:{i}" for i in range(torch.accelerator.device_count())]
-    for asked in device_map.values() if isinstance(device_map, dict) else [device_map]:
-        if asked is None or asked in PLACED_BY_TRANSFORMERS:
+    in_parts = isinstance(device_map, dict)
+    for asked in device_map.values() if in_parts else [device_map]:
+        if asked is None or asked in PLACED_BY_TRANSFORMERS or (in_parts and asked == "disk"):
             continue
         try:
             device = torch.device(asked)
@@ -108,8 +109,8 @@ def _bad_input_explained(name: str | Path) -> Iterator[None]:
 def _why(name: str | Path, error: Exception) -> str:
     """Why a name cannot be loaded: it names no folder, or one that is no model's, or what transformers says of it."""
     text = str(name)
-    if Path(name).is_dir():
-        return str(error) if (Path(name) / "config.json").exists() else "it is a folder without a model's config.json"
+    if (folder := Path(resolve(name))).is_dir():
+        return str(error) if (folder / "config.json").exists() else "it is a folder without a model's config.json"
     if text.startswith((".", "/", "~")) or text.count("/") > 1:
         return "there is no such folder"
     known = ", ".join(ORGANISM_VARIANTS)
