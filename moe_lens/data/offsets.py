@@ -99,7 +99,9 @@ def _leading(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[int
 
 def _encoded(text: str, tokenizer: PreTrainedTokenizerBase, **options: bool) -> Any:
     """What the tokenizer makes of a text, in which the names of special tokens stand for these."""
-    return tokenizer(text, split_special_tokens=False, **options)
+    if getattr(tokenizer, "split_special_tokens", False):
+        options["split_special_tokens"] = False
+    return tokenizer(text, **options)
 
 
 def _told_apart(

@@ -5,8 +5,9 @@ from byte_level_tokenizer import byte_level_tokenizer
 from small_tokenizers import SlowLetters, slow_bytes
 from tokenizers import processors
 
-from moe_lens.data import Example, encode
+from moe_lens.data import FIGURE_10, Example, encode
 from moe_lens.data.offsets import token_ids
+from moe_lens.lens.batching import encode_prompt
 
 EXAMPLE = Example("e", "The mill is in New York.", "Where is it?", ("New York",))
 
@@ -45,6 +46,7 @@ def test_begin_of_sequence_comes_once(text):
     tokenizer = byte_level_tokenizer(chat=False)
     ids = token_ids(text, tokenizer, add_special_tokens=True)
     assert tokenizer.decode(ids) == "<bos>New York"
+    assert encode_prompt(0, text, tokenizer, template=FIGURE_10).input_ids == tuple(ids)
 
 
 def test_a_text_without_tokens_has_what_the_tokenizer_begins_with():
