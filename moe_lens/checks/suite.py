@@ -18,6 +18,9 @@ PROMPTS = (
 )
 """Texts to check a model on where there are none of one's own: of different lengths, so that padding is checked."""
 
+FIRST_PASSES = 1
+"""Forward passes before the checks, in which it is seen whether the model's numbers are finite."""
+
 #: What ends a check but must not end the rest; the last is the tracing library's, where values come in another order
 #: than they are read.
 CRASHES = (*MODEL_CRASHES, OutOfOrderError)
