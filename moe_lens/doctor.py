@@ -40,8 +40,9 @@ def main(
         python -m moe_lens.doctor --model FOLDER_OR_HUB_ID --config-only
         python -m moe_lens.doctor --families
 
-    The exit code is 1 if a check fails, 2 if the model cannot be read. A refusal is no failure: it says why something
-    cannot be done exactly with this model.
+    Before any check it is seen whether the model's numbers are finite, and if not, where they stop being so. The exit
+    code is 1 if a check fails, 2 if the model cannot be read or its numbers are not finite. A refusal is no failure:
+    it says why something cannot be done exactly with this model.
     """
     if families == bool(opening.model):
         raise MoELensError("expected either --model or --families")

@@ -5,6 +5,10 @@ class MoELensError(ValueError):
     """Input that cannot be used; the message says what was expected, what came and what to do."""
 
 
+class NotFiniteError(MoELensError):
+    """A model whose numbers are not finite where they count, so that nothing measured with it means anything."""
+
+
 MODEL_CRASHES = (
     ArithmeticError,
     AssertionError,

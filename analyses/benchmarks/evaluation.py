@@ -34,7 +34,7 @@ def main(
     examples = [example for task in ("swap", "hops", "summary") for example in load_examples(task, limit=limit)]
     examples = [examples[i] for i in torch.randperm(len(examples), generator=torch.Generator().manual_seed(0))]
     prompts = [FIGURE_10.render(example, lens.tokenizer) for example in examples]
-    special = prompts[0].turn is None
+    special = not prompts[0].rendered
 
     def loop(size: int) -> list[str]:
         said = []

@@ -1,5 +1,6 @@
 """MoEArchitecture: finds and describes a model's MoE layers."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from inspect import unwrap
 from typing import TYPE_CHECKING, cast
@@ -55,10 +56,7 @@ class MoEArchitecture:
         numbers = [int(site.experts[len(stack) + 1 :].split(".")[0]) for site in sites]
         moe = tuple(site.described(n, modules, d_model) for n, site in zip(numbers, sites, strict=True))
         seen = [one.observed for one in moe]
-        if len({(o.n_experts, o.top_k, o.scoring) for o in seen}) != 1:
-            raise MoELensError(
-                f"the MoE layers of {type(model).__name__} differ in size or scoring rule; expected all alike"
-            )
+        _expect_alike(moe, type(model).__name__)
         return cls(
             layers=layers,
             attentions=tuple(_attention(layer, modules) for layer in layers),
@@ -103,6 +101,21 @@ class MoEArchitecture:
             if site.layer == layer:
                 return site
         raise MoELensError(f"layer {layer} has no routed experts; the MoE layers are {self.moe_layers}")
+
+
+def _expect_alike(moe: Sequence[MoELayer], model: str) -> None:
+    """MoELensError, naming the layers, unless all have as many experts and choose among them alike."""
+    layers: dict[str, list[str]] = {}
+    for one in moe:
+        seen = one.observed
+        kind = f"{seen.n_experts} experts, {seen.top_k} per token, {seen.scoring}"
+        layers.setdefault(kind, []).append(str(one.layer))
+    if len(layers) > 1:
+        told = "; ".join(f"layers {', '.join(numbers)} have {kind}" for kind, numbers in layers.items())
+        raise MoELensError(
+            f"the MoE layers of {model} differ, as in a pruned model, so that one expert's share in one layer cannot "
+            f"be compared with another's: {told}; expected all alike: open the model from before it was pruned"
+        )
 
 
 def pretrained(model: nn.Module) -> "PreTrainedModel":

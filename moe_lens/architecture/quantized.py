@@ -1,9 +1,10 @@
-"""Quantised models: which are loaded in full precision, and which are refused because their experts are not plain."""
+"""Weights that are not plain: quantised ones, of which some are loaded in full, and ones split over devices."""
 
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from moe_lens.architecture.sites import ROUTER_NAMES
 from moe_lens.errors import MoELensError
@@ -28,11 +29,18 @@ def is_plain(tensor: Tensor) -> bool:
 
 
 def refuse_quantized_experts(model: nn.Module) -> None:
-    """Raise MoELensError if routers or routed experts of `model` are quantised; its other parts may be.
+    """Raise MoELensError if any of `model` is split over devices, or routers or routed experts of it are quantised.
 
     What packed experts compute can be masked neither exactly nor verifiably, and some kernels choose and call them
     without the router's module or the experts' own, so that masking would do nothing.
     """
+    split = next((name for name, tensor in model.named_parameters() if isinstance(tensor.data, DTensor)), None)
+    if split is not None:
+        raise MoELensError(
+            f"{split!r} is a DTensor, of which each process holds a part (FSDP, tensor or expert parallelism); "
+            "expected whole weights. Open the model with device_map='auto' (on a command line: --device auto), which "
+            "puts whole layers on the devices, or gather it with full_tensor() first"
+        )
     for path, block in model.named_modules():
         if "experts" not in block._modules:
             continue

@@ -12,10 +12,12 @@ import torch
 import transformers.utils
 import transformers.utils.import_utils
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin
+from transformers import AutoConfig, GenerationMixin
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
+from moe_lens.architecture.discovery import pretrained
+from moe_lens.architecture.whole_weights import load_whole
 from moe_lens.errors import MoELensError
 
 GONE = "is_torch_fx_available"
@@ -47,10 +49,10 @@ def load_remote(folder: str | Path, **chosen: Any) -> nn.Module:
     """The causal language model at a folder or hub id, run by the code that lies beside its weights.
 
     chosen: what else `AutoModelForCausalLM.from_pretrained` takes. Call it only where the user trusts that code.
-    Raises MoELensError where input and output embeddings should share weights and do not.
+    Raises MoELensError where input and output embeddings should share weights and do not, and as `load_whole`.
     """
     with prepare_remote(folder):
-        model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, **chosen)
+        model = pretrained(load_whole(folder, trust_remote_code=True, **chosen))
     if getattr(model.config, "tie_word_embeddings", False) and (
         model.get_output_embeddings().weight is not model.get_input_embeddings().weight
     ):

@@ -108,6 +108,11 @@ def _name(path: str) -> str:
 
 def _standard(experts: str, names: Any, modules: dict[str, nn.Module]) -> Site:
     block = experts.rpartition(".")[0]
+    if hasattr(modules[block], "base_layer"):
+        raise MoELensError(
+            f"the experts at {block!r} are wrapped in a {type(modules[block]).__name__} of an adapter (LoRA), which "
+            "changes their weights at each call; merge the adapter first: model = model.merge_and_unload()"
+        )
     router = child(block, ROUTER_NAMES, modules)
     if router is None:
         raise MoELensError(

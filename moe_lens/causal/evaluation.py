@@ -12,6 +12,7 @@ import pandas as pd
 from moe_lens.causal.judge import Judge
 from moe_lens.causal.outputs import Run, outputs
 from moe_lens.data import Example
+from moe_lens.data.thoughts import without_thoughts
 from moe_lens.errors import MoELensError
 from moe_lens.lens.delta import weights_digest
 from moe_lens.lens.interventions import Intervention, check_interventions
@@ -108,7 +109,7 @@ def answer_table(
     """One row per example, in the order given, of the model as it is now: id, prediction (greedy), DEFAULT_METRICS."""
     tell_unreachable(lens, examples, max_new_tokens)
     texts = lens.generate(examples, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress)
-    texts = [text.strip() for text in texts]
+    texts = [without_thoughts(text).strip() for text in texts]
     columns = {metric.name: _scores(metric, texts, examples) for metric in metrics_named(DEFAULT_METRICS)}
     told = {"id": [example.id for example in examples], "prediction": texts, "same": _same(examples)}
     return pd.DataFrame(told | columns)

@@ -11,6 +11,7 @@ import pandas as pd
 from accelerate.utils import gather_object
 
 from moe_lens.data import Example
+from moe_lens.data.thoughts import without_thoughts
 from moe_lens.lens.interventions import Intervention
 from moe_lens.lens.lens import MoELens
 from moe_lens.lens.parallel import connected
@@ -119,7 +120,7 @@ def _outputs(
 
 
 def predictions(lens: MoELens, examples: Sequence[Example], run: Run) -> list[str]:
-    """The greedy continuations, without the space around them."""
+    """The greedy continuations, without the thoughts in them and the space around them."""
     texts = lens.generate(
         examples,
         max_new_tokens=run.max_new_tokens,
@@ -127,7 +128,7 @@ def predictions(lens: MoELens, examples: Sequence[Example], run: Run) -> list[st
         batch_size=run.batch_size,
         progress=False,
     )
-    return [text.strip() for text in texts]
+    return [without_thoughts(text).strip() for text in texts]
 
 
 def option_log_probabilities(lens: MoELens, examples: Sequence[Example], run: Run) -> list[tuple[float, ...] | None]:

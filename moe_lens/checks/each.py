@@ -23,9 +23,12 @@ from moe_lens.checks.reference import (
 from moe_lens.errors import MoELensError
 from moe_lens.experts import ExpertSet
 from moe_lens.lens.devices import OnDevices
+from moe_lens.lens.greedy import Greedy
+from moe_lens.lens.holding import measuring
 from moe_lens.lens.interventions import Renormalize, Reroute, Zero
 from moe_lens.lens.lens import MoELens
 from moe_lens.lens.record import CAPTURES, Record, read_layers
+from moe_lens.lens.taken import pad_id
 from moe_lens.routing import Routing
 
 NEW_TOKENS = 5
@@ -143,15 +146,15 @@ def generate(lens: MoELens, texts: Sequence[str]) -> Finding:
         masked = lens.generate(texts, max_new_tokens=NEW_TOKENS, batch_size=len(texts), progress=False)
     inputs = padded(lens, texts)
     arguments = {name: inputs[name] for name in ("input_ids", "attention_mask")}
-    with edited_gating(lens, experts, zeroed), torch.no_grad():
-        ids = bare_generate(
-            **arguments,
-            max_new_tokens=NEW_TOKENS,
-            do_sample=False,
-            pad_token_id=lens.tokenizer.pad_token_id or 0,
-        )
-    new = ids[:, inputs["input_ids"].shape[1] :]
-    expected = [lens.tokenizer.decode(row, skip_special_tokens=True) for row in new]
+    greedy, pad = Greedy(lens.module, lens.tokenizer), pad_id(lens.module, lens.tokenizer)
+    with (
+        edited_gating(lens, experts, zeroed),
+        torch.no_grad(),
+        measuring(lens.module),
+        greedy.decoding(NEW_TOKENS, pad) as settings,
+    ):
+        ids = bare_generate(**arguments, **settings)
+    expected = greedy.texts(ids[:, inputs["input_ids"].shape[1] :])
     differing = sum(a != b for a, b in zip(masked, expected, strict=True))
     return Finding(differing / len(texts), 0.0, f"{NEW_TOKENS} tokens, '{experts}'")
 

@@ -11,10 +11,14 @@ from torch import Tensor, nn
 
 from moe_lens.architecture import MoELayer
 from moe_lens.architecture.discovery import pretrained
+from moe_lens.data.offsets import token_ids
 from moe_lens.errors import MoELensError
 from moe_lens.experts import ExpertSet
+from moe_lens.lens.holding import measuring
 from moe_lens.lens.lens import MoELens
+from moe_lens.lens.offloaded import expect_in_memory
 from moe_lens.lens.reader import TraceReader
+from moe_lens.lens.taken import pad_id
 
 Edit = Callable[[Tensor, Tensor], Tensor]
 """Gating weights [token, k] and whether their experts are in the set [token, k] to other gating weights."""
@@ -25,12 +29,12 @@ def padded(lens: MoELens, texts: Sequence[str]) -> dict[str, Tensor]:
 
     Raises MoELensError for a text without tokens.
     """
-    rows = [lens.tokenizer(text)["input_ids"] for text in texts]
+    rows = [token_ids(text, lens.tokenizer, add_special_tokens=True) for text in texts]
     empty = [i for i, row in enumerate(rows) if not row]
     if empty:
         raise MoELensError(f"text {empty[0]} has no tokens; expected texts of one token or more")
     width = max(map(len, rows))
-    pad = lens.tokenizer.pad_token_id or 0
+    pad = pad_id(lens.module, lens.tokenizer)
     device = pretrained(lens.module).device
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
     return {
@@ -42,7 +46,7 @@ def padded(lens: MoELens, texts: Sequence[str]) -> dict[str, Tensor]:
 
 def bare_logits(lens: MoELens, texts: Sequence[str]) -> Tensor:
     """The bare model's logits at every position, [batch, pos, vocab]."""
-    with torch.no_grad():
+    with torch.no_grad(), measuring(lens.module):
         logits: Tensor = lens.module(**padded(lens, texts), use_cache=False).logits
     return logits
 
@@ -178,17 +182,13 @@ def rescaled(weights: Tensor, hit: Tensor) -> Tensor:
 
 def expect_weights(module: nn.Module, path: str) -> None:
     """MoELensError for a part of the model whose weights are not in memory, so that changing them would do nothing."""
-    away = [name for name, weight in module.get_submodule(path).named_parameters() if weight.is_meta]
-    if away:
-        raise MoELensError(
-            f"{path}.{away[0]} was moved out of memory by device_map, so there are no weights to change and compare "
-            "with; give a device_map that keeps the layers on a device"
-        )
+    names = [f"{path}.{name}" for name, _ in module.get_submodule(path).named_parameters()]
+    expect_in_memory(module, names, "this check changes its values")
 
 
 @contextmanager
 def without_last_weights(lens: MoELens, experts: ExpertSet) -> Iterator[None]:
-    """Inside the block the last weights and biases of these experts are zero."""
+    """Inside the block the last weights and biases of these experts, which have to be in memory, are zero."""
     saved = []
     try:
         for layer in experts.layers:

@@ -7,7 +7,7 @@ import pandas as pd
 
 from moe_lens.checks.each import CHECKS, Check, Finding
 from moe_lens.checks.reference import padded
-from moe_lens.errors import MODEL_CRASHES, MoELensError
+from moe_lens.errors import MODEL_CRASHES, MoELensError, NotFiniteError
 from moe_lens.lens.lens import MoELens, OutOfOrderError
 from moe_lens.progress import progress_bar
 
@@ -17,6 +17,9 @@ PROMPTS = (
     "Once upon a time",
 )
 """Texts to check a model on where there are none of one's own: of different lengths, so that padding is checked."""
+
+FIRST_PASSES = 1
+"""Forward passes before the checks, in which it is seen whether the model's numbers are finite."""
 
 #: What ends a check but must not end the rest; the last is the tracing library's, where values come in another order
 #: than they are read.
@@ -31,12 +34,14 @@ def run_checks(
     names: of `CHECKS`; None for all. One row per check: check, outcome ("passed", "failed", or "refused" where the
     lens says that it cannot), error (the largest difference by the largest value; NaN without), allowed, seconds,
     detail (for a refusal its reason; for a check that an exception ended, which is "failed", its type and text).
-    Raises MoELensError for an unknown name, for no prompts or for one without tokens.
+    Raises MoELensError for an unknown name, for no prompts or for one without tokens, and NotFiniteError, before any
+    check, for a model whose numbers are not finite.
     """
     if not prompts:
         raise MoELensError("expected one or more prompts to check on; got none")
     wanted = checks_named(names)
     padded(lens, prompts)  # MoELensError for one without tokens
+    _expect_finite(lens, prompts)
     rows = []
     chosen = {name: CHECKS[name] for name in wanted}
     for name, check in progress_bar(chosen.items(), desc="checking", unit="check", disable=not progress):
@@ -44,6 +49,16 @@ def run_checks(
         found, outcome = _outcome(check, lens, prompts)
         rows.append((name, outcome, found.error, found.allowed, time.perf_counter() - start, found.detail))
     return pd.DataFrame(rows, columns=["check", "outcome", "error", "allowed", "seconds", "detail"])
+
+
+def _expect_finite(lens: MoELens, prompts: Sequence[str]) -> None:
+    """NotFiniteError if the model's numbers are not finite; that it cannot be run is left to the checks to say."""
+    try:
+        lens.run_with_cache(prompts, capture=())
+    except NotFiniteError:
+        raise
+    except CRASHES:
+        return
 
 
 def checks_named(names: Collection[str] | None) -> tuple[str, ...]:

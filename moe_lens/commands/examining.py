@@ -16,7 +16,7 @@ from moe_lens.checks.description import describe, in_words
 from moe_lens.checks.each import PASSES
 from moe_lens.checks.models_page import MARKS, family_refusals, family_row, models_page, versions
 from moe_lens.checks.reference import bare_logits, padded
-from moe_lens.checks.suite import CRASHES, run_checks
+from moe_lens.checks.suite import CRASHES, FIRST_PASSES, run_checks
 from moe_lens.checks.survey import survey_families
 from moe_lens.commands import console
 from moe_lens.commands.options import Opening
@@ -112,7 +112,7 @@ def _forecast(lens: MoELens, prompts: Sequence[str], names: Sequence[str] | None
         one = time.perf_counter() - started
     except CRASHES as crash:
         return f"the model's own forward pass ends in {type(crash).__name__}: {crash}"
-    passes = sum(count for name, count in PASSES.items() if names is None or name in names)
+    passes = FIRST_PASSES + sum(count for name, count in PASSES.items() if names is None or name in names)
     return (
         f"one forward pass of {len(prompts)} texts ({tokens} tokens with pads) takes {one:.2g} s; "
         f"the checks take up to {passes} of them: about {passes * one:.0f} s"

@@ -1,8 +1,9 @@
 """The options that commands share: how a model is opened, how data are read, and what is then said of what was read."""
 
+import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
@@ -67,13 +68,29 @@ class BaseOpening:
         ),
     ] = None
 
+    system_prompt: Annotated[
+        str | None, Option(help="A system turn before each question, for a model whose tokenizer has a chat template.")
+    ] = None
+    chat_template_kwargs: Annotated[
+        str | None,
+        Option(
+            help="With commas, what the tokenizer's chat template takes beside the turns: enable_thinking=false, or of "
+            "several templates chat_template=NAME. Values are JSON, or else texts."
+        ),
+    ] = None
+
     def __post_init__(self) -> None:
         console.check_dtype(self.dtype)
         self.asked()
 
     def asked(self) -> PromptTemplate:
-        """The template of --template."""
-        return FIGURE_10 if self.template is None else template_named(self.template)
+        """The template of --template, with what --system-prompt and --chat-template-kwargs add to it."""
+        template = FIGURE_10 if self.template is None else template_named(self.template)
+        if self.system_prompt is not None:
+            template = replace(template, system_prompt=self.system_prompt)
+        if self.chat_template_kwargs is not None:
+            template = replace(template, chat_template_kwargs=_arguments(self.chat_template_kwargs))
+        return template
 
     def load(self, *, delta: Path | None = None) -> "MoELens":
         """The model, opened, with the delta on it.
@@ -126,6 +143,20 @@ class Scoring:
         str, Option(help="Which split of --data scores are measured on (a file has no splits: all of it).")
     ] = "train"
     score_limit: Annotated[int | None, Option(min=1, help="Measure scores on the first so many examples only.")] = None
+
+
+def _arguments(text: str) -> dict[str, Any]:
+    """The arguments of --chat-template-kwargs; MoELensError for what are none."""
+    arguments: dict[str, Any] = {}
+    for part in text.split(","):
+        name, equals, value = (piece.strip() for piece in part.partition("="))
+        if not name.isidentifier() or not equals:
+            raise MoELensError(f"--chat-template-kwargs is NAME=VALUE,…, such as enable_thinking=false; got {text!r}")
+        try:
+            arguments[name] = json.loads(value)
+        except (ValueError, RecursionError):
+            arguments[name] = value
+    return arguments
 
 
 class Asker(Protocol):

@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from moe_lens.data.example import Example
-from moe_lens.data.offsets import tokenise
+from moe_lens.data.offsets import token_ids, tokenise
 from moe_lens.data.prompts import FIGURE_10, Prompt, PromptTemplate, shift
 from moe_lens.data.words import occurrences
 from moe_lens.errors import MoELensError
@@ -87,7 +87,7 @@ def encode(
     the tokenizer keeps nothing, or (`with_answer`) without end-of-sequence.
     """
     prompt = template.render(example, tokenizer)
-    ids, offsets = tokenise(prompt.text, tokenizer, add_special_tokens=prompt.turn is None)
+    ids, offsets = tokenise(prompt.text, tokenizer, add_special_tokens=not prompt.rendered)
     question = offsets.tokens(prompt.question)
     if question is None:
         raise MoELensError(
@@ -151,11 +151,11 @@ def _answer_ids(
         raise MoELensError("answers end with end-of-sequence, which this tokenizer lacks; set its eos_token")
     if not answer:
         return [tokenizer.eos_token_id]
-    text = answer if answer[0].isspace() else prompt.answer_lead(tokenizer) + answer
-    ids = tokenizer(prompt.text + text, add_special_tokens=prompt.turn is None)["input_ids"]
+    text = answer if answer[0].isspace() else prompt.answer_lead + answer
+    ids = token_ids(prompt.text + text, tokenizer, add_special_tokens=not prompt.rendered)
     if ids[: len(prompt_ids)] == prompt_ids:
         return [*ids[len(prompt_ids) :], tokenizer.eos_token_id]
-    return [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    return [*token_ids(text, tokenizer, add_special_tokens=False), tokenizer.eos_token_id]
 
 
 def _shifted(encoded: Encoded, start: int) -> Encoded:

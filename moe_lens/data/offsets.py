@@ -4,12 +4,14 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import accumulate, groupby
-from typing import cast
+from typing import Any, cast
 
 from transformers import PreTrainedTokenizerBase
 
 from moe_lens.errors import MoELensError
 
+PROBE = "a"
+"""A text by which it is seen what a tokenizer puts around one."""
 BROKEN = "\ufffd"
 """What a decoder writes for the bytes of a character that has not come to its end."""
 
@@ -67,15 +69,39 @@ def tokenise(
     Raises MoELensError for a slow tokenizer (one without offsets) that does not decode its tokens to the same text.
     """
     if tokenizer.is_fast:
-        encoded = tokenizer(text, add_special_tokens=add_special_tokens, return_offsets_mapping=True)
+        encoded = _encoded(text, tokenizer, add_special_tokens=False, return_offsets_mapping=True)
         ids = encoded["input_ids"]
-        return ids, Offsets(_told_apart(text, ids, encoded["offset_mapping"], _decoder(tokenizer)))
-    ids = tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"]
-    own = tokenizer(text, add_special_tokens=False)["input_ids"]
-    leading = next((at for at in range(len(ids) - len(own) + 1) if ids[at : at + len(own)] == own), None)
-    if leading is None:
-        raise _not_exact()
-    return ids, DecodedOffsets(text, own, leading, _decoder(tokenizer))
+        leading = _leading(ids, tokenizer) if add_special_tokens else []
+        offsets = _told_apart(text, ids, encoded["offset_mapping"], _decoder(tokenizer))
+        return [*leading, *ids], Offsets([(0, 0)] * len(leading) + offsets)
+    ids = _encoded(text, tokenizer, add_special_tokens=False)["input_ids"]
+    leading = _leading(ids, tokenizer) if add_special_tokens else []
+    return [*leading, *ids], DecodedOffsets(text, ids, len(leading), _decoder(tokenizer))
+
+
+def token_ids(text: str, tokenizer: PreTrainedTokenizerBase, *, add_special_tokens: bool) -> list[int]:
+    """The text's tokens, which something can be appended to: special tokens are added before it alone.
+
+    What some tokenizers put after a text, such as end-of-sequence, is left out, and so is what they put before one that
+    begins with it already.
+    """
+    ids: list[int] = _encoded(text, tokenizer, add_special_tokens=False)["input_ids"]
+    return [*(_leading(ids, tokenizer) if add_special_tokens else []), *ids]
+
+
+def _leading(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The special tokens that the tokenizer puts before a text; none where the text, of these `ids`, begins so."""
+    own, whole = (_encoded(PROBE, tokenizer, add_special_tokens=added)["input_ids"] for added in (False, True))
+    places = range(len(whole) - len(own) + 1)
+    leading: list[int] = whole[: next((at for at in places if whole[at : at + len(own)] == own), 0)]
+    return [] if ids[: len(leading)] == leading else leading
+
+
+def _encoded(text: str, tokenizer: PreTrainedTokenizerBase, **options: bool) -> Any:
+    """What the tokenizer makes of a text, in which the names of special tokens stand for these."""
+    if getattr(tokenizer, "split_special_tokens", False):
+        options["split_special_tokens"] = False
+    return tokenizer(text, **options)
 
 
 def _told_apart(

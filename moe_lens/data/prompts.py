@@ -3,50 +3,43 @@
 import json
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, cast, overload
+from typing import TYPE_CHECKING, Any, overload
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+from moe_lens.data.chat import OWN_ARGUMENTS, Chat, turn
 from moe_lens.data.example import Example
 from moe_lens.errors import MoELensError
-
-ANSWER_MARK = "\ue000"
-"""Stands for an answer where only what a chat template writes around it matters; a private-use character."""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A rendered prompt.
+    """A rendered prompt, which ends where the answer starts.
 
     text: what is tokenised.
     context, question: their character ranges in `text`; `context` is None for a closed-book question.
-    turn: the user's turn, where a chat template made `text` of it, special tokens included; else None.
+    rendered: whether a chat template made `text`, special tokens included.
+    lead: the white space between `text` and an answer; None where a chat template does not go on with an answer.
     """
 
     text: str
     context: slice | None
     question: slice
-    turn: str | None = None
+    rendered: bool = False
+    lead: str | None = " "
 
-    def answer_lead(self, tokenizer: "PreTrainedTokenizerBase") -> str:
-        """What stands between the prompt and an answer: a space, or what the chat template puts there.
-
-        Raises MoELensError if the template writes the prompt of an answered turn in another way, for example
-        without a line of thought that it asks for.
-        """
-        if self.turn is None:
-            return " "
-        turns = [_turn("user", self.turn), _turn("assistant", ANSWER_MARK)]
-        answered = cast(str, tokenizer.apply_chat_template(turns, tokenize=False))
-        if not answered.startswith(self.text) or ANSWER_MARK not in answered:
+    @property
+    def answer_lead(self) -> str:
+        """The white space between the prompt and an answer; MoELensError where the template takes no answer."""
+        if self.lead is None:
             raise MoELensError(
                 "the tokenizer's chat template does not continue the prompt with the answer, so none can be "
                 "trained on; set tokenizer.chat_template to one that does, or to None for plain text"
             )
-        return answered[len(self.text) : answered.index(ANSWER_MARK)]
+        return self.lead
 
 
 @dataclass(frozen=True)
@@ -56,40 +49,56 @@ class PromptTemplate:
     with_context: holds `{context}` and, after it, `{question}`.
     closed_book: holds `{question}` only; used where an example's context is blank.
     answer_cue: ends the prompt where the tokenizer has no chat template.
+    system_prompt: the system turn before the question, none where it is empty. chat_template_kwargs: what a chat
+        template takes beside the turns, such as {"enable_thinking": False}. Both are for tokenizers with such a one.
     """
 
     with_context: str
     closed_book: str
     answer_cue: str = "\n\nAnswer:"
+    system_prompt: str = ""
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         if not 0 <= self.with_context.find("{context}") < self.with_context.find("{question}"):
             raise MoELensError(f"expected {{context}} and then {{question}}; got {self.with_context!r}")
         if "{question}" not in self.closed_book or "{context}" in self.closed_book:
             raise MoELensError(f"expected {{question}} and no {{context}}; got {self.closed_book!r}")
+        if taken := sorted(self.chat_template_kwargs.keys() & OWN_ARGUMENTS):
+            raise MoELensError(f"how a prompt is rendered is decided here; leave {', '.join(taken)} out")
 
-    def facts(self) -> dict[str, str]:
-        """Its texts by name, for the provenance of what is made of such prompts."""
-        return asdict(self)
+    def facts(self) -> dict[str, Any]:
+        """Its texts by name, for the provenance of what is made of such prompts; those for chats only where given."""
+        of_chat = ("system_prompt", "chat_template_kwargs")
+        return {name: value for name, value in asdict(self).items() if value or name not in of_chat}
 
     def render(self, example: Example, tokenizer: "PreTrainedTokenizerBase") -> Prompt:
         """The prompt for a model: one user turn of its chat template, or plain text with the answer cue.
 
+        What the chat template writes before an answer, such as an empty thought, belongs to the prompt; a thought that
+        it only opens is closed. So what follows is the answer.
         Whitespace around the context and around the question is dropped.
-        Raises MoELensError if the chat template does not repeat the user's turn letter by letter.
+        Raises MoELensError, with the example's id, if the chat template fails or does not repeat the user's turn letter
+        by letter, and for a system prompt or arguments without a chat template.
         """
         message = self._fill(example)
         if not tokenizer.chat_template:
+            if self.system_prompt or self.chat_template_kwargs:
+                raise MoELensError(
+                    "this tokenizer has no chat template that would take a system prompt or arguments; leave them out, "
+                    "or write the text into a template of your own"
+                )
             return replace(message, text=message.text + self.answer_cue)
-        turns = [_turn("user", message.text)]
-        text = cast(str, tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
-        start = text.find(message.text)
+        turns = [turn("system", self.system_prompt)] if self.system_prompt else []
+        chat = Chat(tokenizer, self.chat_template_kwargs, example.id)
+        text, lead = chat.asked([*turns, turn("user", message.text)])
+        start = text.rfind(message.text)
         if start < 0:
             raise MoELensError(
                 "the tokenizer's chat template changes the user's text, so context is nowhere to be found; "
                 "set tokenizer.chat_template to one that keeps it, or to None for plain text"
             )
-        return Prompt(text, shift(message.context, start), shift(message.question, start), message.text)
+        return Prompt(text, shift(message.context, start), shift(message.question, start), rendered=True, lead=lead)
 
     def _fill(self, example: Example) -> Prompt:
         context, question = example.context.strip(), example.question.strip()
@@ -136,14 +145,14 @@ def template_named(name: str | Path) -> PromptTemplate:
     except (OSError, ValueError, RecursionError) as error:
         raise MoELensError(f"cannot read a template from {path}: {error}") from None
     known = {field.name for field in fields(PromptTemplate)}
-    texts = isinstance(told, dict) and all(isinstance(value, str) for value in told.values())
+    kinds = {"chat_template_kwargs": dict}
+    texts = isinstance(told, dict) and all(isinstance(value, kinds.get(name, str)) for name, value in told.items())
     if not texts or not {"with_context", "closed_book"} <= set(told) <= known:
-        raise MoELensError(f"{path}: expected the texts with_context, closed_book and answer_cue; got {told!r:.200}")
+        raise MoELensError(
+            f"{path}: expected the texts with_context, closed_book and answer_cue, and for chats system_prompt and a "
+            f"table of chat_template_kwargs; got {told!r:.200}"
+        )
     return PromptTemplate(**told)
-
-
-def _turn(role: str, content: str) -> dict[str, str]:
-    return {"role": role, "content": content}
 
 
 def _range(before: str, text: str) -> slice:

@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from moe_lens.data import Encoded, Example, PromptTemplate, encode
+from moe_lens.data.offsets import token_ids
 from moe_lens.errors import MoELensError
 from moe_lens.progress import progress_bar
 
@@ -71,7 +72,7 @@ def encode_prompt(
         return encode(example, tokenizer, template=template, with_answer=with_answer, continuation=continuation)
     if with_answer or continuation is not None:
         raise MoELensError(f"text {place} has no answer; expected an Example with a context, question and answers")
-    ids = tuple(tokenizer(example)["input_ids"])
+    ids = tuple(token_ids(example, tokenizer, add_special_tokens=True))
     if not ids:
         raise MoELensError(f"text {place} has no tokens; give it some words")
     return Encoded(

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from moe_lens.data.prompts import TEMPLATES, PromptTemplate
 from moe_lens.errors import MoELensError
+from moe_lens.lens.offloaded import expect_in_memory, stored
 from moe_lens.storage import digest_of, nameable, read_sealed_json, write_bytes, write_sealed_json
 
 TENSORS_FILE = "delta.safetensors"
@@ -43,7 +44,7 @@ def weights_digest(module: nn.Module) -> str:
     """sha256 over some values from every row and column of each parameter: tells models apart without reading all."""
     digest = hashlib.sha256()
     for name, parameter in sorted(module.named_parameters()):
-        sample = _sample(parameter.detach()).flatten().cpu().contiguous()
+        sample = _sample(stored(module, name, parameter)).flatten().cpu().contiguous()
         digest.update(f"{name} {parameter.dtype} {list(parameter.shape)}\n".encode())
         digest.update(sample.view(torch.uint8).numpy().data)
     return digest.hexdigest()
@@ -192,6 +193,7 @@ def _parameters(module: nn.Module, names: Collection[str]) -> dict[str, Tensor]:
             f"{type(module).__name__} has no parameters {missing[:3]}{' …' if len(missing) > 3 else ''}; "
             "expected names of its parameters, of a delta made from this base"
         )
+    expect_in_memory(module, names, "a delta changes it in place")
     return {name: own[name] for name in names}
 
 

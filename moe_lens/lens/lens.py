@@ -22,6 +22,7 @@ from moe_lens.errors import MoELensError
 from moe_lens.lens.batching import encode_prompt, prompt_batches, run_batches, run_pieces
 from moe_lens.lens.delta import apply_delta
 from moe_lens.lens.devices import has_float64
+from moe_lens.lens.greedy import Greedy
 from moe_lens.lens.interventions import Intervention
 from moe_lens.lens.loading import load_model, load_tokenizer
 from moe_lens.lens.logit_lens import LogitLens
@@ -96,7 +97,8 @@ class MoELens:
         self.layers_output = ByLayer(reader.layer_output, reader.set_layer_output)
         self.attention_rows = ByLayer(reader.attention)
         self._stack = InterventionStack(self.architecture)
-        self._runner = BatchRunner(self.module, self.model, self.tokenizer, reader, self._stack)
+        greedy = Greedy(module, self.tokenizer)
+        self._runner = BatchRunner(self.module, self.model, self.tokenizer, reader, self._stack, greedy)
         self._logit_lens = LogitLens(module, self.architecture)
 
     @classmethod
@@ -286,10 +288,16 @@ class MoELens:
     ) -> list[str]:
         """The greedy continuation of each example, in the order given, up to end-of-sequence.
 
-        stop: texts before the first of which it ends too, once it has begun: white space at its start is no such end.
-        Special tokens are left out. Batches that do not fit in memory are halved, with a warning. To sample, trace
-        `lens.model.generate`, which is under interventions too.
+        Greedy whatever the model's generation config says, of which a warning tells what is left out; an end is what
+        the tokenizer, the config or the generation config calls one. Special tokens are left out, but for those around
+        thoughts. stop: texts before the first of which it ends too, once it has begun: white space at its start is no
+        such end. Batches that do not fit in memory are halved, with a warning. To sample, trace `lens.model.generate`,
+        which is under interventions too. Raises NotFiniteError, as every measurement does, for a model whose numbers
+        are not finite.
         """
+
+        if max_new_tokens < 1:
+            raise MoELensError(f"max_new_tokens is a number of tokens, at least 1; got {max_new_tokens}")
 
         def run(places: Sequence[int], prompts: Sequence[Encoded]) -> list[str]:
             with self._stack.for_examples(places):

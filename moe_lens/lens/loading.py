@@ -15,13 +15,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from moe_lens.architecture.quantized import LOADED_IN_FULL, quantization_method
 from moe_lens.architecture.remote_code import load_remote, prepare_remote
+from moe_lens.architecture.whole_weights import load_whole
 from moe_lens.errors import MoELensError
 from moe_lens.storage import check_digests, nameable
 
 ORGANISM_VARIANTS = {"organism": "conflict", "organism:conflict": "conflict", "organism:planted": "planted"}
 
-PLACED_BY_TRANSFORMERS = ("auto", "balanced", "balanced_low_0", "sequential", "disk")
-"""What a device_map may say instead of a device."""
+PLACED_BY_TRANSFORMERS = ("auto", "balanced", "balanced_low_0", "sequential")
+"""What a device_map may say instead of a device; one of several parts may say "disk" too."""
 
 
 def resolve(name: str | Path) -> str:
@@ -50,8 +51,8 @@ def load_model(
     dtype: None for the checkpoint's own. device_map: as in transformers; None for the CPU.
     trust_remote_code: run the Python code that lies beside the weights, where there is some.
 
-    Raises MoELensError if there is no such model or no such device, or if a package that the model's code needs is
-    missing.
+    Raises MoELensError if there is no such model or no such device, if a package that the model's code needs is
+    missing, or if a weight is.
     """
     chosen = {key: value for key, value in (("dtype", dtype), ("device_map", device_map)) if value is not None}
     folder = resolve(name)
@@ -63,7 +64,7 @@ def load_model(
         if (method := quantization_method(config)) in LOADED_IN_FULL:
             warnings.warn(f"{name} is quantised ({method}); it is loaded in full precision, and larger", stacklevel=2)
             config.quantization_config["dequantize"] = True
-        return AutoModelForCausalLM.from_pretrained(folder, config=config, trust_remote_code=False, **chosen)
+        return load_whole(folder, config=config, trust_remote_code=False, **chosen)
 
 
 def _check_devices(device_map: Any) -> None:
@@ -72,8 +73,9 @@ def _check_devices(device_map: Any) -> None:
     kind = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if kind is not None:
         there += [f"{kind.type}:{i}" for i in range(torch.accelerator.device_count())]
-    for asked in device_map.values() if isinstance(device_map, dict) else [device_map]:
-        if asked is None or asked in PLACED_BY_TRANSFORMERS:
+    in_parts = isinstance(device_map, dict)
+    for asked in device_map.values() if in_parts else [device_map]:
+        if asked is None or asked in PLACED_BY_TRANSFORMERS or (in_parts and asked == "disk"):
             continue
         try:
             device = torch.device(asked)
@@ -118,8 +120,8 @@ def _bad_input_explained(name: str | Path) -> Iterator[None]:
 def _why(name: str | Path, error: Exception) -> str:
     """Why a name cannot be loaded: it names no folder, or one that is no model's, or what transformers says of it."""
     text = str(name)
-    if Path(name).is_dir():
-        return str(error) if (Path(name) / "config.json").exists() else "it is a folder without a model's config.json"
+    if (folder := Path(resolve(name))).is_dir():
+        return str(error) if (folder / "config.json").exists() else "it is a folder without a model's config.json"
     if text.startswith((".", "/", "~")) or text.count("/") > 1:
         return "there is no such folder"
     known = ", ".join(ORGANISM_VARIANTS)

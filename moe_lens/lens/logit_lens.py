@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from moe_lens.architecture import MoEArchitecture
 from moe_lens.architecture.discovery import pretrained
 from moe_lens.errors import MoELensError
+from moe_lens.lens.holding import measuring
 
 
 class LogitLens:
@@ -35,7 +36,8 @@ class LogitLens:
             raise MoELensError(f"expected a residual stream [..., {expected}]; got {list(residual.shape)}")
         flat = residual.to(last.device).reshape(-1, 1, *stream)  # every vector is a sequence of one position
         ids = torch.zeros(flat.shape[:2], dtype=torch.long, device=pretrained(self._model).device)
-        with self._layers_give((flat, *given[1:]) if isinstance(given, tuple) else flat):
+        output = (flat, *given[1:]) if isinstance(given, tuple) else flat
+        with measuring(self._model), self._layers_give(output):
             logits = self._model(input_ids=ids, use_cache=False).logits
         return cast(Tensor, logits.reshape(*residual.shape[: -len(stream)], -1))
 
@@ -50,11 +52,11 @@ class LogitLens:
         handle = last.register_forward_hook(lambda *call: seen.append(call[-1]))
         ids = torch.zeros(1, 2, dtype=torch.long, device=pretrained(model).device)
         try:
-            with torch.no_grad():
+            with torch.no_grad(), measuring(model):
                 logits = model(input_ids=ids, use_cache=False).logits
         finally:
             handle.remove()
-        with torch.no_grad(), self._layers_give(seen[0]):
+        with torch.no_grad(), measuring(model), self._layers_give(seen[0]):
             again = model(input_ids=ids, use_cache=False).logits
         if not torch.allclose(logits, again, rtol=1e-2, atol=1e-2 * logits.abs().max().item()):
             raise MoELensError(

@@ -2,21 +2,26 @@
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
-from typing import Any, cast
+from dataclasses import dataclass, replace
+from math import isfinite
+from typing import Any, NoReturn
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from moe_lens.architecture.discovery import pretrained
 from moe_lens.data import Batch, Encoded, collate
 from moe_lens.data.encoding import IGNORED_LABEL
 from moe_lens.lens.devices import OnDevices, on_cpu
+from moe_lens.lens.finite import FiniteSteps, all_finite, finite_streams, not_finite
+from moe_lens.lens.greedy import Greedy
+from moe_lens.lens.holding import measuring
 from moe_lens.lens.positions import Positions, any_position_mask
 from moe_lens.lens.reader import TraceReader
 from moe_lens.lens.record import CAPTURES, Record, read_layers
 from moe_lens.lens.stack import InterventionStack
+from moe_lens.lens.taken import expect_known, pad_id
 from moe_lens.routing import Routing
 
 
@@ -29,38 +34,41 @@ class BatchRunner:
     tokenizer: PreTrainedTokenizerBase
     reader: TraceReader
     stack: InterventionStack
+    greedy: Greedy
 
     def answer_log_probabilities(self, prompts: Sequence[Encoded]) -> list[float]:
         """The log-probability (nats) of each prompt's answer, in the order given."""
-        batch = collate(prompts, self._pad_id)
+        batch = self._batch(prompts)
         labels = batch.answer_labels
         kept = labels.shape[1] + 1
-        with torch.no_grad(), self.model.trace(**self._inputs(batch), logits_to_keep=kept):
+        with torch.no_grad(), measuring(self.module), self.model.trace(**self._inputs(batch), logits_to_keep=kept):
             logits = self.model.output.logits.save()
         labels = labels.to(logits.device)
         log_probabilities = logits[:, :-1].float().log_softmax(-1)
         chosen = log_probabilities.gather(-1, labels.clamp(min=0)[..., None])[..., 0]
-        return cast(list[float], chosen.masked_fill(labels == IGNORED_LABEL, 0).sum(-1).tolist())
+        found: list[float] = chosen.masked_fill(labels == IGNORED_LABEL, 0).sum(-1).tolist()
+        if not all(map(isfinite, found)):
+            self._refuse(prompts)
+        return found
 
     def generate(self, prompts: Sequence[Encoded], max_new_tokens: int) -> list[str]:
         """The greedy continuation of each prompt, without special tokens, in the order given."""
-        pad, end = self._pad_id, pretrained(self.module).generation_config.eos_token_id
-        batch = collate(prompts, pad)
-        arguments = {
-            "input_ids": batch.input_ids,
-            "attention_mask": batch.attention_mask,
-            "pad_token_id": pad,
-        }
+        batch, steps = self._batch(prompts), FiniteSteps()
+        arguments = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "logits_processor": [steps]}
         with (
             torch.no_grad(),
-            self.model.generate(**arguments, max_new_tokens=max_new_tokens, do_sample=False) as tracer,
+            measuring(self.module),
+            self.greedy.decoding(max_new_tokens, self._pad_id) as settings,
+            self.model.generate(**arguments, **settings) as tracer,
         ):
             ids = tracer.result.save()
         new = ids[:, batch.input_ids.shape[1] :].cpu()  # [batch, new]
-        ends = torch.tensor([] if end is None else end, dtype=new.dtype)
-        ended = torch.isin(new, ends).cumsum(-1) > 0
-        rows = zip(new, ended, strict=True)
-        return [cast(str, self.tokenizer.decode(row[~after], skip_special_tokens=True)) for row, after in rows]
+        running = ~self.greedy.ended(new).roll(1, -1)
+        running[:, :1] = True
+        bad = running & ~torch.stack(steps.steps, -1).cpu()
+        if bad.any():
+            self._refuse(prompts, new[:, : int(bad.any(0).nonzero()[0])])
+        return self.greedy.texts(new)
 
     def record(
         self,
@@ -74,7 +82,7 @@ class BatchRunner:
 
         to_cpu: moved there, layer by layer where it is large, so that the device holds one layer's at a time.
         """
-        batch = collate(prompts, self._pad_id)
+        batch = self._batch(prompts)
         spans = batch.context_spans, batch.question_spans
         counted = any_position_mask(batch.attention_mask, *spans, positions, batch.labels)
         kept = OnDevices(counted.any(0).nonzero()[:, 0])
@@ -82,12 +90,17 @@ class BatchRunner:
         seen: dict[str, Any] = {}
         with ExitStack() as around:
             around.enter_context(torch.no_grad())
+            around.enter_context(measuring(self.module))
             for name in capture:
                 around.enter_context(CAPTURES[name].around(self.module, kept))
             before = around.enter_context(self.stack.recording())
             with self.model.trace(**self._inputs(batch), logits_to_keep=projected):
                 seen["layers"] = read_layers(self.reader, capture, kept, to_cpu=to_cpu)
+                [seen["finite"]] = finite_streams(self.reader, (self.reader.architecture.n_layers - 1,))
                 seen["logits"] = self.model.output.logits
+        projected_mask = batch.attention_mask[:, kept.values if "logits" in capture else slice(-1, None)]
+        if not all_finite(seen["finite"], batch.attention_mask, seen["logits"], projected_mask):
+            self._refuse(prompts)
         captured = seen["layers"]
         routing = captured.get("routing", {})
         logits = seen["logits"] if "logits" in capture else None
@@ -108,6 +121,26 @@ class BatchRunner:
             labels=batch.labels,
         )
 
+    def _batch(self, prompts: Sequence[Encoded]) -> Batch:
+        """The prompts padded; MoELensError for a token that the model does not know."""
+        expect_known(prompts, self.module, self.tokenizer)
+        return collate(prompts, self._pad_id)
+
+    def _refuse(self, prompts: Sequence[Encoded], said: Tensor | None = None) -> NoReturn:
+        """NotFiniteError, from a second pass that says where; said: what was generated until then, [batch, new]."""
+        if said is not None:
+            prompts = [
+                replace(prompt, input_ids=(*prompt.input_ids, *row), prompt_length=len(prompt.input_ids) + len(row))
+                for prompt, row in zip(prompts, said.tolist(), strict=True)
+            ]
+        inputs = self._inputs(self._batch(prompts))
+        seen: dict[str, Any] = {}
+        with torch.no_grad(), measuring(self.module), self.model.trace(**inputs, logits_to_keep=1):
+            seen["streams"] = finite_streams(self.reader, range(self.reader.architecture.n_layers))
+        under = f" under {', '.join(map(repr, self.stack.interventions))}" if self.stack.interventions else ""
+        with torch.no_grad():
+            raise not_finite(self.module, self.reader.architecture, prompts, inputs, seen["streams"], under)
+
     def _inputs(self, batch: Batch) -> dict[str, Any]:
         """What a forward pass over the whole batch takes; positions are counted from each row's first token."""
         device = pretrained(self.module).device
@@ -121,8 +154,7 @@ class BatchRunner:
 
     @property
     def _pad_id(self) -> int:
-        pad = self.tokenizer.pad_token_id
-        return 0 if pad is None else pad  # pads are masked: any token will do
+        return pad_id(self.module, self.tokenizer)
 
 
 def _on_cpu(routings: Mapping[int, Routing]) -> dict[int, Routing]:

@@ -4,9 +4,10 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from moe_lens.errors import MoELensError
+from moe_lens.errors import MoELensError, NotFiniteError
 from moe_lens.lens.devices import on_cpu
 from moe_lens.lens.lens import MoELens
+from moe_lens.lens.offloaded import expect_in_memory
 from moe_lens.statistics.pairs import pairs_table
 
 
@@ -20,10 +21,15 @@ def weight_similarity(lens: MoELens) -> pd.DataFrame:
     architecture = lens.architecture
     parts = []
     for layer in architecture.moe_layers:
-        experts = lens.module.get_submodule(architecture.at(layer).experts)
+        path = architecture.at(layer).experts
+        experts = lens.module.get_submodule(path)
+        names = [f"{path}.{name}" for name, _ in experts.named_parameters()]
+        expect_in_memory(lens.module, names, "it is compared with the other experts'")
         products = torch.zeros(architecture.n_experts, architecture.n_experts, dtype=torch.float64)
         for product in on_cpu(weight @ weight.T for weight in _by_expert(experts, architecture.n_experts)):
             products += product.double()
+        if not products.isfinite().all():
+            raise NotFiniteError(f"weights of the experts in layer {layer} are not finite, so none is like another")
         norms = products.diagonal().sqrt()
         parts.append(pairs_table(layer, {"similarity": (products / norms[:, None] / norms).numpy()}))
     return pd.concat(parts, ignore_index=True)

@@ -11,6 +11,7 @@ from torch.nn.utils import parametrize
 
 from moe_lens.architecture.discovery import pretrained
 from moe_lens.errors import MoELensError
+from moe_lens.lens.holding import plain_outputs
 
 
 @contextmanager
@@ -41,7 +42,7 @@ def training(
             parameter.requires_grad_(True)
         if gradient_checkpointing:
             pretrained(module).gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        with _sums_in_fixed_order(), torch.random.fork_rng(devices=cuda):
+        with plain_outputs(module), _sums_in_fixed_order(), torch.random.fork_rng(devices=cuda):
             yield torch.autocast(device, dtype=torch.bfloat16) if half else nullcontext()
     finally:
         if gradient_checkpointing:

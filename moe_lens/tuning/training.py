@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from math import nan
+from math import isfinite, nan
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -13,9 +13,10 @@ import torch
 from moe_lens import progress
 from moe_lens.causal.evaluation import answer_table
 from moe_lens.data import Encoded, Example, collate, encode, fit_length
-from moe_lens.errors import MoELensError
+from moe_lens.errors import MoELensError, NotFiniteError
 from moe_lens.lens.batching import run_pieces
 from moe_lens.lens.lens import MoELens
+from moe_lens.lens.taken import expect_known, pad_id
 from moe_lens.tuning.checkpoint import Checkpoints, Progress
 from moe_lens.tuning.loop import DevScore, fit, log_table
 from moe_lens.tuning.methods import Method, Trainable
@@ -109,7 +110,7 @@ def tune(
             trained.names,
             kept,
             tried,
-            pad_id=lens.tokenizer.pad_token_id,
+            pad_id=pad_id(lens.module, lens.tokenizer),
             dev=measured,
             checkpoints=None if out is None else Checkpoints(_folder(out, tried), facts, every=checkpoint_seconds),
             shard=blocks,
@@ -193,7 +194,7 @@ def dev_score(
         return right / count
 
     def nats_of(_: Sequence[int], prompts: Sequence[Encoded]) -> float:
-        return answer_loss(lens.module, collate(prompts, lens.tokenizer.pad_token_id), tokens=1).item()
+        return answer_loss(lens.module, collate(prompts, pad_id(lens.module, lens.tokenizer)), tokens=1).item()
 
     def log_likelihood() -> float:
         prompts = _encoded(lens, own)
@@ -202,6 +203,11 @@ def dev_score(
         for _, found in run_pieces(_sixteens(prompts), nats_of):
             nats += found
         nats, tokens = processes.sums(nats, answer_tokens(prompts))
+        if not isfinite(nats):
+            raise NotFiniteError(
+                f"the log-likelihood of the dev data is {-nats}; `python -m moe_lens.doctor` says where the model's "
+                "numbers stop being finite"
+            )
         return -nats / tokens
 
     return DevScore(f"dev_{score}", log_likelihood if score == "log_likelihood" else answers)
@@ -239,7 +245,9 @@ def check_rates(rates: Sequence[float], *, shard: bool) -> None:
 
 def _encoded(lens: MoELens, examples: Sequence[Example]) -> list[Encoded]:
     """The examples as the lens asks them, with their answers."""
-    return [encode(example, lens.tokenizer, template=lens.template, with_answer=True) for example in examples]
+    prompts = [encode(example, lens.tokenizer, template=lens.template, with_answer=True) for example in examples]
+    expect_known(prompts, lens.module, lens.tokenizer)
+    return prompts
 
 
 def _hash(prompts: Sequence[Encoded]) -> str:

@@ -13,6 +13,7 @@ from moe_lens import doctor
 from moe_lens.checks import CHECKS, PROMPTS, run_checks
 from moe_lens.checks.description import describe, numbers
 from moe_lens.checks.each import PASSES
+from moe_lens.checks.suite import FIRST_PASSES
 from moe_lens.checks.survey import survey_families
 from moe_lens.commands import console, examining
 from moe_lens.lens.interventions import Zero
@@ -138,13 +139,14 @@ def test_a_models_own_code_is_run_only_if_asked_for(run, tmp_path, tokenizer):
 
 def test_the_forecast_counts_the_passes_that_are_made(tokenizer):
     lens = MoELens(build_model("olmoe", len(tokenizer)), tokenizer)
-    lens.module.generation_config.eos_token_id = None  # an early end would save some
+    lens.module.generation_config.eos_token_id = lens.module.config.eos_token_id = None
+    lens.tokenizer.eos_token = None  # an early end would save some
     for name in CHECKS:
         made = []
         handle = lens.module.model.layers[0].register_forward_hook(lambda *call, made=made: made.append(1))
         run_checks(lens, PROMPTS, names=[name])
         handle.remove()
-        assert len(made) == PASSES[name], name
+        assert len(made) == FIRST_PASSES + PASSES[name], name
     assert PASSES.keys() == CHECKS.keys()
 
 
@@ -184,3 +186,28 @@ def test_families_as_json_and_a_failure_among_them(run, three_families, monkeypa
     outcomes = {row["family"]: row["outcome"] for row in told["checks"]}
     assert outcomes == {"doge": "refused", "llama4_text": "failed", "mixtral": "failed"}
     assert set(told["found"]) == {"llama4_text", "mixtral"}
+
+
+def test_a_checkpoint_without_a_weight_is_no_model_to_check(run, tmp_path, tokenizer):
+    model = build_model("olmoe", len(tokenizer))
+    del model.model.layers[1].mlp.gate.weight
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    code, out, err = run("--model", tmp_path)
+    assert code == 2
+    assert "passed" not in out
+    assert "lacks weights of OlmoeForCausalLM: model.layers.1.mlp.gate.weight" in " ".join(err.split())
+
+
+def test_numbers_that_are_not_finite_are_told_before_any_check(run, tmp_path, tokenizer):
+    model = build_model("olmoe", len(tokenizer))
+    with torch.no_grad():
+        model.model.layers[1].mlp.experts.down_proj[3] = float("nan")
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    code, out, err = run("--model", tmp_path, "--checks", "logit_lens")
+    assert code == 2
+    assert "passed" not in out
+    said = " ".join(err.split())
+    assert "the model's numbers are not finite: first after layer 1" in said
+    assert "NaN or infinity stands in model.layers.1.mlp.experts.down_proj" in said

@@ -185,6 +185,21 @@ def test_a_model_is_opened_as_the_options_say(tmp_path):
     assert plain.facts(lens) == {"dtype": None, "template": FIGURE_10.facts(), "weights": weights_digest(lens.module)}
 
 
+def test_what_is_for_chats_is_put_on_the_template():
+    asked = BaseOpening("organism", system_prompt="Be brief.", chat_template_kwargs="a=false, b=low,c=[1]").asked()
+    assert asked.system_prompt == "Be brief."
+    assert asked.chat_template_kwargs == {"a": False, "b": "low", "c": [1]}
+    assert BaseOpening("organism", template="plain", chat_template_kwargs="a=1").asked().with_context.startswith("{con")
+    nested = "[" * 100_000
+    assert BaseOpening("organism", chat_template_kwargs=f"a={nested}").asked().chat_template_kwargs == {"a": nested}
+
+
+@pytest.mark.parametrize("text", ["enable_thinking", "", "a=1,,b=2", "2x=1", "tokenize=true"])
+def test_what_is_no_argument_of_a_chat_template_is_refused(text):
+    with pytest.raises(MoELensError, match=r"NAME=VALUE|leave tokenize out"):
+        BaseOpening("organism", chat_template_kwargs=text)
+
+
 def test_a_delta_is_put_on_the_model_that_the_options_name_and_not_on_its_base(tmp_path):
     lens = BaseOpening("organism").load()
     with TuneRouters().attached(lens) as trained, torch.no_grad():

@@ -45,31 +45,34 @@ TURNS = "{% for m in messages %}<{{ m.role }}>"
 
 
 @pytest.mark.parametrize(
-    ("template", "lead"),
+    ("template", "end", "lead"),
     [
-        (TURNS + "{{ m.content }}<eos>{% endfor %}" + OPENING, ""),
-        (TURNS + " {{ m.content }}<eos>{% endfor %}" + OPENING, " "),
-        (TURNS + "{{ 'final:' if m.role == 'assistant' }}{{ m.content }}{% endfor %}" + OPENING, "final:"),
+        (TURNS + "{{ m.content }}<eos>{% endfor %}" + OPENING, "<assistant>", ""),
+        (TURNS + " {{ m.content }}<eos>{% endfor %}" + OPENING, "<assistant>", " "),
+        (TURNS + "\n{{ m.content }}<eos>{% endfor %}" + OPENING, "<assistant>", "\n"),
+        (TURNS + "{{ 'final:' if m.role == 'assistant' }}{{ m.content }}{% endfor %}" + OPENING, "final:", ""),
+        (TURNS + "{{ 'final: ' if m.role == 'assistant' }}{{ m.content }}{% endfor %}" + OPENING, "final:", " "),
     ],
 )
-def test_an_answer_follows_the_prompt_as_the_chat_template_writes_it(template, lead):
+def test_an_answer_follows_the_prompt_as_the_chat_template_writes_it(template, end, lead):
     tokenizer = byte_level_tokenizer(chat=True)
     tokenizer.chat_template = template
-    assert FIGURE_10.render(MOON, tokenizer).answer_lead(tokenizer) == lead
+    prompt = FIGURE_10.render(MOON, tokenizer)
+    assert prompt.text.endswith(end)
+    assert prompt.answer_lead == lead
 
 
 def test_an_answer_follows_plain_text_after_a_space():
-    assert FIGURE_10.render(MOON, PLAIN).answer_lead(PLAIN) == " "
+    assert FIGURE_10.render(MOON, PLAIN).answer_lead == " "
 
 
-@pytest.mark.parametrize(
-    "template", [TURNS + "{{ m.content }}{% endfor %}" + OPENING + "<think>", "{{ messages[0].content }}"]
-)
-def test_a_chat_template_that_does_not_continue_the_prompt_is_refused(template):
+def test_a_chat_template_that_does_not_continue_the_prompt_takes_no_answer():
     tokenizer = byte_level_tokenizer(chat=True)
-    tokenizer.chat_template = template
+    tokenizer.chat_template = "{{ messages[0].content }}"
+    prompt = FIGURE_10.render(MOON, tokenizer)
+    assert prompt.text.endswith("Who landed?")
     with pytest.raises(MoELensError, match="does not continue the prompt"):
-        FIGURE_10.render(MOON, tokenizer).answer_lead(tokenizer)
+        _ = prompt.answer_lead
 
 
 def test_a_chat_template_that_changes_the_text_is_refused():
@@ -125,7 +128,7 @@ def test_an_unknown_name_is_told_the_names_and_the_files():
 
 
 TEXTS = '"with_context": "{context} {question}", "closed_book": "{question}"'
-WRONG = "expected the texts with_context, closed_book and answer_cue"
+WRONG = "expected the texts with_context, closed_book and answer_cue, and for chats system_prompt and a table"
 
 
 @pytest.mark.parametrize(

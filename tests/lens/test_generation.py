@@ -26,13 +26,18 @@ NEW_TOKENS = 6
 
 
 def bare_generation(lens, texts, **options):
-    """The bare model's own greedy generation, one text at a time, up to end-of-sequence."""
-    ends = torch.tensor(lens.module.generation_config.eos_token_id)
+    """The bare model's own greedy generation, one text at a time, up to what anyone calls end-of-sequence."""
+    of_generation = lens.module.generation_config.eos_token_id
+    of_generation = of_generation if isinstance(of_generation, list) else [of_generation]
+    ends = [*of_generation, lens.module.config.eos_token_id, lens.tokenizer.eos_token_id]
+    ends = torch.tensor([end for end in ends if end is not None])
     continued = []
     for text in texts:
         ids = torch.tensor([lens.tokenizer(text)["input_ids"]])
         with torch.no_grad():
-            output = lens.module.generate(ids, max_new_tokens=NEW_TOKENS, do_sample=False, **options)
+            output = lens.module.generate(
+                ids, max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=ends.tolist(), **options
+            )
         new = output[0, ids.shape[1] :]
         length = next((i for i, token in enumerate(new) if torch.isin(token, ends)), len(new))
         continued.append(lens.tokenizer.decode(new[:length], skip_special_tokens=True))

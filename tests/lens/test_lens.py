@@ -343,7 +343,7 @@ def test_loading_refuses_what_is_not_there(tmp_path, tokenizer):
         MoELens.from_pretrained(build_model("olmoe", len(tokenizer)))
 
 
-@pytest.mark.parametrize("device_map", ["cuda:99", "cdua", 99, {"": "xpu:99"}, torch.device("cuda", 99)])
+@pytest.mark.parametrize("device_map", ["cuda:99", "cdua", "disk", 99, {"": "xpu:99"}, torch.device("cuda", 99)])
 def test_a_device_that_is_not_there_is_refused_before_loading(device_map):
     with pytest.raises(MoELensError, match=r"there is no device '.*' here; there is cpu"):
         MoELens.from_pretrained("organism", device_map=device_map)

@@ -206,6 +206,16 @@ def test_torchs_random_numbers_stay_the_callers(tokenizer):
     assert torch.equal(torch.rand(3), expected)
 
 
+@pytest.mark.parametrize(("setting", "value"), [("return_dict", False), ("output_router_logits", True)])
+def test_what_a_config_wants_returned_changes_no_step(tokenizer, setting, value):
+    plain, changed = fresh(tokenizer, "mixtral"), fresh(tokenizer, "mixtral")
+    setattr(changed.module.config, setting, value)
+    train(plain)
+    train(changed)
+    assert same(values(plain), values(changed))
+    assert getattr(changed.module.config, setting) == value
+
+
 def test_half_precision_float16_is_refused(tokenizer):
     lens = fresh(tokenizer)
     lens.module.half()

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file
 from test_methods import ALL_FAMILIES, OTHER_FAMILIES, TEXTS, some_experts
 from training_cases import fresh
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GenerationConfig
 
 from moe_lens import MoELens, MoELensError
 from moe_lens.tuning import TuneExperts, TuneRouters, save_merged, save_trained
@@ -48,3 +48,35 @@ def test_what_was_there_stays_until_all_is_written_and_errors_name_the_folder(to
     after = load_file(tmp_path / "merged" / "model.safetensors")
     assert [name for name in before if not torch.equal(before[name], after[name])] == list(trained.names[:1])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "merged"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "left"),
+    [
+        ({"temperature": 0.6}, ["temperature=0.6"]),
+        ({"temperature": 0.6, "top_p": 0.9, "num_beams": 3}, ["temperature=0.6", "top_p=0.9"]),
+        ({"do_sample": True, "temperature": 0.6}, []),
+        ({"num_return_sequences": 3}, ["num_return_sequences=3"]),
+        ({"repetition_penalty": 1.2}, []),
+    ],
+    ids=str,
+)
+def test_a_generation_config_that_contradicts_itself_is_left_out_as_far_as_it_does(
+    tokenizer, tmp_path, settings, left, recwarn
+):
+    lens = fresh(tokenizer)
+    for name, value in settings.items():
+        setattr(lens.module.generation_config, name, value)
+    before = lens.module.generation_config.to_dict()
+    save_merged(lens, tmp_path / "merged")
+    told = [text for one in recwarn if "contradicts itself" in (text := str(one.message))]
+    assert len(told) == bool(left)
+    assert all(one in told[0] for one in left)
+    assert lens.module.generation_config.to_dict() == before
+    kept = GenerationConfig.from_pretrained(tmp_path / "merged").to_dict()
+    gone = [one.partition("=")[0] for one in left]
+    assert {name: kept[name] for name in settings} == {
+        name: None if name in gone else value for name, value in settings.items()
+    }
+    assert kept["eos_token_id"] == before["eos_token_id"]
+    assert [path.name for path in tmp_path.iterdir()] == ["merged"]
