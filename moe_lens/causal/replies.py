@@ -11,7 +11,7 @@ from moe_lens.results import public_address
 
 MOST_BYTES = 4 * 2**20
 """The longest reply that is read; a completion of 2,048 tokens has some ten thousand bytes."""
-_OF_THE_BODY_AS_SENT = {"content-encoding", "content-length", "transfer-encoding"}
+_OF_THE_BODY_AS_SENT = {b"content-encoding", b"content-length", b"transfer-encoding"}
 
 
 class BoundedClient(DefaultAsyncHttpxClient):
@@ -40,7 +40,7 @@ class BoundedClient(DefaultAsyncHttpxClient):
             raise OpenAIError(f"a reply that cannot be unpacked ({error})") from None
         except TimeoutError:
             raise httpx2.ReadTimeout(f"no whole reply within {self._seconds:g} s", request=request) from None
-        headers = [(name, value) for name, value in reply.headers.items() if name.lower() not in _OF_THE_BODY_AS_SENT]
+        headers = [(name, value) for name, value in reply.headers.raw if name.lower() not in _OF_THE_BODY_AS_SENT]
         return httpx2.Response(reply.status_code, headers=headers, content=body, request=request)
 
 

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from moe_lens import MoELens, load_examples
 from moe_lens.causal.evaluation import answer_table
 from moe_lens.commands import console
+from moe_lens.errors import MoELensError
 from moe_lens.organism import measure, pretrain, tuning_effects
 from moe_lens.organism.tuning_effects import measure_organism
 from moe_lens.results import read_table
@@ -50,25 +50,13 @@ def test_the_tables_are_of_the_base_and_of_the_routers_beside_them_and_are_kept(
     measured(tmp_path)  # nothing is left to do
 
 
-def test_what_another_run_measured_does_not_come_to_stand_beside_new_routers(quick, tmp_path, monkeypatch):
+def test_another_run_in_the_same_folder_is_refused_and_nothing_of_it_is_lost(quick, tmp_path, monkeypatch):
     measured(tmp_path)
-    first = load_file(tmp_path / TENSORS)
-    answered = tuning_effects.task_table
-
-    def interrupted(lens, *, seed, **rest):
-        if seed is not None:
-            raise KeyboardInterrupt
-        return answered(lens, seed=seed, **rest)
-
-    with monkeypatch.context() as patch:  # another rate, stopped once its routers are written
-        patch.setattr(tuning_effects, "RATES", (1e-3,))
-        patch.setattr(tuning_effects, "task_table", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            measured(tmp_path)
-    assert not same(load_file(tmp_path / TENSORS), first)
-    assert not (tmp_path / "router-0" / "measured.parquet").exists()
-    measured(tmp_path)  # the first run's call, which finds the other's routers
-    assert same(load_file(tmp_path / TENSORS), first)
+    first = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    monkeypatch.setattr(tuning_effects, "RATES", (1e-3,))
+    with pytest.raises(MoELensError, match=r"another run: its rates is \[0\.05\], here it is \[0\.001\]"):
+        measured(tmp_path)
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == first
 
 
 def test_pretraining_knows_two_variants(tmp_path, monkeypatch, capsys):
