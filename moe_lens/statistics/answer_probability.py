@@ -61,7 +61,7 @@ class AnswerProbability(ExampleRows):
         parts = []
         for layer, log_probabilities in zip(streams, on_cpu(chosen), strict=True):
             each = torch.zeros(present.shape, dtype=torch.float64)
-            each[present] = log_probabilities
+            each[present] = log_probabilities.double()
             for tokens, found in (("first", each[:, 0]), ("joint", each.sum(1))):
                 columns = {"layer": layer, "tokens": tokens, "id": list(record.ids)}
                 values = {"probability": np.exp(found.numpy()), "log_probability": found.numpy()}

@@ -16,11 +16,11 @@ from moe_lens.causal.judge import parse_verdict
 from moe_lens.checks.suite import checks_named
 from moe_lens.choosing.selection import parse
 from moe_lens.commands import console
+from moe_lens.commands.options import control_count
 from moe_lens.data import parse_columns
 from moe_lens.data.prompts import template_named
 from moe_lens.errors import MoELensError
 from moe_lens.interruption import INTERRUPTED
-from moe_lens.intervene import _control_count
 from moe_lens.lens.delta import read_facts
 from moe_lens.lens.interventions import check_mode
 from moe_lens.metrics.catalogue import metrics_named
@@ -49,7 +49,7 @@ FILES = {
 OPTIONS = {
     "--experts": parse,
     "--mode": check_mode,
-    "--control": _control_count,
+    "--control": control_count,
     "--learning-rate": lambda text: _rates(text, what="--learning-rate"),
     "--layers": lambda text: console.numbers(text, int, what="--layers"),
     "--columns": parse_columns,

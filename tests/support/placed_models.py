@@ -1,5 +1,6 @@
 """Tiny models on pretend devices: the whole of one on the first, or its layers split over two by accelerate."""
 
+import copy
 from collections.abc import Iterable, Mapping
 from typing import Literal
 
@@ -8,6 +9,7 @@ from accelerate import dispatch_model
 from torch import nn
 
 from moe_lens.architecture import MoEArchitecture
+from moe_lens.architecture.listed import normalize
 
 Place = Literal["cpu", "one", "two"]
 FIRST, SECOND = "pretend:0", "pretend:1"
@@ -45,7 +47,9 @@ def halves(model: nn.Module, first: str = FIRST, second: str = SECOND) -> dict[s
 
     A head that shares its weights with the embedding stands where that is.
     """
-    layers = MoEArchitecture.of(model).layers
+    described = copy.deepcopy(model)
+    normalize(described)
+    layers = MoEArchitecture.of(described).layers
     stack = layers[0].rpartition(".")[0]
     half = (len(layers) + 1) // 2
     found: dict[str, str] = {}

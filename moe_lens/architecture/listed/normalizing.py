@@ -52,10 +52,10 @@ def _make_readable(block: nn.Module, parts: Parts, path: str, scales: Sequence[f
     Raises MoELensError, with the classes exchanged or not, for a block whose output cannot be reproduced.
     """
     for module in (block, getattr(block, parts.router), getattr(block, parts.experts)):
-        if "forward" in vars(module):
+        if "forward" in vars(module) and not hasattr(module, "_hf_hook"):
             raise MoELensError(
-                f"the forward pass of {path!r} is replaced already, as when a model is spread over several devices; "
-                "load it on one device"
+                f"the forward pass of {path!r} is replaced already, by other than accelerate's hooks; open the model "
+                "as it was loaded"
             )
     with evaluating(block), crashes_explained(path):
         tokens = probe(block, parts)

@@ -122,20 +122,27 @@ def exchange(block: nn.Module, routing: BlockRouting) -> None:
     """Give the block, its router and its experts the classes of this module, on top of their own."""
     parts = routing.parts
     _put(getattr(block, parts.router), routing.router, routing.facts)
-    getattr(block, parts.experts).__class__ = IndexedExperts
+    _become(getattr(block, parts.experts), IndexedExperts)
     _put(block, RoutedBlock, {"parts": parts, "returns_logits": routing.returns_logits})
 
 
 def _put(module: nn.Module, readable: type, facts: dict[str, Any]) -> None:
     own = type(module)
-    module.__class__ = type(own.__name__, (readable, own), {"__module__": own.__module__, **facts})
+    _become(module, type(own.__name__, (readable, own), {"__module__": own.__module__, **facts}))
+
+
+def _become(module: nn.Module, kind: type) -> None:
+    """Give a module another class, also where accelerate's hook runs its forward pass for it."""
+    module.__class__ = kind
+    if "_old_forward" in vars(module):
+        vars(module)["_old_forward"] = kind.forward.__get__(module)  # type: ignore[attr-defined]
 
 
 def restore(model: nn.Module) -> None:
     """Undo `normalize`: each module gets its own class, and with it its own forward pass, back."""
     for module in model.modules():
         if isinstance(module, READABLE):
-            module.__class__ = type(module).__bases__[-1]
+            _become(module, type(module).__bases__[-1])
 
 
 def choices_in(decided: Any) -> list[tuple[Tensor, Tensor]]:
