@@ -43,6 +43,29 @@ class Routing:
         """Routed experts of the layer."""
         return self.logits.shape[-1]
 
+    def where(self, mask: Tensor, other: "Routing") -> "Routing":
+        """`other` where `mask`, bool [batch, pos], this elsewhere; the smaller selection is filled up with weights of 0."""
+        k = max(self.indices.shape[-1], other.indices.shape[-1])
+        own, theirs = self._widened(k), other._widened(k)
+        chosen = mask[..., None]
+        return Routing(
+            torch.where(chosen, theirs.logits, own.logits),
+            torch.where(chosen, theirs.indices, own.indices),
+            torch.where(chosen, theirs.weights, own.weights),
+        )
+
+    def _widened(self, k: int) -> "Routing":
+        """With k experts per token: the first again, with weight 0, in the place of those that are missing."""
+        missing = k - self.indices.shape[-1]
+        if not missing:
+            return self
+        again = self.indices[..., :1].expand(*self.indices.shape[:-1], missing)
+        return replace(
+            self,
+            indices=torch.cat([self.indices, again], -1),
+            weights=F.pad(self.weights, (0, missing)),
+        )
+
     def selected(self) -> Tensor:
         """Which experts were selected, bool [batch, pos, expert]."""
         return torch.zeros_like(self.logits, dtype=torch.bool).scatter(-1, self.indices, True)

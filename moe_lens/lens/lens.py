@@ -345,9 +345,11 @@ class MoELens:
         return self.model._edits[-1]
 
     def _apply_at_each_step(self, tracer: Any, layer: int) -> None:
+        past, prompt = 0, None
         try:
             for _ in tracer.iter[:]:
-                self._stack.apply(layer, self._reader)
+                width = self._stack.apply(layer, self._reader, past=past, prompt=prompt)
+                past, prompt = past + width, prompt or width
         except OutOfOrderError:
             return  # the run is over, or was stopped before this layer: nothing is left to act on
 

@@ -33,7 +33,7 @@ class BatchRunner:
         batch = collate(prompts, self._pad_id)
         labels = batch.answer_labels
         kept = labels.shape[1] + 1
-        with torch.no_grad(), self.model.trace(**self._inputs(batch), logits_to_keep=kept):
+        with torch.no_grad(), self.stack.for_batch(batch), self.model.trace(**self._inputs(batch), logits_to_keep=kept):
             logits = self.model.output.logits.save()
         labels = labels.to(logits.device)
         log_probabilities = logits[:, :-1].float().log_softmax(-1)
@@ -51,6 +51,7 @@ class BatchRunner:
         }
         with (
             torch.no_grad(),
+            self.stack.for_batch(batch),
             self.model.generate(**arguments, max_new_tokens=max_new_tokens, do_sample=False) as tracer,
         ):
             ids = tracer.result.save()
@@ -73,6 +74,7 @@ class BatchRunner:
             around.enter_context(torch.no_grad())
             for name in capture:
                 around.enter_context(CAPTURES[name].around(self.module, kept))
+            around.enter_context(self.stack.for_batch(batch))
             before = around.enter_context(self.stack.recording())
             with self.model.trace(**inputs, logits_to_keep=kept if "logits" in capture else 1):
                 seen["layers"] = read_layers(self.reader, capture, kept)

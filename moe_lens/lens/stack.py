@@ -2,18 +2,25 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
 
 from torch import Tensor
 
-from moe_lens.architecture import MoEArchitecture
-from moe_lens.errors import MoELensError
-from moe_lens.lens.interventions import Intervention, WithoutExperts, check_interventions, excluded_by
+from moe_lens.architecture import Inputs, MoEArchitecture
+from moe_lens.data import Batch
+from moe_lens.lens.interventions import Intervention, check_interventions
+from moe_lens.lens.interventions.deciding import RouterChange, decide
+from moe_lens.lens.interventions.place import Here
+from moe_lens.lens.interventions.protocol import acts_in
 from moe_lens.lens.reader import TraceReader
 from moe_lens.routing import Routing
 
 
 class InterventionStack:
     """The interventions in force, from the outermost block to the innermost, in which order they act.
+
+    What they ask of a router is asked at once, before it selects; gating weights are edited one after another.
 
     interventions: as they were given; a new tuple whenever they change.
     """
@@ -22,13 +29,17 @@ class InterventionStack:
         self._architecture = architecture
         self.interventions: tuple[Intervention, ...] = ()
         self._acting: tuple[Intervention, ...] = ()
-        self._excluded: dict[int, Tensor] = {}
+        self._asked: dict[tuple[int, int], RouterChange] = {}
+        self._batch: Batch | None = None
+        self._kept: dict[Any, Any] = {}
         self._before: dict[int, Routing] | None = None
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """The layers that any of them acts on, in rising order."""
-        return tuple(sorted({layer for own in self.interventions for layer in own.layers}))
+        """The MoE layers that any of them acts on, in rising order."""
+        return tuple(
+            layer for layer in self._architecture.moe_layers if any(acts_in(own, layer) for own in self.interventions)
+        )
 
     @contextmanager
     def adding(self, interventions: Sequence[Intervention]) -> Iterator[None]:
@@ -50,6 +61,17 @@ class InterventionStack:
             yield
 
     @contextmanager
+    def for_batch(self, batch: Batch) -> Iterator[None]:
+        """Inside the block, this batch runs; MoELensError, naming the example, for one where nothing could act."""
+        for own in self._acting:
+            own.expect(batch)
+        self._batch, self._kept = batch, {}
+        try:
+            yield
+        finally:
+            self._batch, self._kept = None, {}
+
+    @contextmanager
     def recording(self) -> Iterator[dict[int, Routing]]:
         """Inside the block, `apply` leaves the routing from before the interventions here, by layer."""
         self._before = {}
@@ -58,55 +80,100 @@ class InterventionStack:
         finally:
             self._before = None
 
-    def apply(self, layer: int, reader: TraceReader) -> None:
-        """Act on one pass through `layer` of the running model.
+    def apply(self, layer: int, reader: TraceReader, *, past: int, prompt: int | None) -> int:
+        """Act on one pass through `layer` of the running model, of which `past` positions passed before.
 
-        First the router decides anew without the excluded experts, then the experts' gating is edited.
+        First the router decides anew, as it is asked to, then the experts' gating is edited.
+        prompt: positions of the first pass; None in this one. Gives the positions of this pass.
         """
-        site = reader.architecture.at(layer)
-        router = reader.router(layer)
-        if layer in self._excluded:
-            arguments, named = router.inputs
-            decided = site.decision(router.output)
-            excluded = _per_token(self._excluded[layer], decided[0], reader.n_rows())
-            mode = WithoutExperts(excluded, map_width=site.observed.map_width)
-            with mode:
-                rerouted = router(*arguments, **named)
-            mode.check(site.router, chooses=site.observed.output_slots is not None)
-            router.output = rerouted
-            logits, _, _ = site.decision(rerouted)
-            call, gating = reader.gating(layer)
-        else:
-            logits, _, _ = site.decision(router.output)
-            call, gating = reader.gating(layer)
-            decided = logits, *gating
-        routing = Routing(*map(reader.by_position, (logits, *gating)))
-        for intervention in self._acting:
-            if layer in intervention.layers:
-                routing = intervention(layer, routing)
-        edited = site.with_gating(call, routing.indices.flatten(0, 1), routing.weights.flatten(0, 1))
-        reader.set_gating(layer, edited)
+        site, router = reader.architecture.at(layer), reader.router(layer)
+        acting = [own for own in self._acting if acts_in(own, layer)]
+        asking = [own for own in acting if self._asked[layer, id(own)] or replays(own)]
+        before = blended = None
+        if asking:
+            call = router.inputs
+            here = self._here(layer, reader, _hidden(call), past, prompt)
+            if self._before is not None or any(own.compares for own in acting):
+                before = Routing(*map(reader.by_position, site.decision(router.output)))
+            router.output, blended = self._decided(here, asking, reader, call)
+        logits, _, _ = site.decision(router.output)
+        call, gating = reader.gating(layer)
+        decided = blended or Routing(*map(reader.by_position, (logits, *gating)))
+        if not asking:
+            here = self._here(layer, reader, logits, past, prompt)
+        here = replace(here, before=before, decided=decided)
+        routing = decided
+        for own in acting:
+            if type(own).__call__ is not Intervention.__call__:
+                mask, edited = own.mask(here), own(here, routing)
+                routing = edited if mask is None else routing.where(mask, edited)
+        if blended is not None or routing is not decided:
+            reader.set_gating(
+                layer, site.with_gating(call, routing.indices.flatten(0, 1), routing.weights.flatten(0, 1))
+            )
         if self._before is not None:
-            self._before[layer] = Routing(*map(reader.by_position, decided))
+            self._before[layer] = before or decided
+        return here.width
+
+    def _decided(
+        self, here: Here, asking: Sequence[Intervention], reader: TraceReader, call: Inputs
+    ) -> tuple[Any, Routing | None]:
+        """The router's output when it decides as all of these ask; and the routing, where k differs by token."""
+        site, router = reader.architecture.at(here.layer), reader.router(here.layer)
+        own_k, parts, sizes = site.observed.top_k, [], set()
+        for own in asking:
+            change, mask = self._asked[here.layer, id(own)], own.mask(here)
+            parts.append(here.once(("asked", here.layer, id(own)), lambda change=change: change.to(here.device)))
+            selection = own.selection(here, own_k)
+            parts[-1] = replace(parts[-1], selected=selection).per_token(here.rows, here.width, mask)
+            if change.top_k is not None:
+                sizes |= {int(k) or own_k for k in change.top_k.flatten()} | ({own_k} if mask is not None else set())
+        together = RouterChange.together(parts)
+        tokens = here.rows * here.width
+        outputs = {k: decide(site, router, call, together, n_tokens=tokens, top_k=k) for k in sorted(sizes or {own_k})}
+        widest = outputs[max(outputs)]
+        if len(outputs) == 1:
+            return widest, None
+        routing = None
+        for k, output in outputs.items():
+            of_k = Routing(*map(reader.by_position, site.decision(output)))
+            wanted = reader.by_position(together.top_k)[..., 0]
+            at_k = (wanted == k) | (wanted == 0) if k == own_k else wanted == k
+            routing = of_k if routing is None else routing.where(at_k, of_k)
+        return widest, routing
+
+    def _here(self, layer: int, reader: TraceReader, tokens: Tensor, past: int, prompt: int | None) -> Here:
+        """Where the run is; tokens: anything of the pass, [token, x] or [batch, pos, x]."""
+        rows = reader.n_rows()
+        width = tokens.shape[:-1].numel() // rows
+        prompt = width if prompt is None else prompt
+        return Here(layer, rows, width, past, prompt, self._batch, tokens.device, self._kept)
 
     @contextmanager
     def _act(self, interventions: tuple[Intervention, ...]) -> Iterator[None]:
-        """Inside the block these act; what they exclude is worked out once, not at every step."""
-        outer = self._acting, self._excluded
-        self._acting = interventions
-        excluded = {layer: excluded_by(interventions, layer, self._architecture.n_experts) for layer in self.layers}
-        self._excluded = {layer: mask for layer, mask in excluded.items() if mask is not None}
+        """Inside the block these act; what they ask is worked out once, not at every step."""
+        outer = self._acting, self._asked, self._kept
+        self._acting, self._kept = interventions, {}
+        n_experts = self._architecture.n_experts
+        self._asked = {
+            (layer, id(own)): own.asks(layer, n_experts)
+            for layer in self._architecture.moe_layers
+            for own in interventions
+            if acts_in(own, layer)
+        }
         try:
             yield
         finally:
-            self._acting, self._excluded = outer
+            self._acting, self._asked, self._kept = outer
 
 
-def _per_token(excluded: Tensor, logits: Tensor, n_rows: int) -> Tensor:
-    """`excluded` [expert] or [batch, expert] for each token of the batch, like `logits` [token, expert]."""
-    excluded = excluded.to(logits.device)
-    if excluded.ndim == 1:
-        return excluded.expand(logits.shape)
-    if len(excluded) != n_rows:
-        raise MoELensError(f"expected one intervention per row; Rows has {len(excluded)} for a batch of {n_rows}")
-    return excluded.repeat_interleave(len(logits) // n_rows, dim=0)
+def replays(intervention: Intervention) -> bool:
+    """Whether it has a selection for the router."""
+    return type(intervention).selection is not Intervention.selection
+
+
+def _hidden(call: Inputs) -> Tensor:
+    """What a router is given, [token, d_model] or [batch, pos, d_model]."""
+    arguments, named = call
+    found: Tensor = arguments[0] if arguments else named["hidden_states"]
+    return found

@@ -1,26 +1,33 @@
-"""Interventions on routing, one file for each kind; a new one is a class that is listed here."""
+"""Interventions, one file for each kind; a new one is a class that is listed here."""
 
 from collections.abc import Callable
 
 from moe_lens.errors import MoELensError
 from moe_lens.experts import ExpertSet
 from moe_lens.lens.interventions.per_row import Rows
-from moe_lens.lens.interventions.protocol import Intervention, OnExperts, check_interventions, excluded_by
-from moe_lens.lens.interventions.rerouting import Reroute, WithoutExperts
-from moe_lens.lens.interventions.zeroing import Renormalize, Zero
+from moe_lens.lens.interventions.place import Here, Steps
+from moe_lens.lens.interventions.protocol import Intervention, OnExperts, OnGating, Placed, check_interventions
+from moe_lens.lens.interventions.rerouting import Bias, Force, Reroute, TopK
+from moe_lens.lens.interventions.zeroing import Renormalize, Scale, Zero
 
 __all__ = [
     "MODES",
+    "Bias",
+    "Force",
+    "Here",
     "Intervention",
     "OnExperts",
+    "OnGating",
+    "Placed",
     "Renormalize",
     "Reroute",
     "Rows",
-    "WithoutExperts",
+    "Scale",
+    "Steps",
+    "TopK",
     "Zero",
     "check_interventions",
     "check_mode",
-    "excluded_by",
 ]
 
 MODES: dict[str, Callable[[ExpertSet], OnExperts]] = {kind.mode: kind for kind in (Zero, Renormalize, Reroute)}

@@ -2,13 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from moe_lens.architecture import MoEArchitecture
+from moe_lens.data import Batch
 from moe_lens.errors import MoELensError
-from moe_lens.lens.interventions.protocol import Intervention, OnExperts
+from moe_lens.lens.interventions.deciding import RouterChange
+from moe_lens.lens.interventions.digests import held
+from moe_lens.lens.interventions.place import Here
+from moe_lens.lens.interventions.protocol import Intervention, OnGating, Placed, acts_in, chosen
 from moe_lens.routing import Routing
 
 
@@ -19,25 +24,60 @@ class Rows(Intervention):
     interventions: tuple[Intervention | None, ...]
 
     @property
-    def layers(self) -> tuple[int, ...]:
-        return tuple(sorted({layer for row in self._distinct() for layer in row.layers}))
+    def layers(self) -> tuple[int, ...] | None:  # type: ignore[override]  # follows from the rows
+        several = [own.layers for own, _ in self._rows_of().values()]
+        return None if None in several else tuple(sorted({layer for layers in several for layer in layers or ()}))
 
-    def __call__(self, layer: int, routing: Routing) -> Routing:
+    @property
+    def compares(self) -> bool:
+        return any(own.compares for own in self._distinct())
+
+    def asks(self, layer: int, n_experts: int) -> RouterChange:
+        asked = [RouterChange()] * len(self.interventions)
+        for own, rows in self._rows_of().values():
+            change = own.asks(layer, n_experts) if acts_in(own, layer) else RouterChange()
+            for row in rows:
+                asked[row] = change
+        return RouterChange.by_row(asked)
+
+    def selection(self, here: Here, k: int) -> Tensor | None:
+        found = None
+        for own, rows in self._rows_of().values():
+            selected = own.selection(here, k) if acts_in(own, here.layer) else None
+            if selected is not None:
+                found = selected.new_full(selected.shape, -1) if found is None else found
+                found = torch.where(self._of_rows(here, rows)[..., None], selected, found)
+        return found
+
+    def mask(self, here: Here) -> Tensor | None:
+        masks = [(own.mask(here), rows) for own, rows in self._rows_of().values()]
+        if all(mask is None for mask, _ in masks):
+            return None
+        whole = torch.zeros(here.rows, here.width, dtype=torch.bool, device=here.device)
+        for mask, rows in masks:
+            whole |= self._of_rows(here, rows) if mask is None else mask & self._of_rows(here, rows)
+        return whole
+
+    def __call__(self, here: Here, routing: Routing) -> Routing:
         """`routing` with each row edited by its own intervention; MoELensError unless each row has one."""
         if len(self.interventions) != len(routing.indices):
             raise MoELensError(
                 f"expected one intervention per row; Rows has {len(self.interventions)} for a batch of "
                 f"{len(routing.indices)}"
             )
-        logits, indices, weights = routing.logits.clone(), routing.indices.clone(), routing.weights.clone()
-        for intervention, rows in self._rows_of().values():
-            edited = intervention(layer, Routing(logits[rows], indices[rows], weights[rows]))
-            logits[rows], indices[rows], weights[rows] = edited.logits, edited.indices, edited.weights
-        return Routing(logits, indices, weights)
+        n_experts = routing.n_experts
+        for own, rows, table in here.once((id(self), here.layer), lambda: self._groups(here, n_experts)):
+            if table is not None:
+                hits = table[:, None].expand(-1, here.width, -1).gather(-1, routing.indices)
+                routing = own.edited(routing, hits)
+            else:
+                routing = routing.where(rows, own(here, routing))
+        return routing
 
-    def excluded(self, layer: int, n_experts: int) -> Tensor:
-        none = torch.zeros(n_experts, dtype=torch.bool)
-        return torch.stack([none if own is None else own.excluded(layer, n_experts) for own in self.interventions])
+    def expect(self, batch: Batch) -> None:
+        for own, rows in self._rows_of().values():
+            if max(rows) < len(batch.ids):
+                own.expect(batch.of_rows(rows))
 
     def take(self, rows: Sequence[int]) -> "Rows":
         if max(rows, default=-1) >= len(self.interventions):
@@ -51,6 +91,28 @@ class Rows(Intervention):
         for intervention in self._distinct():
             intervention.check(architecture)
 
+    def _groups(self, here: Here, n_experts: int) -> list[tuple[Any, Tensor, Tensor | None]]:
+        """What edits gating in the layer: an intervention, its rows, bool [batch, 1], and the experts of each row.
+
+        Those of one class and the same settings on different experts are one, with a table, bool [batch, expert].
+        """
+        tables: dict[Any, tuple[OnGating, Tensor]] = {}
+        others = []
+        for own, rows in self._rows_of().values():
+            if not acts_in(own, here.layer):
+                continue
+            if isinstance(own, OnGating):
+                key = _but_experts(own) if own.is_ours() else id(own)
+                _, table = tables.setdefault(key, (own, torch.zeros(here.rows, n_experts, dtype=torch.bool)))
+                table[rows] = chosen(own.experts[here.layer], n_experts)
+            elif type(own).__call__ is not Intervention.__call__:
+                others.append((own, self._of_rows(here, rows), None))
+        return [(own, None, table.to(here.device)) for own, table in tables.values()] + others
+
+    def _of_rows(self, here: Here, rows: Sequence[int]) -> Tensor:
+        """Which rows of the batch these are, bool [batch, 1]."""
+        return here.once((id(self), "rows", tuple(rows)), lambda: chosen(rows, here.rows)[:, None].to(here.device))
+
     def _distinct(self) -> list[Intervention]:
         return [intervention for intervention, _ in self._rows_of().values()]
 
@@ -59,9 +121,14 @@ class Rows(Intervention):
         found: dict[object, tuple[Intervention, list[int]]] = {}
         for row, own in enumerate(self.interventions):
             if own is not None:
-                key = own if isinstance(own, OnExperts) else id(own)
+                key = own if isinstance(own, Placed) else id(own)
                 found.setdefault(key, (own, []))[1].append(row)
         return found
 
     def __repr__(self) -> str:
         return f"Rows({len(self.interventions)} rows, {len(self._distinct())} different interventions)"
+
+
+def _but_experts(own: OnGating) -> Any:
+    """What interventions on different experts may share: the class and all other settings."""
+    return type(own), *(value for name, value in held(own).items() if name not in ("experts", "layers"))

@@ -1,20 +1,17 @@
-"""Reroute: chosen experts are taken away before the top-k, by a mode around the router's own code."""
+"""Reroute, Force, Bias and TopK: the router is asked to select otherwise."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, ClassVar
+import math
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
+from moe_lens.architecture import MoEArchitecture
 from moe_lens.errors import MoELensError
-from moe_lens.lens.interventions.protocol import OnExperts
+from moe_lens.lens.interventions.deciding import RouterChange
+from moe_lens.lens.interventions.place import Here
+from moe_lens.lens.interventions.protocol import OnExperts, Placed, chosen
 from moe_lens.routing import Routing
-
-CHOICES = ("topk", "max", "argmax")
-"""The functions by which routers choose."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -26,53 +23,93 @@ class Reroute(OnExperts):
 
     mode: ClassVar[str] = "reroute"
 
-    def __call__(self, layer: int, routing: Routing) -> Routing:
-        return routing  # the router chose without the experts already
-
-    def excluded(self, layer: int, n_experts: int) -> Tensor:
-        mask = torch.zeros(n_experts, dtype=torch.bool)
-        mask[list(self.experts[layer])] = True
-        return mask
+    def asks(self, layer: int, n_experts: int) -> RouterChange:
+        return RouterChange(excluded=chosen(self.experts[layer], n_experts))
 
 
-class WithoutExperts(TorchFunctionMode):
-    """A router called inside this block decides as if there were no `excluded` experts, bool [token, expert].
+@dataclass(frozen=True, eq=False, repr=False)
+class Force(OnExperts):
+    """Makes experts always be among the selected, in the place of the lowest others; k stays as it is.
 
-    Both the logits and the operand of each top-k over all experts become -inf there. The logits alone would
-    not do: where a selection bias is added to bounded scores, an expert with logit -inf can still be chosen,
-    with weight 0. The top-k alone would not do either: softmax over all experts would still count it.
+    weights: "router" for those that the router's own rule gives them, or "sum" for these rescaled to the sum that the
+    token's weights have without the intervention.
     """
 
-    def __init__(self, excluded: Tensor, *, map_width: int) -> None:
-        """map_width: outputs of the router's linear map; those beyond the experts, of shared ones, are kept."""
-        super().__init__()
-        self._excluded = excluded
-        self._map_width = map_width
-        self._masked: set[str] = set()
+    weights: Literal["router", "sum"] = "router"
+    mode: ClassVar[str] = "force"
 
-    def __torch_function__(
-        self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        name = getattr(function, "__name__", "")
-        if name in CHOICES and args[0].numel() == self._excluded.numel():  # also per group: [token, group, expert]
-            self._masked.add("choice")
-            args = (args[0].masked_fill(self._excluded.view(args[0].shape), -torch.inf), *args[1:])
-        output = function(*args, **(kwargs or {}))
-        if name == "linear" and output.shape[-1] == self._map_width:
-            self._masked.add("logits")
-            others = self._map_width - self._excluded.shape[-1]
-            excluded = F.pad(self._excluded, (0, others))
-            return output.masked_fill(excluded.view(output.shape), -torch.inf)
-        return output
+    def __post_init__(self) -> None:
+        if self.weights not in ("router", "sum"):
+            raise MoELensError(f"weights of forced experts must be 'router' or 'sum'; got {self.weights!r}")
+        super().__post_init__()
 
-    def check(self, router: str, *, chooses: bool) -> None:
-        """MoELensError unless logits and choice were both seen, so that nothing was rerouted in name only.
+    def asks(self, layer: int, n_experts: int) -> RouterChange:
+        return RouterChange(forced=chosen(self.experts[layer], n_experts))
 
-        chooses: whether the router itself chooses, or the block around it by the logits.
-        """
-        needed = {"logits", "choice"} if chooses else {"logits"}
-        if not self._masked >= needed:
+    @property
+    def compares(self) -> bool:
+        return self.weights == "sum"
+
+    def __call__(self, here: Here, routing: Routing) -> Routing:
+        if here.before is None or here.decided is None or not self.compares:
+            return routing
+        old, new = (found.weights.sum(-1, keepdim=True) for found in (here.before, here.decided))
+        return replace(routing, weights=routing.weights * (old / new))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Bias(OnExperts):
+    """Adds a number to the router logits of experts, before the router's own scoring and selection.
+
+    So the experts are selected more often (or less, below 0) and get more weight: a dose. 0 changes nothing. It does
+    not exclude: where a selection bias or bounded scores decide, an expert can be selected at any logit.
+
+    alpha: finite, in logits; where `sd` is given, in standard deviations of each layer's logits (see `logit_sd`).
+    weights: "router" for weights of the biased logits, or "unbiased" for a selection that is biased alone.
+    """
+
+    alpha: float
+    sd: tuple[tuple[int, float], ...] | None = None
+    weights: Literal["router", "unbiased"] = "router"
+    mode: ClassVar[str] = "bias"
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.alpha):
             raise MoELensError(
-                f"cannot reroute {router!r}: expected it to make logits by a linear map and choose by top-k, "
-                f"saw {sorted(self._masked) or 'neither'}; use Zero or Renormalize"
+                f"a bias must be a finite number, since -inf excludes nothing; got {self.alpha}; use Reroute"
             )
+        if self.weights not in ("router", "unbiased"):
+            raise MoELensError(f"weights under a bias must be 'router' or 'unbiased'; got {self.weights!r}")
+        super().__post_init__()
+        missing = set(self.experts.layers) - {layer for layer, _ in self.sd or ()}
+        if self.sd is not None and missing:
+            raise MoELensError(f"sd has no standard deviation of the logits of layers {sorted(missing)}")
+
+    def __repr__(self) -> str:
+        unit = "" if self.sd is None else " sd"
+        return f"Bias({self.experts.brief()}, {self.alpha:g}{unit}{self.where()})"
+
+    def asks(self, layer: int, n_experts: int) -> RouterChange:
+        size = self.alpha * (1.0 if self.sd is None else dict(self.sd)[layer])
+        added = chosen(self.experts[layer], n_experts) * size
+        return RouterChange(bias=added) if self.weights == "router" else RouterChange(selection_bias=added)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class TopK(Placed):
+    """Makes the router select another number of experts for each token; their weights follow by its own rule."""
+
+    k: int
+
+    def __post_init__(self) -> None:
+        if type(self.k) is not int or self.k < 1:
+            raise MoELensError(f"a token needs one expert or more; got k={self.k!r}")
+        super().__post_init__()
+
+    def asks(self, layer: int, n_experts: int) -> RouterChange:
+        return RouterChange(top_k=torch.tensor([self.k]))
+
+    def check(self, architecture: MoEArchitecture) -> None:
+        super().check(architecture)
+        if self.k > architecture.n_experts:
+            raise MoELensError(f"expected k of at most {architecture.n_experts}, all experts; got {self.k}")
