@@ -44,7 +44,7 @@ class Routing:
         return self.logits.shape[-1]
 
     def where(self, mask: Tensor, other: "Routing") -> "Routing":
-        """`other` where `mask`, bool [batch, pos], this elsewhere; the smaller selection is filled up with weights of 0."""
+        """`other` where `mask`, bool [batch, pos], is True; a smaller selection is filled up with weights of 0."""
         k = max(self.indices.shape[-1], other.indices.shape[-1])
         own, theirs = self._widened(k), other._widened(k)
         chosen = mask[..., None]

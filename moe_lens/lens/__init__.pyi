@@ -3,10 +3,15 @@ from .delta import apply_delta as apply_delta
 from .delta import save_delta as save_delta
 from .delta import weights_digest as weights_digest
 from .interventions import MODES as MODES
+from .interventions import Bias as Bias
+from .interventions import Force as Force
+from .interventions import Here as Here
 from .interventions import Intervention as Intervention
 from .interventions import Renormalize as Renormalize
 from .interventions import Reroute as Reroute
 from .interventions import Rows as Rows
+from .interventions import Scale as Scale
+from .interventions import TopK as TopK
 from .interventions import Zero as Zero
 from .lens import MoELens as MoELens
 from .needs import Needs as Needs

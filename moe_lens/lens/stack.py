@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from moe_lens.architecture import Inputs, MoEArchitecture
@@ -15,6 +16,9 @@ from moe_lens.lens.interventions.place import Here
 from moe_lens.lens.interventions.protocol import acts_in
 from moe_lens.lens.reader import TraceReader
 from moe_lens.routing import Routing
+
+
+CPU = torch.device("cpu")
 
 
 class InterventionStack:
@@ -29,7 +33,7 @@ class InterventionStack:
         self._architecture = architecture
         self.interventions: tuple[Intervention, ...] = ()
         self._acting: tuple[Intervention, ...] = ()
-        self._asked: dict[tuple[int, int], RouterChange] = {}
+        self._asked: dict[Any, RouterChange] = {}
         self._batch: Batch | None = None
         self._kept: dict[Any, Any] = {}
         self._before: dict[int, Routing] | None = None
@@ -57,7 +61,11 @@ class InterventionStack:
     @contextmanager
     def for_examples(self, places: Sequence[int]) -> Iterator[None]:
         """Inside the block, interventions that differ by example are those of the examples at `places`."""
-        with self._act(tuple(own.take(places) for own in self.interventions)):
+        taken = tuple(own.take(places) for own in self.interventions)
+        if all(mine is own for mine, own in zip(taken, self._acting, strict=True)):
+            yield  # nothing differs by example
+            return
+        with self._act(taken):
             yield
 
     @contextmanager
@@ -88,7 +96,7 @@ class InterventionStack:
         """
         site, router = reader.architecture.at(layer), reader.router(layer)
         acting = [own for own in self._acting if acts_in(own, layer)]
-        asking = [own for own in acting if self._asked[layer, id(own)] or replays(own)]
+        asking = [own for own in acting if self._change(layer, own) or replays(own)]
         before = blended = None
         if asking:
             call = router.inputs
@@ -122,10 +130,9 @@ class InterventionStack:
         site, router = reader.architecture.at(here.layer), reader.router(here.layer)
         own_k, parts, sizes = site.observed.top_k, [], set()
         for own in asking:
-            change, mask = self._asked[here.layer, id(own)], own.mask(here)
-            parts.append(here.once(("asked", here.layer, id(own)), lambda change=change: change.to(here.device)))
-            selection = own.selection(here, own_k)
-            parts[-1] = replace(parts[-1], selected=selection).per_token(here.rows, here.width, mask)
+            change, mask = self._change(here.layer, own), own.mask(here)
+            asked = replace(self._change(here.layer, own, here.device), selected=own.selection(here, own_k))
+            parts.append(asked.per_token(here.rows, here.width, mask))
             if change.top_k is not None:
                 sizes |= {int(k) or own_k for k in change.top_k.flatten()} | ({own_k} if mask is not None else set())
         together = RouterChange.together(parts)
@@ -142,6 +149,14 @@ class InterventionStack:
             routing = of_k if routing is None else routing.where(at_k, of_k)
         return widest, routing
 
+    def _change(self, layer: int, own: Intervention, device: torch.device = CPU) -> RouterChange:
+        """What one intervention asks of a layer's router, on a device; worked out once, not at every step."""
+        key = layer, id(own), device
+        if key not in self._asked:
+            change = own.asks(layer, self._architecture.n_experts)
+            self._asked[key] = change if device == CPU else change.to(device)
+        return self._asked[key]
+
     def _here(self, layer: int, reader: TraceReader, tokens: Tensor, past: int, prompt: int | None) -> Here:
         """Where the run is; tokens: anything of the pass, [token, x] or [batch, pos, x]."""
         rows = reader.n_rows()
@@ -154,13 +169,7 @@ class InterventionStack:
         """Inside the block these act; what they ask is worked out once, not at every step."""
         outer = self._acting, self._asked, self._kept
         self._acting, self._kept = interventions, {}
-        n_experts = self._architecture.n_experts
-        self._asked = {
-            (layer, id(own)): own.asks(layer, n_experts)
-            for layer in self._architecture.moe_layers
-            for own in interventions
-            if acts_in(own, layer)
-        }
+        self._asked = {}
         try:
             yield
         finally:

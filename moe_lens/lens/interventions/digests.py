@@ -34,12 +34,14 @@ def digest_of(value: object) -> str:
 
 
 def held(value: object) -> dict[str, Any]:
-    """What an object holds, by name: a dataclass's fields, slots, and whatever attributes it has."""
+    """What an object holds, by name: a dataclass's fields, slots, and what attributes it has that no method made."""
+    kinds = [vars(kind) for kind in type(value).__mro__]
     names = set(getattr(value, "__dict__", ()))
+    names -= {name for name in names for kind in kinds if isinstance(kind.get(name), cached_property)}
     if is_dataclass(value):
         names |= {field.name for field in fields(value)}
-    for kind in type(value).__mro__:
-        slots = vars(kind).get("__slots__", ())
+    for kind in kinds:
+        slots = kind.get("__slots__", ())
         names.update((slots,) if isinstance(slots, str) else slots)
     return {name: getattr(value, name) for name in sorted(names - {"digest"}) if hasattr(value, name)}
 

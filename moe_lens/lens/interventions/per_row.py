@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ class Rows(Intervention):
 
     @property
     def layers(self) -> tuple[int, ...] | None:  # type: ignore[override]  # follows from the rows
-        several = [own.layers for own, _ in self._rows_of().values()]
+        several = [own.layers for own, _ in self._rows_of.values()]
         return None if None in several else tuple(sorted({layer for layers in several for layer in layers or ()}))
 
     @property
@@ -33,8 +34,10 @@ class Rows(Intervention):
         return any(own.compares for own in self._distinct())
 
     def asks(self, layer: int, n_experts: int) -> RouterChange:
+        if all(type(own).asks is Intervention.asks for own in self._distinct()):
+            return RouterChange()
         asked = [RouterChange()] * len(self.interventions)
-        for own, rows in self._rows_of().values():
+        for own, rows in self._rows_of.values():
             change = own.asks(layer, n_experts) if acts_in(own, layer) else RouterChange()
             for row in rows:
                 asked[row] = change
@@ -42,7 +45,7 @@ class Rows(Intervention):
 
     def selection(self, here: Here, k: int) -> Tensor | None:
         found = None
-        for own, rows in self._rows_of().values():
+        for own, rows in self._rows_of.values():
             selected = own.selection(here, k) if acts_in(own, here.layer) else None
             if selected is not None:
                 found = selected.new_full(selected.shape, -1) if found is None else found
@@ -50,7 +53,7 @@ class Rows(Intervention):
         return found
 
     def mask(self, here: Here) -> Tensor | None:
-        masks = [(own.mask(here), rows) for own, rows in self._rows_of().values()]
+        masks = [(own.mask(here), rows) for own, rows in self._rows_of.values()]
         if all(mask is None for mask, _ in masks):
             return None
         whole = torch.zeros(here.rows, here.width, dtype=torch.bool, device=here.device)
@@ -75,7 +78,7 @@ class Rows(Intervention):
         return routing
 
     def expect(self, batch: Batch) -> None:
-        for own, rows in self._rows_of().values():
+        for own, rows in self._rows_of.values():
             if max(rows) < len(batch.ids):
                 own.expect(batch.of_rows(rows))
 
@@ -98,7 +101,7 @@ class Rows(Intervention):
         """
         tables: dict[Any, tuple[OnGating, Tensor]] = {}
         others = []
-        for own, rows in self._rows_of().values():
+        for own, rows in self._rows_of.values():
             if not acts_in(own, here.layer):
                 continue
             if isinstance(own, OnGating):
@@ -114,8 +117,9 @@ class Rows(Intervention):
         return here.once((id(self), "rows", tuple(rows)), lambda: chosen(rows, here.rows)[:, None].to(here.device))
 
     def _distinct(self) -> list[Intervention]:
-        return [intervention for intervention, _ in self._rows_of().values()]
+        return [intervention for intervention, _ in self._rows_of.values()]
 
+    @cached_property
     def _rows_of(self) -> dict[object, tuple[Intervention, list[int]]]:
         """Each different intervention with its rows; one of the user's own is equal to itself only."""
         found: dict[object, tuple[Intervention, list[int]]] = {}

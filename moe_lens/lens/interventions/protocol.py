@@ -113,7 +113,7 @@ class Placed(Intervention):
     @property
     def digest(self) -> str:
         """As every intervention's; remembered where this package's code and settings that stay make it."""
-        settings = tuple(held(self).items())
+        settings = tuple(vars(self).items())
         stays = all(isinstance(value, ExpertSet | str | float | int | tuple | None) for _, value in settings)
         return _of_settings(type(self), settings) if stays and self.is_ours() else digest_of(self)
 
@@ -168,8 +168,7 @@ class OnGating(OnExperts):
 
     def table(self, here: Here, n_experts: int) -> Tensor:
         """Which experts of the layer are in the set, bool [expert]."""
-        experts = self.experts[here.layer]
-        return here.once((experts, n_experts), lambda: chosen(experts, n_experts).to(here.device))
+        return _on_device(self.experts[here.layer], n_experts, here.device)
 
 
 def chosen(experts: Sequence[int], n_experts: int) -> Tensor:
@@ -177,6 +176,12 @@ def chosen(experts: Sequence[int], n_experts: int) -> Tensor:
     table = torch.zeros(n_experts, dtype=torch.bool)
     table[list(experts)] = True
     return table
+
+
+@lru_cache(maxsize=4_096)
+def _on_device(experts: tuple[int, ...], n_experts: int, device: torch.device) -> Tensor:
+    """`chosen`, made once and not at every layer and step."""
+    return chosen(experts, n_experts).to(device)
 
 
 @lru_cache(maxsize=65_536)
