@@ -17,7 +17,6 @@ from moe_lens.lens.interventions.protocol import acts_in
 from moe_lens.lens.reader import TraceReader
 from moe_lens.routing import Routing
 
-
 CPU = torch.device("cpu")
 
 
