@@ -113,3 +113,10 @@ class TopK(Placed):
         super().check(architecture)
         if self.k > architecture.n_experts:
             raise MoELensError(f"expected k of at most {architecture.n_experts}, all experts; got {self.k}")
+        for layer in architecture.moe_layers if self.layers is None else self.layers:
+            site = architecture.at(layer)
+            fixed = site.fixed_k or (self.k < site.slots_per_call and f"its experts need {site.slots_per_call} or more")
+            if fixed and self.k != architecture.top_k:
+                raise MoELensError(
+                    f"a token of layer {layer} cannot get {self.k} instead of {architecture.top_k} experts: {fixed}"
+                )
