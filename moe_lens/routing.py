@@ -66,6 +66,10 @@ class Routing:
             weights=F.pad(self.weights, (0, missing)),
         )
 
+    def cpu(self) -> "Routing":
+        """The same on the CPU."""
+        return Routing(self.logits.cpu(), self.indices.cpu(), self.weights.cpu())
+
     def selected(self) -> Tensor:
         """Which experts were selected, bool [batch, pos, expert]."""
         return torch.zeros_like(self.logits, dtype=torch.bool).scatter(-1, self.indices, True)

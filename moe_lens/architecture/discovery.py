@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from inspect import unwrap
 from typing import TYPE_CHECKING, cast
 
+import torch
 from torch import nn
 
 from moe_lens.architecture.moe_layer import MoELayer
@@ -108,6 +109,15 @@ class MoEArchitecture:
 def pretrained(model: nn.Module) -> "PreTrainedModel":
     """The model under the type that has transformers' attributes, of which torch's type of a module knows none."""
     return cast("PreTrainedModel", model)
+
+
+def input_device(model: nn.Module) -> torch.device:
+    """Where a model takes its tokens; its parts may be spread over several devices, or lie on a disk."""
+    device = next(model.parameters()).device
+    if device.type != "meta":
+        return device
+    hook = getattr(model, "_hf_hook", None)  # accelerate's, which fetches weights to where it computes with them
+    return device if hook is None else torch.device(hook.execution_device)
 
 
 def text_config(model: nn.Module) -> "PreTrainedConfig":

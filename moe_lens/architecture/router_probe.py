@@ -42,10 +42,11 @@ class ObservedRouter:
     chooses_by_token: bool
 
 
-def _bare(router: nn.Module) -> nn.Module:
-    """The router with its class's own forward, without what fetches weights from a disk, or traces, around it."""
-    bare = copy.copy(router)
+def _bare(module: nn.Module) -> nn.Module:
+    """The module and all in it with their classes' own forward, without what moves or fetches weights around it."""
+    bare = copy.copy(module)
     bare.__dict__.pop("forward", None)
+    bare._modules = {name: child and _bare(child) for name, child in module._modules.items()}
     return bare
 
 

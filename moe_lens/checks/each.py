@@ -22,6 +22,7 @@ from moe_lens.checks.reference import (
 )
 from moe_lens.errors import MoELensError
 from moe_lens.experts import ExpertSet
+from moe_lens.lens.devices import OnDevices
 from moe_lens.lens.interventions import Renormalize, Reroute, Zero
 from moe_lens.lens.lens import MoELens
 from moe_lens.lens.record import CAPTURES, Record, read_layers
@@ -50,7 +51,7 @@ def capture(lens: MoELens, texts: Sequence[str]) -> Finding:
         plain = bare_logits(lens, texts)
     logits, record, refused = _recorded(lens, texts)
     errors = {"logits": _apart(logits, plain)}
-    everywhere = torch.arange(plain.shape[1], device=plain.device)
+    everywhere = OnDevices(torch.arange(plain.shape[1]))
     for name, by_layer in read_layers(reader(len(texts)), record.captured, everywhere).items():
         for layer, value in by_layer.items():
             pairs = zip(_tensors(record.captured[name][layer]), _tensors(value), strict=True)
@@ -228,7 +229,7 @@ def _compared(changed: Tensor, expected: Tensor, plain: Tensor, allowed: float, 
 
 def _apart(a: Tensor, b: Tensor) -> float:
     """The largest difference by the largest finite value of b; infinite where one is not a number or has no equal."""
-    a, b = a.float(), b.float()
+    a, b = a.float(), b.float().to(a.device)
     if a.shape != b.shape or not torch.equal(a.isfinite(), b.isfinite()):
         return float("inf")
     finite = b.isfinite()

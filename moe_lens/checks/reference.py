@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from moe_lens.architecture import MoELayer
-from moe_lens.architecture.discovery import pretrained
+from moe_lens.architecture.discovery import input_device
 from moe_lens.errors import MoELensError
 from moe_lens.experts import ExpertSet
 from moe_lens.lens.lens import MoELens
@@ -31,7 +31,7 @@ def padded(lens: MoELens, texts: Sequence[str]) -> dict[str, Tensor]:
         raise MoELensError(f"text {empty[0]} has no tokens; expected texts of one token or more")
     width = max(map(len, rows))
     pad = lens.tokenizer.pad_token_id or 0
-    device = pretrained(lens.module).device
+    device = input_device(lens.module)
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
     return {
         "input_ids": torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=device),

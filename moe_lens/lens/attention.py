@@ -11,6 +11,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from moe_lens.architecture.discovery import pretrained
 from moe_lens.errors import MoELensError
+from moe_lens.lens.devices import OnDevices
 
 IMPLEMENTATIONS = ("sdpa", "eager")
 
@@ -27,6 +28,7 @@ def attention_rows(model: nn.Module, rows: Sequence[int] | Tensor) -> Iterator[N
     its own name, because some families branch on that name. Raises MoELensError for a model that runs neither
     sdpa nor eager attention.
     """
+    places = rows.tolist() if isinstance(rows, Tensor) else [int(row) for row in rows]
     name = pretrained(model).config._attn_implementation
     if name not in IMPLEMENTATIONS:
         raise MoELensError(
@@ -34,7 +36,7 @@ def attention_rows(model: nn.Module, rows: Sequence[int] | Tensor) -> Iterator[N
             f"runs {name!r}: load it with attn_implementation='sdpa'"
         )
     outer = ALL_ATTENTION_FUNCTIONS.get(name)
-    ALL_ATTENTION_FUNCTIONS[name] = _RowsAttention(list(rows), outer)
+    ALL_ATTENTION_FUNCTIONS[name] = _RowsAttention(places, outer)
     try:
         yield
     finally:
@@ -49,6 +51,7 @@ class _RowsAttention:
     def __init__(self, rows: list[int], implementation: Callable[..., Any] | None) -> None:
         self._rows = rows
         self._implementation = implementation
+        self._places: dict[int, OnDevices] = {}  # by the number of queries
 
     def __call__(
         self,
@@ -68,17 +71,24 @@ class _RowsAttention:
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **options
         )
         n_queries = query.shape[2]
-        if not all(-n_queries <= row < n_queries for row in self._rows):
-            raise MoELensError(f"attention rows must be among the {n_queries} positions; got {self._rows}")
-        rows = torch.tensor([row % n_queries for row in self._rows], dtype=torch.int64, device=query.device)
+        rows = self._among(n_queries).on(query.device)
         mask = _additive_mask(attention_mask, rows, query, key.shape[2])
-        maps = (n_queries, key.shape[2])
-        options = {  # a bias of each query and key, as Inkling's, has a row for each query too
-            name: option[:, :, rows] if isinstance(option, Tensor) and option.shape[2:] == maps else option
+        by_query = ((n_queries, key.shape[2]), (n_queries, 1))
+        options = {  # a bias of each query and key, and a sink of each query, as Inkling's, have rows of queries too
+            name: option[:, :, rows] if isinstance(option, Tensor) and option.shape[2:] in by_query else option
             for name, option in options.items()
         }
         _, weights = eager(module, query[:, :, rows], key, value, mask, scaling=scaling, dropout=0.0, **options)
         return output, weights
+
+    def _among(self, n_queries: int) -> OnDevices:
+        """The rows as places among so many queries, int64 [row]."""
+        if n_queries not in self._places:
+            if not all(-n_queries <= row < n_queries for row in self._rows):
+                raise MoELensError(f"attention rows must be among the {n_queries} positions; got {self._rows}")
+            places = [row % n_queries for row in self._rows]
+            self._places[n_queries] = OnDevices(torch.tensor(places, dtype=torch.int64))
+        return self._places[n_queries]
 
 
 def _eager_attention(module: nn.Module) -> Callable[..., Any]:

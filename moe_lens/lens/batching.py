@@ -3,6 +3,7 @@
 import gc
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from functools import partial
 from itertools import islice, zip_longest
 from typing import TypeVar
 
@@ -113,17 +114,29 @@ def run_batches(
 ) -> Iterator[tuple[int, Found]]:
     """What `run` finds for each example of the batches (places, prompts), with the example's place.
 
-    A batch that does not fit in memory is run again in halves, and so are all after it; a warning says so.
-    Raises MoELensError if a single example does not fit.
+    Run in halves where memory is too small, as in `run_pieces`.
+    """
+    for places, found in run_pieces(batches, run):
+        yield from zip(places, found, strict=True)
+
+
+def run_pieces(
+    batches: Iterable[tuple[tuple[int, ...], list[Encoded]]], run: Callable[[Sequence[int], Sequence[Encoded]], Found]
+) -> Iterator[tuple[Sequence[int], Found]]:
+    """What `run`, which is never None, finds for each of the batches (places, prompts), with the places.
+
+    A batch that does not fit in memory is run again in halves, and so are all after it; a warning says so. What was
+    found is not kept while the next is. Raises MoELensError if a single example does not fit.
     """
     size = None
     for places, prompts in batches:
         start, size = 0, size or len(places)
         while start < len(places):
             piece = slice(start, start + size)
-            found = _unless_out_of_memory(run, places[piece], prompts[piece])
+            found = unless_out_of_memory(partial(run, places[piece], prompts[piece]))
             if found is not None:
-                yield from zip(places[piece], found, strict=True)
+                yield places[piece], found
+                del found
                 start += size
                 continue
             longest = max(len(prompt.input_ids) for prompt in prompts[piece])
@@ -137,14 +150,10 @@ def run_batches(
             )
 
 
-def _unless_out_of_memory(
-    run: Callable[[Sequence[int], Sequence[Encoded]], Sequence[Found]],
-    places: Sequence[int],
-    prompts: Sequence[Encoded],
-) -> Sequence[Found] | None:
+def unless_out_of_memory(run: Callable[[], Found]) -> Found | None:
     """What `run` finds; None, with what it had allocated freed, if memory ran out."""
     try:
-        return run(places, prompts)
+        return run()
     except RuntimeError as error:  # torch has a class of its own for accelerators only
         if not (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)):
             raise

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from moe_lens.architecture import MoEArchitecture
-from moe_lens.architecture.discovery import pretrained
+from moe_lens.architecture.discovery import input_device, pretrained
 from moe_lens.architecture.listed import normalize
 from moe_lens.architecture.quantized import refuse_quantized_experts
 from moe_lens.data import FIGURE_10, Encoded, Example, PromptTemplate, template_named
 from moe_lens.errors import MoELensError
-from moe_lens.lens.batching import encode_prompt, prompt_batches, run_batches
+from moe_lens.lens.batching import encode_prompt, prompt_batches, run_batches, run_pieces
 from moe_lens.lens.delta import apply_delta
+from moe_lens.lens.devices import has_float64
 from moe_lens.lens.interventions import Intervention
 from moe_lens.lens.loading import load_model, load_tokenizer
 from moe_lens.lens.logit_lens import LogitLens
@@ -200,7 +201,8 @@ class MoELens:
         with_answer: append each example's first gold answer, teacher-forced, so that decoding steps can be seen.
         continuations: texts to append instead, one per example, such as what `generate` gave.
 
-        Batches come longest first within each window of 64 of them; `Record.ids` names the rows.
+        Batches come longest first within each window of 64 of them; `Record.ids` names the rows. One that does not fit
+        in memory is halved, with a warning. Records are on the CPU, so that many of them fill no device.
         Raises MoELensError for another capture, or if the interventions change before the records are read.
         """
         check_capture(capture)
@@ -208,18 +210,16 @@ class MoELens:
         asked = self._stack.interventions
         batches = self._batches(examples, batch_size, progress, with_answer=with_answer, continuations=continuations)
 
-        def stream() -> Iterator[Record]:
-            for places, prompts in batches:
-                if self._stack.interventions is not asked:
-                    raise MoELensError(
-                        "these records were asked for under other interventions than are active now; read "
-                        "them within the same `with lens.intervene(...)` block"
-                    )
-                with self._stack.for_examples(places):
-                    record = self._runner.record(prompts, capture, several)
-                yield record
+        def run(places: Sequence[int], prompts: Sequence[Encoded]) -> Record:
+            if self._stack.interventions is not asked:
+                raise MoELensError(
+                    "these records were asked for under other interventions than are active now; read "
+                    "them within the same `with lens.intervene(...)` block"
+                )
+            with self._stack.for_examples(places):
+                return self._runner.record(prompts, capture, several, to_cpu=True)
 
-        return stream()
+        return (record for _, record in run_pieces(batches, run))
 
     def measure(
         self,
@@ -240,19 +240,27 @@ class MoELens:
         needs = Needs(frozenset(), with_answer=with_answer)
         for statistic in statistics:
             needs |= statistic.needs
-        for record in self.records(
-            examples,
-            capture=needs.captures,
-            positions=needs.positions or "last",
-            with_answer=needs.with_answer,
-            continuations=continuations,
-            batch_size=batch_size,
-            progress=progress,
-        ):
-            for_all = with_answer or continuations is not None
-            prompts = record if for_all else record.without_answers()
-            for statistic in statistics:
-                statistic.update(record if statistic.needs.with_answer else prompts)
+        batches = self._batches(
+            examples, batch_size, progress, with_answer=needs.with_answer, continuations=continuations
+        )
+        for_all = with_answer or continuations is not None
+        to_cpu = not has_float64(input_device(self.module))
+        counted: list[set[int]] = [set() for _ in statistics]  # places of which memory has room for this one only
+
+        def update(places: Sequence[int], prompts: Sequence[Encoded]) -> bool:
+            with self._stack.for_examples(places):
+                record = self._runner.record(prompts, needs.captures, needs.positions or {"last"}, to_cpu=to_cpu)
+            short = record if for_all else record.without_answers()
+            for statistic, had in zip(statistics, counted, strict=True):
+                if had.isdisjoint(places):
+                    statistic.update(record if statistic.needs.with_answer else short)
+                    had.update(places)
+            for had in counted:
+                had.difference_update(places)
+            return True
+
+        for _ in run_pieces(batches, update):
+            pass
         return statistics
 
     def run_with_cache(
@@ -262,7 +270,10 @@ class MoELens:
         capture: Collection[str] = ("routing",),
         positions: Positions = "all",
     ) -> tuple[Tensor, Record]:
-        """Run texts as one batch in their order: logits [batch, row, vocab] at `positions`, and a record."""
+        """Run texts as one batch in their order: logits [batch, row, vocab] at `positions`, and a record.
+
+        What was captured stays where each layer is.
+        """
         check_capture(capture)
         texts = [texts] if isinstance(texts, str) else texts
         prompts = [encode_prompt(i, text, self.tokenizer, template=self.template) for i, text in enumerate(texts)]

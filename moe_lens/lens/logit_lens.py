@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from moe_lens.architecture import MoEArchitecture
-from moe_lens.architecture.discovery import pretrained
+from moe_lens.architecture.discovery import input_device
 from moe_lens.errors import MoELensError
 
 
@@ -28,12 +28,13 @@ class LogitLens:
     def __call__(self, residual: Tensor) -> Tensor:
         """Logits [..., vocab] of a residual stream [..., d_model] as a layer gives it, any axes for batch and pos."""
         given = self._verified_output
-        stream = (given[0] if isinstance(given, tuple) else given).shape[2:]  # or [stream, d_model] of several streams
+        last: Tensor = given[0] if isinstance(given, tuple) else given
+        stream = last.shape[2:]  # or [stream, d_model] of several streams
         if residual.shape[-len(stream) :] != stream:
             expected = ", ".join(map(str, stream))
             raise MoELensError(f"expected a residual stream [..., {expected}]; got {list(residual.shape)}")
-        flat = residual.reshape(-1, 1, *stream)  # every vector is a sequence of one position
-        ids = torch.zeros(flat.shape[:2], dtype=torch.long, device=residual.device)
+        flat = residual.to(last.device).reshape(-1, 1, *stream)  # every vector is a sequence of one position
+        ids = torch.zeros(flat.shape[:2], dtype=torch.long, device=input_device(self._model))
         with self._layers_give((flat, *given[1:]) if isinstance(given, tuple) else flat):
             logits = self._model(input_ids=ids, use_cache=False).logits
         return cast(Tensor, logits.reshape(*residual.shape[: -len(stream)], -1))
@@ -47,7 +48,7 @@ class LogitLens:
         model, seen = self._model, []
         last = model.get_submodule(self._architecture.layers[-1])
         handle = last.register_forward_hook(lambda *call: seen.append(call[-1]))
-        ids = torch.zeros(1, 2, dtype=torch.long, device=pretrained(model).device)
+        ids = torch.zeros(1, 2, dtype=torch.long, device=input_device(model))
         try:
             with torch.no_grad():
                 logits = model(input_ids=ids, use_cache=False).logits

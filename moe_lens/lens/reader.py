@@ -10,6 +10,7 @@ from torch import Tensor
 
 from moe_lens.architecture import MoEArchitecture
 from moe_lens.errors import MoELensError
+from moe_lens.lens.devices import OnDevices
 
 
 @dataclass(frozen=True)
@@ -86,12 +87,12 @@ class TraceReader:
         site = self.architecture.at(layer)
         setattr(self.model.get(site.gating_module), site.gating_side, call)
 
-    def expert_outputs(self, layer: int, kept: Tensor | None = None) -> Tensor:
+    def expert_outputs(self, layer: int, kept: OnDevices | None = None) -> Tensor:
         """What each selected expert makes of its token, before its gating weight, [batch, row, k, d_model].
 
         From a second call of the experts, one expert at a time, where they do not give single outputs themselves. kept:
-        positions, int64 [row]; None for all. The sum over k of gating weight times output is the experts' output,
-        less `MoELayer.added`; the block multiplies it by `MoELayer.scale_after`.
+        positions, int64 [row]; None for all. The sum over k of gating weight times output is the experts'
+        output, less `MoELayer.added`; the block multiplies it by `MoELayer.scale_after`.
         Raises MoELensError where an expert has no output before its gating weight.
         """
         site, experts = self.architecture.at(layer), self.experts(layer)
@@ -102,12 +103,12 @@ class TraceReader:
             )
         indices = self.selected_experts(layer)
         batch, width, k = indices.shape
-        rows = torch.arange(width, device=indices.device) if kept is None else kept
+        rows = torch.arange(width, device=indices.device) if kept is None else kept.on(indices.device)
         if site.outputs_module is not None:
             call = getattr(self.model.get(site.gating_module), site.gating_side)
             single = site.in_slots(call, self.model.get(site.outputs_module).output)
             return single.view(batch, width, k, -1)[:, rows]
-        tokens = (torch.arange(batch, device=indices.device)[:, None] * width + rows).flatten()
+        tokens = (torch.arange(batch, device=rows.device)[:, None] * width + rows).flatten()
         run = tokens if len(tokens) else tokens.new_zeros(1)  # some experts cannot be called without any token
         arguments, named = site.each_selected(experts.inputs, None if kept is None else run)
         outputs: Tensor = experts(*arguments, **named)

@@ -13,11 +13,12 @@ from moe_lens.architecture.moe_layer import MoELayer, Moment
 from moe_lens.data.encoding import IGNORED_LABEL
 from moe_lens.errors import MoELensError
 from moe_lens.lens.attention import attention_rows
+from moe_lens.lens.devices import OnDevices
 from moe_lens.lens.positions import Positions, Spans, position_mask, step_positions
 from moe_lens.lens.reader import TraceReader
 from moe_lens.routing import Routing
 
-Read = Callable[[TraceReader, int, Tensor], Any]
+Read = Callable[[TraceReader, int, OnDevices], Any]
 """Inside a trace: what a layer, by absolute index, holds at the kept positions, int64 [row]."""
 
 
@@ -35,7 +36,7 @@ class Capture:
     layers: Callable[[MoEArchitecture], Iterable[int]]
     reads: tuple[tuple[Moment | Callable[[MoELayer], Moment], Read], ...]
     join: Callable[..., Any] = lambda value: value
-    around: Callable[[nn.Module, Tensor], AbstractContextManager[None]] = lambda module, kept: nullcontext()
+    around: Callable[[nn.Module, OnDevices], AbstractContextManager[None]] = lambda module, kept: nullcontext()
 
 
 def _moe(architecture: MoEArchitecture) -> Iterable[int]:
@@ -59,7 +60,7 @@ CAPTURES: Mapping[str, Capture] = {
             "router_input",
             "what the router is given of each token, [batch, row, d_model]",
             _moe,
-            ((Moment.ROUTER_INPUT, lambda reader, layer, kept: reader.router_input(layer)[:, kept]),),
+            ((Moment.ROUTER_INPUT, lambda reader, layer, kept: kept.of(reader.router_input(layer), 1)),),
         ),
         Capture(
             "expert_outputs",
@@ -71,26 +72,26 @@ CAPTURES: Mapping[str, Capture] = {
             "shared_output",
             "what the shared experts add to the routed experts' sum, [batch, row, d_model]",
             lambda architecture: [site.layer for site in architecture.moe if site.shared_experts],
-            ((lambda site: site.shared_moment, lambda reader, layer, kept: reader.shared_output(layer)[:, kept]),),
+            ((lambda site: site.shared_moment, lambda reader, layer, kept: kept.of(reader.shared_output(layer), 1)),),
         ),
         Capture(
             "moe_output",
             "what the MoE block gives, with the shared experts that are inside it, [batch, row, d_model]",
             _moe,
-            ((Moment.BLOCK_OUTPUT, lambda reader, layer, kept: reader.moe_output(layer)[:, kept]),),
+            ((Moment.BLOCK_OUTPUT, lambda reader, layer, kept: kept.of(reader.moe_output(layer), 1)),),
         ),
         Capture(
             "residual",
             "the residual stream after the layer, [batch, row, d_model]",
             lambda architecture: range(architecture.n_layers),
-            ((Moment.LAYER_OUTPUT, lambda reader, layer, kept: reader.layer_output(layer)[:, kept]),),
+            ((Moment.LAYER_OUTPUT, lambda reader, layer, kept: kept.of(reader.layer_output(layer), 1)),),
         ),
         Capture(
             "attention",
             "the attention of the kept queries, [batch, head, row, pos]",
             lambda architecture: [layer for layer, path in enumerate(architecture.attentions) if path],
             ((Moment.ATTENTION, lambda reader, layer, kept: reader.attention(layer)),),
-            around=attention_rows,
+            around=lambda module, kept: attention_rows(module, kept.values),
         ),
         Capture("logits", "the model's logits, [batch, row, vocab]", lambda architecture: (), ()),  # of no layer
     )
@@ -103,7 +104,8 @@ class Record:
     """What one batch of prompts showed inside a model: a left-padded batch, its spans and what was captured from it.
 
     ids: of the examples, one per row of the batch.
-    input_ids, attention_mask: int64 [batch, pos]; the mask is 0 at pads.
+    input_ids, attention_mask: int64 [batch, pos]; the mask is 0 at pads. These and whatever tells positions are on the
+        CPU; what was captured is where `MoELens.records` and `run_with_cache` say.
     context_spans, question_spans: one per row, None where a prompt has none; half-open slices in padded positions.
     answer_spans: per row every occurrence of every gold answer in the context.
     kept: the padded positions that all captures but the routing have rows of, int64 [row].
@@ -171,8 +173,23 @@ class Record:
 
     @property
     def attention_rows(self) -> Mapping[int, Tensor]:
-        """Per layer the attention of the kept queries, [batch, head, row, pos]."""
+        """Per layer the attention of the kept queries, [batch, head, row, pos].
+
+        Where a layer attends to summaries of several positions too, these come after the positions.
+        """
         return self.captured.get("attention", {})
+
+    def attention_to_positions(self) -> Mapping[int, Tensor]:
+        """`attention_rows` of a model that attends to its positions alone; MoELensError for any other."""
+        width = self.input_ids.shape[1]
+        for layer, rows in self.attention_rows.items():
+            if rows.shape[-1] != width:
+                raise MoELensError(
+                    f"layer {layer} attends to {rows.shape[-1] - width} summaries of several positions beside the "
+                    f"{width} positions, so what a position, or a part of the prompt, gets is not known; "
+                    "`attention_rows` has what is attended to, summaries last"
+                )
+        return self.attention_rows
 
     @property
     def starts(self) -> Tensor:
@@ -228,10 +245,12 @@ class Record:
             raise MoELensError(f"the record holds no {', '.join(missing)}; ask for it with capture={tuple(missing)}")
 
 
-def read_layers(reader: TraceReader, capture: Collection[str], kept: Tensor) -> dict[str, dict[int, Any]]:
+def read_layers(
+    reader: TraceReader, capture: Collection[str], kept: OnDevices, *, to_cpu: bool = False
+) -> dict[str, dict[int, Any]]:
     """Inside a trace, every layer's values that `capture` names, read in the order in which the model computes them.
 
-    kept: positions of which all but the routing are read, int64 [row].
+    kept: positions of which all but the routing are read, int64 [row]. to_cpu: each layer's are moved as they come.
     """
     architecture = reader.architecture
     wanted = {name: set(CAPTURES[name].layers(architecture)) for name in capture}
@@ -247,7 +266,8 @@ def read_layers(reader: TraceReader, capture: Collection[str], kept: Tensor) -> 
         for _, name, read in sorted(parts, key=lambda part: part[0]):
             found.setdefault(name, []).append(read(reader, layer, kept))
         for name, values in found.items():
-            seen[name][layer] = CAPTURES[name].join(*values)
+            joined = CAPTURES[name].join(*values)
+            seen[name][layer] = joined.cpu() if to_cpu else joined
     return seen
 
 

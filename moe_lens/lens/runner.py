@@ -9,9 +9,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from moe_lens.architecture.discovery import pretrained
+from moe_lens.architecture.discovery import input_device, pretrained
 from moe_lens.data import Batch, Encoded, collate
 from moe_lens.data.encoding import IGNORED_LABEL
+from moe_lens.lens.devices import OnDevices
 from moe_lens.lens.positions import Positions, any_position_mask
 from moe_lens.lens.reader import TraceReader
 from moe_lens.lens.record import CAPTURES, Record, read_layers
@@ -55,20 +56,29 @@ class BatchRunner:
             self.model.generate(**arguments, max_new_tokens=max_new_tokens, do_sample=False) as tracer,
         ):
             ids = tracer.result.save()
-        new = ids[:, batch.input_ids.shape[1] :]  # [batch, new]
-        ends = torch.tensor([] if end is None else end, dtype=new.dtype, device=new.device)
+        new = ids[:, batch.input_ids.shape[1] :].cpu()  # [batch, new]
+        ends = torch.tensor([] if end is None else end, dtype=new.dtype)
         ended = torch.isin(new, ends).cumsum(-1) > 0
         rows = zip(new, ended, strict=True)
         return [cast(str, self.tokenizer.decode(row[~after], skip_special_tokens=True)) for row, after in rows]
 
-    def record(self, prompts: Sequence[Encoded], capture: Collection[str], positions: Iterable[Positions]) -> Record:
-        """What the model does on the prompts, in one trace: what `capture` names, at any of the `positions`."""
+    def record(
+        self,
+        prompts: Sequence[Encoded],
+        capture: Collection[str],
+        positions: Iterable[Positions],
+        *,
+        to_cpu: bool = False,
+    ) -> Record:
+        """What the model does on the prompts, in one trace: what `capture` names, at any of the `positions`.
+
+        to_cpu: moved there layer by layer, so that the device holds one layer's at a time.
+        """
         batch = collate(prompts, self._pad_id)
-        inputs = self._inputs(batch)
-        mask = inputs["attention_mask"]
-        labels = None if batch.labels is None else batch.labels.to(mask.device)
-        counted = any_position_mask(mask, batch.context_spans, batch.question_spans, positions, labels)
-        kept = counted.any(0).nonzero()[:, 0]
+        spans = batch.context_spans, batch.question_spans
+        counted = any_position_mask(batch.attention_mask, *spans, positions, batch.labels)
+        kept = OnDevices(counted.any(0).nonzero()[:, 0])
+        projected = kept.values.tolist() if "logits" in capture else 1  # a tensor would go to the first layer's device
         seen: dict[str, Any] = {}
         with ExitStack() as around:
             around.enter_context(torch.no_grad())
@@ -76,27 +86,31 @@ class BatchRunner:
                 around.enter_context(CAPTURES[name].around(self.module, kept))
             around.enter_context(self.stack.for_batch(batch))
             before = around.enter_context(self.stack.recording())
-            with self.model.trace(**inputs, logits_to_keep=kept if "logits" in capture else 1):
-                seen["layers"] = read_layers(self.reader, capture, kept)
+            with self.model.trace(**self._inputs(batch), logits_to_keep=projected):
+                seen["layers"] = read_layers(self.reader, capture, kept, to_cpu=to_cpu)
                 seen["logits"] = self.model.output.logits
         routing = seen["layers"].get("routing", {})
+        logits = seen["logits"] if "logits" in capture else None
+        if to_cpu:
+            before = {layer: decided.cpu() for layer, decided in before.items()}
+            logits = None if logits is None else logits.cpu()
         return Record(
             ids=batch.ids,
-            input_ids=inputs["input_ids"],
-            attention_mask=mask,
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
             context_spans=batch.context_spans,
             question_spans=batch.question_spans,
             answer_spans=batch.answer_spans,
-            kept=kept,
+            kept=kept.values,
             captured=seen["layers"],
             routing_before={layer: before.get(layer, decided) for layer, decided in routing.items()},
-            logits=seen["logits"] if "logits" in capture else None,
-            labels=labels,
+            logits=logits,
+            labels=batch.labels,
         )
 
     def _inputs(self, batch: Batch) -> dict[str, Any]:
         """What a forward pass over the whole batch takes; positions are counted from each row's first token."""
-        device = pretrained(self.module).device
+        device = input_device(self.module)
         mask = batch.attention_mask.to(device)
         return {
             "input_ids": batch.input_ids.to(device),

@@ -13,7 +13,7 @@ from moe_lens.data import Batch
 from moe_lens.lens.interventions import Intervention, check_interventions
 from moe_lens.lens.interventions.deciding import RouterChange, decide
 from moe_lens.lens.interventions.place import Here
-from moe_lens.lens.interventions.protocol import acts_in
+from moe_lens.lens.interventions.protocol import acts_in, edits_gating
 from moe_lens.lens.reader import TraceReader
 from moe_lens.routing import Routing
 
@@ -32,7 +32,7 @@ class InterventionStack:
         self._architecture = architecture
         self.interventions: tuple[Intervention, ...] = ()
         self._acting: tuple[Intervention, ...] = ()
-        self._asked: dict[Any, RouterChange] = {}
+        self._asked: dict[tuple[int, torch.device], dict[int, RouterChange]] = {}
         self._batch: Batch | None = None
         self._kept: dict[Any, Any] = {}
         self._before: dict[int, Routing] | None = None
@@ -111,7 +111,7 @@ class InterventionStack:
         here = replace(here, before=before, decided=decided)
         routing = decided
         for own in acting:
-            if type(own).__call__ is not Intervention.__call__:
+            if edits_gating(own):
                 mask, edited = own.mask(here), own(here, routing)
                 routing = edited if mask is None else routing.where(mask, edited)
         if blended is not None or routing is not decided:
@@ -150,11 +150,14 @@ class InterventionStack:
 
     def _change(self, layer: int, own: Intervention, device: torch.device = CPU) -> RouterChange:
         """What one intervention asks of a layer's router, on a device; worked out once, not at every step."""
-        key = layer, id(own), device
-        if key not in self._asked:
-            change = own.asks(layer, self._architecture.n_experts)
-            self._asked[key] = change if device == CPU else change.to(device)
-        return self._asked[key]
+        key = id(own), device
+        if key not in self._asked and device == CPU:
+            layers = [layer for layer in self._architecture.moe_layers if acts_in(own, layer)]
+            self._asked[key] = {layer: own.asks(layer, self._architecture.n_experts) for layer in layers}
+        elif key not in self._asked:
+            self._change(layer, own)
+            self._asked[key] = RouterChange.on(device, self._asked[id(own), CPU])
+        return self._asked[key][layer]
 
     def _here(self, layer: int, reader: TraceReader, tokens: Tensor, past: int, prompt: int | None) -> Here:
         """Where the run is; tokens: anything of the pass, [token, x] or [batch, pos, x]."""

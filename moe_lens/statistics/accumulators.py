@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from moe_lens.errors import MoELensError
+from moe_lens.lens.devices import on_cpu
 from moe_lens.lens.needs import Needs
 from moe_lens.lens.record import Record
 
@@ -31,7 +32,9 @@ class LayerSums(ABC):
         """Adds a record's samples; MoELensError for a record without what is needed or of other layers."""
         record.expect(self.needs.captures)
         with torch.no_grad():
-            self._add(self.sums(record))
+            sums = self.sums(record)
+            parts = iter(on_cpu(part for own in sums.values() for part in own.values()))
+            self._add({layer: {name: next(parts) for name in own} for layer, own in sums.items()})
         return self
 
     def merge(self, other: Self) -> Self:
@@ -50,7 +53,7 @@ class LayerSums(ABC):
     def _add(self, sums: Mapping[int, Mapping[str, Tensor]]) -> None:
         if not self._sums:
             self._sums = {
-                layer: {name: part.double().cpu().clone() for name, part in own.items()} for layer, own in sums.items()
+                layer: {name: part.double().clone() for name, part in own.items()} for layer, own in sums.items()
             }
             return
         mine, its = (_shapes(part) for part in (self._sums, sums))
@@ -58,7 +61,7 @@ class LayerSums(ABC):
             raise MoELensError(f"expected a record of the same model as those so far, {mine}; got {its}")
         for layer, own in sums.items():
             for name, part in own.items():
-                self._sums[layer][name] += part.cpu()
+                self._sums[layer][name] += part
 
 
 class ExampleRows(ABC):

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from moe_lens.data.encoding import IGNORED_LABEL
 from moe_lens.errors import MoELensError
+from moe_lens.lens.devices import OnDevices, has_float64, on_cpu
 from moe_lens.lens.needs import Needs
 from moe_lens.lens.record import Record
 from moe_lens.statistics.accumulators import ExampleRows
@@ -47,16 +48,20 @@ class AnswerProbability(ExampleRows):
         lengths = (record.labels != IGNORED_LABEL).sum(1) - 1  # [batch], without end-of-sequence
         steps = range(max(1, int(lengths.max())))
         places, present = record.kept_rows(steps)
-        present &= torch.arange(len(steps), device=present.device) < lengths[:, None]
-        row = torch.arange(len(record.ids), device=present.device)[:, None].expand_as(places)[present]
-        ids = record.labels[row, record.kept[places[present]] + 1]
-        answered = (lengths > 0).cpu().numpy()
+        present &= torch.arange(len(steps)) < lengths[:, None]
+        row = torch.arange(len(record.ids))[:, None].expand_as(places)[present]
+        ids = OnDevices(record.labels[row, record.kept[places[present]] + 1][:, None])
+        tokens = OnDevices(row * len(record.kept) + places[present])
+        streams, chosen = getattr(record, self.stream), []
+        for stream in streams.values():
+            logits = self.project(tokens.of(stream.flatten(0, 1)))  # [token, vocab]
+            precise = torch.float64 if has_float64(logits.device) else torch.float32
+            chosen.append(logits.to(precise).log_softmax(-1).gather(-1, ids.on(logits.device))[:, 0])
+        answered = (lengths > 0).numpy()
         parts = []
-        for layer, stream in getattr(record, self.stream).items():
-            logits = self.project(stream[row.to(stream.device), places[present].to(stream.device)])  # [token, vocab]
-            chosen = logits.double().log_softmax(-1).gather(-1, ids.to(logits.device)[:, None])[:, 0]
+        for layer, log_probabilities in zip(streams, on_cpu(chosen), strict=True):
             each = torch.zeros(present.shape, dtype=torch.float64)
-            each[present.cpu()] = chosen.cpu()
+            each[present] = log_probabilities
             for tokens, found in (("first", each[:, 0]), ("joint", each.sum(1))):
                 columns = {"layer": layer, "tokens": tokens, "id": list(record.ids)}
                 values = {"probability": np.exp(found.numpy()), "log_probability": found.numpy()}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from moe_lens.errors import MoELensError
+from moe_lens.lens.devices import OnDevices, on_cpu
 from moe_lens.lens.needs import Needs
 from moe_lens.lens.positions import check_positions
 from moe_lens.lens.record import Record
@@ -57,11 +58,12 @@ class AttentionMass(ExampleRows):
 
     def rows(self, record: Record) -> pd.DataFrame:
         masks, present = target_masks(record, self.targets)
+        _, there = record.kept_rows(self.steps)
+        measured = (there[:, :, None] & present[:, None, :]).numpy()  # [batch, step, target]
+        targets = OnDevices(masks.float())
+        by_layer = [self._mass(attention, targets) for _, attention in attention_at(record, self.steps)]
         parts = []
-        for layer, attention, there in attention_at(record, self.steps):
-            mass = torch.einsum("bhsp,btp->bsth", attention, masks.to(attention))  # [batch, step, target, head]
-            if "sink" in self.targets:
-                mass[:, :, self.targets.index("sink")] = 1 - attention.sum(-1).transpose(1, 2)
+        for layer, mass in zip(record.attention_rows, on_cpu(by_layer), strict=True):
             batch, step, target, head = (axis.ravel() for axis in np.indices(mass.shape))
             rows = pd.DataFrame(
                 {
@@ -70,12 +72,18 @@ class AttentionMass(ExampleRows):
                     "target": np.array(self.targets)[target],
                     "id": np.array(record.ids, dtype=object)[batch],
                     "head": head,
-                    "mass": mass.flatten().cpu().numpy().astype(np.float64),
+                    "mass": mass.flatten().numpy().astype(np.float64),
                 }
             )
-            measured = (there[:, :, None] & present[:, None, :].to(there.device)).cpu().numpy()
             parts.append(rows[measured[batch, step, target]])
         return pd.concat(parts, ignore_index=True)
+
+    def _mass(self, attention: Tensor, masks: OnDevices) -> Tensor:
+        """The mass [batch, step, target, head] of attention [batch, head, step, pos]; masks: [batch, target, pos]."""
+        mass = torch.einsum("bhsp,btp->bsth", attention, masks.on(attention.device))
+        if "sink" in self.targets:
+            mass[:, :, self.targets.index("sink")] = 1 - attention.sum(-1).transpose(1, 2)
+        return mass
 
 
 def average_heads(head_table: pd.DataFrame, *, heads: Mapping[int, Sequence[int]] | None = None) -> pd.DataFrame:
@@ -95,17 +103,17 @@ def average_heads(head_table: pd.DataFrame, *, heads: Mapping[int, Sequence[int]
     return table
 
 
-def attention_at(record: Record, steps: Sequence[int]) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Per layer: its number, the attention of the steps [batch, head, step, pos], and who has them, bool [batch, step].
+def attention_at(record: Record, steps: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
+    """Per layer: its number and the attention of the steps [batch, head, step, pos]; `Record.kept_rows` says whose.
 
-    Raises MoELensError if the record did not keep these positions.
+    Raises MoELensError if the record did not keep these positions, or for attention to more than positions.
     """
-    places, there = record.kept_rows(steps)
-    for layer, rows in record.attention_rows.items():
+    places = OnDevices(record.kept_rows(steps)[0])
+    for layer, rows in record.attention_to_positions().items():
         if not rows.shape[2]:  # nobody has any of the steps
             rows = rows.new_zeros(*rows.shape[:2], 1, rows.shape[3])
-        index = places.to(rows.device)[:, None, :, None].expand(-1, rows.shape[1], -1, rows.shape[3])
-        yield layer, rows.gather(2, index).float(), there.to(rows.device)
+        index = places.on(rows.device)[:, None, :, None].expand(-1, rows.shape[1], -1, rows.shape[3])
+        yield layer, rows.gather(2, index).float()
 
 
 def target_masks(record: Record, targets: Sequence[Target]) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from moe_lens.lens.devices import OnDevices, places_of
 from moe_lens.lens.needs import Needs
 from moe_lens.lens.positions import Positions
 from moe_lens.lens.record import Record
@@ -25,12 +26,14 @@ class CoActivation(LayerSums):
 
     def sums(self, record: Record) -> dict[int, dict[str, Tensor]]:
         mask = record.position_mask(self.positions)
-        groups = groups_of(record.ids)[mask.nonzero()[:, 0].cpu()]  # [token]
+        groups = groups_of(record.ids)[mask.nonzero()[:, 0]]  # [token]
+        by_group = OnDevices(places_of(mask)[groups.argsort()])
+        sizes = groups.bincount(minlength=GROUPS).tolist()
         found = {}
         for layer, routing in record.routing.items():
-            selected = routing.selected()[mask.to(routing.indices.device)].double()  # [token, expert]
-            parts = [selected[(groups == group).to(selected.device)] for group in range(GROUPS)]
-            found[layer] = {"together": torch.stack([part.T @ part for part in parts])}  # [group, expert, expert]
+            selected = by_group.of(routing.selected().flatten(0, 1)).double()  # [token, expert]
+            together = [part.T @ part for part in selected.split(sizes)]
+            found[layer] = {"together": torch.stack(together)}  # [group, expert, expert]
         return found
 
     def table(self) -> pd.DataFrame:

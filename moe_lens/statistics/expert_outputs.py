@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from moe_lens.errors import MoELensError
+from moe_lens.lens.devices import OnDevices
 from moe_lens.lens.needs import Needs
 from moe_lens.lens.positions import Positions
 from moe_lens.lens.record import Record
@@ -27,12 +28,13 @@ class OutputSums(LayerSums):
 
     def outputs(self, record: Record) -> Iterator[tuple[int, int, Tensor, Tensor, Tensor]]:
         """Per layer: layer, n_experts, indices [token, k], weights [token, k], outputs [token, k, d_model]."""
-        mask = record.kept_mask(self.positions)
+        example, row = record.kept_mask(self.positions).nonzero(as_tuple=True)
+        tokens = OnDevices(example * record.input_ids.shape[1] + record.kept[row])
+        kept = OnDevices(example * len(record.kept) + row)
         for layer, outputs in record.expert_outputs.items():
             routing = record.routing[layer]
-            here, kept = mask.to(outputs.device), record.kept.to(outputs.device)
-            indices, weights = (part[:, kept][here] for part in (routing.indices, routing.weights))
-            yield layer, routing.n_experts, indices, weights.double(), outputs[here].double()
+            indices, weights = (tokens.of(part.flatten(0, 1)) for part in (routing.indices, routing.weights))
+            yield layer, routing.n_experts, indices, weights.double(), kept.of(outputs.flatten(0, 1)).double()
 
 
 class ExpertSaliency(OutputSums):
@@ -73,6 +75,8 @@ class ExpertVocabulary(OutputSums):
     It reads the mean over tokens of gating weight times output, which is what the expert adds to the residual stream.
     project: [..., d_model] -> [..., vocab], linear: the head alone, as
         `lens.module.get_submodule(lens.architecture.head)`.
+
+    Raises MoELensError for experts whose sum goes through a map to another width first, so that no head reads it.
     """
 
     def __init__(self, project: Callable[[Tensor], Tensor], *, top: int = 10, positions: Positions = "all") -> None:
@@ -84,6 +88,7 @@ class ExpertVocabulary(OutputSums):
     def sums(self, record: Record) -> dict[int, dict[str, Tensor]]:
         found = {}
         for layer, n_experts, indices, weights, outputs in self.outputs(record):
+            _expect_width(self.project, outputs.shape[-1])
             written = torch.zeros(n_experts, outputs.shape[-1], dtype=torch.float64, device=outputs.device)
             written.index_add_(0, indices.flatten(), (weights[..., None] * outputs).flatten(0, 1))
             tokens = _per_expert(torch.ones_like(weights), indices, n_experts)
@@ -102,7 +107,7 @@ class ExpertVocabulary(OutputSums):
             used = sums["tokens"].nonzero()[:, 0]
             mean = (sums["written"] / sums["tokens"].clamp(min=1)[:, None])[used]
             with torch.no_grad():
-                logits = self.project(mean.to(_dtype(self.project))).double().cpu()  # [expert, vocab]
+                logits = self.project(_taken(mean, self.project)).cpu().double()  # [expert, vocab]
             excess = logits - logits.mean(0)
             best, ids = excess.topk(min(self.top, excess.shape[1]), dim=1)
             shown = ids.shape[1]
@@ -149,11 +154,23 @@ def _per_expert(values: Tensor, indices: Tensor, n_experts: int) -> Tensor:
     return sums.index_add_(0, indices.flatten(), values.double().flatten())
 
 
-def _dtype(project: Callable[[Tensor], Tensor]) -> torch.dtype:
-    """What a projection takes: its weights' dtype where it has any, else float32."""
-    if isinstance(project, torch.nn.Module):
-        return next((weight.dtype for weight in project.parameters()), torch.float32)
-    return torch.float32
+def _expect_width(project: Callable[[Tensor], Tensor], width: int) -> None:
+    """MoELensError for a head that takes vectors of another width than experts put out."""
+    taken = project.in_features if isinstance(project, torch.nn.Linear) else width
+    if taken != width:
+        raise MoELensError(
+            f"this model's experts put out vectors of width {width}, which a map of their block widens before the "
+            f"residual stream, and the head takes {taken}: no single expert writes into the vocabulary; "
+            "ExpertSaliency and OutputSimilarity read such experts"
+        )
+
+
+def _taken(values: Tensor, project: Callable[[Tensor], Tensor]) -> Tensor:
+    """The values as a projection takes them: of its weights' dtype and device where it has any, else float32."""
+    weight = next(project.parameters(), None) if isinstance(project, torch.nn.Module) else None
+    if weight is None:
+        return values.float()
+    return values.to(weight.dtype if weight.is_meta else weight)  # weights on a disk are fetched to the values
 
 
 def _table(parts: list[pd.DataFrame], statistic: OutputSums) -> pd.DataFrame:

@@ -8,6 +8,8 @@ import torch
 from scipy.stats import t as student
 from torch import Tensor
 
+from moe_lens.lens.devices import OnDevices
+
 GROUPS = 10
 """Into which examples fall by a hash of their id: memory stays constant, and neither order nor batches matter."""
 
@@ -19,10 +21,10 @@ def groups_of(ids: Sequence[str]) -> Tensor:
     return torch.tensor([crc32(str(name).encode()) % GROUPS for name in ids])
 
 
-def by_group(values: Tensor, groups: Tensor) -> Tensor:
+def by_group(values: Tensor, groups: OnDevices) -> Tensor:
     """Values of tokens [token, …] summed within each group, float64 [group, …]; groups: int64 [token]."""
     sums = torch.zeros(GROUPS, *values.shape[1:], dtype=torch.float64, device=values.device)
-    return sums.index_add_(0, groups.to(values.device), values.double())
+    return sums.index_add_(0, groups.on(values.device), values.double())
 
 
 def with_interval(estimate: Callable[[Sums], np.ndarray], sums: Sums, *, size: str) -> tuple[np.ndarray, ...]:

@@ -6,6 +6,7 @@ import torch
 from scipy.special import entr
 from torch import Tensor
 
+from moe_lens.lens.devices import OnDevices, places_of
 from moe_lens.lens.needs import Needs
 from moe_lens.lens.positions import Positions
 from moe_lens.lens.record import Record
@@ -27,17 +28,16 @@ class RouterLoad(LayerSums):
 
     def sums(self, record: Record) -> dict[int, dict[str, Tensor]]:
         mask = record.position_mask(self.positions)
-        groups = groups_of(record.ids)[mask.nonzero()[:, 0].cpu()]  # [token]
+        tokens, groups = OnDevices(places_of(mask)), OnDevices(groups_of(record.ids)[mask.nonzero()[:, 0]])
         found = {}
         for layer, routing in record.routing.items():
-            here = mask.to(routing.indices.device)
-            probabilities = routing.probabilities()[here].double()  # [token, expert]
+            probabilities = tokens.of(routing.probabilities().flatten(0, 1)).double()  # [token, expert]
             entropy = torch.special.entr(probabilities).sum(-1) / np.log(2)
             counted = {
                 "tokens": torch.ones_like(entropy),
                 "entropy": entropy,
                 "entropy_squared": entropy.square(),
-                "selected": routing.selected()[here],
+                "selected": tokens.of(routing.selected().flatten(0, 1)),
                 "probability": probabilities,
             }
             found[layer] = {name: by_group(values, groups) for name, values in counted.items()}

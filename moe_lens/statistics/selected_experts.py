@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 
+from moe_lens.lens.devices import OnDevices, on_cpu, places_of
 from moe_lens.lens.needs import Needs
 from moe_lens.lens.positions import Positions
 from moe_lens.lens.record import Record
@@ -26,19 +27,21 @@ class SelectedExperts(ExampleRows):
 
     def rows(self, record: Record) -> pd.DataFrame:
         """Columns id, layer, position (of the token in its prompt), rank (0 for the highest weight), expert, weight."""
-        mask = record.position_mask(self.positions).cpu().numpy()
-        row, position = mask.nonzero()
-        starts = record.starts.cpu().numpy()
+        mask = record.position_mask(self.positions)
+        row, position = mask.numpy().nonzero()
+        starts, tokens = record.starts.numpy(), OnDevices(places_of(mask))
         ids = np.array(record.ids, dtype=object)[row]
-        parts = []
-        for layer, routing in record.routing.items():
-            weights, order = routing.weights.float().sort(dim=-1, descending=True, stable=True)
-            experts = routing.indices.gather(-1, order).cpu().numpy()[row, position]  # [token, k]
+        found = []
+        for routing in record.routing.values():
+            weights, order = tokens.of(routing.weights.flatten(0, 1)).float().sort(dim=-1, descending=True, stable=True)
+            found += [tokens.of(routing.indices.flatten(0, 1)).gather(-1, order), weights]  # [token, k]
+        parts, sorted_by_weight = [], iter(on_cpu(found))
+        for layer in record.routing:
+            experts, weights = next(sorted_by_weight), next(sorted_by_weight)
             k = experts.shape[1]
             columns = {"id": np.repeat(ids, k), "layer": np.int16(layer)}
             columns |= {"position": np.repeat((position - starts[row]).astype(np.int32), k)}
             columns |= {"rank": np.tile(np.arange(k, dtype=np.int16), len(row))}
-            columns |= {"expert": experts.ravel().astype(np.int16)}
-            columns |= {"weight": weights.cpu().numpy()[row, position].ravel()}
+            columns |= {"expert": experts.flatten().numpy().astype(np.int16), "weight": weights.flatten().numpy()}
             parts.append(pd.DataFrame(columns))
         return pd.concat(parts, ignore_index=True)

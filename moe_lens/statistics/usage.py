@@ -6,6 +6,7 @@ import pandas as pd
 import torch
 
 from moe_lens.errors import MoELensError
+from moe_lens.lens.devices import OnDevices, on_cpu
 from moe_lens.lens.needs import Needs
 from moe_lens.lens.positions import Positions
 from moe_lens.lens.record import Record
@@ -57,8 +58,10 @@ class ExpertUsage:
         mask = record.position_mask(self.positions)
         tokens = mask.sum(dim=1)
         present = tokens > 0
+        counted, lengths = OnDevices(mask), OnDevices(tokens)
+        sums = [self._sum(routing, counted, lengths) for routing in record.routing.values()]
         self._add(
-            {layer: self._sum(routing, mask, tokens) for layer, routing in record.routing.items()},
+            dict(zip(record.routing, on_cpu(sums), strict=True)),
             total=float(present.sum() if self.reduce == "sample" else tokens.sum()),
             counted=int(present.sum()),
             skipped=int((~present).sum()),
@@ -88,26 +91,25 @@ class ExpertUsage:
         table.attrs = self.settings | {"counted": self.counted, "skipped": self.skipped}
         return table
 
-    def _sum(self, routing: Routing, mask: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        """The record's sum [expert], float64 on the CPU, over samples or tokens.
+    def _sum(self, routing: Routing, mask: OnDevices, tokens: OnDevices) -> torch.Tensor:
+        """The record's sum [expert], float64, over samples or tokens.
 
         mask: bool [batch, pos]. tokens: int64 [batch], the positions that count of each sample.
         """
         indices = routing.indices
         batch, _, k = indices.shape
-        mask, tokens = mask.to(indices.device), tokens.to(indices.device)
         if self.value == "frequency":
             added = torch.full(indices.shape, 1 / k, dtype=torch.float64, device=indices.device)
         elif self.value == "gating_weight":
             added = routing.weights.double()
         else:
             added = routing.probabilities().gather(-1, indices).double()
-        added = added.masked_fill(~mask[..., None], 0.0)
+        added = added.masked_fill(~mask.on(added.device)[..., None], 0.0)
         sums = torch.zeros(batch, routing.n_experts, dtype=torch.float64, device=added.device)
         sums.scatter_add_(1, indices.flatten(1), added.flatten(1))
         if self.reduce == "sample":
-            sums /= tokens.clamp(min=1)[:, None]
-        return sums.sum(dim=0).cpu()
+            sums /= tokens.on(sums.device).clamp(min=1)[:, None]
+        return sums.sum(dim=0)
 
     def _add(self, sums: dict[int, torch.Tensor], *, total: float, counted: int, skipped: int) -> None:
         if not self._sums:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from moe_lens.errors import MoELensError
 from moe_lens.experts import ExpertSet
+from moe_lens.lens.devices import OnDevices, on_cpu
 from moe_lens.lens.needs import Needs
 from moe_lens.lens.positions import Positions
 from moe_lens.lens.record import Record
@@ -38,15 +39,14 @@ class RoutingVectors(ExampleRows):
     def rows(self, record: Record) -> pd.DataFrame:
         """Columns id, layer, expert, rate, tokens (how many of the example's tokens counted)."""
         mask = record.position_mask(self.positions)
-        tokens = mask.sum(1).cpu()
+        tokens, there = mask.sum(1), OnDevices(mask[..., None])
         counted = (tokens > 0).nonzero()[:, 0]
+        by_layer = [self._selected(routing) & there.on(routing.indices.device) for routing in record.routing.values()]
         parts = []
-        for layer, routing in record.routing.items():
-            experts = torch.arange(routing.n_experts)
+        for layer, selected in zip(record.routing, on_cpu(own.sum(1) for own in by_layer), strict=True):
+            experts = torch.arange(selected.shape[1])  # selected: [batch, expert]
             if self.experts is not None:
                 experts = torch.tensor(sorted(self.experts[layer]), dtype=torch.int64)
-            selected = self._selected(routing) & mask.to(routing.indices.device)[..., None]
-            selected = selected.sum(1).cpu()  # [batch, expert]
             rates = (selected[counted] / tokens[counted, None].double())[:, experts]
             columns = {
                 "id": np.repeat(np.array(record.ids, dtype=object)[counted.numpy()], len(experts)),

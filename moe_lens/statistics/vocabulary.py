@@ -7,6 +7,7 @@ import pandas as pd
 from torch import Tensor
 
 from moe_lens.errors import MoELensError
+from moe_lens.lens.devices import OnDevices, on_cpu, places_of
 from moe_lens.lens.needs import Needs
 from moe_lens.lens.positions import Positions
 from moe_lens.lens.record import Record
@@ -39,11 +40,11 @@ class VocabularySpecialisation:
         record.expect(self.needs.captures)
         mask = record.position_mask(self.positions)
         read = record.input_ids if self.source == "input" else self._predicted(record)
-        words = read[mask].cpu().numpy()  # [token]
+        words, tokens = read[mask].numpy(), OnDevices(places_of(mask))  # [token]
+        selected = on_cpu(tokens.of(routing.indices.flatten(0, 1)) for routing in record.routing.values())
         self._tokens = _added(self._tokens, pd.Series(words).value_counts())
-        for layer, routing in record.routing.items():
-            experts = routing.indices[mask.to(routing.indices.device)].cpu().numpy()  # [token, k]
-            pairs = pd.MultiIndex.from_arrays([np.repeat(words, experts.shape[1]), experts.ravel()])
+        for layer, experts in zip(record.routing, selected, strict=True):  # [token, k]
+            pairs = pd.MultiIndex.from_arrays([np.repeat(words, experts.shape[1]), experts.flatten().numpy()])
             counts = pd.Series(1, index=pairs).groupby(level=[0, 1]).sum()
             self._selected[layer] = _added(self._selected.get(layer, counts.iloc[:0]), counts)
         return self
@@ -52,7 +53,7 @@ class VocabularySpecialisation:
         """The token found most likely at each position that counts, int64 [batch, pos]."""
         predicted = record.input_ids.new_zeros(record.input_ids.shape)
         record.kept_mask(self.positions)  # raises where a position was not kept
-        predicted[:, record.kept] = cast(Tensor, record.logits).argmax(-1)
+        predicted[:, record.kept] = cast(Tensor, record.logits).argmax(-1).cpu()
         return predicted
 
     def merge(self, other: Self) -> Self:

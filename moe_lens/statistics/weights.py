@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from moe_lens.errors import MoELensError
+from moe_lens.lens.devices import on_cpu
 from moe_lens.lens.lens import MoELens
 from moe_lens.statistics.pairs import pairs_table
 
@@ -21,8 +22,8 @@ def weight_similarity(lens: MoELens) -> pd.DataFrame:
     for layer in architecture.moe_layers:
         experts = lens.module.get_submodule(architecture.at(layer).experts)
         products = torch.zeros(architecture.n_experts, architecture.n_experts, dtype=torch.float64)
-        for weight in _by_expert(experts, architecture.n_experts):
-            products += (weight @ weight.T).double().cpu()
+        for product in on_cpu(weight @ weight.T for weight in _by_expert(experts, architecture.n_experts)):
+            products += product.double()
         norms = products.diagonal().sqrt()
         parts.append(pairs_table(layer, {"similarity": (products / norms[:, None] / norms).numpy()}))
     return pd.concat(parts, ignore_index=True)

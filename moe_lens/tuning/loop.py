@@ -144,8 +144,6 @@ class _Run:
         rate = schedule.rate(step, self.data.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        torch.manual_seed((schedule.seed * 1_000_003 + step) * self.processes.count + self.processes.rank)
-        self.optimizer.zero_grad()
         share = self.data.backward(self.shared, step, self.autocast)
         length = nn.utils.clip_grad_norm_(self.trained.values(), schedule.max_gradient_norm)
         norm = (length.full_tensor() if isinstance(length, DTensor) else length).item()
@@ -194,7 +192,7 @@ class _Run:
 
     def _values(self) -> dict[str, Tensor]:
         """The trained parameters, whole, on the CPU."""
-        return {name: whole(parameter).clone() for name, parameter in self.trained.items()}
+        return {name: whole(parameter) for name, parameter in self.trained.items()}
 
     def _save_is_due(self) -> bool:
         return self.checkpoints is not None and time.perf_counter() - self.saved >= self.checkpoints.every

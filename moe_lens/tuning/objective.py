@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from moe_lens.architecture.discovery import input_device
 from moe_lens.data import Batch, Encoded
 from moe_lens.data.encoding import IGNORED_LABEL
 
@@ -35,12 +36,3 @@ def answer_loss(module: nn.Module, batch: Batch, *, tokens: int | None = None) -
 def answer_tokens(prompts: Iterable[Encoded]) -> int:
     """The number of tokens that `answer_loss` scores in these prompts, which carry their answers."""
     return sum(len(prompt.input_ids) - prompt.prompt_length for prompt in prompts)
-
-
-def input_device(module: nn.Module) -> torch.device:
-    """Where a model takes its tokens; its parts may be spread over several devices, or lie on a disk."""
-    spread = getattr(module, "hf_device_map", None)
-    if spread:  # the first entry is what comes first in the model
-        first = next(iter(spread.values()))
-        return torch.device("cpu" if first == "disk" else first)
-    return next(module.parameters()).device

@@ -72,9 +72,9 @@ class Processes:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """The tensor on the CPU, put together where it is split; then all processes have to ask for it."""
+    """A copy of the tensor on the CPU, put together where it is split; then all processes have to ask for it."""
     tensor = tensor.detach()
-    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).cpu().contiguous()
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).to("cpu", copy=True).contiguous()
 
 
 def put_together(module: nn.Module, *, keep: bool) -> None:
@@ -114,10 +114,10 @@ def put(target: Tensor, value: Tensor) -> None:
 
 def training_state(parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The parameters, by name, and what the optimizer knows of each, as whole tensors on the CPU."""
-    state = {name: whole(parameter).clone() for name, parameter in parameters.items()}
+    state = {name: whole(parameter) for name, parameter in parameters.items()}
     for name, parameter in parameters.items():
         known = optimizer.state.get(parameter, {})
-        state |= {f"optimizer.{key}.{name}": whole(value).clone() for key, value in known.items()}
+        state |= {f"optimizer.{key}.{name}": whole(value) for key, value in known.items()}
     return state
 
 

@@ -153,7 +153,9 @@ def _forward(self: FusedExperts, hidden_states: Tensor, selected: Tensor, weight
 
     Rows, one per token and selected expert, are sorted by slot: the chosen experts' come first.
     """
-    k = selected.shape[1]
+    k, device = selected.shape[1], hidden_states.device.type
+    # Under autocast all experts multiply in its dtype: in float32 many devices would do so one expert after another.
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
     ids = getattr(self, "trained_ids", None)
     chosen = 0 if ids is None else len(ids)
     key = selected.reshape(-1) if ids is None else self.trained_slot[selected.reshape(-1)]
@@ -165,9 +167,9 @@ def _forward(self: FusedExperts, hidden_states: Tensor, selected: Tensor, weight
     outputs = []
     for rows, sizes, first, prefix in parts:
         fields = fused_fields(self)
-        tensors = {field: getattr(self, prefix + field).to(getattr(self, field).dtype) for field in fields}
+        tensors = {field: getattr(self, prefix + field).to(dtype or getattr(self, field).dtype) for field in fields}
         # index_select: its backward is deterministic and fast. One per part, so that frozen rows are not kept.
-        inputs = hidden_states.index_select(0, order[rows] // k)
+        inputs = hidden_states.to(dtype or hidden_states.dtype).index_select(0, order[rows] // k)
         outputs.append(_expert_rows(self, inputs, sizes.cumsum(0, dtype=torch.int32), key[rows] - first, tensors))
     summed: Tensor = _WeightedSum.apply(weights, order, *outputs)
     return summed[:, 0].to(hidden_states.dtype)

@@ -40,7 +40,7 @@ def training(
             parameter.requires_grad_(True)
         if gradient_checkpointing:
             pretrained(module).gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        with _sums_in_fixed_order(device), torch.random.fork_rng(devices=cuda):
+        with _sums_in_fixed_order(), torch.random.fork_rng(devices=cuda):
             yield torch.autocast(device, dtype=torch.bfloat16) if half else nullcontext()
     finally:
         if gradient_checkpointing:
@@ -51,18 +51,14 @@ def training(
 
 
 @contextmanager
-def _sums_in_fixed_order(device: str) -> Iterator[None]:
-    """Inside the block torch takes deterministic kernels where it has them, and warns where it has none.
-
-    device: the type of the model's.
-    """
+def _sums_in_fixed_order() -> Iterator[None]:
+    """Inside the block torch takes deterministic kernels where it has them, and warns where it has none."""
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     settings: Any = torch.utils.deterministic  # a module with properties, of which its type knows nothing
     filled = settings.fill_uninitialized_memory
     try:
         torch.use_deterministic_algorithms(True, warn_only=True)
-        if device == "cpu":  # or torch fills every new tensor with NaN first, which takes long there
-            settings.fill_uninitialized_memory = False
+        settings.fill_uninitialized_memory = False  # or torch writes every new tensor twice
         yield
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
@@ -83,7 +79,7 @@ def evaluating(
     precise = {name: parameters[name].data for name in dtypes}
     split = any(isinstance(tensor, DTensor) for tensor in precise.values())
     module.eval()
-    _as_stored(module, dtypes, keep_gradients=True)
+    _as_stored(module, dtypes)
     try:
         # A weight that is a sum of others (LoRA) is summed once, not at every token.
         with torch.no_grad(), parametrize.cached(), autocast if split else nullcontext():
@@ -94,14 +90,13 @@ def evaluating(
         module.train()
 
 
-def _as_stored(module: nn.Module, dtypes: Mapping[str, torch.dtype], *, keep_gradients: bool = False) -> None:
-    """The named parameters in these dtypes; what is split over processes stays as it is."""
+def _as_stored(module: nn.Module, dtypes: Mapping[str, torch.dtype]) -> None:
+    """The named parameters in these dtypes, without gradients; what is split over processes keeps its dtype."""
     parameters = dict(module.named_parameters())
     for name, dtype in dtypes.items():
         if not isinstance(parameters[name], DTensor):
             parameters[name].data = parameters[name].data.to(dtype)
-        if not keep_gradients:
-            parameters[name].grad = None
+        parameters[name].grad = None
 
 
 def _check(module: nn.Module, trained: Mapping[str, nn.Parameter], *, gradient_checkpointing: bool) -> None:

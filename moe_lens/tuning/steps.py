@@ -1,13 +1,18 @@
 """What a process does of each step: its share of the examples, in as many passes as fit its memory."""
 
+import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from moe_lens.data import Encoded, collate
+from moe_lens.errors import MoELensError
+from moe_lens.lens.batching import unless_out_of_memory
 from moe_lens.tuning.objective import answer_loss, answer_tokens
 from moe_lens.tuning.processes import Processes
 from moe_lens.tuning.schedule import Schedule
@@ -25,10 +30,39 @@ class StepData:
         return [self.prompts[place] for place in self.schedule.order(len(self.prompts), step)]
 
     def backward(self, shared: nn.Module, step: int, autocast: AbstractContextManager[object]) -> float:
-        """Adds this step's gradients up and returns this process's share of the loss."""
+        """Makes this step's gradients and returns this process's share of the loss.
+
+        Passes that do not fit in memory are halved, and so are all after them, with a warning: the gradients stay the
+        step's. Raises MoELensError if a single example does not fit, and where other processes wait for this one.
+        """
+        gradients = partial(self._gradients, shared, step, autocast)
+        while (loss := unless_out_of_memory(gradients)) is None:
+            self._halve(self.of(step))
+        return loss
+
+    def _halve(self, prompts: Sequence[Encoded]) -> None:
+        """Take half as many examples per pass as memory was too small for; MoELensError where that cannot be."""
+        tried = max(map(len, self._passes(prompts)))
+        longest = max(len(prompt.input_ids) for prompt in prompts)
+        told = f"out of memory with {tried} of {len(prompts)} examples of up to {longest} tokens per pass"
+        if tried == 1:
+            raise MoELensError(f"{told}; use --gradient-checkpointing, or leave out such long examples")
+        if self.processes.count > 1:
+            raise MoELensError(f"{told}, and other processes wait for as many passes; give a smaller --micro-batch")
+        self.schedule = replace(self.schedule, micro_batch=tried // 2)
+        warnings.warn(f"{told}; going on with {tried // 2} (--micro-batch)", stacklevel=2)
+
+    def _passes(self, prompts: Sequence[Encoded]) -> list[list[int]]:
+        """The places of this process's examples, by forward pass."""
+        return self.schedule.passes(range(len(prompts)), rank=self.processes.rank, processes=self.processes.count)
+
+    def _gradients(self, shared: nn.Module, step: int, autocast: AbstractContextManager[object]) -> float:
+        """As `backward`, in passes as large as they are now; from the start, also where others were left half-way."""
+        torch.manual_seed((self.schedule.seed * 1_000_003 + step) * self.processes.count + self.processes.rank)
+        shared.zero_grad()
         prompts = self.of(step)
         tokens, count = answer_tokens(prompts), self.processes.count
-        passes = self.schedule.passes(range(len(prompts)), rank=self.processes.rank, processes=count)
+        passes = self._passes(prompts)
         total = torch.zeros((), dtype=torch.float64)
         for number, places in enumerate(passes):
             # A process without examples runs some for nothing: the others wait for its part.

@@ -1,7 +1,7 @@
 """tune: a method, a schedule and examples in; a trained lens, and what is known of the training, out."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import nan
 from pathlib import Path
@@ -14,12 +14,13 @@ from moe_lens import progress
 from moe_lens.causal.evaluation import answer_table
 from moe_lens.data import Encoded, Example, collate, encode, fit_length
 from moe_lens.errors import MoELensError
+from moe_lens.lens.batching import run_pieces
 from moe_lens.lens.lens import MoELens
 from moe_lens.tuning.checkpoint import Checkpoints, Progress
 from moe_lens.tuning.loop import DevScore, fit, log_table
 from moe_lens.tuning.methods import Method, Trainable
 from moe_lens.tuning.objective import answer_loss, answer_tokens
-from moe_lens.tuning.processes import Processes
+from moe_lens.tuning.processes import Processes, put, whole
 from moe_lens.tuning.schedule import Schedule
 
 MAX_LENGTH = 300
@@ -191,17 +192,26 @@ def dev_score(
         right, count = processes.sums(0.0 if table is None else float(table[score].sum()), len(own))
         return right / count
 
+    def nats_of(_: Sequence[int], prompts: Sequence[Encoded]) -> float:
+        return answer_loss(lens.module, collate(prompts, lens.tokenizer.pad_token_id), tokens=1).item()
+
     def log_likelihood() -> float:
         prompts = _encoded(lens, own)
         prompts.sort(key=lambda prompt: len(prompt.input_ids))
         nats = 0.0
-        for start in range(0, len(prompts), 16):
-            batch = collate(prompts[start : start + 16], lens.tokenizer.pad_token_id)
-            nats += answer_loss(lens.module, batch, tokens=1).item()
+        for _, found in run_pieces(_sixteens(prompts), nats_of):
+            nats += found
         nats, tokens = processes.sums(nats, answer_tokens(prompts))
         return -nats / tokens
 
     return DevScore(f"dev_{score}", log_likelihood if score == "log_likelihood" else answers)
+
+
+def _sixteens(prompts: Sequence[Encoded]) -> Iterator[tuple[tuple[int, ...], list[Encoded]]]:
+    """Batches of 16 prompts with their places, in this order."""
+    for start in range(0, len(prompts), 16):
+        batch = list(prompts[start : start + 16])
+        yield tuple(range(start, start + len(batch))), batch
 
 
 def _check(
@@ -247,10 +257,11 @@ def _told(schedule: Schedule) -> dict[str, object]:
 
 
 def _values(lens: MoELens, names: Sequence[str]) -> dict[str, torch.Tensor]:
-    return {name: lens.module.get_parameter(name).detach().clone() for name in names}
+    """Copies of the named parameters on the CPU, so that the device holds them once."""
+    return {name: whole(lens.module.get_parameter(name)) for name in names}
 
 
 def _put(lens: MoELens, values: Mapping[str, torch.Tensor]) -> None:
-    """Gives the named parameters copies of these values."""
+    """Gives the named parameters these values."""
     for name, value in values.items():
-        lens.module.get_parameter(name).data = value.clone()
+        put(lens.module.get_parameter(name), value)

@@ -88,7 +88,7 @@ def test_capture_checks_a_new_capture_too(fresh, monkeypatch):
 
     def read(reader, layer, kept):
         models.append(reader.model)
-        return reader.router_input(layer)[:, kept] + len(set(map(id, models)))
+        return kept.of(reader.router_input(layer), 1) + len(set(map(id, models)))
 
     ones_own = Capture("mine", "a wrong one", lambda architecture: [1], ((Moment.ROUTER_INPUT, read),))
     monkeypatch.setitem(CAPTURES, "mine", ones_own)

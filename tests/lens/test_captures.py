@@ -182,7 +182,7 @@ def test_a_new_capture_is_an_entry_of_the_table(olmoe, monkeypatch):
         "input_norm",
         "the norm of what the router is given, [batch, row]",
         lambda architecture: architecture.moe_layers[1:],
-        ((Moment.ROUTER_INPUT, lambda reader, layer, kept: reader.router_input(layer)[:, kept].norm(dim=-1)),),
+        ((Moment.ROUTER_INPUT, lambda reader, layer, kept: kept.of(reader.router_input(layer), 1).norm(dim=-1)),),
     )
     monkeypatch.setitem(CAPTURES, "input_norm", norm)
     [record] = olmoe.records(TEXTS, capture=("input_norm", "router_input"), progress=False)

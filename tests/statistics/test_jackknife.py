@@ -7,6 +7,7 @@ import pytest
 import torch
 from test_usage import record
 
+from moe_lens.lens.devices import OnDevices
 from moe_lens.metrics import bootstrap_interval
 from moe_lens.statistics import CoActivation, RouterLoad
 from moe_lens.statistics.jackknife import GROUPS, by_group, groups_of, with_interval
@@ -55,7 +56,7 @@ def test_groups_depend_on_ids_alone_and_sums_on_groups():
     assert np.bincount(groups, minlength=GROUPS).min() > 60  # 100 expected
     values = torch.rand(1000, 2, dtype=torch.float64)
     expected = [values[groups == group].sum(0).tolist() for group in range(GROUPS)]
-    np.testing.assert_allclose(by_group(values, groups), expected)
+    np.testing.assert_allclose(by_group(values, OnDevices(groups)), expected)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 """What interventions ask of a router before it scores and selects, and the mode in which its own code does so."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 from moe_lens.architecture import Inputs, MoELayer
 from moe_lens.architecture.router_probe import ObservedRouter
 from moe_lens.errors import MoELensError
+from moe_lens.lens.devices import on_device
 
 CHOICES = ("topk", "max", "argmax")
 """The functions by which routers choose."""
@@ -40,9 +41,17 @@ class RouterChange:
     def __bool__(self) -> bool:
         return any(getattr(self, part.name) is not None for part in fields(self))
 
-    def to(self, device: torch.device) -> "RouterChange":
-        """The same on a device."""
-        return RouterChange(**{name: part.to(device) for name, part in self._parts().items()})
+    @staticmethod
+    def on(device: torch.device, changes: Mapping[int, "RouterChange"]) -> dict[int, "RouterChange"]:
+        """The changes of several layers on a device, by few copies."""
+        names = [(layer, name) for layer, change in changes.items() for name in change._parts()]
+        moved = dict(
+            zip(names, on_device([getattr(changes[layer], name) for layer, name in names], device), strict=True)
+        )
+        return {
+            layer: RouterChange(**{name: moved[layer, name] for name in change._parts()})
+            for layer, change in changes.items()
+        }
 
     def per_token(self, rows: int, width: int, mask: Tensor | None) -> "RouterChange":
         """Of [expert] or [batch, expert] the same for each token, [token, expert]; nothing where `mask` is False.

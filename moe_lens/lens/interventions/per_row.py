@@ -11,10 +11,11 @@ from torch import Tensor
 from moe_lens.architecture import MoEArchitecture
 from moe_lens.data import Batch
 from moe_lens.errors import MoELensError
+from moe_lens.lens.devices import on_device
 from moe_lens.lens.interventions.deciding import RouterChange
 from moe_lens.lens.interventions.digests import held
 from moe_lens.lens.interventions.place import Here
-from moe_lens.lens.interventions.protocol import Intervention, OnGating, Placed, acts_in, chosen
+from moe_lens.lens.interventions.protocol import Intervention, OnGating, Placed, acts_in, chosen, edits_gating
 from moe_lens.routing import Routing
 
 
@@ -69,12 +70,13 @@ class Rows(Intervention):
                 f"{len(routing.indices)}"
             )
         n_experts = routing.n_experts
-        for own, rows, table in here.once((id(self), here.layer), lambda: self._groups(here, n_experts)):
-            if table is not None:
-                hits = table[:, None].expand(-1, here.width, -1).gather(-1, routing.indices)
+        for own, tables in here.once((id(self), "tables"), lambda: self._tables(here, n_experts)):
+            if here.layer in tables:
+                hits = tables[here.layer][:, None].expand(-1, here.width, -1).gather(-1, routing.indices)
                 routing = own.edited(routing, hits)
-            else:
-                routing = routing.where(rows, own(here, routing))
+        for own, rows in self._rows_of.values():
+            if not isinstance(own, OnGating) and edits_gating(own) and acts_in(own, here.layer):
+                routing = routing.where(self._of_rows(here, rows), own(here, routing))
         return routing
 
     def expect(self, batch: Batch) -> None:
@@ -94,23 +96,22 @@ class Rows(Intervention):
         for intervention in self._distinct():
             intervention.check(architecture)
 
-    def _groups(self, here: Here, n_experts: int) -> list[tuple[Any, Tensor, Tensor | None]]:
-        """What edits gating in the layer: an intervention, its rows, bool [batch, 1], and the experts of each row.
+    def _tables(self, here: Here, n_experts: int) -> list[tuple[OnGating, dict[int, Tensor]]]:
+        """The experts whose gating is edited, by layer for each row, bool [batch, expert].
 
-        Those of one class and the same settings on different experts are one, with a table, bool [batch, expert].
+        Interventions of one class and the same settings on different experts are one here.
         """
-        tables: dict[Any, tuple[OnGating, Tensor]] = {}
-        others = []
+        found: dict[Any, tuple[OnGating, dict[int, Tensor]]] = {}
         for own, rows in self._rows_of.values():
-            if not acts_in(own, here.layer):
-                continue
             if isinstance(own, OnGating):
-                key = _but_experts(own) if own.is_ours() else id(own)
-                _, table = tables.setdefault(key, (own, torch.zeros(here.rows, n_experts, dtype=torch.bool)))
-                table[rows] = chosen(own.experts[here.layer], n_experts)
-            elif type(own).__call__ is not Intervention.__call__:
-                others.append((own, self._of_rows(here, rows), None))
-        return [(own, None, table.to(here.device)) for own, table in tables.values()] + others
+                _, tables = found.setdefault(_but_experts(own) if own.is_ours() else id(own), (own, {}))
+                for layer in own.experts.layers:
+                    table = tables.setdefault(layer, torch.zeros(here.rows, n_experts, dtype=torch.bool))
+                    table[rows] = chosen(own.experts[layer], n_experts)
+        return [
+            (own, dict(zip(tables, on_device(tables.values(), here.device), strict=True)))
+            for own, tables in found.values()
+        ]
 
     def _of_rows(self, here: Here, rows: Sequence[int]) -> Tensor:
         """Which rows of the batch these are, bool [batch, 1]."""

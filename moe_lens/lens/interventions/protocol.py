@@ -216,6 +216,11 @@ def check_interventions(interventions: Sequence[Intervention], architecture: MoE
             _check_forced(forced, excluded, layer, architecture)
 
 
+def edits_gating(intervention: Intervention) -> bool:
+    """Whether it changes what the router decided, and not only how it decides."""
+    return type(intervention).__call__ is not Intervention.__call__
+
+
 def _any(masks: list[Tensor | None]) -> Tensor | None:
     """What any of them has, bool [expert] or [batch, expert]; None for nothing."""
     found = [mask for mask in masks if mask is not None]

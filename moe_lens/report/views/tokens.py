@@ -43,7 +43,8 @@ def attention_of_tokens(record: "Record", tokenizer: "PreTrainedTokenizerBase", 
     """One row per layer and token: how much the prompt's last token attends to it, of one prompt of a record.
 
     Columns: position, token, part (as in `experts_of_tokens`), layer, attention (mean over heads, Eq. 9).
-    Raises MoELensError for a record without attention or without the prompt's last position.
+    Raises MoELensError for a record without attention or without the prompt's last position, and for attention to more
+    than positions.
     """
     if not record.attention_rows:
         raise MoELensError('the record holds no attention; ask for it with capture=("attention",)')
@@ -52,7 +53,7 @@ def attention_of_tokens(record: "Record", tokenizer: "PreTrainedTokenizerBase", 
     return pd.concat(
         [
             tokens.assign(layer=layer, attention=rows[row, :, place].float().mean(0)[-len(tokens) :].tolist())
-            for layer, rows in record.attention_rows.items()
+            for layer, rows in record.attention_to_positions().items()
         ],
         ignore_index=True,
     )
