@@ -45,13 +45,12 @@ def on_device(tensors: Iterable[Tensor], device: torch.device) -> list[Tensor]:
 
 def on_cpu(tensors: Iterable[Tensor]) -> list[Tensor]:
     """The tensors on the CPU, in their order; those of one dtype on one device come together, by one copy."""
-    return _together(list(tensors), lambda joined: joined.cpu(), lambda tensor: tensor.device.type != "cpu")
+    return _moved(tensors, lambda tensor: tensor.device.type != "cpu", torch.device("cpu"))
 
 
-def _together(
-    found: list[Tensor], move: Callable[[Tensor], Tensor], is_to_move: Callable[[Tensor], bool]
-) -> list[Tensor]:
-    """The tensors with those that are to move moved, all of one dtype on one device at once."""
+def _moved(tensors: Iterable[Tensor], moves: Callable[[Tensor], bool], device: torch.device) -> list[Tensor]:
+    """The tensors with those that move on `device`, all of one dtype from one device at once."""
+    found = list(tensors)
     together: dict[tuple[torch.device, torch.dtype], list[int]] = {}
     for place, tensor in enumerate(found):
         if moves(tensor):

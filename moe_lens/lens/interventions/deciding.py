@@ -44,14 +44,9 @@ class RouterChange:
     @staticmethod
     def on(device: torch.device, changes: Mapping[int, "RouterChange"]) -> dict[int, "RouterChange"]:
         """The changes of several layers on a device, by few copies."""
-        names = [(layer, name) for layer, change in changes.items() for name in change._parts()]
-        moved = dict(
-            zip(names, on_device([getattr(changes[layer], name) for layer, name in names], device), strict=True)
-        )
-        return {
-            layer: RouterChange(**{name: moved[layer, name] for name in change._parts()})
-            for layer, change in changes.items()
-        }
+        parts = {layer: change._parts() for layer, change in changes.items()}
+        moved = iter(on_device([part for named in parts.values() for part in named.values()], device))
+        return {layer: RouterChange(**{name: next(moved) for name in named}) for layer, named in parts.items()}
 
     def per_token(self, rows: int, width: int, mask: Tensor | None) -> "RouterChange":
         """Of [expert] or [batch, expert] the same for each token, [token, expert]; nothing where `mask` is False.
