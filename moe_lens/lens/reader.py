@@ -10,6 +10,7 @@ from torch import Tensor
 
 from moe_lens.architecture import MoEArchitecture
 from moe_lens.errors import MoELensError
+from moe_lens.experts import ExpertSet
 from moe_lens.lens.devices import OnDevices
 
 
@@ -121,6 +122,38 @@ class TraceReader:
         hidden = arguments[0] if arguments else named["hidden_states"]
         return hidden if hidden.ndim == 3 else self._of_one_invoke(hidden)
 
+    def set_router_input(self, layer: int, hidden: Tensor) -> None:
+        """Give the router, and it alone, something else of each token, [batch, pos, d_model]."""
+        router = self.router(layer)
+        arguments, named = router.inputs
+        if arguments:
+            router.inputs = (hidden.view(arguments[0].shape), *arguments[1:]), named
+        else:
+            router.inputs = arguments, {**named, "hidden_states": hidden.view(named["hidden_states"].shape)}
+
+    def contribution(self, layer: int, experts: ExpertSet | None = None) -> Tensor:
+        """What experts add to the block's output, [batch, pos, d_model]: of a set, or all, those that a token selects.
+
+        The sum of gating weight times output, times `MoELayer.scale_after`. Raises MoELensError where single outputs
+        cannot be told.
+        """
+        indices, weights = self.used_gating(layer)
+        if experts is not None:
+            chosen = torch.tensor(experts[layer], device=indices.device)
+            weights = weights * torch.isin(indices, chosen)
+        summed = torch.einsum("bpk,bpkd->bpd", weights.float(), self.expert_outputs(layer).float())
+        return summed * self.architecture.at(layer).scale_after
+
+    def add_to_routed(self, layer: int, change: Tensor) -> None:
+        """Add a change [batch, pos, d_model] of the block's output to what its routed experts put out."""
+        site = self.architecture.at(layer)
+        experts = self.experts(layer)
+        output = _first(experts.output)
+        if output.numel() != change.numel():
+            raise MoELensError(f"the experts at {site.experts!r} put out {list(output.shape)}, not one sum per token")
+        changed = output + (change / site.scale_after).to(output.dtype).view(output.shape)
+        experts.output = (changed, *experts.output[1:]) if isinstance(experts.output, tuple) else changed
+
     def shared_output(self, layer: int) -> Tensor:
         """What the shared experts add to the routed sum, [batch, pos, d_model].
 
@@ -146,6 +179,14 @@ class TraceReader:
             raise MoELensError(f"layer {layer} has no module around its experts whose output could be read")
         output = _first(self.model.get(path).output)
         return output if output.ndim == 3 else output.reshape(self.n_rows(), -1, self.architecture.d_model)
+
+    def set_moe_output(self, layer: int, output: Tensor) -> None:
+        """Continue with another output of the layer's MoE block, [batch, pos, d_model]."""
+        old = self.moe_output(layer)
+        envoy = self.model.get(self.architecture.at(layer).experts.rpartition(".")[0])
+        whole = envoy.output
+        new = output.view(_first(whole).shape).to(old.dtype)
+        envoy.output = (new, *whole[1:]) if isinstance(whole, tuple) else new
 
     def layer_output(self, layer: int) -> Tensor:
         """The residual stream after the layer, [batch, pos, d_model]."""

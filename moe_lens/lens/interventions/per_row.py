@@ -16,6 +16,7 @@ from moe_lens.lens.interventions.deciding import RouterChange
 from moe_lens.lens.interventions.digests import held
 from moe_lens.lens.interventions.place import Here
 from moe_lens.lens.interventions.protocol import Intervention, OnGating, Placed, acts_in, chosen, edits_gating
+from moe_lens.lens.interventions.site import Site
 from moe_lens.routing import Routing
 
 
@@ -31,8 +32,22 @@ class Rows(Intervention):
         return None if None in several else tuple(sorted({layer for layers in several for layer in layers or ()}))
 
     @property
+    def routes(self) -> bool:
+        return any(own.routes for own in self._distinct())
+
+    @property
     def compares(self) -> bool:
         return any(own.compares for own in self._distinct())
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        return tuple(dict.fromkeys(site for own in self._distinct() for site in own.sites))
+
+    def changed(self, site: Site, here: Here, values: Tensor) -> Tensor:
+        for own, rows in self._rows_of.values():
+            if site in own.sites and acts_in(own, here.layer):
+                values = torch.where(self._of_rows(here, rows)[..., None], own.changed(site, here, values), values)
+        return values
 
     def asks(self, layer: int, n_experts: int) -> RouterChange:
         if all(type(own).asks is Intervention.asks for own in self._distinct()):
@@ -83,6 +98,13 @@ class Rows(Intervention):
         for own, rows in self._rows_of.values():
             if max(rows) < len(batch.ids):
                 own.expect(batch.of_rows(rows))
+
+    def prepare(self, batch: Batch) -> dict[int, Any]:
+        prepared: dict[int, Any] = {}
+        for own, rows in self._rows_of.values():
+            if max(rows) < len(batch.ids):
+                prepared |= own.prepare(batch.of_rows(rows))
+        return prepared
 
     def take(self, rows: Sequence[int]) -> "Rows":
         if max(rows, default=-1) >= len(self.interventions):

@@ -48,6 +48,7 @@ class Here:
     prompt: positions of the first pass, with which all prompts have been read.
     batch: the examples' tokens and spans, left-padded; None in a trace of one's own, where nobody knows them.
     device: where the layer's numbers are.
+    prepared: what interventions had to know of the batch (`prepare`), by the id of each.
     before: the routing as the router decides it by itself, where an intervention asks for it (`compares`).
     decided: the routing as it decided with all that was asked of it, before any gating weight is edited.
     """
@@ -60,6 +61,7 @@ class Here:
     batch: Batch | None
     device: torch.device
     kept: dict[Any, Any] = field(default_factory=dict, repr=False)
+    prepared: dict[int, Any] = field(default_factory=dict, repr=False)
     before: Routing | None = None
     decided: Routing | None = None
 
@@ -86,19 +88,11 @@ class Here:
 
     def _in_prompt(self, positions: Positions, steps: Steps) -> Tensor:
         """`mask` of the first pass, bool [batch, pos]."""
-        if self.batch is None:
-            number = torch.arange(self.prompt) - (self.prompt - 1)
-            chosen = torch.tensor([_meant(positions, int(step)) for step in number])
-            chosen = chosen & torch.tensor([_taken(steps, 0)]).expand(self.prompt)
-            return chosen.expand(self.rows, -1).to(self.device)
-        batch = self.batch
-        mask = position_mask(batch.attention_mask, batch.context_spans, batch.question_spans, positions, batch.labels)
-        number = steps_of(batch.attention_mask, batch.labels).clamp(min=0)
-        if steps == "decode":
-            mask = mask & (number > 0)
-        elif steps != "all":
-            mask = mask & torch.isin(number, torch.tensor((0,) if steps == "prefill" else steps))
-        return mask.to(self.device)
+        if self.batch is not None:
+            return in_batch(self.batch, positions, steps).to(self.device)
+        number = range(1 - self.prompt, 1)
+        chosen = torch.tensor([_meant(positions, step) and _taken(steps, step) for step in number])
+        return chosen.expand(self.rows, -1).to(self.device)
 
     def _after_prompt(self, positions: Positions, steps: Steps) -> Tensor:
         """`mask` of a pass after the first, bool [batch, pos]."""
@@ -106,6 +100,17 @@ class Here:
         numbers = range(first, first + self.width)
         chosen = torch.tensor([_meant(positions, step) and _taken(steps, step) for step in numbers])
         return chosen.expand(self.rows, -1).to(self.device)
+
+
+def in_batch(batch: Batch, positions: Positions, steps: Steps) -> Tensor:
+    """Which positions of a batch are meant, bool [batch, pos], on the CPU; never pads."""
+    mask = position_mask(batch.attention_mask, batch.context_spans, batch.question_spans, positions, batch.labels)
+    number = steps_of(batch.attention_mask, batch.labels).clamp(min=0)
+    if steps == "decode":
+        return mask & (number > 0)
+    if steps == "all":
+        return mask
+    return mask & torch.isin(number, torch.tensor((0,) if steps == "prefill" else steps))
 
 
 def _meant(positions: Positions, step: int) -> bool:

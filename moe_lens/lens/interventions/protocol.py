@@ -15,6 +15,7 @@ from moe_lens.experts import ExpertSet, expect_experts
 from moe_lens.lens.interventions.deciding import RouterChange
 from moe_lens.lens.interventions.digests import digest_of, held
 from moe_lens.lens.interventions.place import Here, Steps, check_place
+from moe_lens.lens.interventions.site import Site
 from moe_lens.lens.positions import SPANNED, Positions
 from moe_lens.routing import Routing
 
@@ -47,6 +48,21 @@ class Intervention:
         return routing
 
     @property
+    def sites(self) -> tuple[Site, ...]:
+        """The values of a layer that `changed` changes, besides the routing."""
+        return ()
+
+    def changed(self, site: Site, here: Here, values: Tensor) -> Tensor:
+        """What takes the place of the `values` of one of its sites, [batch, pos, d_model], at every position."""
+        return values
+
+    @property
+    def routes(self) -> bool:
+        """Whether it changes the routing."""
+        kind = type(self)
+        return replays(self) or edits_gating(self) or kind.asks is not Intervention.asks
+
+    @property
     def compares(self) -> bool:
         """Whether the call needs `here.before`, which costs another call of the router."""
         return False
@@ -67,6 +83,10 @@ class Intervention:
                     "other positions"
                 )
 
+    def prepare(self, batch: Batch) -> dict[int, Any]:
+        """What it has to know of a batch before it runs, by the id of whom it is for; see `Here.prepared`."""
+        return {}
+
     def take(self, rows: Sequence[int]) -> "Intervention":
         """The intervention for a batch made of these rows; the same for all rows unless it is `Rows`."""
         return self
@@ -74,7 +94,10 @@ class Intervention:
     def check(self, architecture: MoEArchitecture) -> None:
         """MoELensError unless the model has the layers acted on, and all else that it needs."""
         for layer in self.layers or ():
-            architecture.at(layer)
+            if self.routes or any(site.of_experts for site in self.sites):
+                architecture.at(layer)
+            elif layer >= architecture.n_layers:
+                raise MoELensError(f"the model has layers 0 to {architecture.n_layers - 1}; got {layer}")
         check_place(self.positions, self.steps)
 
     @property
@@ -197,8 +220,13 @@ def _layers(layers: Collection[int]) -> tuple[int, ...]:
 
 
 def acts_in(intervention: Intervention, layer: int) -> bool:
-    """Whether it acts in a MoE layer."""
+    """Whether it acts in a layer; one that names none acts in all that have what it changes."""
     return intervention.layers is None or layer in intervention.layers
+
+
+def replays(intervention: Intervention) -> bool:
+    """Whether it has a selection for the router."""
+    return type(intervention).selection is not Intervention.selection
 
 
 def check_interventions(interventions: Sequence[Intervention], architecture: MoEArchitecture) -> None:
