@@ -1,6 +1,6 @@
 """Routing: what a router decided, and the rules that turn logits into gating weights."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -138,6 +138,16 @@ class ScoringRule:
     def scores(self, logits: Tensor, indices: Tensor) -> Tensor:
         """Scores of the experts `indices`, before renormalising and scaling, float32 [..., k]."""
         return SCORE_FUNCTIONS[self.score](logits).gather(-1, indices)
+
+
+def contribution(indices: Tensor, weights: Tensor, outputs: Tensor, experts: Sequence[int] | None) -> Tensor:
+    """The sum of gating weight times output over the selected experts of a set, or all, float32 [batch, pos, d_model].
+
+    indices, weights: [batch, pos, k]. outputs: of each selected expert, [batch, pos, k, d_model].
+    """
+    if experts is not None:
+        weights = weights * torch.isin(indices, torch.tensor(experts, device=indices.device))
+    return torch.einsum("bpk,bpkd->bpd", weights.float(), outputs.float())
 
 
 def recognize_rule(

@@ -67,7 +67,7 @@ class LayerPass:
         at = access.read_at if isinstance(access.read_at, Moment) else access.read_at(self._site)
 
         def read() -> None:
-            old = access.read(self.reader, self.layer, site.experts)
+            old = access.read(self.reader, self.layer, site.chosen(self.layer))
             here = self._at(old)
             new, mask = own.changed(site, here, old), own.mask(here)
             found.append((old, new if mask is None else torch.where(mask[..., None], new, old)))

@@ -182,6 +182,12 @@ class MoELens:
                 # nnsight can only clear all edits at once; the user's own have to stay.
                 self.model._edits = [edit for edit in self.model._edits if edit not in edits]
 
+    @contextmanager
+    def at_rest(self) -> Iterator["MoELens"]:
+        """Inside the block no intervention acts, though those of blocks around it are in force again after it."""
+        with self._stack.at_rest():
+            yield self
+
     def records(
         self,
         examples: Iterable[Example | str],

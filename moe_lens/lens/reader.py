@@ -10,8 +10,8 @@ from torch import Tensor
 
 from moe_lens.architecture import MoEArchitecture
 from moe_lens.errors import MoELensError
-from moe_lens.experts import ExpertSet
 from moe_lens.lens.devices import OnDevices
+from moe_lens.routing import contribution
 
 
 @dataclass(frozen=True)
@@ -131,27 +131,22 @@ class TraceReader:
         else:
             router.inputs = arguments, {**named, "hidden_states": hidden.view(named["hidden_states"].shape)}
 
-    def contribution(self, layer: int, experts: ExpertSet | None = None) -> Tensor:
-        """What experts add to the block's output, [batch, pos, d_model]: of a set, or all, those that a token selects.
+    def contribution(self, layer: int, experts: Sequence[int] | None = None) -> Tensor:
+        """What experts add to their sum, of a set or all, those that a token selects, float32 [batch, pos, d_model].
 
-        The sum of gating weight times output, times `MoELayer.scale_after`. Raises MoELensError where single outputs
-        cannot be told.
+        Raises MoELensError where single outputs cannot be told.
         """
         indices, weights = self.used_gating(layer)
-        if experts is not None:
-            chosen = torch.tensor(experts[layer], device=indices.device)
-            weights = weights * torch.isin(indices, chosen)
-        summed = torch.einsum("bpk,bpkd->bpd", weights.float(), self.expert_outputs(layer).float())
-        return summed * self.architecture.at(layer).scale_after
+        return contribution(indices, weights, self.expert_outputs(layer), experts)
 
     def add_to_routed(self, layer: int, change: Tensor) -> None:
-        """Add a change [batch, pos, d_model] of the block's output to what its routed experts put out."""
+        """Add a change [batch, pos, d_model] to the sum that the routed experts put out."""
         site = self.architecture.at(layer)
         experts = self.experts(layer)
         output = _first(experts.output)
         if output.numel() != change.numel():
             raise MoELensError(f"the experts at {site.experts!r} put out {list(output.shape)}, not one sum per token")
-        changed = output + (change / site.scale_after).to(output.dtype).view(output.shape)
+        changed = output + change.to(output.dtype).view(output.shape)
         experts.output = (changed, *experts.output[1:]) if isinstance(experts.output, tuple) else changed
 
     def shared_output(self, layer: int) -> Tensor:

@@ -68,7 +68,8 @@ class InterventionStack:
         """Inside the block, this batch runs; MoELensError, naming the example, for one where nothing could act."""
         for own in self._acting:
             own.expect(batch)
-        prepared = {whose: what for own in self._acting for whose, what in own.prepare(batch).items()}
+        rows = range(len(batch.ids))
+        prepared = {whose: what for own in self._acting for whose, what in own.prepare(batch, rows).items()}
         outer = self._batch, self._kept, self._prepared
         self._batch, self._kept, self._prepared = batch, {}, prepared
         try:
@@ -103,7 +104,7 @@ class InterventionStack:
         """
         acting = [own for own in self._acting if layer in self._layers_of(own)]
         if not acting:
-            return 0  # in a run that is left as it is, inside another one's block
+            return int(reader.layer_output(layer).shape[1])  # at rest; a step that touches nothing would not end
         running = LayerPass(self, layer, reader, acting, past, prompt, records=self._before is not None)
         width = running.run()
         if self._before is not None and running.before is not None:

@@ -99,11 +99,10 @@ class Rows(Intervention):
             if max(rows) < len(batch.ids):
                 own.expect(batch.of_rows(rows))
 
-    def prepare(self, batch: Batch) -> dict[int, Any]:
+    def prepare(self, batch: Batch, rows: Sequence[int]) -> dict[int, Any]:
         prepared: dict[int, Any] = {}
-        for own, rows in self._rows_of.values():
-            if max(rows) < len(batch.ids):
-                prepared |= own.prepare(batch.of_rows(rows))
+        for own, mine in self._rows_of.values():
+            prepared |= own.prepare(batch, [row for row in mine if row in rows])
         return prepared
 
     def take(self, rows: Sequence[int]) -> "Rows":

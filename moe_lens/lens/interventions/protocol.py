@@ -83,8 +83,8 @@ class Intervention:
                     "other positions"
                 )
 
-    def prepare(self, batch: Batch) -> dict[int, Any]:
-        """What it has to know of a batch before it runs, by the id of whom it is for; see `Here.prepared`."""
+    def prepare(self, batch: Batch, rows: Sequence[int]) -> dict[int, Any]:
+        """What it has to know of a batch, in these rows of which it acts, before it runs: `Here.prepared`, by id()."""
         return {}
 
     def take(self, rows: Sequence[int]) -> "Intervention":

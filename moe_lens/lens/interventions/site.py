@@ -1,6 +1,6 @@
 """What of a layer can be replaced while the model runs, besides its routing: SITES, by name."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -24,7 +24,7 @@ class Access:
     of_experts: bool
     read_at: Moment | Callable[[MoELayer], Moment]
     write_at: Moment
-    read: Callable[[TraceReader, int, ExpertSet | None], Tensor]
+    read: Callable[[TraceReader, int, Sequence[int] | None], Tensor]
     write: Callable[[TraceReader, int, Tensor, Tensor], None]
 
 
@@ -54,8 +54,7 @@ SITES: Mapping[str, Access] = {
         lambda reader, layer, old, new: reader.set_moe_output(layer, reader.moe_output(layer) + (new - old)),
     ),
     "expert_outputs": Access(
-        "what experts add to the block's output: the sum of gating weight times output over those of a set that the "
-        "token selects",
+        "what experts add to the sum of all: gating weight times output, over those of a set that the token selects",
         True,
         Moment.SINGLE_OUTPUTS,
         Moment.AFTER_EXPERTS,
@@ -91,6 +90,10 @@ class Site:
     def access(self) -> Access:
         """How it is read and replaced."""
         return SITES[self.name]
+
+    def chosen(self, layer: int) -> tuple[int, ...] | None:
+        """The experts of a layer whose values are meant; None for all."""
+        return None if self.experts is None else self.experts[layer]
 
     @property
     def of_experts(self) -> bool:
