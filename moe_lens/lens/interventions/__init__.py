@@ -4,30 +4,43 @@ from collections.abc import Callable
 
 from moe_lens.errors import MoELensError
 from moe_lens.experts import ExpertSet
+from moe_lens.lens.interventions.activations import AddVector, OnActivations, ProjectOut
+from moe_lens.lens.interventions.patching import Patch, Replay, SetTo
 from moe_lens.lens.interventions.per_row import Rows
 from moe_lens.lens.interventions.place import Here, Steps
 from moe_lens.lens.interventions.protocol import Intervention, OnExperts, OnGating, Placed, check_interventions
 from moe_lens.lens.interventions.rerouting import Bias, Force, Reroute, TopK
+from moe_lens.lens.interventions.site import SITES
+from moe_lens.lens.interventions.sources import Run, means
 from moe_lens.lens.interventions.zeroing import Renormalize, Scale, Zero
 
 __all__ = [
     "MODES",
+    "SITES",
+    "AddVector",
     "Bias",
     "Force",
     "Here",
     "Intervention",
+    "OnActivations",
     "OnExperts",
     "OnGating",
+    "Patch",
     "Placed",
+    "ProjectOut",
     "Renormalize",
+    "Replay",
     "Reroute",
     "Rows",
+    "Run",
     "Scale",
+    "SetTo",
     "Steps",
     "TopK",
     "Zero",
     "check_interventions",
     "check_mode",
+    "means",
 ]
 
 MODES: dict[str, Callable[[ExpertSet], OnExperts]] = {kind.mode: kind for kind in (Zero, Renormalize, Reroute)}
