@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from moe_lens.architecture.router_probe import ObservedRouter
 from moe_lens.errors import MoELensError
-from moe_lens.routing import SHARED_IN_SUM
+from moe_lens.routing import IN_TURN, SHARED_IN_SUM
 
 OUTPUT_WEIGHT_NAMES = ("down_proj", "down_proj_bias", "mlp.w2", "output_linear.weight")
 LISTED_OUTPUT_NAMES = ("down_proj", "w2", "fc2")
@@ -75,6 +75,22 @@ class MoELayer:
         """Why a token cannot get another number of experts than the model's; empty where it can."""
         shares = self.observed.scoring.also == SHARED_IN_SUM
         return "experts share their weights with the shared ones" if shares else ""
+
+    @property
+    def fixed_selection(self) -> str:
+        """Why no experts can be put into the router's selection; empty where they can."""
+        if self.observed.chooses_by_token:
+            return "it selects experts by a fixed table of token ids"
+        if self.observed.output_slots is None:
+            return f"the block around {self.router!r} selects, by the logits alone"
+        return "it selects one expert after another" if self.observed.scoring.score == IN_TURN else ""
+
+    @property
+    def no_shared_output(self) -> str:
+        """Why what the shared experts add to the routed sum cannot be told; empty where it can."""
+        if self.shared_experts is None:
+            return "has no shared experts"
+        return "adds its shared experts in its own way" if self.shared_scale is None else ""
 
     @property
     def gating_module(self) -> str:

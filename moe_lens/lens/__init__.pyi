@@ -18,9 +18,10 @@ from .interventions import Rows as Rows
 from .interventions import Run as Run
 from .interventions import Scale as Scale
 from .interventions import SetTo as SetTo
+from .interventions import Steer as Steer
 from .interventions import TopK as TopK
 from .interventions import Zero as Zero
-from .interventions import means as means
+from .interventions import mean_values as mean_values
 from .lens import MoELens as MoELens
 from .needs import Needs as Needs
 from .needs import Statistic as Statistic

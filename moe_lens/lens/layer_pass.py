@@ -9,9 +9,9 @@ from torch import Tensor
 
 from moe_lens.architecture import Inputs, MoELayer, Moment
 from moe_lens.lens.interventions.deciding import RouterChange, decide
+from moe_lens.lens.interventions.layer_values import Site
 from moe_lens.lens.interventions.place import Here
-from moe_lens.lens.interventions.protocol import Intervention, edits_gating, replays
-from moe_lens.lens.interventions.site import Site
+from moe_lens.lens.interventions.protocol import Intervention
 from moe_lens.lens.reader import TraceReader
 from moe_lens.routing import Routing
 
@@ -43,6 +43,7 @@ class LayerPass:
     records: bool
     before: Routing | None = None
     _blended: Routing | None = None
+    _keeps_sum: Tensor | None = None
     _here: Here | None = field(default=None, repr=False)
 
     def run(self) -> int:
@@ -80,13 +81,14 @@ class LayerPass:
 
     def _decide(self) -> None:
         """Let the router decide anew, as it is asked to."""
-        asking = [own for own in self.acting if self.in_force.change(self.layer, own) or replays(own)]
+        asking = [own for own in self.acting if self.in_force.change(self.layer, own) or own.selects]
         if not asking:
             return
         router = self.reader.router(self.layer)
         call = router.inputs
         here = self._at(_hidden(call))
-        if self.records or any(own.compares for own in self.acting):
+        keeps_sum = any(self.in_force.change(self.layer, own).keeps_sum is not None for own in asking)
+        if self.records or keeps_sum:
             self.before = self._routing(self._site.decision(router.output))
         router.output = self._decided(here, asking, call)
 
@@ -100,6 +102,8 @@ class LayerPass:
             if top_k is not None:
                 sizes |= {int(k) or own_k for k in top_k.flatten()} | ({own_k} if mask is not None else set())
         together = RouterChange.together(parts)
+        if together.keeps_sum is not None:
+            self._keeps_sum = self.reader.by_position(together.keeps_sum)
         router, tokens = self.reader.router(self.layer), here.rows * here.width
         outputs = {
             k: decide(self._site, router, call, together, n_tokens=tokens, top_k=k) for k in sorted(sizes or {own_k})
@@ -117,16 +121,23 @@ class LayerPass:
         logits, _, _ = self._site.decision(self.reader.router(self.layer).output)
         call, gating = self.reader.gating(self.layer)
         decided = self._blended or self._routing((logits, *gating))
-        here = replace(self._at(logits), before=self.before, decided=decided)
-        routing = decided
+        here, routing = self._at(logits), self._with_old_sums(decided)
         for own in self.acting:
-            if edits_gating(own):
+            if own.edits:
                 mask, edited = own.mask(here), own(here, routing)
                 routing = edited if mask is None else routing.where(mask, edited)
         if self._blended is not None or routing is not decided:
             indices, weights = routing.indices.flatten(0, 1), routing.weights.flatten(0, 1)
             self.reader.set_gating(self.layer, self._site.with_gating(call, indices, weights))
         self.before = self.before or decided
+
+    def _with_old_sums(self, decided: Routing) -> Routing:
+        """What the router decided, its weights rescaled where they are to have the sum from before."""
+        if self._keeps_sum is None or self.before is None:
+            return decided
+        old, new = (routing.weights.sum(-1, keepdim=True) for routing in (self.before, decided))
+        factor = torch.where(self._keeps_sum, old / new, torch.ones_like(new))
+        return replace(decided, weights=decided.weights * factor)
 
     @property
     def _site(self) -> MoELayer:

@@ -51,8 +51,9 @@ class MoELens:
            │  ├─ experts, at their input
            │  │     lens.selected_experts[i]   [batch, pos, k]
            │  │     lens.gating_weights[i]     [batch, pos, k]; may be assigned
-           │  │     lens.expert_outputs[i]     [batch, pos, k, d_model], each before its gating weight
-           │  └─ shared experts
+           │  │     lens.expert_outputs[i]     [batch, pos, k, d_model], each before its gating weight; may be assigned
+           │  ├─ shared experts
+           │  └─ lens.moe_output[i]            what the block gives [batch, pos, d_model]; may be assigned
            └─ lens.layers_output[i]            the residual stream [batch, pos, d_model]; may be assigned
 
     The accessors are read inside `with lens.model.trace(...)`, in this order within a layer, layers in rising
@@ -91,7 +92,8 @@ class MoELens:
         self.router_logits = ByLayer(reader.router_logits)
         self.selected_experts = ByLayer(reader.selected_experts)
         self.gating_weights = ByLayer(reader.gating_weights, reader.set_gating_weights)
-        self.expert_outputs = ByLayer(reader.expert_outputs)
+        self.expert_outputs = ByLayer(reader.expert_outputs, reader.set_expert_outputs)
+        self.moe_output = ByLayer(reader.moe_output, reader.set_moe_output)
         self.layers_output = ByLayer(reader.layer_output, reader.set_layer_output)
         self.attention_rows = ByLayer(reader.attention)
         self._stack = InterventionStack(self.architecture)

@@ -139,6 +139,15 @@ class TraceReader:
         indices, weights = self.used_gating(layer)
         return contribution(indices, weights, self.expert_outputs(layer), experts)
 
+    def set_expert_outputs(self, layer: int, outputs: Tensor) -> None:
+        """Continue as if the selected experts had put out this, before their gating weights, [batch, pos, k, d_model].
+
+        Their sum changes by gating weight times difference, so that what is as it was changes no bit.
+        """
+        indices, weights = self.used_gating(layer)
+        change = outputs.float() - self.expert_outputs(layer).float()
+        self.add_to_routed(layer, contribution(indices, weights, change, None))
+
     def add_to_routed(self, layer: int, change: Tensor) -> None:
         """Add a change [batch, pos, d_model] to the sum that the routed experts put out."""
         site = self.architecture.at(layer)
@@ -155,9 +164,8 @@ class TraceReader:
         Raises MoELensError for a layer without shared experts, or where it cannot be told what is added.
         """
         site = self.architecture.at(layer)
-        if site.shared_experts is None or site.shared_scale is None:
-            what = "has no shared experts" if site.shared_experts is None else "adds its shared experts in its own way"
-            raise MoELensError(f"layer {layer} {what}; leave 'shared_output' out of what is captured")
+        if site.no_shared_output or site.shared_experts is None:
+            raise MoELensError(f"layer {layer} {site.no_shared_output}; leave 'shared_output' out of what is captured")
         module = self.model.get(site.shared_experts)
         gate: Tensor | None = None
         if site.shared_gate is not None:  # called again: it may run at another moment

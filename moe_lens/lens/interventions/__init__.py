@@ -4,14 +4,15 @@ from collections.abc import Callable
 
 from moe_lens.errors import MoELensError
 from moe_lens.experts import ExpertSet
-from moe_lens.lens.interventions.activations import AddVector, OnActivations, ProjectOut
+from moe_lens.lens.interventions.directions import AddVector, OnActivations, ProjectOut
+from moe_lens.lens.interventions.layer_values import SITES
 from moe_lens.lens.interventions.patching import Patch, Replay, SetTo
 from moe_lens.lens.interventions.per_row import Rows
 from moe_lens.lens.interventions.place import Here, Steps
-from moe_lens.lens.interventions.protocol import Intervention, OnExperts, OnGating, Placed, check_interventions
+from moe_lens.lens.interventions.protocol import Intervention, OnExperts, OnGating, Placed
 from moe_lens.lens.interventions.rerouting import Bias, Force, Reroute, TopK
-from moe_lens.lens.interventions.site import SITES
-from moe_lens.lens.interventions.sources import Run, means
+from moe_lens.lens.interventions.sources import Run, mean_values
+from moe_lens.lens.interventions.steering import Steer
 from moe_lens.lens.interventions.zeroing import Renormalize, Scale, Zero
 
 __all__ = [
@@ -35,12 +36,12 @@ __all__ = [
     "Run",
     "Scale",
     "SetTo",
+    "Steer",
     "Steps",
     "TopK",
     "Zero",
-    "check_interventions",
     "check_mode",
-    "means",
+    "mean_values",
 ]
 
 MODES: dict[str, Callable[[ExpertSet], OnExperts]] = {kind.mode: kind for kind in (Zero, Renormalize, Reroute)}

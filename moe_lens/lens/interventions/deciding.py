@@ -22,24 +22,33 @@ CHOICES = ("topk", "max", "argmax")
 class RouterChange:
     """What is asked of one layer's router; what is None is not asked.
 
-    bias: added to the logits. selection_bias: the same, but for the selection only, not for the weights. excluded:
-    experts that cannot be selected, bool. forced: experts that are selected in any case, bool. selected: the selection
-    to take, int64 [..., k], -1 where the token's own is to stay. top_k: how many experts are selected, int64 [..., 1],
-    0 where as many as ever.
+    bias: added to the logits. selection_bias: the same, but for the selection only, not for the weights. extreme:
+    logits that become the token's highest plus this where it is above 0, its lowest plus this where it is below; biases
+    are added first. excluded: experts that cannot be selected, bool. forced: experts that are selected in any case,
+    bool. selected: the selection to take, int64 [..., k], -1 where the token's own is to stay. top_k: how many experts
+    are selected, int64 [..., 1], 0 where as many as ever. keeps_sum: whether the gating weights are rescaled to the sum
+    that they have without all this, bool [..., 1].
 
-    Tensors are [..., expert] but for these two; where a change is asked of all tokens alike, [expert] or
+    Tensors are [..., expert] but for these three; where a change is asked of all tokens alike, [expert] or
     [batch, expert].
     """
 
     bias: Tensor | None = None
     selection_bias: Tensor | None = None
+    extreme: Tensor | None = None
     excluded: Tensor | None = None
     forced: Tensor | None = None
     selected: Tensor | None = None
     top_k: Tensor | None = None
+    keeps_sum: Tensor | None = None
 
     def __bool__(self) -> bool:
         return any(getattr(self, part.name) is not None for part in fields(self))
+
+    @property
+    def reselects(self) -> bool:
+        """Whether the router's selection is changed otherwise than by its logits and by taking experts away."""
+        return any(part is not None for part in (self.selection_bias, self.forced, self.selected))
 
     @staticmethod
     def on(device: torch.device, changes: Mapping[int, "RouterChange"]) -> dict[int, "RouterChange"]:
@@ -62,7 +71,7 @@ class RouterChange:
 
     @classmethod
     def together(cls, changes: Iterable["RouterChange"]) -> "RouterChange":
-        """All at once: biases add up, excluded and forced experts too; the last one's selection and top_k count."""
+        """All at once: biases add up, excluded and forced experts too; of the rest the last one's counts."""
         found: dict[str, Any] = {}
         for change in changes:
             for name, join in JOINED.items():
@@ -88,16 +97,21 @@ class RouterChange:
         return {name: part for name, part in parts.items() if part is not None}
 
 
-NOTHING = {"bias": 0, "selection_bias": 0, "excluded": False, "forced": False, "selected": -1, "top_k": 0}
+NOTHING = {
+    "bias": 0, "selection_bias": 0, "extreme": 0, "excluded": False, "forced": False, "selected": -1, "top_k": 0,
+    "keeps_sum": False,
+}  # fmt: skip
 """What stands for a token of which nothing is asked."""
 
 JOINED: dict[str, Callable[[Any, Any], Any]] = {
     "bias": torch.add,
     "selection_bias": torch.add,
+    "extreme": lambda first, second: torch.where(second != 0, second, first),
     "excluded": torch.logical_or,
     "forced": torch.logical_or,
     "selected": lambda first, second: torch.where(second >= 0, second, first),
     "top_k": lambda first, second: torch.where(second > 0, second, first),
+    "keeps_sum": torch.logical_or,
 }
 """How what several interventions ask is put together."""
 
@@ -147,9 +161,20 @@ class Deciding(TorchFunctionMode):
         if change.bias is not None:
             bias = F.pad(change.bias / self._observed.map_factor, (0, others))
             output = output + bias.view(output.shape).to(output.dtype)
+        if change.extreme is not None:
+            output = self._at_the_ends(output, change.extreme)
         if change.excluded is not None:
             output = output.masked_fill(F.pad(change.excluded, (0, others)).view(output.shape), -torch.inf)
         return output
+
+    def _at_the_ends(self, output: Tensor, extreme: Tensor) -> Tensor:
+        """The linear map's output with chosen logits above the highest or below the lowest of each token's."""
+        others = self._observed.map_width - self._observed.n_experts
+        wanted = F.pad(extreme, (0, others)).view(output.shape)
+        scored = output[..., : self._observed.n_experts]
+        highest, lowest = scored.amax(-1, keepdim=True), scored.amin(-1, keepdim=True)
+        moved = torch.where(wanted > 0, highest, lowest) + (wanted / self._observed.map_factor).to(output.dtype)
+        return torch.where(wanted == 0, output, moved)
 
     def _selected(self, found: Any, operand: Tensor) -> Any:
         """What a top-k gives with the forced and the given experts in it."""
@@ -170,10 +195,10 @@ class Deciding(TorchFunctionMode):
         chooses: whether the router itself chooses, or the block around it by the logits.
         """
         change = self._change
-        needed = {"logits"} if change.bias is not None or change.excluded is not None else set()
+        by_logits = (change.bias, change.extreme, change.excluded)
+        needed = {"logits"} if any(part is not None for part in by_logits) else set()
         needed |= {"choice"} if change.excluded is not None and chooses else set()
-        selects = change.forced is not None or change.selected is not None or self._top_k != self._observed.top_k
-        needed |= {"selection"} if selects else set()
+        needed |= {"selection"} if change.reselects or self._top_k != self._observed.top_k else set()
         if not self._seen >= needed:
             raise MoELensError(
                 f"cannot change what {router!r} selects: expected it to make logits by a linear map and choose by "

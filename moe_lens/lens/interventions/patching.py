@@ -11,10 +11,10 @@ from moe_lens.architecture import MoEArchitecture
 from moe_lens.data import Batch
 from moe_lens.errors import MoELensError
 from moe_lens.experts import ExpertSet
-from moe_lens.lens.interventions.activations import OnActivations, expect_width
+from moe_lens.lens.interventions.directions import OnActivations, expect_width
+from moe_lens.lens.interventions.layer_values import Site
 from moe_lens.lens.interventions.place import Here, in_batch
 from moe_lens.lens.interventions.protocol import Placed
-from moe_lens.lens.interventions.site import Site
 from moe_lens.lens.interventions.sources import Run, values_at
 from moe_lens.lens.positions import steps_of
 from moe_lens.lens.record import Record
@@ -96,15 +96,16 @@ class Patch(OnActivations):
 class SetTo(OnActivations):
     """Puts given vectors [d_model] by layer in the place of the values: mean ablation, with means over other examples.
 
-    `means` of `moe_lens.lens.interventions.sources` gives such vectors; zeros give zero ablation.
+    `mean_values` gives such vectors; zeros give zero ablation.
     """
 
     vectors: Mapping[int, Tensor]
 
     def __post_init__(self) -> None:
-        if self.layers is not None or not self.vectors:
-            raise MoELensError("SetTo takes vectors by layer, one or more, which name its layers")
-        object.__setattr__(self, "layers", tuple(sorted(self.vectors)))
+        own = tuple(sorted(self.vectors))
+        if self.layers not in (None, own) or not own:
+            raise MoELensError("SetTo takes vectors by layer, one or more, which name its layers; leave layers= out")
+        object.__setattr__(self, "layers", own)
         super().__post_init__()
 
     def changed(self, site: Site, here: Here, values: Tensor) -> Tensor:

@@ -14,9 +14,9 @@ from moe_lens.errors import MoELensError
 from moe_lens.lens.devices import on_device
 from moe_lens.lens.interventions.deciding import RouterChange
 from moe_lens.lens.interventions.digests import held
+from moe_lens.lens.interventions.layer_values import Site
 from moe_lens.lens.interventions.place import Here
-from moe_lens.lens.interventions.protocol import Intervention, OnGating, Placed, acts_in, chosen, edits_gating
-from moe_lens.lens.interventions.site import Site
+from moe_lens.lens.interventions.protocol import Intervention, OnGating, Placed, acts_in, chosen
 from moe_lens.routing import Routing
 
 
@@ -36,8 +36,12 @@ class Rows(Intervention):
         return any(own.routes for own in self._distinct())
 
     @property
-    def compares(self) -> bool:
-        return any(own.compares for own in self._distinct())
+    def selects(self) -> bool:
+        return any(own.selects for own in self._distinct())
+
+    @property
+    def edits(self) -> bool:
+        return any(own.edits for own in self._distinct())
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -90,7 +94,7 @@ class Rows(Intervention):
                 hits = tables[here.layer][:, None].expand(-1, here.width, -1).gather(-1, routing.indices)
                 routing = own.edited(routing, hits)
         for own, rows in self._rows_of.values():
-            if not isinstance(own, OnGating) and edits_gating(own) and acts_in(own, here.layer):
+            if not isinstance(own, OnGating) and own.edits and acts_in(own, here.layer):
                 routing = routing.where(self._of_rows(here, rows), own(here, routing))
         return routing
 
@@ -114,6 +118,8 @@ class Rows(Intervention):
         return Rows(tuple(self.interventions[row] for row in rows))
 
     def check(self, architecture: MoEArchitecture) -> None:
+        if not self.interventions:
+            raise MoELensError("Rows needs an intervention or None for each row; it has none")
         for intervention in self._distinct():
             intervention.check(architecture)
 

@@ -10,7 +10,6 @@ from torch import Tensor
 from moe_lens.data import Batch
 from moe_lens.errors import MoELensError
 from moe_lens.lens.positions import SPANNED, Positions, check_positions, position_mask, steps_of
-from moe_lens.routing import Routing
 
 T = TypeVar("T")
 
@@ -49,8 +48,6 @@ class Here:
     batch: the examples' tokens and spans, left-padded; None in a trace of one's own, where nobody knows them.
     device: where the layer's numbers are.
     prepared: what interventions had to know of the batch (`prepare`), by the id of each.
-    before: the routing as the router decides it by itself, where an intervention asks for it (`compares`).
-    decided: the routing as it decided with all that was asked of it, before any gating weight is edited.
     """
 
     layer: int
@@ -62,8 +59,6 @@ class Here:
     device: torch.device
     kept: dict[Any, Any] = field(default_factory=dict, repr=False)
     prepared: dict[int, Any] = field(default_factory=dict, repr=False)
-    before: Routing | None = None
-    decided: Routing | None = None
 
     def once(self, name: Any, make: Callable[[], T]) -> T:
         """What `make` gives, made once for the batch on this device."""

@@ -1,4 +1,4 @@
-"""What every intervention is: a change of a running model, told from others by what it holds; the check of several."""
+"""What every intervention is: a change of a running model, told from others by what it holds."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
@@ -14,8 +14,8 @@ from moe_lens.errors import MoELensError
 from moe_lens.experts import ExpertSet, expect_experts
 from moe_lens.lens.interventions.deciding import RouterChange
 from moe_lens.lens.interventions.digests import digest_of, held
+from moe_lens.lens.interventions.layer_values import Site
 from moe_lens.lens.interventions.place import Here, Steps, check_place
-from moe_lens.lens.interventions.site import Site
 from moe_lens.lens.positions import SPANNED, Positions
 from moe_lens.routing import Routing
 
@@ -57,15 +57,19 @@ class Intervention:
         return values
 
     @property
-    def routes(self) -> bool:
-        """Whether it changes the routing."""
-        kind = type(self)
-        return replays(self) or edits_gating(self) or kind.asks is not Intervention.asks
+    def selects(self) -> bool:
+        """Whether it has a selection for the router."""
+        return type(self).selection is not Intervention.selection
 
     @property
-    def compares(self) -> bool:
-        """Whether the call needs `here.before`, which costs another call of the router."""
-        return False
+    def edits(self) -> bool:
+        """Whether it changes what the router decided, and not only how it decides."""
+        return type(self).__call__ is not Intervention.__call__
+
+    @property
+    def routes(self) -> bool:
+        """Whether it changes the routing."""
+        return self.selects or self.edits or type(self).asks is not Intervention.asks
 
     def mask(self, here: Here) -> Tensor | None:
         """Where in this pass it acts, bool [batch, pos]; None for everywhere."""
@@ -98,6 +102,8 @@ class Intervention:
                 architecture.at(layer)
             elif layer >= architecture.n_layers:
                 raise MoELensError(f"the model has layers 0 to {architecture.n_layers - 1}; got {layer}")
+        for site in self.sites:
+            site.check(architecture, self.layers)
         check_place(self.positions, self.steps)
 
     @property
@@ -170,12 +176,7 @@ class OnExperts(Placed):
 
     def check(self, architecture: MoEArchitecture) -> None:
         super().check(architecture)
-        for layer in self.experts.layers:
-            unknown = [expert for expert in self.experts[layer] if expert >= architecture.n_experts]
-            if unknown:
-                raise MoELensError(
-                    f"layer {layer} has experts 0 to {architecture.n_experts - 1}; got {unknown} in '{self.experts}'"
-                )
+        expect_known(self.experts, architecture)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -192,6 +193,16 @@ class OnGating(OnExperts):
     def table(self, here: Here, n_experts: int) -> Tensor:
         """Which experts of the layer are in the set, bool [expert]."""
         return _on_device(self.experts[here.layer], n_experts, here.device)
+
+
+def expect_known(experts: ExpertSet, architecture: MoEArchitecture) -> None:
+    """MoELensError for experts that the model lacks."""
+    for layer in experts.layers:
+        unknown = [expert for expert in experts[layer] if expert >= architecture.n_experts]
+        if unknown:
+            raise MoELensError(
+                f"layer {layer} has experts 0 to {architecture.n_experts - 1}; got {unknown} in '{experts}'"
+            )
 
 
 def chosen(experts: Sequence[int], n_experts: int) -> Tensor:
@@ -222,84 +233,6 @@ def _layers(layers: Collection[int]) -> tuple[int, ...]:
 def acts_in(intervention: Intervention, layer: int) -> bool:
     """Whether it acts in a layer; one that names none acts in all that have what it changes."""
     return intervention.layers is None or layer in intervention.layers
-
-
-def replays(intervention: Intervention) -> bool:
-    """Whether it has a selection for the router."""
-    return type(intervention).selection is not Intervention.selection
-
-
-def check_interventions(interventions: Sequence[Intervention], architecture: MoEArchitecture) -> None:
-    """MoELensError unless the model has their layers and experts, and can select what they ask for together."""
-    for intervention in interventions:
-        _expect_intervention(intervention)
-        intervention.check(architecture)
-    for layer in architecture.moe_layers:
-        asked = [own.asks(layer, architecture.n_experts) for own in interventions if acts_in(own, layer)]
-        excluded = _any([change.excluded for change in asked])
-        forced = _any([change.forced for change in asked])
-        if excluded is not None:
-            _check_left(excluded, layer, architecture)
-        if forced is not None:
-            _check_forced(forced, excluded, layer, architecture)
-
-
-def edits_gating(intervention: Intervention) -> bool:
-    """Whether it changes what the router decided, and not only how it decides."""
-    return type(intervention).__call__ is not Intervention.__call__
-
-
-def _any(masks: list[Tensor | None]) -> Tensor | None:
-    """What any of them has, bool [expert] or [batch, expert]; None for nothing."""
-    found = [mask for mask in masks if mask is not None]
-    return torch.stack(torch.broadcast_tensors(*found)).any(0) if found else None
-
-
-def _check_left(excluded: Tensor, layer: int, architecture: MoEArchitecture) -> None:
-    """MoELensError unless enough experts are left.
-
-    With group-limited routing a token may be sent to the groups with the fewest experts left, so those have to suffice.
-    """
-    if architecture.at(layer).observed.chooses_by_token:
-        raise MoELensError(
-            f"layer {layer} selects experts by a fixed table of token ids, so there is no next expert to reroute "
-            "to; use Zero or Renormalize there"
-        )
-    groups, taken = architecture.groups or (1, 1)
-    per_group = (~excluded).reshape(-1, groups, architecture.n_experts // groups).sum(-1)  # [batch, group]
-    fewest = int(per_group.sort(-1).values[:, :taken].sum(-1).min())
-    if fewest < architecture.top_k:
-        where = f" in some {taken} of its {groups} groups" if architecture.groups else ""
-        raise MoELensError(
-            f"rerouting in layer {layer} leaves {fewest} experts{where}, fewer than the "
-            f"{architecture.top_k} that each token needs; remove fewer experts, or use Zero"
-        )
-
-
-def _check_forced(forced: Tensor, excluded: Tensor | None, layer: int, architecture: MoEArchitecture) -> None:
-    """MoELensError for more forced experts than a token gets, or experts that are both forced and taken away."""
-    most = int(forced.sum(-1).max())
-    if most > architecture.top_k:
-        raise MoELensError(
-            f"{most} experts are forced in layer {layer}, where a token gets {architecture.top_k}; force fewer"
-        )
-    both = None if excluded is None else forced & excluded
-    if both is not None and both.any():
-        experts = sorted(set(both.nonzero()[:, -1].tolist()))
-        raise MoELensError(
-            f"experts {experts} of layer {layer} are forced and rerouted at once; leave them out of one of the two"
-        )
-
-
-def _expect_intervention(value: object) -> None:
-    """MoELensError unless it is an intervention."""
-    if isinstance(value, ExpertSet):
-        raise MoELensError(
-            f"got experts, {value.brief()}, without what to do to them; give an intervention such as Zero(experts), "
-            "Renormalize(experts) or Reroute(experts)"
-        )
-    if not isinstance(value, Intervention):
-        raise MoELensError(f"expected an intervention such as Zero(experts); got {value!r:.80}")
 
 
 def _brief(value: object) -> str:

@@ -1,7 +1,8 @@
 """Reroute, Force, Bias and TopK: the router is asked to select otherwise."""
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
@@ -9,9 +10,7 @@ import torch
 from moe_lens.architecture import MoEArchitecture
 from moe_lens.errors import MoELensError
 from moe_lens.lens.interventions.deciding import RouterChange
-from moe_lens.lens.interventions.place import Here
 from moe_lens.lens.interventions.protocol import OnExperts, Placed, chosen
-from moe_lens.routing import Routing
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -44,17 +43,8 @@ class Force(OnExperts):
         super().__post_init__()
 
     def asks(self, layer: int, n_experts: int) -> RouterChange:
-        return RouterChange(forced=chosen(self.experts[layer], n_experts))
-
-    @property
-    def compares(self) -> bool:
-        return self.weights == "sum"
-
-    def __call__(self, here: Here, routing: Routing) -> Routing:
-        if here.before is None or here.decided is None or not self.compares:
-            return routing
-        old, new = (found.weights.sum(-1, keepdim=True) for found in (here.before, here.decided))
-        return replace(routing, weights=routing.weights * (old / new))
+        keeps_sum = torch.tensor([True]) if self.weights == "sum" else None
+        return RouterChange(forced=chosen(self.experts[layer], n_experts), keeps_sum=keeps_sum)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -64,12 +54,13 @@ class Bias(OnExperts):
     So the experts are selected more often (or less, below 0) and get more weight: a dose. 0 changes nothing. It does
     not exclude: where a selection bias or bounded scores decide, an expert can be selected at any logit.
 
-    alpha: finite, in logits; where `sd` is given, in standard deviations of each layer's logits (see `logit_sd`).
+    alpha: finite, in logits; where `sd` is given, by layer, in these standard deviations of a token's logits, which
+    `LogitSpread` of moe_lens.statistics measures.
     weights: "router" for weights of the biased logits, or "unbiased" for a selection that is biased alone.
     """
 
     alpha: float
-    sd: tuple[tuple[int, float], ...] | None = None
+    sd: Mapping[int, float] | tuple[tuple[int, float], ...] | None = None
     weights: Literal["router", "unbiased"] = "router"
     mode: ClassVar[str] = "bias"
 
@@ -81,9 +72,13 @@ class Bias(OnExperts):
         if self.weights not in ("router", "unbiased"):
             raise MoELensError(f"weights under a bias must be 'router' or 'unbiased'; got {self.weights!r}")
         super().__post_init__()
-        missing = set(self.experts.layers) - {layer for layer, _ in self.sd or ()}
-        if self.sd is not None and missing:
-            raise MoELensError(f"sd has no standard deviation of the logits of layers {sorted(missing)}")
+        if self.sd is None:
+            return
+        given = dict(self.sd)
+        wrong = [layer for layer in self.experts.layers if not 0 < given.get(layer, 0) < math.inf]
+        if wrong:
+            raise MoELensError(f"sd needs a finite standard deviation above 0 of the logits of layers {wrong}")
+        object.__setattr__(self, "sd", tuple((layer, float(given[layer])) for layer in self.experts.layers))
 
     def __repr__(self) -> str:
         unit = "" if self.sd is None else " sd"
@@ -113,9 +108,16 @@ class TopK(Placed):
         super().check(architecture)
         if self.k > architecture.n_experts:
             raise MoELensError(f"expected k of at most {architecture.n_experts}, all experts; got {self.k}")
+        groups, taken = architecture.groups or (1, 1)
+        if self.k > taken * architecture.n_experts // groups:
+            raise MoELensError(
+                f"a token may choose {taken} of {groups} groups of {architecture.n_experts // groups} experts; "
+                f"expected k of at most as many as these have; got {self.k}"
+            )
         for layer in architecture.moe_layers if self.layers is None else self.layers:
             site = architecture.at(layer)
-            fixed = site.fixed_k or (self.k < site.slots_per_call and f"its experts need {site.slots_per_call} or more")
+            few = f"its experts need {site.slots_per_call} or more" if self.k < site.slots_per_call else ""
+            fixed = site.fixed_k or site.fixed_selection or few
             if fixed and self.k != architecture.top_k:
                 raise MoELensError(
                     f"a token of layer {layer} cannot get {self.k} instead of {architecture.top_k} experts: {fixed}"

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from moe_lens.data import Batch, Example
 from moe_lens.errors import MoELensError
 from moe_lens.lens.delta import weights_digest
+from moe_lens.lens.interventions.layer_values import Site
 from moe_lens.lens.interventions.protocol import Intervention
-from moe_lens.lens.interventions.site import Site
 from moe_lens.lens.positions import Positions
 from moe_lens.lens.record import Record
 from moe_lens.routing import contribution
@@ -102,7 +102,7 @@ def values_at(record: Record, site: Site, layer: int) -> Tensor:
     return contribution(indices, weights, record.expert_outputs[layer], site.chosen(layer))
 
 
-def means(
+def mean_values(
     lens: Runs, examples: Sequence[Example], *, what: str = "residual", positions: Positions = "all"
 ) -> dict[int, Tensor]:
     """The mean over examples' positions of what a lens has at one of `SITES`, by layer, float32 [d_model]."""

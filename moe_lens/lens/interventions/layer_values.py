@@ -1,11 +1,11 @@
 """What of a layer can be replaced while the model runs, besides its routing: SITES, by name."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from moe_lens.architecture import MoELayer, Moment
+from moe_lens.architecture import MoEArchitecture, MoELayer, Moment
 from moe_lens.errors import MoELensError
 from moe_lens.experts import ExpertSet
 from moe_lens.lens.reader import TraceReader
@@ -17,7 +17,7 @@ class Access:
 
     about: what it is. of_experts: whether only layers with experts have it. read_at, write_at: the moments; one that
         depends on the model is a function of its layer. read: gives it, [batch, pos, d_model]. write: puts the last in
-        the place of the one before.
+        the place of the one before. lacks: why a layer has none; empty where it has.
     """
 
     about: str
@@ -26,6 +26,7 @@ class Access:
     write_at: Moment
     read: Callable[[TraceReader, int, Sequence[int] | None], Tensor]
     write: Callable[[TraceReader, int, Tensor, Tensor], None]
+    lacks: Callable[[MoELayer], str] = lambda layer: ""
 
 
 SITES: Mapping[str, Access] = {
@@ -52,6 +53,7 @@ SITES: Mapping[str, Access] = {
         Moment.BLOCK_OUTPUT,
         lambda reader, layer, experts: reader.shared_output(layer),
         lambda reader, layer, old, new: reader.set_moe_output(layer, reader.moe_output(layer) + (new - old)),
+        lambda layer: layer.no_shared_output,
     ),
     "expert_outputs": Access(
         "what experts add to the sum of all: gating weight times output, over those of a set that the token selects",
@@ -60,6 +62,7 @@ SITES: Mapping[str, Access] = {
         Moment.AFTER_EXPERTS,
         lambda reader, layer, experts: reader.contribution(layer, experts),
         lambda reader, layer, old, new: reader.add_to_routed(layer, new - old),
+        lambda layer: layer.no_single_outputs and f"cannot tell single outputs: {layer.no_single_outputs}",
     ),
     "router_input": Access(
         "what the router is given of each token",
@@ -99,3 +102,10 @@ class Site:
     def of_experts(self) -> bool:
         """Whether only layers with experts have it."""
         return self.access.of_experts
+
+    def check(self, architecture: MoEArchitecture, layers: Collection[int] | None) -> None:
+        """MoELensError, naming it, for a layer that has none of this; layers: None for all."""
+        for layer in architecture.moe_layers if layers is None else layers:
+            lacks = self.of_experts and self.access.lacks(architecture.at(layer))
+            if lacks:
+                raise MoELensError(f"no {self.name!r} can be changed: layer {layer} {lacks}")

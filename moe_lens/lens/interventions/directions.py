@@ -8,9 +8,9 @@ from torch import Tensor
 
 from moe_lens.architecture import MoEArchitecture
 from moe_lens.errors import MoELensError
+from moe_lens.lens.interventions.layer_values import Site
 from moe_lens.lens.interventions.place import Here
 from moe_lens.lens.interventions.protocol import Placed
-from moe_lens.lens.interventions.site import Site
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -44,7 +44,7 @@ class AddVector(OnActivations):
     scale: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.layers is not None:
+        if self.layers not in (None, (self.layer,)):
             raise MoELensError("AddVector names its layer first; leave layers= out")
         if self.vector.ndim != 1 or not self.vector.isfinite().all() or not math.isfinite(self.scale):
             raise MoELensError(
