@@ -55,10 +55,12 @@ class LayerPass:
 
     def _steps(self) -> Iterator[tuple[float, Callable[[], None]]]:
         """What is done at which moment of the layer."""
+        has_experts = self.layer in self.reader.architecture.moe_layers
         for own in self.acting:
             for site in own.sites:
-                yield from self._change(own, site)
-        if any(own.routes for own in self.acting):
+                if has_experts or not site.of_experts:
+                    yield from self._change(own, site)
+        if has_experts and any(own.routes for own in self.acting):
             yield Moment.ROUTER_INPUT + 0.5, self._decide
             yield Moment.EXPERTS_INPUT, self._edit_gating
 
@@ -70,7 +72,8 @@ class LayerPass:
         def read() -> None:
             old = access.read(self.reader, self.layer, site.chosen(self.layer))
             here = self._at(old)
-            new, mask = own.changed(site, here, old), own.mask(here)
+            mask = own.mask(here)  # first: it says where nobody knows the place
+            new = own.changed(site, here, old)
             found.append((old, new if mask is None else torch.where(mask[..., None], new, old)))
 
         def write() -> None:

@@ -1,6 +1,6 @@
 """The interventions in force on a model, and applying them to a layer while the model runs."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,6 +30,7 @@ class InterventionStack:
         self._architecture = architecture
         self.interventions: tuple[Intervention, ...] = ()
         self._acting: tuple[Intervention, ...] = ()
+        self._acting_in: dict[int, list[Intervention]] = {}
         self._asked: dict[tuple[int, torch.device], dict[int, RouterChange]] = {}
         self._batch: Batch | None = None
         self._kept: dict[Any, Any] = {}
@@ -39,7 +40,7 @@ class InterventionStack:
     @property
     def layers(self) -> tuple[int, ...]:
         """The layers that any of them acts on, in rising order."""
-        return tuple(sorted({layer for own in self.interventions for layer in self._layers_of(own)}))
+        return tuple(sorted({layer for own in self.interventions for layer in own.layers_in(self._architecture)}))
 
     @contextmanager
     def adding(self, interventions: Sequence[Intervention]) -> Iterator[None]:
@@ -103,7 +104,7 @@ class InterventionStack:
 
         prompt: positions of the first pass; None in this one. Gives the positions of this pass.
         """
-        acting = [own for own in self._acting if layer in self._layers_of(own)]
+        acting = self._acting_in.get(layer)
         if not acting:
             return int(reader.layer_output(layer).shape[1])  # at rest; a step that touches nothing would not end
         running = LayerPass(self, layer, reader, acting, past, prompt, records=self._before is not None)
@@ -127,21 +128,15 @@ class InterventionStack:
             self._asked[key] = RouterChange.on(device, self._asked[id(own), CPU])
         return self._asked[key][layer]
 
-    def _layers_of(self, own: Intervention) -> Collection[int]:
-        """The layers that an intervention acts in."""
-        if own.layers is not None:
-            return own.layers
-        if own.sites and not any(site.of_experts for site in own.sites):
-            return range(self._architecture.n_layers)
-        return self._architecture.moe_layers
-
     @contextmanager
     def _act(self, interventions: tuple[Intervention, ...]) -> Iterator[None]:
         """Inside the block these act; what they ask is worked out once, not at every step."""
-        outer = self._acting, self._asked, self._kept
-        self._acting, self._kept = interventions, {}
-        self._asked = {}
+        outer = self._acting, self._acting_in, self._asked, self._kept
+        self._acting, self._acting_in, self._asked, self._kept = interventions, {}, {}, {}
+        for own in interventions:
+            for layer in own.layers_in(self._architecture):
+                self._acting_in.setdefault(layer, []).append(own)
         try:
             yield
         finally:
-            self._acting, self._asked, self._kept = outer
+            self._acting, self._acting_in, self._asked, self._kept = outer

@@ -35,7 +35,7 @@ class LogitSpread(LayerSums):
         for layer, routing in record.routing.items():
             logits = tokens.of(routing.logits.flatten(0, 1)).double()  # [token, expert]
             sure = logits.softmax(-1).amax(-1) > SURE
-            variance = logits.var(-1, correction=0)
+            variance = (logits - logits.mean(-1, keepdim=True)).square().mean(-1)
             found[layer] = {"tokens": torch.ones_like(variance).sum(), "variance": variance.sum(), "sure": sure.sum()}
         return found
 
@@ -69,8 +69,8 @@ class LogitSpread(LayerSums):
         saturated = table.loc[table["saturated"] > 0.5, "layer"].tolist()
         if saturated:
             warnings.warn(
-                f"at most tokens one expert has a probability above {SURE} in layers {saturated}: there a bias of a few "
-                "standard deviations changes either nothing or everything",
+                f"at most tokens one expert has a probability above {SURE} in layers {saturated}: a bias of a few "
+                "standard deviations changes either nothing or everything there",
                 stacklevel=2,
             )
         return dict(zip(table["layer"].tolist(), table["sd"].tolist(), strict=True))

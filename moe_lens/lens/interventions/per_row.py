@@ -1,6 +1,6 @@
 """Rows: another intervention for each row of a batch, or each example of a data set."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -30,6 +30,9 @@ class Rows(Intervention):
     def layers(self) -> tuple[int, ...] | None:  # type: ignore[override]  # follows from the rows
         several = [own.layers for own, _ in self._rows_of.values()]
         return None if None in several else tuple(sorted({layer for layers in several for layer in layers or ()}))
+
+    def layers_in(self, architecture: MoEArchitecture) -> Collection[int]:
+        return {layer for own in self._distinct() for layer in own.layers_in(architecture)}
 
     @property
     def routes(self) -> bool:

@@ -71,6 +71,13 @@ class Intervention:
         """Whether it changes the routing."""
         return self.selects or self.edits or type(self).asks is not Intervention.asks
 
+    def layers_in(self, architecture: MoEArchitecture) -> Collection[int]:
+        """The layers of a model that it acts in."""
+        if self.layers is not None:
+            return self.layers
+        anywhere = self.sites and not self.routes and not any(site.of_experts for site in self.sites)
+        return range(architecture.n_layers) if anywhere else architecture.moe_layers
+
     def mask(self, here: Here) -> Tensor | None:
         """Where in this pass it acts, bool [batch, pos]; None for everywhere."""
         return here.mask(self.positions, self.steps)
