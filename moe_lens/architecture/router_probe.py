@@ -105,7 +105,7 @@ class RouterProbe:
                 made, target = (x - x.mean(-1, keepdim=True) for x in (made, logits.float()))
                 factor = ((made * target).sum() / made.square().sum()).item()
                 if (target - factor * made).abs().max() <= 1e-4 * target.abs().max():
-                    return round(factor, 4)
+                    return float(f"{factor:.6g}")
         return 1.0
 
     def _call(self, hidden: Tensor) -> Any:

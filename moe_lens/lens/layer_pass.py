@@ -9,7 +9,7 @@ from torch import Tensor
 
 from moe_lens.architecture import Inputs, MoELayer, Moment
 from moe_lens.lens.interventions.deciding import RouterChange, decide
-from moe_lens.lens.interventions.layer_values import Site
+from moe_lens.lens.interventions.layer_values import Site, where
 from moe_lens.lens.interventions.place import Here
 from moe_lens.lens.interventions.protocol import Intervention
 from moe_lens.lens.reader import TraceReader
@@ -71,10 +71,11 @@ class LayerPass:
 
         def read() -> None:
             old = access.read(self.reader, self.layer, site.chosen(self.layer))
+            old = old if at == access.write_at else old.clone()  # blocks may write into it before
             here = self._at(old)
             mask = own.mask(here)  # first: it says where nobody knows the place
             new = own.changed(site, here, old)
-            found.append((old, new if mask is None else torch.where(mask[..., None], new, old)))
+            found.append((old, new if mask is None else where(mask, new, old)))
 
         def write() -> None:
             access.write(self.reader, self.layer, *found[0])

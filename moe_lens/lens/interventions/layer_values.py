@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from moe_lens.architecture import MoEArchitecture, MoELayer, Moment
@@ -74,6 +75,11 @@ SITES: Mapping[str, Access] = {
     ),
 }
 """All that interventions can replace, by name."""
+
+
+def where(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    """`new` where `mask`, bool [batch, pos] or [batch, 1], is True, else `old`; both [batch, pos, ..., d_model]."""
+    return torch.where(mask.view(*mask.shape, *[1] * (old.ndim - 2)), new, old)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from moe_lens.errors import MoELensError
 from moe_lens.lens.devices import on_device
 from moe_lens.lens.interventions.deciding import RouterChange
 from moe_lens.lens.interventions.digests import held
-from moe_lens.lens.interventions.layer_values import Site
+from moe_lens.lens.interventions.layer_values import Site, where
 from moe_lens.lens.interventions.place import Here
 from moe_lens.lens.interventions.protocol import Intervention, OnGating, Placed, acts_in, chosen
 from moe_lens.routing import Routing
@@ -53,7 +53,7 @@ class Rows(Intervention):
     def changed(self, site: Site, here: Here, values: Tensor) -> Tensor:
         for own, rows in self._rows_of.values():
             if site in own.sites and acts_in(own, here.layer):
-                values = torch.where(self._of_rows(here, rows)[..., None], own.changed(site, here, values), values)
+                values = where(self._of_rows(here, rows), own.changed(site, here, values), values)
         return values
 
     def asks(self, layer: int, n_experts: int) -> RouterChange:

@@ -1,8 +1,9 @@
 """What every intervention is: a change of a running model, told from others by what it holds."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -16,6 +17,7 @@ from moe_lens.lens.interventions.deciding import RouterChange
 from moe_lens.lens.interventions.digests import digest_of, held
 from moe_lens.lens.interventions.layer_values import Site
 from moe_lens.lens.interventions.place import Here, Steps, check_place
+from moe_lens.lens.interventions.stored import write_folder
 from moe_lens.lens.positions import SPANNED, Positions
 from moe_lens.routing import Routing
 
@@ -112,6 +114,14 @@ class Intervention:
         for site in self.sites:
             site.check(architecture, self.layers)
         check_place(self.positions, self.steps)
+
+    def save(self, folder: str | Path, *, made_by: Mapping[str, Any] | None = None) -> None:
+        """Write it to a folder, for `load_intervention`: settings as JSON, tensors as safetensors, and its digest.
+
+        made_by: where it comes from, such as what `provenance` of moe_lens.results gives.
+        Raises MoELensError for one of the user's own class, or with a `Run`, which is open only while a program runs.
+        """
+        write_folder(self, self.digest, folder, made_by)
 
     @property
     def digest(self) -> str:
