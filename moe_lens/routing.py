@@ -1,6 +1,6 @@
 """Routing: what a router decided, and the rules that turn logits into gating weights."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -42,6 +42,29 @@ class Routing:
     def n_experts(self) -> int:
         """Routed experts of the layer."""
         return self.logits.shape[-1]
+
+    def where(self, mask: Tensor, other: "Routing") -> "Routing":
+        """`other` where `mask`, bool [batch, pos], is True; a smaller selection is filled up with weights of 0."""
+        k = max(self.indices.shape[-1], other.indices.shape[-1])
+        own, theirs = self._widened(k), other._widened(k)
+        chosen = mask[..., None]
+        return Routing(
+            torch.where(chosen, theirs.logits, own.logits),
+            torch.where(chosen, theirs.indices, own.indices),
+            torch.where(chosen, theirs.weights, own.weights),
+        )
+
+    def _widened(self, k: int) -> "Routing":
+        """With k experts per token: the first again, with weight 0, in the place of those that are missing."""
+        missing = k - self.indices.shape[-1]
+        if not missing:
+            return self
+        again = self.indices[..., :1].expand(*self.indices.shape[:-1], missing)
+        return replace(
+            self,
+            indices=torch.cat([self.indices, again], -1),
+            weights=F.pad(self.weights, (0, missing)),
+        )
 
     def selected(self) -> Tensor:
         """Which experts were selected, bool [batch, pos, expert]."""
@@ -111,6 +134,16 @@ class ScoringRule:
     def scores(self, logits: Tensor, indices: Tensor) -> Tensor:
         """Scores of the experts `indices`, before renormalising and scaling, float32 [..., k]."""
         return SCORE_FUNCTIONS[self.score](logits).gather(-1, indices)
+
+
+def contribution(indices: Tensor, weights: Tensor, outputs: Tensor, experts: Sequence[int] | None) -> Tensor:
+    """The sum of gating weight times output over the selected experts of a set, or all, float32 [batch, pos, d_model].
+
+    indices, weights: [batch, pos, k]. outputs: of each selected expert, [batch, pos, k, d_model].
+    """
+    if experts is not None:
+        weights = weights * torch.isin(indices, torch.tensor(experts, device=indices.device))
+    return torch.einsum("bpk,bpkd->bpd", weights.float(), outputs.float())
 
 
 def recognize_rule(

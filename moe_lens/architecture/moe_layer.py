@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from moe_lens.architecture.router_probe import ObservedRouter
 from moe_lens.errors import MoELensError
+from moe_lens.routing import IN_TURN, SHARED_IN_SUM
 
 OUTPUT_WEIGHT_NAMES = ("down_proj", "down_proj_bias", "mlp.w2", "output_linear.weight")
 LISTED_OUTPUT_NAMES = ("down_proj", "w2", "fc2")
@@ -68,6 +69,28 @@ class MoELayer:
     """How many experts a token needs when single outputs are asked for; those after the first get weight 0."""
     no_single_outputs: ClassVar[str] = ""
     """Why single experts' outputs cannot be told; empty where they can."""
+
+    @property
+    def fixed_k(self) -> str:
+        """Why a token cannot get another number of experts than the model's; empty where it can."""
+        shares = self.observed.scoring.also == SHARED_IN_SUM
+        return "experts share their weights with the shared ones" if shares else ""
+
+    @property
+    def fixed_selection(self) -> str:
+        """Why no experts can be put into the router's selection; empty where they can."""
+        if self.observed.chooses_by_token:
+            return "it selects experts by a fixed table of token ids"
+        if self.observed.output_slots is None:
+            return f"the block around {self.router!r} selects, by the logits alone"
+        return "it selects one expert after another" if self.observed.scoring.score == IN_TURN else ""
+
+    @property
+    def no_shared_output(self) -> str:
+        """Why what the shared experts add to the routed sum cannot be told; empty where it can."""
+        if self.shared_experts is None:
+            return "has no shared experts"
+        return "adds its shared experts in its own way" if self.shared_scale is None else ""
 
     @property
     def gating_module(self) -> str:
@@ -154,6 +177,7 @@ class ScoredInputs(MoELayer):
 
     gating_side: ClassVar[str] = "output"
     no_single_outputs: ClassVar[str] = "gating weights scale the experts' inputs"
+    fixed_k: ClassVar[str] = "experts get scores of all tokens, not a selection"  # type: ignore[assignment]
 
     @property
     def gating_module(self) -> str:
@@ -163,7 +187,10 @@ class ScoredInputs(MoELayer):
         return output[1], *self.gating(output)
 
     def gating(self, call: Any) -> tuple[Tensor, Tensor]:
-        indices = call[1].topk(self.observed.top_k, dim=-1).indices
+        """The selected have a score; where one was edited to 0, the next by logit is it again."""
+        order = call[1].argsort(dim=-1, descending=True, stable=True)
+        scored = (call[0] != 0).gather(-1, order).long().argsort(dim=-1, descending=True, stable=True)
+        indices = order.gather(-1, scored)[:, : self.observed.top_k]
         return indices, call[0].gather(-1, indices)
 
     def with_gating(self, call: Any, indices: Tensor, weights: Tensor) -> Any:
@@ -175,6 +202,7 @@ class SortedSlots(MoELayer):
     """Experts that get the tokens sorted by expert: the router returns the order, tokens, weights, counts, logits."""
 
     gating_side: ClassVar[str] = "output"
+    fixed_k: ClassVar[str] = "experts get tokens that are sorted by expert"  # type: ignore[assignment]
 
     @property
     def gating_module(self) -> str:
@@ -222,6 +250,8 @@ class SeveralSlots(MoELayer):
 @dataclass(frozen=True)
 class SkippingExperts(MoELayer):
     """A router with one class more, the last, that skips the experts: they get expert 0 with weight 0 for it."""
+
+    fixed_k: ClassVar[str] = "its router can also skip the experts"  # type: ignore[assignment]
 
     def decision(self, output: Any) -> tuple[Tensor, Tensor, Tensor]:
         logits, indices, weights = super().decision(output)

@@ -2,11 +2,13 @@
 
 import copy
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from moe_lens.errors import MODEL_CRASHES, MoELensError
 from moe_lens.routing import ScoringRule
@@ -23,6 +25,7 @@ class ObservedRouter:
         where the output is the logits alone, and the block around it chooses.
     returns_probabilities: whether the slot of the logits holds their softmax instead.
     map_width: outputs of its linear map, more than n_experts where shared experts are scored too.
+    map_factor: what that map's output is multiplied by to get the logits.
     selection_bias: name, in the router or the block around it, of a tensor [expert] that changes which experts
         are selected but not the logits; None without.
     chooses_by_token: whether the token's id decides which experts are selected.
@@ -34,6 +37,7 @@ class ObservedRouter:
     output_slots: tuple[int, int, int] | None
     returns_probabilities: bool
     map_width: int
+    map_factor: float
     selection_bias: str | None
     chooses_by_token: bool
 
@@ -88,6 +92,22 @@ class RouterProbe:
         """Outputs of the linear map that makes the logits: as many as experts, or more."""
         return min(rows for rows in self._rows if rows >= n_experts)
 
+    def map_factor(self, logits: Tensor, map_width: int) -> float:
+        """What the linear map's output is multiplied by to get the `logits` [token, expert] of a call; 1 where unseen.
+
+        A number that is the same for all of a token's experts may be added to them.
+        """
+        with _LinearMaps() as maps:
+            self()
+        for output in maps.outputs:
+            if output.shape[-1] == map_width and output.numel() == len(logits) * map_width:
+                made = output.reshape(len(logits), map_width)[:, : logits.shape[-1]].float()
+                made, target = (x - x.mean(-1, keepdim=True) for x in (made, logits.float()))
+                factor = ((made * target).sum() / made.square().sum()).item()
+                if (target - factor * made).abs().max() <= 1e-4 * target.abs().max():
+                    return float(f"{factor:.6g}")
+        return 1.0
+
     def _call(self, hidden: Tensor) -> Any:
         with torch.no_grad():
             return torch.func.functional_call(self._router, self.state, (hidden,), self.arguments)
@@ -117,6 +137,22 @@ class RouterProbe:
         """Names of the floating tensors with one number per expert."""
         everything = {**self.state, **self.arguments}
         return [name for name, t in everything.items() if t.numel() == n_experts and t.is_floating_point()]
+
+
+class _LinearMaps(TorchFunctionMode):
+    """Keeps what every linear map inside the block puts out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.outputs: list[Tensor] = []
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        output = function(*args, **(kwargs or {}))
+        if getattr(function, "__name__", "") == "linear":
+            self.outputs.append(output)
+        return output
 
 
 def output_slots(output: Any, path: str) -> tuple[int, int, int] | None:

@@ -175,6 +175,7 @@ def _observe(site: Site, modules: dict[str, nn.Module]) -> ObservedRouter:
         output_slots=slots,
         returns_probabilities=draft.observed.returns_probabilities,
         map_width=map_width,
+        map_factor=probe.map_factor(logits, map_width),
         selection_bias=_selection_bias(draft, probe, block, logits, indices),
         chooses_by_token=probe.chooses_by_token,
     )
@@ -216,7 +217,7 @@ def _draft(
     stated = (getattr(module, "top_k", None) for module in (router, block))
     n_experts, top_k = logits.shape[-1], next((int(k) for k in stated if k is not None), 0)
     observed = ObservedRouter(
-        n_experts, top_k, ScoringRule("softmax", False), slots, are_probabilities(logits), n_experts, None, False
+        n_experts, top_k, ScoringRule("softmax", False), slots, are_probabilities(logits), n_experts, 1.0, None, False
     )
     return site.kind(0, site.router, site.experts, None, site.index_argument, site.weight_argument, observed)
 

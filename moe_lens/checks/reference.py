@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from moe_lens.architecture import MoELayer
 from moe_lens.architecture.discovery import pretrained
@@ -201,3 +202,49 @@ def without_last_weights(lens: MoELens, experts: ExpertSet) -> Iterator[None]:
     finally:
         for weight, old in saved:
             weight.copy_(old)
+
+
+@contextmanager
+def biased_maps(lens: MoELens, experts: ExpertSet, alpha: float) -> Iterator[None]:
+    """Inside the block `alpha` is added to what the routers' linear maps give for these experts, whoever calls them."""
+    added: dict[int, Tensor] = {}
+    running: list[int] = []
+    handles = []
+    for layer in experts.layers:
+        site = lens.architecture.at(layer)
+        observed, router = site.observed, lens.module.get_submodule(site.router)
+        chosen = torch.isin(torch.arange(observed.map_width), torch.tensor(experts[layer]))
+        added[layer] = chosen * (alpha / observed.map_factor)
+        handles.append(router.register_forward_pre_hook(lambda *_, own=layer: running.append(own)))
+        handles.append(router.register_forward_hook(lambda *_: running.clear()))
+    linear = functional.linear
+
+    def biased(*arguments: Any, **named: Any) -> Tensor:
+        output: Tensor = linear(*arguments, **named)
+        if running and output.shape[-1] == len(added[running[-1]]):
+            output = output + added[running[-1]].to(output)
+        return output
+
+    functional.linear = biased
+    try:
+        yield
+    finally:
+        functional.linear = linear
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def given_output(module: nn.Module, path: str, output: Any, mask: Tensor) -> Iterator[None]:
+    """Inside the block the module at `path` gives `output`, or its first part, where `mask`, bool [batch, pos]."""
+
+    def hook(_: nn.Module, arguments: Any, own: Any) -> Any:
+        old, new = (value[0] if isinstance(value, tuple) else value for value in (own, output))
+        mixed = torch.where(mask.view(*mask.shape, *[1] * (old.ndim - 2)), new, old)
+        return (mixed, *own[1:]) if isinstance(own, tuple) else mixed
+
+    handle = module.get_submodule(path).register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()

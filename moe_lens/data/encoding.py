@@ -1,7 +1,7 @@
 """Examples as tokens: which tokens are context, question and answers, and left-padded batches of them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -51,6 +51,15 @@ class Batch:
     question_spans: tuple[slice | None, ...]
     answer_spans: tuple[tuple[slice, ...], ...]
     labels: torch.Tensor | None
+
+    def of_rows(self, rows: Sequence[int]) -> "Batch":
+        """The batch of these rows alone, in their order."""
+        of_each = {f.name: getattr(self, f.name) for f in fields(self)}
+        taken = {
+            name: part[list(rows)] if isinstance(part, torch.Tensor) else part and tuple(part[row] for row in rows)
+            for name, part in of_each.items()
+        }
+        return Batch(**taken)
 
     @property
     def answer_labels(self) -> torch.Tensor:

@@ -1,6 +1,6 @@
 """Between the CPU and a device with few copies, each of which makes the host wait: one each way, not one per layer."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -38,15 +38,25 @@ def has_float64(device: torch.device) -> bool:
     return True
 
 
+def on_device(tensors: Iterable[Tensor], device: torch.device) -> list[Tensor]:
+    """Tensors of the CPU on a device, in their order; those of one dtype come together, by one copy."""
+    return _moved(tensors, lambda tensor: tensor.device != device, device)
+
+
 def on_cpu(tensors: Iterable[Tensor]) -> list[Tensor]:
     """The tensors on the CPU, in their order; those of one dtype on one device come together, by one copy."""
+    return _moved(tensors, lambda tensor: tensor.device.type != "cpu", torch.device("cpu"))
+
+
+def _moved(tensors: Iterable[Tensor], moves: Callable[[Tensor], bool], device: torch.device) -> list[Tensor]:
+    """The tensors with those that move on `device`, all of one dtype from one device at once."""
     found = list(tensors)
     together: dict[tuple[torch.device, torch.dtype], list[int]] = {}
     for place, tensor in enumerate(found):
-        if tensor.device.type != "cpu":
+        if moves(tensor):
             together.setdefault((tensor.device, tensor.dtype), []).append(place)
     for places in together.values():
-        joined = torch.cat([found[place].flatten() for place in places]).cpu()
+        joined = torch.cat([found[place].flatten() for place in places]).to(device)
         parts = joined.split([found[place].numel() for place in places])
         for place, part in zip(places, parts, strict=True):
             found[place] = part.view(found[place].shape)

@@ -52,8 +52,9 @@ class MoELens:
            │  ├─ experts, at their input
            │  │     lens.selected_experts[i]   [batch, pos, k]
            │  │     lens.gating_weights[i]     [batch, pos, k]; may be assigned
-           │  │     lens.expert_outputs[i]     [batch, pos, k, d_model], each before its gating weight
-           │  └─ shared experts
+           │  │     lens.expert_outputs[i]     [batch, pos, k, d_model], each before its gating weight; may be assigned
+           │  ├─ shared experts
+           │  └─ lens.moe_output[i]            what the block gives [batch, pos, d_model]; may be assigned
            └─ lens.layers_output[i]            the residual stream [batch, pos, d_model]; may be assigned
 
     The accessors are read inside `with lens.model.trace(...)`, in this order within a layer, layers in rising
@@ -93,7 +94,8 @@ class MoELens:
         self.router_logits = ByLayer(reader.router_logits)
         self.selected_experts = ByLayer(reader.selected_experts)
         self.gating_weights = ByLayer(reader.gating_weights, reader.set_gating_weights)
-        self.expert_outputs = ByLayer(reader.expert_outputs)
+        self.expert_outputs = ByLayer(reader.expert_outputs, reader.set_expert_outputs)
+        self.moe_output = ByLayer(reader.moe_output, reader.set_moe_output)
         self.layers_output = ByLayer(reader.layer_output, reader.set_layer_output)
         self.attention_rows = ByLayer(reader.attention)
         self._stack = InterventionStack(self.architecture)
@@ -184,6 +186,12 @@ class MoELens:
             finally:
                 # nnsight can only clear all edits at once; the user's own have to stay.
                 self.model._edits = [edit for edit in self.model._edits if edit not in edits]
+
+    @contextmanager
+    def at_rest(self) -> Iterator["MoELens"]:
+        """Inside the block no intervention acts, though those of blocks around it are in force again after it."""
+        with self._stack.at_rest():
+            yield self
 
     def records(
         self,
@@ -362,9 +370,11 @@ class MoELens:
         return self.model._edits[-1]
 
     def _apply_at_each_step(self, tracer: Any, layer: int) -> None:
+        past, prompt = 0, None
         try:
             for _ in tracer.iter[:]:
-                self._stack.apply(layer, self._reader)
+                width = self._stack.apply(layer, self._reader, past=past, prompt=prompt)
+                past, prompt = past + width, prompt or width
         except OutOfOrderError:
             return  # the run is over, or was stopped before this layer: nothing is left to act on
 

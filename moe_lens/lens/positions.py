@@ -9,10 +9,12 @@ from torch import Tensor
 from moe_lens.data.encoding import IGNORED_LABEL
 from moe_lens.errors import MoELensError
 
-Word = Literal["all", "prompt", "context", "question", "last", "answer", "decode"]
+Word = Literal["all", "prompt", "context", "question", "from_question", "last", "answer", "decode"]
 Positions = Word | tuple[int, ...]
 """What `position_mask` takes."""
 Spans = tuple[slice | None, ...]
+SPANNED = ("context", "question", "from_question")
+"""The words for positions that need a span of the prompt."""
 STEPS_OF_ANSWERS = ("decode", "answer")
 """The words for positions that are there only where an answer, or a continuation, is appended."""
 
@@ -56,23 +58,22 @@ def position_mask(
     attention_mask: int64 [batch, pos], 0 at pads. labels: int64 [batch, pos], `IGNORED_LABEL` but for the tokens of an
     appended answer and its end-of-sequence; None where none was appended.
 
-    positions: "all"; "prompt", all before the answer (prefill); "context"; "question"; "last", the prompt's last
-        token, which predicts the answer's first; "decode", the answer's tokens as generation would feed them one by
-        one, so without end-of-sequence; "answer", last and decode: whatever predicts one of the answer's tokens; or
-        steps, a tuple such as (-1, 0, 1): 0 is the last position, above are decoding steps, below lie in the prompt.
+    positions: "all"; "prompt", all before the answer (prefill); "context"; "question"; "from_question", from the
+        question's first token to the end, an answer included; "last", the prompt's last token, which predicts the
+        answer's first; "decode", the answer's tokens as generation would feed them one by one, so without
+        end-of-sequence; "answer", last and decode: whatever predicts one of the answer's tokens; or steps, a tuple such
+        as (-1, 0, 1): 0 is the last position, above are decoding steps, below lie in the prompt.
     A row without such a span or so many tokens has none. Raises MoELensError for anything else.
     """
     check_positions(positions)
     if positions == "all":
         return attention_mask.bool()
     if positions in ("context", "question"):
-        mask = torch.zeros_like(attention_mask, dtype=torch.bool)
-        for row, span in enumerate(context if positions == "context" else question):
-            if span is not None:
-                mask[row, span] = True
-        return mask
-    steps = _steps(attention_mask, labels)
+        return _inside(context if positions == "context" else question, attention_mask)
+    steps = steps_of(attention_mask, labels)
     feeding = attention_mask.bool() & (steps < _lengths(attention_mask, labels)[:, None].clamp(min=1))
+    if positions == "from_question":
+        return feeding & _inside([span and slice(span.start, None) for span in question], attention_mask)
     if isinstance(positions, tuple):
         return feeding & torch.isin(steps, torch.tensor(positions, device=steps.device))
     chosen = {"prompt": steps <= 0, "last": steps == 0, "decode": steps > 0, "answer": steps >= 0}[positions]
@@ -93,6 +94,15 @@ def step_positions(attention_mask: Tensor, labels: Tensor | None, steps: Sequenc
     return torch.where(present, positions, last), present
 
 
+def _inside(spans: Sequence[slice | None], attention_mask: Tensor) -> Tensor:
+    """Which positions lie in each row's span, bool [batch, pos]."""
+    mask = torch.zeros_like(attention_mask, dtype=torch.bool)
+    for row, span in enumerate(spans):
+        if span is not None:
+            mask[row, span] = True
+    return mask
+
+
 def _last_of_prompt(attention_mask: Tensor, labels: Tensor | None) -> Tensor:
     """The position of each prompt's last token, int64 [batch]; the padding is on the left, so answers are last."""
     return attention_mask.shape[1] - 1 - _lengths(attention_mask, labels)
@@ -105,7 +115,7 @@ def _lengths(attention_mask: Tensor, labels: Tensor | None) -> Tensor:
     return (labels != IGNORED_LABEL).sum(1)
 
 
-def _steps(attention_mask: Tensor, labels: Tensor | None) -> Tensor:
+def steps_of(attention_mask: Tensor, labels: Tensor | None) -> Tensor:
     """Each position as a step counted from its prompt's last token, int64 [batch, pos]."""
     every = torch.arange(attention_mask.shape[1], device=attention_mask.device)
     return every - _last_of_prompt(attention_mask, labels)[:, None]

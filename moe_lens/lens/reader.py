@@ -11,6 +11,7 @@ from torch import Tensor
 from moe_lens.architecture import MoEArchitecture
 from moe_lens.errors import MoELensError
 from moe_lens.lens.devices import OnDevices
+from moe_lens.routing import contribution
 
 
 @dataclass(frozen=True)
@@ -121,15 +122,50 @@ class TraceReader:
         hidden = arguments[0] if arguments else named["hidden_states"]
         return hidden if hidden.ndim == 3 else self._of_one_invoke(hidden)
 
+    def set_router_input(self, layer: int, hidden: Tensor) -> None:
+        """Give the router, and it alone, something else of each token, [batch, pos, d_model]."""
+        router = self.router(layer)
+        arguments, named = router.inputs
+        if arguments:
+            router.inputs = (hidden.view(arguments[0].shape), *arguments[1:]), named
+        else:
+            router.inputs = arguments, {**named, "hidden_states": hidden.view(named["hidden_states"].shape)}
+
+    def contribution(self, layer: int, experts: Sequence[int] | None = None) -> Tensor:
+        """What experts add to their sum, of a set or all, those that a token selects, float32 [batch, pos, d_model].
+
+        Raises MoELensError where single outputs cannot be told.
+        """
+        indices, weights = self.used_gating(layer)
+        return contribution(indices, weights, self.expert_outputs(layer), experts)
+
+    def set_expert_outputs(self, layer: int, outputs: Tensor) -> None:
+        """Continue as if the selected experts had put out this, before their gating weights, [batch, pos, k, d_model].
+
+        Their sum changes by gating weight times difference, so that what is as it was changes no bit.
+        """
+        indices, weights = self.used_gating(layer)
+        change = outputs.float() - self.expert_outputs(layer).float()
+        self.add_to_routed(layer, contribution(indices, weights, change, None))
+
+    def add_to_routed(self, layer: int, change: Tensor) -> None:
+        """Add a change [batch, pos, d_model] to the sum that the routed experts put out."""
+        site = self.architecture.at(layer)
+        experts = self.experts(layer)
+        output = _first(experts.output)
+        if output.numel() != change.numel():
+            raise MoELensError(f"the experts at {site.experts!r} put out {list(output.shape)}, not one sum per token")
+        changed = output + change.to(output.dtype).view(output.shape)
+        experts.output = (changed, *experts.output[1:]) if isinstance(experts.output, tuple) else changed
+
     def shared_output(self, layer: int) -> Tensor:
         """What the shared experts add to the routed sum, [batch, pos, d_model].
 
         Raises MoELensError for a layer without shared experts, or where it cannot be told what is added.
         """
         site = self.architecture.at(layer)
-        if site.shared_experts is None or site.shared_scale is None:
-            what = "has no shared experts" if site.shared_experts is None else "adds its shared experts in its own way"
-            raise MoELensError(f"layer {layer} {what}; leave 'shared_output' out of what is captured")
+        if site.no_shared_output or site.shared_experts is None:
+            raise MoELensError(f"layer {layer} {site.no_shared_output}; leave 'shared_output' out of what is captured")
         module = self.model.get(site.shared_experts)
         gate: Tensor | None = None
         if site.shared_gate is not None:  # called again: it may run at another moment
@@ -146,6 +182,14 @@ class TraceReader:
             raise MoELensError(f"layer {layer} has no module around its experts whose output could be read")
         output = _first(self.model.get(path).output)
         return output if output.ndim == 3 else output.reshape(self.n_rows(), -1, self.architecture.d_model)
+
+    def set_moe_output(self, layer: int, output: Tensor) -> None:
+        """Continue with another output of the layer's MoE block, [batch, pos, d_model]."""
+        old = self.moe_output(layer)
+        envoy = self.model.get(self.architecture.at(layer).experts.rpartition(".")[0])
+        whole = envoy.output
+        new = output.view(_first(whole).shape).to(old.dtype)
+        envoy.output = (new, *whole[1:]) if isinstance(whole, tuple) else new
 
     def layer_output(self, layer: int) -> Tensor:
         """The residual stream after the layer, [batch, pos, d_model]."""

@@ -205,8 +205,8 @@ class Record:
     def position_mask(self, positions: Positions) -> Tensor:
         """Which positions count, bool [batch, pos]; never pads, and none of a row without such a span.
 
-        positions: "all", "prompt", "context", "question", "last", "answer", "decode", or a tuple of steps counted from
-            the prompt's last token, as in `moe_lens.lens.positions.position_mask`.
+        positions: "all", "prompt", "context", "question", "from_question", "last", "answer", "decode", or a tuple of
+            steps counted from the prompt's last token, as in `moe_lens.lens.positions.position_mask`.
         Raises MoELensError for anything else.
         """
         return position_mask(self.attention_mask, self.context_spans, self.question_spans, positions, self.labels)

@@ -41,7 +41,12 @@ class BatchRunner:
         batch = self._batch(prompts)
         labels = batch.answer_labels
         kept = labels.shape[1] + 1
-        with torch.no_grad(), measuring(self.module), self.model.trace(**self._inputs(batch), logits_to_keep=kept):
+        with (
+            torch.no_grad(),
+            measuring(self.module),
+            self.stack.for_batch(batch),
+            self.model.trace(**self._inputs(batch), logits_to_keep=kept),
+        ):
             logits = self.model.output.logits.save()
         labels = labels.to(logits.device)
         log_probabilities = logits[:, :-1].float().log_softmax(-1)
@@ -58,6 +63,7 @@ class BatchRunner:
         with (
             torch.no_grad(),
             measuring(self.module),
+            self.stack.for_batch(batch),
             self.greedy.decoding(max_new_tokens, self._pad_id) as settings,
             self.model.generate(**arguments, **settings) as tracer,
         ):
@@ -93,6 +99,7 @@ class BatchRunner:
             around.enter_context(measuring(self.module))
             for name in capture:
                 around.enter_context(CAPTURES[name].around(self.module, kept))
+            around.enter_context(self.stack.for_batch(batch))
             before = around.enter_context(self.stack.recording())
             with self.model.trace(**self._inputs(batch), logits_to_keep=projected):
                 seen["layers"] = read_layers(self.reader, capture, kept, to_cpu=to_cpu)
@@ -133,9 +140,15 @@ class BatchRunner:
                 replace(prompt, input_ids=(*prompt.input_ids, *row), prompt_length=len(prompt.input_ids) + len(row))
                 for prompt, row in zip(prompts, said.tolist(), strict=True)
             ]
-        inputs = self._inputs(self._batch(prompts))
+        batch = self._batch(prompts)
+        inputs = self._inputs(batch)
         seen: dict[str, Any] = {}
-        with torch.no_grad(), measuring(self.module), self.model.trace(**inputs, logits_to_keep=1):
+        with (
+            torch.no_grad(),
+            measuring(self.module),
+            self.stack.for_batch(batch),
+            self.model.trace(**inputs, logits_to_keep=1),
+        ):
             seen["streams"] = finite_streams(self.reader, range(self.reader.architecture.n_layers))
         under = f" under {', '.join(map(repr, self.stack.interventions))}" if self.stack.interventions else ""
         with torch.no_grad():

@@ -2,20 +2,26 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from moe_lens.architecture import MoEArchitecture
-from moe_lens.errors import MoELensError
-from moe_lens.lens.devices import OnDevices
-from moe_lens.lens.interventions import Intervention, WithoutExperts, check_interventions, excluded_by
+from moe_lens.data import Batch
+from moe_lens.lens.interventions import Intervention
+from moe_lens.lens.interventions.deciding import RouterChange
+from moe_lens.lens.interventions.place import Here
+from moe_lens.lens.interventions.protocol import acts_in
+from moe_lens.lens.interventions.together import check_interventions
+from moe_lens.lens.layer_pass import CPU, LayerPass
 from moe_lens.lens.reader import TraceReader
 from moe_lens.routing import Routing
 
 
 class InterventionStack:
     """The interventions in force, from the outermost block to the innermost, in which order they act.
+
+    What they ask of a router is asked at once, before it selects; gating weights are edited one after another.
 
     interventions: as they were given; a new tuple whenever they change.
     """
@@ -24,13 +30,17 @@ class InterventionStack:
         self._architecture = architecture
         self.interventions: tuple[Intervention, ...] = ()
         self._acting: tuple[Intervention, ...] = ()
-        self._excluded = _Excluded((), architecture)
+        self._acting_in: dict[int, list[Intervention]] = {}
+        self._asked: dict[tuple[int, torch.device], dict[int, RouterChange]] = {}
+        self._batch: Batch | None = None
+        self._kept: dict[Any, Any] = {}
+        self._prepared: dict[int, Any] = {}
         self._before: dict[int, Routing] | None = None
 
     @property
     def layers(self) -> tuple[int, ...]:
         """The layers that any of them acts on, in rising order."""
-        return tuple(sorted({layer for own in self.interventions for layer in own.layers}))
+        return tuple(sorted({layer for own in self.interventions for layer in own.layers_in(self._architecture)}))
 
     @contextmanager
     def adding(self, interventions: Sequence[Intervention]) -> Iterator[None]:
@@ -56,6 +66,31 @@ class InterventionStack:
             yield
 
     @contextmanager
+    def for_batch(self, batch: Batch) -> Iterator[None]:
+        """Inside the block, this batch runs; MoELensError, naming the example, for one where nothing could act."""
+        for own in self._acting:
+            own.expect(batch)
+        rows = range(len(batch.ids))
+        prepared = {whose: what for own in self._acting for whose, what in own.prepare(batch, rows).items()}
+        outer = self._batch, self._kept, self._prepared
+        self._batch, self._kept, self._prepared = batch, {}, prepared
+        try:
+            yield
+        finally:
+            self._batch, self._kept, self._prepared = outer
+
+    @contextmanager
+    def at_rest(self) -> Iterator[None]:
+        """Inside the block none of them acts."""
+        outer = self.interventions
+        self.interventions = ()
+        try:
+            with self._act(()):
+                yield
+        finally:
+            self.interventions = outer
+
+    @contextmanager
     def recording(self) -> Iterator[dict[int, Routing]]:
         """Inside the block, `apply` leaves the routing from before the interventions here, by layer."""
         self._before = {}
@@ -64,72 +99,44 @@ class InterventionStack:
         finally:
             self._before = None
 
-    def apply(self, layer: int, reader: TraceReader) -> None:
-        """Act on one pass through `layer` of the running model.
+    def apply(self, layer: int, reader: TraceReader, *, past: int, prompt: int | None) -> int:
+        """Act on one pass through `layer` of the running model, of which `past` positions passed before.
 
-        First the router decides anew without the excluded experts, then the experts' gating is edited.
+        prompt: positions of the first pass; None in this one. Gives the positions of this pass.
         """
-        site = reader.architecture.at(layer)
-        router = reader.router(layer)
-        if layer in self._excluded:
-            arguments, named = router.inputs
-            decided = site.decision(router.output)
-            excluded = self._excluded.per_token(layer, decided[0], reader.n_rows())
-            mode = WithoutExperts(excluded, map_width=site.observed.map_width)
-            with mode:
-                rerouted = router(*arguments, **named)
-            mode.check(site.router, chooses=site.observed.output_slots is not None)
-            router.output = rerouted
-            logits, _, _ = site.decision(rerouted)
-            call, gating = reader.gating(layer)
-        else:
-            logits, _, _ = site.decision(router.output)
-            call, gating = reader.gating(layer)
-            decided = logits, *gating
-        routing = Routing(*map(reader.by_position, (logits, *gating)))
-        for intervention in self._acting:
-            if layer in intervention.layers:
-                routing = intervention(layer, routing)
-        edited = site.with_gating(call, routing.indices.flatten(0, 1), routing.weights.flatten(0, 1))
-        reader.set_gating(layer, edited)
-        if self._before is not None:
-            self._before[layer] = Routing(*map(reader.by_position, decided))
+        acting = self._acting_in.get(layer)
+        if not acting:
+            return int(reader.layer_output(layer).shape[1])  # at rest; a step that touches nothing would not end
+        running = LayerPass(self, layer, reader, acting, past, prompt, records=self._before is not None)
+        width = running.run()
+        if self._before is not None and running.before is not None:
+            self._before[layer] = running.before
+        return width
+
+    def here(self, layer: int, rows: int, width: int, past: int, prompt: int, device: torch.device) -> Here:
+        """Where a run is when interventions are called in it."""
+        return Here(layer, rows, width, past, prompt, self._batch, device, self._kept, self._prepared)
+
+    def change(self, layer: int, own: Intervention, device: torch.device = CPU) -> RouterChange:
+        """What one intervention asks of a layer's router, on a device; worked out once, not at every step."""
+        key = id(own), device
+        if key not in self._asked and device == CPU:
+            layers = [layer for layer in self._architecture.moe_layers if acts_in(own, layer)]
+            self._asked[key] = {layer: own.asks(layer, self._architecture.n_experts) for layer in layers}
+        elif key not in self._asked:
+            self.change(layer, own)
+            self._asked[key] = RouterChange.on(device, self._asked[id(own), CPU])
+        return self._asked[key][layer]
 
     @contextmanager
     def _act(self, interventions: tuple[Intervention, ...]) -> Iterator[None]:
-        """Inside the block these act; what they exclude is worked out once, not at every step."""
-        outer = self._acting, self._excluded
-        self._acting, self._excluded = interventions, _Excluded(interventions, self._architecture)
+        """Inside the block these act; what they ask is worked out once, not at every step."""
+        outer = self._acting, self._acting_in, self._asked, self._kept
+        self._acting, self._acting_in, self._asked, self._kept = interventions, {}, {}, {}
+        for own in interventions:
+            for layer in own.layers_in(self._architecture):
+                self._acting_in.setdefault(layer, []).append(own)
         try:
             yield
         finally:
-            self._acting, self._excluded = outer
-
-
-class _Excluded:
-    """What interventions exclude, of all layers in one tensor, so that a device gets it at once."""
-
-    def __init__(self, interventions: Sequence[Intervention], architecture: MoEArchitecture) -> None:
-        self._places: dict[int, tuple[slice, bool]] = {}
-        masks = torch.zeros(0, architecture.n_experts, dtype=torch.bool)
-        for layer in sorted({layer for own in interventions for layer in own.layers}):
-            mask = excluded_by(interventions, layer, architecture.n_experts)
-            if mask is not None:
-                start, by_row = len(masks), mask.ndim == 2
-                masks = torch.cat([masks, mask if by_row else mask[None]])
-                self._places[layer] = slice(start, len(masks)), by_row
-        self._masks = OnDevices(masks)
-
-    def __contains__(self, layer: int) -> bool:
-        """Whether anything is excluded in the layer."""
-        return layer in self._places
-
-    def per_token(self, layer: int, logits: Tensor, n_rows: int) -> Tensor:
-        """The experts excluded in `layer` for each token of the batch, bool like `logits` [token, expert]."""
-        places, by_row = self._places[layer]
-        excluded = self._masks.on(logits.device)[places]  # [batch or 1, expert]
-        if not by_row:
-            return excluded.expand(logits.shape)
-        if len(excluded) != n_rows:
-            raise MoELensError(f"expected one intervention per row; Rows has {len(excluded)} for a batch of {n_rows}")
-        return excluded.repeat_interleave(len(logits) // n_rows, dim=0, output_size=len(logits))
+            self._acting, self._acting_in, self._asked, self._kept = outer

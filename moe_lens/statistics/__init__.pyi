@@ -5,6 +5,7 @@ from .coactivation import CoActivation as CoActivation
 from .expert_outputs import ExpertSaliency as ExpertSaliency
 from .expert_outputs import ExpertVocabulary as ExpertVocabulary
 from .expert_outputs import OutputSimilarity as OutputSimilarity
+from .logit_spread import LogitSpread as LogitSpread
 from .router_load import RouterLoad as RouterLoad
 from .selected_experts import SelectedExperts as SelectedExperts
 from .usage import ExpertUsage as ExpertUsage

@@ -109,12 +109,12 @@ def test_masking_checks_fail_if_masking_is_not_what_it_says(fresh, monkeypatch):
 
 
 def test_renormalize_fails_under_the_formula_of_zero(fresh, monkeypatch):
-    monkeypatch.setattr("moe_lens.checks.each.Renormalize", Zero)
+    monkeypatch.setattr("moe_lens.checks.silencing.Renormalize", Zero)
     assert outcome(fresh, "renormalize") == "failed"
 
 
 def test_reroute_fails_if_the_expert_keeps_its_place(fresh, monkeypatch):
-    monkeypatch.setattr("moe_lens.checks.each.Reroute", Zero)
+    monkeypatch.setattr("moe_lens.checks.silencing.Reroute", Zero)
     assert outcome(fresh, "reroute") == "failed"
 
 

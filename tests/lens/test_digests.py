@@ -11,7 +11,7 @@ from torch import Tensor
 
 from moe_lens.errors import MoELensError
 from moe_lens.experts import ExpertSet
-from moe_lens.lens import MODES, Intervention, Renormalize, Reroute, Rows, Zero
+from moe_lens.lens import MODES, Here, Intervention, Renormalize, Reroute, Rows, Zero
 from moe_lens.routing import Routing
 
 TEXTS = ["the cat sat on the mat", "The capital of Arland is", "a dog slept"]
@@ -28,7 +28,7 @@ class Scale(Intervention):
     def layers(self):
         return self.acting
 
-    def __call__(self, layer, routing):
+    def __call__(self, here, routing):
         return replace(routing, weights=routing.weights * self.factors[routing.indices])
 
     def check(self, architecture):
@@ -46,7 +46,7 @@ class Halved(Intervention):
     def layers(self):
         return (self.layer,)
 
-    def __call__(self, layer, routing):
+    def __call__(self, here, routing):
         return replace(routing, weights=routing.weights / self.by)
 
     def check(self, architecture):
@@ -135,7 +135,7 @@ def test_where_and_how_a_tensor_is_stored_does_not_count():
 
 
 def test_a_digest_is_the_same_in_every_process():
-    assert Zero(ExpertSet.of({1: [2]})).digest == "54caafd3be7cac51a1ea326eabb85d70998c2b247679185bbc041008df15c2c4"
+    assert Zero(ExpertSet.of({1: [2]})).digest == "d421679fbd105ac55636c87ebb315980ca4c19e9679e5e354d20c31cb5890457"
 
 
 def test_anything_else_is_no_equal():
@@ -178,7 +178,8 @@ def test_a_list_and_a_tuple_are_one_sequence():
 def test_equal_interventions_of_rows_that_were_built_apart_all_act():
     routing = Routing(torch.zeros(3, 1, 4), torch.tensor([[[0, 1]]] * 3), torch.full((3, 1, 2), 0.5))
     rows = Rows((Zero(ExpertSet.of({1: [0]})), None, Zero(ExpertSet.of({1: [0]}))))
-    assert rows(1, routing).weights.tolist() == [[[0, 0.5]], [[0.5, 0.5]], [[0, 0.5]]]
+    here = Here(layer=1, rows=3, width=1, past=0, prompt=1, batch=None, device=torch.device("cpu"))
+    assert rows(here, routing).weights.tolist() == [[[0, 0.5]], [[0.5, 0.5]], [[0, 0.5]]]
 
 
 def test_thousands_of_rows_are_quick(olmoe):
@@ -209,7 +210,7 @@ def scaled(by: float, mode: str = "weights") -> Intervention:
         def check(self, architecture):
             architecture.at(1)
 
-        def __call__(self, layer, routing):
+        def __call__(self, here, routing):
             return replace(routing, **{mode: getattr(routing, mode) * by})
 
     return Scaled()
@@ -223,7 +224,7 @@ def test_the_code_of_ones_own_class_counts():
     for body in ("weights * FACTOR", "weights / FACTOR", "weights * FACTOR"):
         names = {"FACTOR": 2.0, "Intervention": Intervention, "replace": replace, "__name__": "cell"}
         exec(
-            "class Own(Intervention):\n    layers = (1,)\n    def __call__(self, layer, routing):\n"
+            "class Own(Intervention):\n    layers = (1,)\n    def __call__(self, here, routing):\n"
             f"        return replace(routing, weights=routing.{body})\n",
             names,
         )

@@ -132,7 +132,7 @@ def test_renormalize_keeps_each_tokens_sum(lens):
 
 def test_renormalize_gives_zeros_where_all_selected_experts_are_masked():
     routing = Routing(torch.zeros(1, 1, 4), torch.tensor([[[0, 1]]]), torch.tensor([[[0.6, 0.4]]]))
-    masked = Renormalize(ExpertSet.of({0: [0, 1]}))(0, routing)
+    masked = Renormalize(ExpertSet.of({0: [0, 1]})).edited(routing, torch.ones(1, 1, 2, dtype=torch.bool))
     assert masked.weights.tolist() == [[[0.0, 0.0]]]
 
 
@@ -302,7 +302,7 @@ def test_reroute_refuses_a_router_it_cannot_follow(tokenizer):
     for layer in model.model.layers:
         layer.mlp.gate.__class__ = SortingRouter
     lens = MoELens(model, tokenizer)
-    with lens.intervene(Reroute(ExpertSet.of({1: [0]}))), pytest.raises(MoELensError, match="cannot reroute"):
+    with lens.intervene(Reroute(ExpertSet.of({1: [0]}))), pytest.raises(MoELensError, match="cannot change what"):
         lens.run_with_cache(TEXTS)
 
 

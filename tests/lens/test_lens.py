@@ -176,7 +176,7 @@ def test_position_masks_never_hold_pads(olmoe):
     assert record.position_mask("context").any(1).tolist() == [name != "closed" for name in record.ids]
     assert record.position_mask("question")[closed].any()
     assert record.position_mask("last").sum(1).tolist() == [1, 1, 1]
-    with pytest.raises(MoELensError, match=r"all, prompt, context, question, last, .*; got 'middle'"):
+    with pytest.raises(MoELensError, match=r"all, prompt, context, question, from_question, last, .*; got 'middle'"):
         record.position_mask("middle")
 
 

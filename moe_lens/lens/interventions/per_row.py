@@ -1,16 +1,22 @@
 """Rows: another intervention for each row of a batch, or each example of a data set."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from moe_lens.architecture import MoEArchitecture
+from moe_lens.data import Batch
 from moe_lens.errors import MoELensError
-from moe_lens.lens.devices import OnDevices
-from moe_lens.lens.interventions.protocol import Intervention, OnExperts
+from moe_lens.lens.devices import on_device
+from moe_lens.lens.interventions.deciding import RouterChange
+from moe_lens.lens.interventions.digests import held
+from moe_lens.lens.interventions.layer_values import Site, where
+from moe_lens.lens.interventions.place import Here
+from moe_lens.lens.interventions.protocol import Intervention, OnGating, Placed, acts_in, chosen
 from moe_lens.routing import Routing
 
 
@@ -21,26 +27,90 @@ class Rows(Intervention):
     interventions: tuple[Intervention | None, ...]
 
     @property
-    def layers(self) -> tuple[int, ...]:
-        return tuple(sorted({layer for row in self._distinct() for layer in row.layers}))
+    def layers(self) -> tuple[int, ...] | None:  # type: ignore[override]  # follows from the rows
+        several = [own.layers for own, _ in self._rows_of.values()]
+        return None if None in several else tuple(sorted({layer for layers in several for layer in layers or ()}))
 
-    def __call__(self, layer: int, routing: Routing) -> Routing:
+    def layers_in(self, architecture: MoEArchitecture) -> Collection[int]:
+        return {layer for own in self._distinct() for layer in own.layers_in(architecture)}
+
+    @property
+    def routes(self) -> bool:
+        return any(own.routes for own in self._distinct())
+
+    @property
+    def selects(self) -> bool:
+        return any(own.selects for own in self._distinct())
+
+    @property
+    def edits(self) -> bool:
+        return any(own.edits for own in self._distinct())
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        return tuple(dict.fromkeys(site for own in self._distinct() for site in own.sites))
+
+    def changed(self, site: Site, here: Here, values: Tensor) -> Tensor:
+        for own, rows in self._rows_of.values():
+            if site in own.sites and acts_in(own, here.layer):
+                values = where(self._of_rows(here, rows), own.changed(site, here, values), values)
+        return values
+
+    def asks(self, layer: int, n_experts: int) -> RouterChange:
+        if all(type(own).asks is Intervention.asks for own in self._distinct()):
+            return RouterChange()
+        asked = [RouterChange()] * len(self.interventions)
+        for own, rows in self._rows_of.values():
+            change = own.asks(layer, n_experts) if acts_in(own, layer) else RouterChange()
+            for row in rows:
+                asked[row] = change
+        return RouterChange.by_row(asked)
+
+    def selection(self, here: Here, k: int) -> Tensor | None:
+        found = None
+        for own, rows in self._rows_of.values():
+            selected = own.selection(here, k) if acts_in(own, here.layer) else None
+            if selected is not None:
+                found = selected.new_full(selected.shape, -1) if found is None else found
+                found = torch.where(self._of_rows(here, rows)[..., None], selected, found)
+        return found
+
+    def mask(self, here: Here) -> Tensor | None:
+        masks = [(own.mask(here), rows) for own, rows in self._rows_of.values()]
+        if all(mask is None for mask, _ in masks):
+            return None
+        whole = torch.zeros(here.rows, here.width, dtype=torch.bool, device=here.device)
+        for mask, rows in masks:
+            whole |= self._of_rows(here, rows) if mask is None else mask & self._of_rows(here, rows)
+        return whole
+
+    def __call__(self, here: Here, routing: Routing) -> Routing:
         """`routing` with each row edited by its own intervention; MoELensError unless each row has one."""
         if len(self.interventions) != len(routing.indices):
             raise MoELensError(
                 f"expected one intervention per row; Rows has {len(self.interventions)} for a batch of "
                 f"{len(routing.indices)}"
             )
-        logits, indices, weights = routing.logits.clone(), routing.indices.clone(), routing.weights.clone()
-        for intervention, own in self._groups:
-            edited = intervention(layer, Routing(own.of(logits), own.of(indices), own.of(weights)))
-            rows = own.on(logits.device)
-            logits[rows], indices[rows], weights[rows] = edited.logits, edited.indices, edited.weights
-        return Routing(logits, indices, weights)
+        n_experts = routing.n_experts
+        for own, tables in here.once((id(self), "tables"), lambda: self._tables(here, n_experts)):
+            if here.layer in tables:
+                hits = tables[here.layer][:, None].expand(-1, here.width, -1).gather(-1, routing.indices)
+                routing = own.edited(routing, hits)
+        for own, rows in self._rows_of.values():
+            if not isinstance(own, OnGating) and own.edits and acts_in(own, here.layer):
+                routing = routing.where(self._of_rows(here, rows), own(here, routing))
+        return routing
 
-    def excluded(self, layer: int, n_experts: int) -> Tensor:
-        none = torch.zeros(n_experts, dtype=torch.bool)
-        return torch.stack([none if own is None else own.excluded(layer, n_experts) for own in self.interventions])
+    def expect(self, batch: Batch) -> None:
+        for own, rows in self._rows_of.values():
+            if max(rows) < len(batch.ids):
+                own.expect(batch.of_rows(rows))
+
+    def prepare(self, batch: Batch, rows: Sequence[int]) -> dict[int, Any]:
+        prepared: dict[int, Any] = {}
+        for own, mine in self._rows_of.values():
+            prepared |= own.prepare(batch, [row for row in mine if row in rows])
+        return prepared
 
     def take(self, rows: Sequence[int]) -> "Rows":
         if max(rows, default=-1) >= len(self.interventions):
@@ -51,21 +121,49 @@ class Rows(Intervention):
         return Rows(tuple(self.interventions[row] for row in rows))
 
     def check(self, architecture: MoEArchitecture) -> None:
+        if not self.interventions:
+            raise MoELensError("Rows needs an intervention or None for each row; it has none")
         for intervention in self._distinct():
             intervention.check(architecture)
 
+    def _tables(self, here: Here, n_experts: int) -> list[tuple[OnGating, dict[int, Tensor]]]:
+        """The experts whose gating is edited, by layer for each row, bool [batch, expert].
+
+        Interventions of one class and the same settings on different experts are one here.
+        """
+        found: dict[Any, tuple[OnGating, dict[int, Tensor]]] = {}
+        for own, rows in self._rows_of.values():
+            if isinstance(own, OnGating):
+                _, tables = found.setdefault(_but_experts(own) if own.is_ours() else id(own), (own, {}))
+                for layer in own.experts.layers:
+                    table = tables.setdefault(layer, torch.zeros(here.rows, n_experts, dtype=torch.bool))
+                    table[rows] = chosen(own.experts[layer], n_experts)
+        return [
+            (own, dict(zip(tables, on_device(tables.values(), here.device), strict=True)))
+            for own, tables in found.values()
+        ]
+
+    def _of_rows(self, here: Here, rows: Sequence[int]) -> Tensor:
+        """Which rows of the batch these are, bool [batch, 1]."""
+        return here.once((id(self), "rows", tuple(rows)), lambda: chosen(rows, here.rows)[:, None].to(here.device))
+
     def _distinct(self) -> list[Intervention]:
-        return [intervention for intervention, _ in self._groups]
+        return [intervention for intervention, _ in self._rows_of.values()]
 
     @cached_property
-    def _groups(self) -> list[tuple[Intervention, OnDevices]]:
-        """Each different intervention with its rows, int64 [row]; one of the user's own is equal to itself only."""
+    def _rows_of(self) -> dict[object, tuple[Intervention, list[int]]]:
+        """Each different intervention with its rows; one of the user's own is equal to itself only."""
         found: dict[object, tuple[Intervention, list[int]]] = {}
         for row, own in enumerate(self.interventions):
             if own is not None:
-                key = own if isinstance(own, OnExperts) else id(own)
+                key = own if isinstance(own, Placed) else id(own)
                 found.setdefault(key, (own, []))[1].append(row)
-        return [(own, OnDevices(torch.tensor(rows))) for own, rows in found.values()]
+        return found
 
     def __repr__(self) -> str:
         return f"Rows({len(self.interventions)} rows, {len(self._distinct())} different interventions)"
+
+
+def _but_experts(own: OnGating) -> Any:
+    """What interventions on different experts may share: the class and all other settings."""
+    return type(own), *(value for name, value in held(own).items() if name not in ("experts", "layers"))

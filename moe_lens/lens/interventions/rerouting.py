@@ -1,20 +1,16 @@
-"""Reroute: chosen experts are taken away before the top-k, by a mode around the router's own code."""
+"""Reroute, Force, Bias and TopK: the router is asked to select otherwise."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
+from moe_lens.architecture import MoEArchitecture
 from moe_lens.errors import MoELensError
-from moe_lens.lens.interventions.protocol import OnExperts
-from moe_lens.routing import Routing
-
-CHOICES = ("topk", "max", "argmax")
-"""The functions by which routers choose."""
+from moe_lens.lens.interventions.deciding import RouterChange
+from moe_lens.lens.interventions.protocol import OnExperts, Placed, chosen
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -26,53 +22,103 @@ class Reroute(OnExperts):
 
     mode: ClassVar[str] = "reroute"
 
-    def __call__(self, layer: int, routing: Routing) -> Routing:
-        return routing  # the router chose without the experts already
-
-    def excluded(self, layer: int, n_experts: int) -> Tensor:
-        mask = torch.zeros(n_experts, dtype=torch.bool)
-        mask[list(self.experts[layer])] = True
-        return mask
+    def asks(self, layer: int, n_experts: int) -> RouterChange:
+        return RouterChange(excluded=chosen(self.experts[layer], n_experts))
 
 
-class WithoutExperts(TorchFunctionMode):
-    """A router called inside this block decides as if there were no `excluded` experts, bool [token, expert].
+@dataclass(frozen=True, eq=False, repr=False)
+class Force(OnExperts):
+    """Makes experts always be among the selected, in the place of the lowest others; k stays as it is.
 
-    Both the logits and the operand of each top-k over all experts become -inf there. The logits alone would
-    not do: where a selection bias is added to bounded scores, an expert with logit -inf can still be chosen,
-    with weight 0. The top-k alone would not do either: softmax over all experts would still count it.
+    weights: "router" for those that the router's own rule gives them, or "sum" for these rescaled to the sum that the
+    token's weights have without the intervention.
     """
 
-    def __init__(self, excluded: Tensor, *, map_width: int) -> None:
-        """map_width: outputs of the router's linear map; those beyond the experts, of shared ones, are kept."""
-        super().__init__()
-        self._excluded = excluded
-        self._map_width = map_width
-        self._masked: set[str] = set()
+    weights: Literal["router", "sum"] = "router"
+    mode: ClassVar[str] = "force"
 
-    def __torch_function__(
-        self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        name = getattr(function, "__name__", "")
-        if name in CHOICES and args[0].numel() == self._excluded.numel():  # also per group: [token, group, expert]
-            self._masked.add("choice")
-            args = (args[0].masked_fill(self._excluded.view(args[0].shape), -torch.inf), *args[1:])
-        output = function(*args, **(kwargs or {}))
-        if name == "linear" and output.shape[-1] == self._map_width:
-            self._masked.add("logits")
-            others = self._map_width - self._excluded.shape[-1]
-            excluded = F.pad(self._excluded, (0, others))
-            return output.masked_fill(excluded.view(output.shape), -torch.inf)
-        return output
+    def __post_init__(self) -> None:
+        if self.weights not in ("router", "sum"):
+            raise MoELensError(f"weights of forced experts must be 'router' or 'sum'; got {self.weights!r}")
+        super().__post_init__()
 
-    def check(self, router: str, *, chooses: bool) -> None:
-        """MoELensError unless logits and choice were both seen, so that nothing was rerouted in name only.
+    def asks(self, layer: int, n_experts: int) -> RouterChange:
+        keeps_sum = torch.tensor([True]) if self.weights == "sum" else None
+        return RouterChange(forced=chosen(self.experts[layer], n_experts), keeps_sum=keeps_sum)
 
-        chooses: whether the router itself chooses, or the block around it by the logits.
-        """
-        needed = {"logits", "choice"} if chooses else {"logits"}
-        if not self._masked >= needed:
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Bias(OnExperts):
+    """Adds a number to the router logits of experts, before the router's own scoring and selection.
+
+    So the experts are selected more often (or less, below 0) and get more weight: a dose. 0 changes nothing. It does
+    not exclude: where a selection bias or bounded scores decide, an expert can be selected at any logit.
+
+    alpha: finite, in logits; where `sd` is given, by layer, in these standard deviations of a token's logits, which
+    `LogitSpread` of moe_lens.statistics measures.
+    weights: "router" for weights of the biased logits, or "unbiased" for a selection that is biased alone.
+    """
+
+    alpha: float
+    sd: Mapping[int, float] | tuple[tuple[int, float], ...] | None = None
+    weights: Literal["router", "unbiased"] = "router"
+    mode: ClassVar[str] = "bias"
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.alpha):
             raise MoELensError(
-                f"cannot reroute {router!r}: expected it to make logits by a linear map and choose by top-k, "
-                f"saw {sorted(self._masked) or 'neither'}; use Zero or Renormalize"
+                f"a bias must be a finite number, since -inf excludes nothing; got {self.alpha}; use Reroute"
             )
+        if self.weights not in ("router", "unbiased"):
+            raise MoELensError(f"weights under a bias must be 'router' or 'unbiased'; got {self.weights!r}")
+        super().__post_init__()
+        if self.sd is None:
+            return
+        given = dict(self.sd)
+        wrong = [layer for layer in self.experts.layers if not 0 < given.get(layer, 0) < math.inf]
+        if wrong:
+            raise MoELensError(f"sd needs a finite standard deviation above 0 of the logits of layers {wrong}")
+        object.__setattr__(self, "sd", tuple((layer, float(given[layer])) for layer in self.experts.layers))
+
+    def __repr__(self) -> str:
+        unit = "" if self.sd is None else " sd"
+        return f"Bias({self.experts.brief()}, {self.alpha:g}{unit}{self.where()})"
+
+    def asks(self, layer: int, n_experts: int) -> RouterChange:
+        size = self.alpha * (1.0 if self.sd is None else dict(self.sd)[layer])
+        added = chosen(self.experts[layer], n_experts) * size
+        return RouterChange(bias=added) if self.weights == "router" else RouterChange(selection_bias=added)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class TopK(Placed):
+    """Makes the router select another number of experts for each token; their weights follow by its own rule."""
+
+    k: int
+
+    def __post_init__(self) -> None:
+        if type(self.k) is not int or self.k < 1:
+            raise MoELensError(f"a token needs one expert or more; got k={self.k!r}")
+        super().__post_init__()
+
+    def asks(self, layer: int, n_experts: int) -> RouterChange:
+        return RouterChange(top_k=torch.tensor([self.k]))
+
+    def check(self, architecture: MoEArchitecture) -> None:
+        super().check(architecture)
+        if self.k > architecture.n_experts:
+            raise MoELensError(f"expected k of at most {architecture.n_experts}, all experts; got {self.k}")
+        groups, taken = architecture.groups or (1, 1)
+        if self.k > taken * architecture.n_experts // groups:
+            raise MoELensError(
+                f"a token may choose {taken} of {groups} groups of {architecture.n_experts // groups} experts; "
+                f"expected k of at most as many as these have; got {self.k}"
+            )
+        for layer in architecture.moe_layers if self.layers is None else self.layers:
+            site = architecture.at(layer)
+            few = f"its experts need {site.slots_per_call} or more" if self.k < site.slots_per_call else ""
+            fixed = site.fixed_k or site.fixed_selection or few
+            if fixed and self.k != architecture.top_k:
+                raise MoELensError(
+                    f"a token of layer {layer} cannot get {self.k} instead of {architecture.top_k} experts: {fixed}"
+                )

@@ -1,0 +1,76 @@
+"""LogitSpread: how far apart a router's logits are, in which a bias on them can be given."""
+
+import warnings
+from collections.abc import Mapping
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from moe_lens.errors import MoELensError
+from moe_lens.lens.devices import OnDevices, places_of
+from moe_lens.lens.needs import Needs
+from moe_lens.lens.positions import Positions
+from moe_lens.lens.record import Record
+from moe_lens.statistics.accumulators import LayerSums
+
+SURE = 0.99
+"""A probability from which on a token's router counts as saturated."""
+
+
+class LogitSpread(LayerSums):
+    """The standard deviation of a token's router logits around their mean over experts, per layer.
+
+    sd = sqrt(mean over tokens of the variance over experts): a constant per token does not count, as it does not for a
+    softmax. `Bias(experts, 2, sd=spread.sd())` adds two of them to the logits of experts.
+    positions: which tokens count, as in `Record.position_mask`.
+    """
+
+    def __init__(self, positions: Positions = "all") -> None:
+        self.positions = positions
+        super().__init__(Needs.of({"routing"}, positions), {"positions": positions})
+
+    def sums(self, record: Record) -> dict[int, dict[str, Tensor]]:
+        tokens, found = OnDevices(places_of(record.position_mask(self.positions))), {}
+        for layer, routing in record.routing.items():
+            logits = tokens.of(routing.logits.flatten(0, 1)).double()  # [token, expert]
+            sure = logits.softmax(-1).amax(-1) > SURE
+            variance = (logits - logits.mean(-1, keepdim=True)).square().mean(-1)
+            found[layer] = {"tokens": torch.ones_like(variance).sum(), "variance": variance.sum(), "sure": sure.sum()}
+        return found
+
+    def table(self) -> pd.DataFrame:
+        """One row per layer: layer, tokens, sd, and saturated, the share of tokens of which one expert has nearly all
+        of the softmax over experts, a probability above `SURE`.
+
+        Raises MoELensError if no token counted.
+        """
+        rows = []
+        for layer, sums in self.layer_sums().items():
+            tokens = int(sums["tokens"])
+            sd, saturated = float((sums["variance"] / tokens).sqrt()), float(sums["sure"] / tokens)
+            rows.append({"layer": layer, "tokens": tokens, "sd": sd, "saturated": saturated})
+        table = pd.DataFrame(rows)
+        table.attrs = dict(self.settings)
+        return table
+
+    def sd(self) -> Mapping[int, float]:
+        """The standard deviations by layer, as `Bias` takes them.
+
+        Warns of layers whose router is saturated at most tokens, where one more standard deviation changes little.
+        Raises MoELensError where logits have no finite spread above 0.
+        """
+        table = self.table()
+        wrong = table.loc[~((table["sd"] > 0) & (table["sd"] < float("inf"))), "layer"].tolist()
+        if wrong:
+            raise MoELensError(
+                f"the logits of layers {wrong} have no finite spread above 0; give biases in logits there"
+            )
+        saturated = table.loc[table["saturated"] > 0.5, "layer"].tolist()
+        if saturated:
+            warnings.warn(
+                f"at most tokens one expert has a probability above {SURE} in layers {saturated}: a bias of a few "
+                "standard deviations changes either nothing or everything there",
+                stacklevel=2,
+            )
+        return dict(zip(table["layer"].tolist(), table["sd"].tolist(), strict=True))
