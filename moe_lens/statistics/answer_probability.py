@@ -62,8 +62,8 @@ class AnswerProbability(ExampleRows):
         for layer, log_probabilities in zip(streams, on_cpu(chosen), strict=True):
             each = torch.zeros(present.shape, dtype=torch.float64)
             each[present] = log_probabilities
-            for tokens, found in (("first", each[:, 0]), ("joint", each.sum(1))):
-                columns = {"layer": layer, "tokens": tokens, "id": list(record.ids)}
+            for which, found in (("first", each[:, 0]), ("joint", each.sum(1))):
+                columns = {"layer": layer, "tokens": which, "id": list(record.ids)}
                 values = {"probability": np.exp(found.numpy()), "log_probability": found.numpy()}
                 parts.append(pd.DataFrame(columns | values)[answered])
         return pd.concat(parts, ignore_index=True)
