@@ -177,7 +177,7 @@ class ScoredInputs(MoELayer):
 
     gating_side: ClassVar[str] = "output"
     no_single_outputs: ClassVar[str] = "gating weights scale the experts' inputs"
-    fixed_k: ClassVar[str] = "experts get scores of all tokens, not a selection"  # type: ignore[assignment]
+    fixed_k: ClassVar[str] = "experts get scores of all tokens, not a selection"
 
     @property
     def gating_module(self) -> str:
@@ -202,7 +202,7 @@ class SortedSlots(MoELayer):
     """Experts that get the tokens sorted by expert: the router returns the order, tokens, weights, counts, logits."""
 
     gating_side: ClassVar[str] = "output"
-    fixed_k: ClassVar[str] = "experts get tokens that are sorted by expert"  # type: ignore[assignment]
+    fixed_k: ClassVar[str] = "experts get tokens that are sorted by expert"
 
     @property
     def gating_module(self) -> str:
@@ -251,7 +251,7 @@ class SeveralSlots(MoELayer):
 class SkippingExperts(MoELayer):
     """A router with one class more, the last, that skips the experts: they get expert 0 with weight 0 for it."""
 
-    fixed_k: ClassVar[str] = "its router can also skip the experts"  # type: ignore[assignment]
+    fixed_k: ClassVar[str] = "its router can also skip the experts"
 
     def decision(self, output: Any) -> tuple[Tensor, Tensor, Tensor]:
         logits, indices, weights = super().decision(output)

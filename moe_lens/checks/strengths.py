@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from moe_lens.architecture.discovery import input_device
 from moe_lens.checks.comparing import Finding, apart, close, compared, used, used_in
 from moe_lens.checks.reference import (
     bare_logits,
@@ -138,7 +139,7 @@ def patch(lens: MoELens, texts: Sequence[str]) -> Finding:
                 errors.append(apart(_logits(_record(lens, examples)), _logits(plain)))
         except MoELensError as refusal:
             refused.append(f"{what} is refused: {refusal}")
-    layer, experts = lens.architecture.moe_layers[0], used_in(lens, plain)
+    layer, experts = lens.architecture.moe_layers[-1], used_in(lens, plain)
     path = lens.architecture.layers[layer]
     with lens.intervene(Patch(Run(lens, examples, under=(Zero(experts),)), layers=[layer], positions="from_question")):
         patched = _record(lens, examples)
@@ -172,7 +173,7 @@ def _logits(record: Record) -> Tensor:
 
 def _bare(lens: MoELens, record: Record) -> Tensor:
     """The bare model's logits on a record's batch, without pads, [token, vocab]."""
-    mask = record.attention_mask.to(lens.module.device)
+    mask = record.attention_mask.to(input_device(lens.module))
     places = (mask.cumsum(-1) - 1).clamp(min=0)
     with torch.no_grad():
         ids = record.input_ids.to(mask.device)

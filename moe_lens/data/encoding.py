@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -55,7 +56,7 @@ class Batch:
     def of_rows(self, rows: Sequence[int]) -> "Batch":
         """The batch of these rows alone, in their order."""
         of_each = {f.name: getattr(self, f.name) for f in fields(self)}
-        taken = {
+        taken: dict[str, Any] = {
             name: part[list(rows)] if isinstance(part, torch.Tensor) else part and tuple(part[row] for row in rows)
             for name, part in of_each.items()
         }

@@ -164,7 +164,7 @@ class TraceReader:
         Raises MoELensError for a layer without shared experts, or where it cannot be told what is added.
         """
         site = self.architecture.at(layer)
-        if site.no_shared_output or site.shared_experts is None:
+        if site.shared_experts is None or site.shared_scale is None:
             raise MoELensError(f"layer {layer} {site.no_shared_output}; leave 'shared_output' out of what is captured")
         module = self.model.get(site.shared_experts)
         gate: Tensor | None = None

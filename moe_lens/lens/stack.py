@@ -8,11 +8,10 @@ import torch
 
 from moe_lens.architecture import MoEArchitecture
 from moe_lens.data import Batch
-from moe_lens.lens.interventions import Intervention
+from moe_lens.lens.interventions import Intervention, check_interventions
 from moe_lens.lens.interventions.deciding import RouterChange
 from moe_lens.lens.interventions.place import Here
 from moe_lens.lens.interventions.protocol import acts_in
-from moe_lens.lens.interventions.together import check_interventions
 from moe_lens.lens.layer_pass import CPU, LayerPass
 from moe_lens.lens.reader import TraceReader
 from moe_lens.routing import Routing

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from moe_lens.errors import MoELensError
 from moe_lens.experts import ExpertSet
-from moe_lens.lens.interventions import MODES, Renormalize, Reroute, Rows, Zero
+from moe_lens.lens.interventions import MODES, Bias, Renormalize, Reroute, Rows, Zero
 from moe_lens.lens.lens import MoELens
 from moe_lens.routing import Routing
 
@@ -236,9 +236,9 @@ def test_an_exception_in_the_block_leaves_no_intervention(lens):
 
 def test_an_exception_inside_a_running_trace_leaves_no_intervention(lens):
     plain, _ = lens.run_with_cache(TEXTS)
-    short = Rows((Zero(ExpertSet.of({2: [0]})),))
-    with lens.intervene(short), pytest.raises(MoELensError, match="Rows has 1 for a batch of 3"):
-        lens.run_with_cache(TEXTS)
+    for own in (Zero(ExpertSet.of({2: [0]})), Bias(ExpertSet.of({2: [0]}), 1.0)):
+        with lens.intervene(Rows((own,))), pytest.raises(MoELensError, match="Rows has 1 for a batch of 3"):
+            lens.run_with_cache(TEXTS)
     logits, record = lens.run_with_cache(TEXTS)
     assert torch.equal(logits, plain)
     assert all(record.routing[layer] is record.routing_before[layer] for layer in record.routing)

@@ -15,6 +15,7 @@ from moe_lens.lens.interventions.rerouting import Bias, Force, Reroute, TopK
 from moe_lens.lens.interventions.sources import Run, mean_values
 from moe_lens.lens.interventions.steering import Steer
 from moe_lens.lens.interventions.stored import read_folder
+from moe_lens.lens.interventions.together import check_interventions
 from moe_lens.lens.interventions.zeroing import Renormalize, Scale, Zero
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "Steps",
     "TopK",
     "Zero",
+    "check_interventions",
     "check_mode",
     "load_intervention",
     "mean_values",

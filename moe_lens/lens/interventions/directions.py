@@ -51,6 +51,7 @@ class AddVector(OnActivations):
                 f"expected a finite vector [d_model] and a finite scale; got {list(self.vector.shape)}, {self.scale}"
             )
         object.__setattr__(self, "layers", (self.layer,))
+        object.__setattr__(self, "scale", float(self.scale))
         super().__post_init__()
 
     def changed(self, site: Site, here: Here, values: Tensor) -> Tensor:
@@ -80,8 +81,9 @@ class ProjectOut(OnActivations):
             )
 
     def changed(self, site: Site, here: Here, values: Tensor) -> Tensor:
-        basis = here.once((id(self), "basis"), lambda: self._basis().to(values))  # [d_model, n]
-        return values - (values @ basis) @ basis.T
+        basis: Tensor = here.once((id(self), "basis"), lambda: self._basis().to(values))  # [d_model, n]
+        projected = (values @ basis) @ basis.T
+        return values - projected
 
     def _basis(self) -> Tensor:
         rows = self.directions if self.directions.ndim == 2 else self.directions[None]

@@ -213,7 +213,7 @@ def matched_mask(own: "Patch | Replay", here: Here) -> Tensor:
         )
     if here.past >= here.prompt:
         return torch.zeros(here.rows, here.width, dtype=torch.bool, device=here.device)
-    where = here.once((id(own), "where"), lambda: here.prepared[id(own)].where.to(here.device))
+    where: Tensor = here.once((id(own), "where"), lambda: here.prepared[id(own)].where.to(here.device))
     return where[:, here.past : here.past + here.width]
 
 

@@ -76,6 +76,11 @@ class Rows(Intervention):
         return found
 
     def mask(self, here: Here) -> Tensor | None:
+        """Where any of them acts; MoELensError unless each row has an intervention, or None."""
+        if len(self.interventions) != here.rows:
+            raise MoELensError(
+                f"expected one intervention per row; Rows has {len(self.interventions)} for a batch of {here.rows}"
+            )
         masks = [(own.mask(here), rows) for own, rows in self._rows_of.values()]
         if all(mask is None for mask, _ in masks):
             return None
@@ -85,17 +90,12 @@ class Rows(Intervention):
         return whole
 
     def __call__(self, here: Here, routing: Routing) -> Routing:
-        """`routing` with each row edited by its own intervention; MoELensError unless each row has one."""
-        if len(self.interventions) != len(routing.indices):
-            raise MoELensError(
-                f"expected one intervention per row; Rows has {len(self.interventions)} for a batch of "
-                f"{len(routing.indices)}"
-            )
+        """`routing` with each row edited by its own intervention."""
         n_experts = routing.n_experts
-        for own, tables in here.once((id(self), "tables"), lambda: self._tables(here, n_experts)):
+        for kind, tables in here.once((id(self), "tables"), lambda: self._tables(here, n_experts)):
             if here.layer in tables:
                 hits = tables[here.layer][:, None].expand(-1, here.width, -1).gather(-1, routing.indices)
-                routing = own.edited(routing, hits)
+                routing = kind.edited(routing, hits)
         for own, rows in self._rows_of.values():
             if not isinstance(own, OnGating) and own.edits and acts_in(own, here.layer):
                 routing = routing.where(self._of_rows(here, rows), own(here, routing))

@@ -71,6 +71,7 @@ class Bias(OnExperts):
             )
         if self.weights not in ("router", "unbiased"):
             raise MoELensError(f"weights under a bias must be 'router' or 'unbiased'; got {self.weights!r}")
+        object.__setattr__(self, "alpha", float(self.alpha))
         super().__post_init__()
         if self.sd is None:
             return

@@ -51,7 +51,7 @@ class Run:
     """
 
     lens: Runs
-    examples: tuple[Example, ...]
+    examples: Sequence[Example]
     under: tuple[Intervention, ...] = ()
     with_answer: bool = False
 

@@ -36,6 +36,7 @@ class Steer(Placed):
             )
         if not 0 < self.epsilon < math.inf:
             raise MoELensError(f"epsilon must be a finite number above 0; got {self.epsilon}")
+        object.__setattr__(self, "epsilon", float(self.epsilon))
         super().__post_init__()
         named = (self.activate | self.deactivate).layers
         own = named if self.layers is None else tuple(layer for layer in named if layer in self.layers)

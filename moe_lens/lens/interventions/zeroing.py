@@ -50,6 +50,7 @@ class Scale(OnGating):
     def __post_init__(self) -> None:
         if not math.isfinite(self.factor):
             raise MoELensError(f"a factor of gating weights must be a finite number; got {self.factor}")
+        object.__setattr__(self, "factor", float(self.factor))
         super().__post_init__()
 
     def edited(self, routing: Routing, hits: Tensor) -> Routing:
