@@ -30,7 +30,7 @@ def main(
             f"FILE.json, or '3:5,7;4:0'. Scores: {', '.join(SCORES)}."
         ),
     ] = None,
-    mode: Annotated[str, Option(help="How --mask masks: zero, renormalize or reroute.")] = "zero",
+    doing: options.Doing = options.Doing(),
     control: options.Control = "none",
     scoring: options.Scoring = options.Scoring(),
     judge: Annotated[
@@ -57,7 +57,7 @@ def main(
     from moe_lens.causal.evaluation import check_metrics, evaluate
     from moe_lens.causal.judge import Judge
     from moe_lens.choosing.controls import compared_summary, random_controls
-    from moe_lens.choosing.masking import named
+    from moe_lens.choosing.masking import named, with_saved
     from moe_lens.commands.named_experts import NamedExperts
     from moe_lens.lens.parallel import connected, from_first_process
     from moe_lens.metrics.catalogue import metrics_named
@@ -66,6 +66,7 @@ def main(
 
     try_folder(out)
     controls = options.control_count(control)
+    mode, saved = doing.parsed(), doing.saved()
     scored = metrics_named(metrics.split(","))
     names = [metric.name for metric in scored]
     if (judge is None) != (judge_model is None):
@@ -81,11 +82,12 @@ def main(
     wanted.check(lens)
     fitted = reading.fit(loaded, lens, of=data)
     ends = options.ends(stop)
-    facts = {"mode": mode, "max_new_tokens": max_new_tokens, "batch_size": batch_size, "stop": ends}
+    facts = mode.facts() | {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "stop": ends}
     facts |= opening.facts(lens) | reading.facts(fitted)
     made_by = provenance(model=opening.model, delta=opening.delta, data=fitted.examples, facts=facts)
     check_metrics(scored, fitted.examples, asked)
     told = made_by | {"seed": seed, "metrics": names, "judge": judge_model}
+    told |= {"saved": {name: one.digest for name, one in saved.items()}} if saved else {}
     if processes.is_main_process:
         claim(out, told | {"experts": wanted.told(), "control": controls})
     chosen = from_first_process(lambda: wanted.choose(lens, out))
@@ -93,7 +95,7 @@ def main(
     found = evaluate(
         lens,
         fitted.examples,
-        named([*chosen, *drawn], mode),
+        with_saved(named([*chosen, *drawn], mode), saved),
         metrics=names,
         max_new_tokens=max_new_tokens,
         stop=ends,

@@ -7,36 +7,51 @@ from typer import Option
 
 from moe_lens.choosing.scores import SCORES
 from moe_lens.commands import console, options
+from moe_lens.errors import MoELensError
 
 
 def main(
     opening: options.Opening,
-    data: options.Data,
-    experts: Annotated[
-        list[str],
+    data: Annotated[
+        str,
         Option(
-            help="What to mask; may be given several times: ce:4 or ce:1,2,4 (the highest of each layer by a score), "
-            "esft-gate:p=0.2 (the highest until their scores sum to 0.2), random:8, planted, FILE.json, or literally "
-            f"'3:5,7;4:0'. Scores: {', '.join(SCORES)}."
+            help="The tasks or data that are to be hit, with commas, such as swap,novel; each as --data of "
+            "moe_lens.evaluate. Scores of experts are measured on the first."
         ),
     ],
     out: Annotated[
         Path,
         Option(
-            help="Folder for answers.parquet, summary.json and the figure. The same command with "
-            "the same folder goes on where an interrupted one stopped."
+            help="Folder for answers.parquet, masking.parquet or doses.parquet, summary.json and the figures. The same "
+            "command with the same folder goes on where an interrupted one stopped."
         ),
     ],
+    experts: Annotated[
+        list[str] | None,
+        Option(
+            help="What to mask; may be given several times: ce:4 or ce:1,2,4 (the highest of each layer by a score), "
+            "esft-gate:p=0.2 (the highest until their scores sum to 0.2), random:8, planted, FILE.json, or literally "
+            f"'3:5,7;4:0'. Scores: {', '.join(SCORES)}."
+        ),
+    ] = None,
+    spare: Annotated[
+        str | None,
+        Option(
+            help="Tasks that are to be spared, with commas, such as closed_book,consistent: adds the matrix of what "
+            "each intervention costs on every task, with a verdict of selectivity."
+        ),
+    ] = None,
+    plan: Annotated[
+        Path | None,
+        Option(
+            help="File of a plan: the first run writes its sets, tasks, metrics, thresholds and seeds there, and later "
+            "ones are held to it, so that a run on other data or another training is confirmatory."
+        ),
+    ] = None,
     scoring: options.Scoring = options.Scoring(),
     compare: Annotated[list[str] | None, Option(help="More sets to mask, to compare with; as --experts.")] = None,
     control: options.Control = "random:20",
-    mode: Annotated[
-        str,
-        Option(
-            help="zero: gating weight 0 (the paper's text). renormalize: and the others rescaled. "
-            "reroute: removed before top-k (the paper's released code)."
-        ),
-    ] = "zero",
+    doing: options.Doing = options.Doing(),
     split: Annotated[str, Option(help="Which split of a task or data set is answered.")] = "test",
     layers: Annotated[str | None, Option(help="Mask in these layers only, such as 0,2,3; default all.")] = None,
     reading: options.Reading = options.Reading(),
@@ -59,40 +74,52 @@ def main(
         python -m moe_lens.intervene --model organism --delta RUN/router --data swap \\
             --experts ce:1,2,4 --compare oe:1,2,4 --control random:20 --mode zero --out RUN/masking
     """
-    from moe_lens.choosing.masking import mask
-    from moe_lens.commands.masking_results import leave_masked
+    from moe_lens.choosing.selectivity import THRESHOLD
+    from moe_lens.commands.masking_results import leave_masked, leave_selectivity
+    from moe_lens.commands.masking_tasks import TaskRun, Tasks
     from moe_lens.commands.named_experts import NamedExperts
-    from moe_lens.results import claim, provenance
+    from moe_lens.commands.plans import hold_to_plan
+    from moe_lens.results import claim, data_digest, provenance
     from moe_lens.storage import try_folder
 
     try_folder(out)
-    controls = options.control_count(control)
+    controls, tasks = options.control_count(control), Tasks.parse(data, spare)
     within = None if layers is None else console.numbers(layers, int, what="--layers")
-    loaded = reading.load(data, split=split, limit=limit)
-    texts = [*experts, *(compare or [])]
-    wanted = NamedExperts(texts, opening, scoring, reading, data, mode=mode, layers=within, seed=seed)
+    mode, saved = doing.parsed(within), doing.saved()
+    loaded = {task: reading.load(task, split=split, limit=limit) for task in tasks.all}
+    texts, first = [*(experts or []), *(compare or [])], tasks.targets[0]
+    wanted = NamedExperts(texts, opening, scoring, reading, first, mode=mode, layers=within, seed=seed)
+    if not texts and mode.needs_experts and not saved:
+        raise MoELensError("nothing is to be done: name experts with --experts, or a saved --intervention")
     lens = opening.load()
     lens.batch_size = batch_size
     wanted.check(lens)
-    fitted = reading.fit(loaded, lens, of=f"{data}, {split}")
+    fitted = {task: reading.fit(examples, lens, of=f"{task}, {split}") for task, examples in loaded.items()}
     ends = options.ends(stop)
-    facts = {"mode": mode, "max_new_tokens": max_new_tokens, "batch_size": batch_size, "stop": ends}
-    facts |= opening.facts(lens) | reading.facts(fitted)
-    made_by = provenance(model=opening.model, delta=opening.delta, data=fitted.examples, seed=seed, facts=facts)
-    claim(out, made_by | {"experts": wanted.told(), "control": controls})
-    found = mask(
-        lens,
-        fitted.examples,
-        wanted.choose(lens, out),
-        mode,
-        controls=controls,
-        max_new_tokens=max_new_tokens,
-        stop=ends,
-        out=out,
-        made_by=made_by,
-        seed=seed,
-    )
-    leave_masked(found, out, made_by, title=f"Answers with experts masked ({mode})")
+    facts = mode.facts() | {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "stop": ends}
+    facts |= opening.facts(lens) | reading.facts(*fitted.values())
+    of_first = fitted[first].examples
+    made_by = provenance(model=opening.model, delta=opening.delta, data=of_first, seed=seed, facts=facts)
+    told = wanted.told()
+    asked = {"experts": told, "control": controls} | tasks.facts()
+    if saved:
+        asked["saved"] = {name: one.digest for name, one in saved.items()}
+    if plan is not None:
+        digests = {task: data_digest(one.examples) for task, one in fitted.items()}
+        planned = mode.facts() | {"sets": told["chosen"], "layers": within, "saved": asked.get("saved")}
+        planned |= {"targets": tasks.targets, "spared": tasks.spared, "control": controls, "seed": seed}
+        planned |= {"metrics": ["em"], "threshold": THRESHOLD, "level": 0.95, "max_new_tokens": max_new_tokens}
+        measured = {"weights": facts["weights"], "template": facts["template"], "data": digests}
+        made_by["stage"] = hold_to_plan(plan, planned, measured)
+    claim(out, made_by | asked)
+    chosen = wanted.choose(lens, out)
+    run = TaskRun(chosen, mode, saved, controls, max_new_tokens, ends, out, made_by, seed)
+    examples = {task: one.examples for task, one in fitted.items()}
+    base = wanted.base if opening.delta is not None or scoring.base is not None else None
+    found = run.on_all(lens, base, examples, tasks.spared)
+    leave_masked(found, out, made_by | tasks.facts(), title=f"Answers under interventions ({mode})")
+    if tasks.spared:
+        leave_selectivity(found, tasks, out, made_by | tasks.facts(), seed=seed)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,10 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -16,19 +17,22 @@ from moe_lens.choosing.selection import Choice
 from moe_lens.data import Example
 from moe_lens.errors import MoELensError
 from moe_lens.experts import ExpertSet
-from moe_lens.lens.interventions import MODES, Intervention, check_interventions, check_mode
+from moe_lens.lens.interventions import Intervention, Mode, check_interventions, parse_mode
 from moe_lens.lens.lens import MoELens
 from moe_lens.results import write_json, write_table
 
 MEAN = "random mean"
 """The family of a control's mean over its sets."""
+SAVED = "saved"
+"""The family of interventions that were saved."""
 
 
 @dataclass(frozen=True)
 class Masked:
     """What a masking run found.
 
-    answers: those of `evaluate`, one row per mask and example. rows: see `masking_rows`.
+    answers: those of `evaluate`, one row per mask and example. rows: see `masking_rows`. Of `mask_tasks` both have a
+        first column `task`.
     """
 
     answers: pd.DataFrame
@@ -39,8 +43,9 @@ def mask(
     lens: MoELens,
     examples: Sequence[Example],
     chosen: Sequence[Choice],
-    mode: str = "zero",
+    mode: str | Mode = "zero",
     *,
+    saved: Mapping[str, Intervention] = MappingProxyType({}),
     controls: int = 20,
     max_new_tokens: int = 16,
     stop: Sequence[str] = (),
@@ -51,25 +56,33 @@ def mask(
 ) -> Masked:
     """Masks each choice of experts, and random sets like it, and says what the answers lose by it.
 
-    mode: one of `moe_lens.lens.interventions.MODES`. controls: random sets for every shape among the choices, 0 for
-    none. seed: of these, the bootstrap and the permutation tests. stop, out, made_by: as in `evaluate`, where parts are
-    kept.
+    mode: a `Mode`, or what `parse_mode` reads, such as zero or bias:1,2,5: every choice, and every random set, is
+    answered at every strength. saved: more interventions by name, which no random sets are compared with.
+    controls: random sets for every shape among the choices, 0 for none. seed: of these, the bootstrap and the
+    permutation tests. stop, out, made_by: as in `evaluate`, where parts are kept.
     Every choice is checked before the first is answered; MoELensError for experts the model lacks or cannot spare. One
     that is there twice counts once.
     """
-    chosen = expect_choices(chosen)
+    chosen, mode = expect_choices(chosen), parse_mode(mode)
     sets = [*chosen, *random_controls(chosen, controls, n_experts=lens.architecture.n_experts, seed=seed)]
     answers = evaluate(
         lens,
         examples,
-        named(sets, mode),
+        with_saved(named(sets, mode), saved),
         max_new_tokens=max_new_tokens,
         stop=stop,
         batch_size=batch_size,
         out=out,
-        made_by=None if made_by is None else made_by | {"mode": mode},
+        made_by=None if made_by is None else made_by | mode.facts(),
     ).answers
-    return Masked(answers, masking_rows(answers, sets, mode, seed=seed))
+    return Masked(answers, masking_rows(answers, sets, mode, saved=saved, seed=seed))
+
+
+def joined(found: Mapping[str, Masked]) -> Masked:
+    """What was found on several tasks, by their names, as one, with a first column `task`."""
+    answers = [one.answers.assign(task=task) for task, one in found.items()]
+    rows = [one.rows.assign(task=task) for task, one in found.items()]
+    return Masked(*(_with_first(pd.concat(part, ignore_index=True), "task") for part in (answers, rows)))
 
 
 def expect_choices(chosen: Iterable[Choice]) -> list[Choice]:
@@ -85,49 +98,92 @@ def expect_choices(chosen: Iterable[Choice]) -> list[Choice]:
 
 
 def write_masked(found: Masked, out: Path, made_by: dict[str, Any]) -> list[str]:
-    """Writes answers.parquet, masking.parquet and summary.json; returns the names of the files."""
+    """Writes answers.parquet, masking.parquet (doses.parquet of a mode with strengths) and summary.json.
+
+    Returns the names of the files.
+    """
+    name = "doses.parquet" if found.rows["strength"].notna().any() else "masking.parquet"
     write_table(found.answers, out / "answers.parquet", made_by)
-    write_table(found.rows, out / "masking.parquet", made_by)
+    write_table(found.rows, out / name, made_by)
     clean = [
         {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in row.items()}
         for row in found.rows.to_dict("records")
     ]
     write_json(out / "summary.json", {"rows": clean, "provenance": made_by})
-    return ["answers.parquet", "masking.parquet", "summary.json"]
+    return ["answers.parquet", name, "summary.json"]
 
 
-def named(chosen: Iterable[Choice], mode: str) -> dict[str, Intervention]:
-    """The intervention of every choice by its name; a choice that is there twice counts once.
+def named(chosen: Iterable[Choice], mode: str | Mode) -> dict[str, Intervention]:
+    """The intervention of every choice at every strength by its name; a choice that is there twice counts once.
 
-    mode: one of `MODES`. Raises MoELensError for another, and where one name stands for different experts.
+    mode: as `mask` takes it. Raises MoELensError for another, and where one name stands for different experts.
     """
-    check_mode(mode)
-    different = expect_choices(chosen)
+    mode, different = parse_mode(mode), expect_choices(chosen)
     repeated = [name for name, count in Counter(choice.name for choice in different).items() if count > 1]
     if repeated:
         raise MoELensError(
             f"different experts need different names; these repeat: {', '.join(repeated)}; rename a file"
         )
-    return {choice.name: MODES[mode](choice.experts) for choice in different}
+    return {mode.label(choice.name, dose): mode.on(choice.experts, dose) for choice in different for dose in mode.doses}
 
 
-def check_choices(lens: MoELens, chosen: Iterable[Choice], mode: str) -> None:
+def with_saved(masks: Mapping[str, Intervention], saved: Mapping[str, Intervention]) -> dict[str, Intervention]:
+    """The interventions of masks and saved ones; MoELensError where a name stands for two."""
+    both = [name for name in saved if name in masks or name == UNMASKED]
+    if both:
+        raise MoELensError(f"the saved intervention {both[0]!r} has the name of another run; rename its folder")
+    return {**masks, **saved}
+
+
+def check_choices(lens: MoELens, chosen: Iterable[Choice], mode: str | Mode) -> None:
     """MoELensError, naming layer and experts, unless every choice can be masked in this model."""
     for intervention in named(chosen, mode).values():
         check_interventions((intervention,), lens.architecture)
 
 
-def masking_rows(answers: pd.DataFrame, chosen: Sequence[Choice], mode: str, *, seed: int = 0) -> pd.DataFrame:
-    """One row for the unmasked run and for each choice: what was masked, how, and how the answers changed.
+def masking_rows(
+    answers: pd.DataFrame,
+    chosen: Sequence[Choice],
+    mode: str | Mode,
+    *,
+    saved: Mapping[str, Intervention] = MappingProxyType({}),
+    seed: int = 0,
+) -> pd.DataFrame:
+    """One row for the unmasked run, for each choice at each strength and for each saved intervention.
 
-    Columns: intervention, family, experts, size, mode, then those of `summarise`, `q_value`: p_value corrected for the
-    number of choices that are no controls (Benjamini-Hochberg), and those of `against_random` for EM. Each control has
-    a row of its own and one for the mean of its sets.
+    Columns: intervention, set (its name without the strength), family, experts, size, mode, strength, positions,
+    steps, then those of `summarise`, `q_value`: p_value corrected for the number of rows that are no controls
+    (Benjamini-Hochberg), and those of `against_random` for EM, against the random sets of the same strength. Each
+    control has a row of its own and one for the mean of its sets.
     """
+    mode = parse_mode(mode)
+    unmasked = answers[answers["intervention"] == UNMASKED]
+    nothing = {"intervention": UNMASKED, "set": UNMASKED, "family": UNMASKED, "experts": "", "size": 0.0}
+    parts = [pd.DataFrame([nothing | {"mode": None} | summarise(unmasked, seed=seed)])]
+    for dose in mode.doses:
+        labels = {mode.label(choice.name, dose): choice.name for choice in chosen}
+        own = answers[answers["intervention"].isin([UNMASKED, *labels])].replace({"intervention": labels})
+        rows = _rows(own, chosen, seed).assign(mode=mode.name, strength=dose)
+        rows["positions"], rows["steps"] = str(mode.positions), str(mode.steps)
+        rows["intervention"] = [mode.label(name, dose) for name in rows["set"]]
+        parts.append(rows)
+    for name, intervention in saved.items():
+        about = _about_saved(name, intervention)
+        own = answers[answers["intervention"] == name]
+        parts.append(pd.DataFrame([about | summarise(own, unmasked, seed=seed)]))
+    table = pd.concat(parts, ignore_index=True)
+    columns = ("intervention", "set", "family", "experts", "size", "mode", "strength", "positions", "steps")
+    table = table.reindex(columns=[*columns, *(name for name in table if name not in columns)])
+    if "p_value" in table:
+        table["q_value"] = q_values(table["p_value"].where(~table["family"].isin([CONTROL, MEAN])))
+    return table.astype({"strength": float})
+
+
+def _rows(answers: pd.DataFrame, chosen: Sequence[Choice], seed: int) -> pd.DataFrame:
+    """The rows of the choices at one strength and of the means of controls; `set` says whose each is."""
     by_name = dict(iter(answers.groupby("intervention", sort=False)))
     unmasked = by_name[UNMASKED]
-    rows = [_row(Choice(UNMASKED, UNMASKED, ExpertSet()), None) | summarise(unmasked, seed=seed)]
-    rows += [_row(choice, mode) | summarise(by_name[choice.name], unmasked, seed=seed) for choice in chosen]
+    rows = [_about(choice) | summarise(by_name[choice.name], unmasked, seed=seed) for choice in chosen]
     controls: dict[str, list[Choice]] = {}
     for choice in chosen:
         if choice.family == CONTROL:
@@ -138,20 +194,30 @@ def masking_rows(answers: pd.DataFrame, chosen: Sequence[Choice], mode: str, *, 
         mean = sets[0].assign(
             **{column: np.mean([part[column] for part in sets], axis=0) for column in ("em", "f1", "memory")}
         )
-        about = {"intervention": control, "family": MEAN, "experts": f"mean of {len(members)} sets"}
+        about = {"set": control, "family": MEAN, "experts": f"mean of {len(members)} sets", "size": members[0].size}
         told = summarise(mean, unmasked, seed=seed)
-        ratios = [ratio for row in rows if row["intervention"] in names and (ratio := row["memory_ratio"]) is not None]
+        ratios = [ratio for row in rows if row["set"] in names and (ratio := row["memory_ratio"]) is not None]
         told["memory_ratio"] = float(np.mean(ratios)) if ratios else None
-        rows.append(about | {"size": members[0].size, "mode": mode} | told)
-    table = pd.DataFrame(rows)
-    if "p_value" in table:
-        table["q_value"] = q_values(table["p_value"].where(~table["family"].isin([CONTROL, MEAN])))
+        rows.append(about | told)
     drawn = [choice for choice in chosen if choice.family == CONTROL]
     compared = against_random(answers, [one for one in chosen if one.family != CONTROL], drawn, "em", seed=seed)
-    return table if compared.empty else table.merge(compared, on="intervention", how="left")
+    table = pd.DataFrame(rows)
+    compared = compared.rename(columns={"intervention": "set"})
+    return table if compared.empty else table.merge(compared, on="set", how="left")
 
 
-def _row(choice: Choice, mode: str | None) -> dict[str, Any]:
-    """What was masked and how."""
-    about = {"intervention": choice.name, "family": choice.family, "experts": str(choice.experts)}
-    return about | {"size": choice.size, "mode": mode}
+def _about(choice: Choice) -> dict[str, Any]:
+    """What was masked."""
+    return {"set": choice.name, "family": choice.family, "experts": str(choice.experts), "size": choice.size}
+
+
+def _about_saved(name: str, intervention: Intervention) -> dict[str, Any]:
+    """What a saved intervention is."""
+    experts = getattr(intervention, "experts", ExpertSet())
+    about = _about(Choice(name, SAVED, experts)) | {"intervention": name, "mode": type(intervention).__name__.lower()}
+    return about | {"positions": str(intervention.positions), "steps": str(intervention.steps)}
+
+
+def _with_first(table: pd.DataFrame, column: str) -> pd.DataFrame:
+    """The table with a column moved to the front."""
+    return table[[column, *(name for name in table if name != column)]]

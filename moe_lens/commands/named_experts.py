@@ -12,8 +12,9 @@ from moe_lens.choosing.selection import Choice, Ground, choices, parse, scores_o
 from moe_lens.commands import console
 from moe_lens.commands.options import Opening, Reading, Scoring
 from moe_lens.errors import MoELensError
+from moe_lens.experts import ExpertSet
 from moe_lens.lens.delta import weights_digest
-from moe_lens.lens.interventions import check_mode
+from moe_lens.lens.interventions import Mode
 from moe_lens.lens.lens import MoELens
 from moe_lens.results import data_digest, portable, provenance
 
@@ -32,11 +33,12 @@ class NamedExperts:
         reading: Reading,
         data: str,
         *,
-        mode: str,
+        mode: Mode,
         layers: Sequence[int] | None = None,
         seed: int = 0,
     ) -> None:
-        check_mode(mode)
+        if not mode.needs_experts and texts:
+            raise MoELensError(f"{mode.name} is on all experts of its layers; leave {', '.join(texts)} out")
         self.selections = [selection for text in texts for selection in parse(text)]
         self.scores = scores_of(self.selections)
         self._opening, self._scoring, self._reading, self._data = opening, scoring, reading, data
@@ -49,6 +51,8 @@ class NamedExperts:
             )
         if alone and any(score.needs_tuned for score in self.scores):
             console.note(f"note: {opening.model} is taken to be router-tuned; give --delta if it is not")
+        self.base = cache(replace(opening, model=scoring.base or opening.model, delta=None).load)
+        """Opens the model before tuning, once."""
         self._to_score = reading.load(data, split=scoring.score_split, limit=scoring.score_limit) if self.scores else []
 
     def told(self) -> dict[str, Any]:
@@ -63,7 +67,7 @@ class NamedExperts:
         for selection in self.selections:
             selection.check(lens.architecture)
         unscored = [selection for selection in self.selections if selection.score is None]
-        check_choices(lens, choices(unscored, self._ground(lens)), self._mode)
+        check_choices(lens, [*self._of_the_router, *choices(unscored, self._ground(lens))], self._mode)
 
     def choose(self, lens: MoELens, out: Path) -> list[Choice]:
         """The sets of experts; what their scores are is kept in `out`."""
@@ -71,18 +75,21 @@ class NamedExperts:
         if self.scores:
             of = f"{self._data}, {self._scoring.score_split}"
             examples = self._reading.fit(self._to_score, lens, of=of).examples
-            base = replace(self._opening, model=self._scoring.base or self._opening.model, delta=None)
-            opened = cache(base.load)
             facts = self._opening.facts(lens)
             if self._scoring.base is not None and any(score.needs_base for score in self.scores):
                 # its name does not tell its weights
-                facts |= {"base": portable(self._scoring.base), "base_weights": weights_digest(opened().module)}
+                facts |= {"base": portable(self._scoring.base), "base_weights": weights_digest(self.base().module)}
             made_by = provenance(model=self._opening.model, delta=self._opening.delta, data=examples, facts=facts)
-            models = Models.opened(opened, lens)
+            models = Models.opened(self.base, lens)
             tables = score_tables(self.scores, models, examples, out=out, made_by=made_by, batch_size=lens.batch_size)
-        found = choices(self.selections, replace(self._ground(lens), tables=tables))
+        found = [*self._of_the_router, *choices(self.selections, replace(self._ground(lens), tables=tables))]
         check_choices(lens, found, self._mode)
         return found
+
+    @property
+    def _of_the_router(self) -> list[Choice]:
+        """What stands in tables for an intervention on no experts in particular."""
+        return [] if self._mode.needs_experts else [Choice("router", self._mode.name, ExpertSet())]
 
     def _ground(self, lens: MoELens) -> Ground:
         return Ground(lens.architecture, self._opening.model, seed=self._seed, layers=self._layers)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from moe_lens.data import Example, Fitted
+    from moe_lens.lens.interventions import Intervention, Mode
     from moe_lens.lens.lens import MoELens
 
 Data = Annotated[
@@ -143,6 +144,62 @@ class Scoring:
         str, Option(help="Which split of --data scores are measured on (a file has no splits: all of it).")
     ] = "train"
     score_limit: Annotated[int | None, Option(min=1, help="Measure scores on the first so many examples only.")] = None
+
+
+@dataclass(frozen=True)
+class Doing:
+    """What a command does to the experts that it names, how strongly, where and when."""
+
+    mode: Annotated[
+        str,
+        Option(
+            help="zero: gating weight 0 (the paper's text). renormalize: and the others rescaled. reroute: removed "
+            "before top-k (the paper's released code). force: always among the selected. With strengths, a run for "
+            "each: bias:1,2,5 added to the experts' router logits; scale:0,0.5,2 times their gating weights; "
+            "topk:1,2,4 experts for every token (without naming experts)."
+        ),
+    ] = "zero"
+    positions: Annotated[
+        str,
+        Option(
+            help="Where: all, prompt, context, question, from_question (and all after it), last (of the prompt), "
+            "answer, decode, or numbers counted from the prompt's last token, such as 0,1."
+        ),
+    ] = "all"
+    steps: Annotated[
+        str, Option(help="When: all, prefill (while the prompt is read), decode, or numbers of steps, such as 0,1.")
+    ] = "all"
+    intervention: Annotated[
+        list[Path] | None,
+        Option(
+            help="Answer under this saved intervention too (several times), a folder that Intervention.save wrote. As "
+            "every mask it acts alone, on the model with its --delta; its place is its own."
+        ),
+    ] = None
+
+    def parsed(self, layers: Sequence[int] | None = None) -> "Mode":
+        """The mode with its strengths and place; MoELensError for what makes none."""
+        from moe_lens.lens.interventions import parse_mode
+
+        within = None if layers is None else tuple(layers)
+        positions, steps = _place(self.positions), _place(self.steps)
+        return parse_mode(self.mode, layers=within, positions=positions, steps=steps)
+
+    def saved(self) -> "dict[str, Intervention]":
+        """The saved interventions by the names of their folders; MoELensError where two have one name."""
+        from moe_lens.lens.interventions import load_intervention
+
+        folders = self.intervention or []
+        names = [folder.resolve().name for folder in folders]
+        if len(set(names)) < len(names):
+            raise MoELensError(f"saved interventions are told by their folders' names, which repeat: {names}")
+        return {name: load_intervention(folder) for name, folder in zip(names, folders, strict=True)}
+
+
+def _place(text: str) -> Any:
+    """A word, or a tuple of numbers."""
+    numbers = re.fullmatch(r"-?\d+(,-?\d+)*", text.strip())
+    return tuple(map(int, text.split(","))) if numbers else text.strip()
 
 
 def _arguments(text: str) -> dict[str, Any]:

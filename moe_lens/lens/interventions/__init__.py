@@ -7,6 +7,7 @@ from moe_lens.errors import MoELensError
 from moe_lens.experts import ExpertSet
 from moe_lens.lens.interventions.directions import AddVector, OnActivations, ProjectOut
 from moe_lens.lens.interventions.layer_values import SITES
+from moe_lens.lens.interventions.modes import Mode, parse_mode
 from moe_lens.lens.interventions.patching import Patch, Replay, SetTo
 from moe_lens.lens.interventions.per_row import Rows
 from moe_lens.lens.interventions.place import Here, Steps
@@ -27,6 +28,7 @@ __all__ = [
     "Force",
     "Here",
     "Intervention",
+    "Mode",
     "OnActivations",
     "OnExperts",
     "OnGating",
@@ -48,10 +50,11 @@ __all__ = [
     "check_mode",
     "load_intervention",
     "mean_values",
+    "parse_mode",
 ]
 
 MODES: dict[str, Callable[[ExpertSet], OnExperts]] = {kind.mode: kind for kind in (Zero, Renormalize, Reroute)}
-"""The interventions on an `ExpertSet`, by name."""
+"""The interventions that silence an `ExpertSet`, by name; `Mode` knows more."""
 
 KINDS: dict[str, type[Intervention]] = {
     kind.__name__: kind

@@ -2,6 +2,7 @@
 
 from moe_lens.report.plots.answer_scores import answers_figure, metrics_figure
 from moe_lens.report.plots.clusters import clusters_figure
+from moe_lens.report.plots.dose_curves import doses_figure
 from moe_lens.report.plots.expert_counts import sizes_figure
 from moe_lens.report.plots.gain_correlation import correlation_figure
 from moe_lens.report.plots.gain_curves import gains_figure
@@ -9,6 +10,7 @@ from moe_lens.report.plots.learned_and_kept import tradeoff_figure
 from moe_lens.report.plots.masked_answers import masking_figure
 from moe_lens.report.plots.parameter_counts import parameters_figure
 from moe_lens.report.plots.score_comparison import scores_figure
+from moe_lens.report.plots.selectivity_matrix import selectivity_figure
 from moe_lens.report.plots.training_course import tuning_figure
 from moe_lens.report.plots.transfer import transfer_figure
 from moe_lens.report.plots.tuned_layers import layers_figure
@@ -18,12 +20,14 @@ __all__ = [
     "answers_figure",
     "clusters_figure",
     "correlation_figure",
+    "doses_figure",
     "gains_figure",
     "layers_figure",
     "masking_figure",
     "metrics_figure",
     "parameters_figure",
     "scores_figure",
+    "selectivity_figure",
     "sizes_figure",
     "tradeoff_figure",
     "transfer_figure",

@@ -32,16 +32,19 @@ def masking_figure(rows: pd.DataFrame) -> go.Figure:
     Args:
         rows: one row per intervention with the columns `intervention` (its name), `family` ("none" for the
             unmasked run, "ce", "oe", "planted", "random", "random mean", or another score's name), `size`
-            (experts masked per layer), `mode` ("zero", "renormalize" or "reroute", the same in all rows; not read
-            where family is "none"), `em`, `em_low`, `em_high` (shares in [0, 1]) and `n` (examples).
+            (experts masked per layer), `mode` ("zero", "renormalize", "reroute" or "force", the same in all rows; not
+            read where family is "none"), `em`, `em_low`, `em_high` (shares in [0, 1]) and `n` (examples).
             With `below_random`, its ends
-            and `random_p` of `masking_rows`, the second line says how a set compares with random ones. More columns
-            show up under the pointer.
+            and `random_p` of `masking_rows`, the second line says how a set compares with random ones. With `task` the
+            first one is drawn. More columns show up under the pointer.
 
     Raises:
         MoELensError: a column is missing, nothing is masked, or there are several modes or different unmasked runs.
     """
-    masked, unmasked = _sides(require(rows, COLUMNS, figure="masking_figure"))
+    rows = require(rows, COLUMNS, figure="masking_figure")
+    rows = rows[rows["task"] == rows["task"].iloc[0]] if "task" in rows else rows
+    rows = rows[rows["family"] != "saved"]
+    masked, unmasked = _sides(rows)
     sizes, figure = sorted(set(masked["size"])), go.Figure()
     if not unmasked.empty:
         _draw_unmasked(figure, unmasked, edges=(-0.5, len(sizes) - 0.5))

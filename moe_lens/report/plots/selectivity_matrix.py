@@ -1,0 +1,98 @@
+"""The selectivity matrix: the share of each task's score that each intervention costs, with a verdict."""
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from moe_lens.report.plots import style
+from moe_lens.report.section import Section
+from moe_lens.report.tables import require, require_once
+
+COLUMNS = (
+    "intervention", "task", "role", "unmasked", "effect", "effect_low", "effect_high", "ratio", "ratio_low",
+    "ratio_high", "verdict", "n",
+)  # fmt: skip
+
+
+def selectivity_figure(table: pd.DataFrame) -> go.Figure:
+    """A row per intervention, a column per task, targets first; cells say the effect, the row's end the verdict.
+
+    Args:
+        table: one row per intervention and task, as `choosing.selectivity` gives them.
+
+    Raises:
+        MoELensError: a column is missing, or an intervention has two rows for a task.
+    """
+    table = require(table, COLUMNS, figure="selectivity_figure")
+    require_once(table, ("intervention", "task"), figure="selectivity_figure")
+    names, roles = list(dict.fromkeys(table["intervention"])), dict(zip(table["task"], table["role"], strict=True))
+    tasks = sorted(roles, key=lambda task: roles[task] != "target")
+    cells = table.pivot(index="intervention", columns="task", values="effect").loc[names, tasks]
+    keys = zip(table["intervention"], table["task"], strict=True)
+    told = dict(zip(keys, style.hover(table), strict=True))
+    figure = go.Figure(
+        go.Heatmap(
+            z=cells.to_numpy(), x=list(range(len(tasks))), y=list(range(len(names))), colorscale=style.DIVERGING,
+            zmin=-1, zmax=1, xgap=3, ygap=3, showscale=False, hoverinfo="text",
+            hovertext=[[told[name, task] for task in tasks] for name in names],
+        )
+    )  # fmt: skip
+    for row in table.itertuples():
+        place = {"x": tasks.index(row.task), "y": names.index(row.intervention)}
+        strong = abs(row.effect) > 0.55
+        figure.add_annotation(
+            text=_cell(row), showarrow=False, font={"color": "white" if strong else style.INK}, **place
+        )
+    verdicts = table.drop_duplicates("intervention").set_index("intervention")
+    ends = [_end(verdicts.loc[name]) for name in names]
+    for y, text in enumerate(ends):
+        figure.add_annotation(text=text, x=len(tasks) - 0.45, y=y, showarrow=False, xanchor="left", align="left")
+    lost = [f"{task}<br>({roles[task]})" for task in tasks]
+    figure.update_xaxes(tickvals=list(range(len(tasks))), ticktext=lost, showgrid=False, ticks="", showline=False)
+    figure.update_xaxes(range=[-0.5, len(tasks) - 0.5 + 0.62 * len(tasks)], side="bottom")
+    figure.update_yaxes(tickvals=list(range(len(names))), ticktext=names, showgrid=False, ticks="", showline=False)
+    figure.update_yaxes(range=[len(names) - 0.5, -0.5])
+    style.dress(figure, title=_title(verdicts), subtitle=_subtitle(table), plot_height=max(120, 62 * len(names)))
+    figure.update_annotations(font_size=15)
+    return figure
+
+
+SECTIONS = {
+    "selectivity.parquet": Section(
+        "Does it cost one ability and spare the others",
+        "The share of each task's score without the intervention that is lost under it (below 0: gained), with its "
+        "95 % interval. selective: every target loses more than under random sets of the same size, and the worst "
+        "spared task loses at most a third of what the weakest target loses, with the whole interval of that ratio; "
+        "not certain: the interval goes beyond.",
+        draw=selectivity_figure,
+        place=47,
+    ),
+}
+
+
+def _cell(row: object) -> str:
+    """The effect and its interval, in per cent."""
+    effect, low, high = (getattr(row, name) for name in ("effect", "effect_low", "effect_high"))
+    return "–" if pd.isna(effect) else f"{effect:.0%}<br>[{low:.0%}, {high:.0%}]".replace("%, ", ", ")
+
+
+def _end(row: pd.Series) -> str:
+    """The verdict with the ratio that it goes by."""
+    if pd.isna(row["ratio"]):
+        return f"{row['verdict']}"
+    high = "∞" if row["ratio_high"] == float("inf") else f"{row['ratio_high']:z.2f}"
+    return f"<b>{row['verdict']}</b><br>ratio {row['ratio']:z.2f} [{row['ratio_low']:z.2f}, {high}]"
+
+
+def _title(verdicts: pd.DataFrame) -> str:
+    """Which interventions are selective."""
+    found = list(verdicts.index[verdicts["verdict"] == "selective"])
+    if not found:
+        return "No intervention is certain to be selective"
+    return f"{', '.join(found[:3])}{' and others' * (len(found) > 3)} {'is' if len(found) == 1 else 'are'} selective"
+
+
+def _subtitle(table: pd.DataFrame) -> str:
+    return (
+        f"share of the score that is lost; ratio: the worst spared task's over the weakest target's; "
+        f"{style.counts(table['n'])} examples per task; brackets: 95 % intervals"
+    )
