@@ -22,7 +22,13 @@ def main(
             "where an interrupted one stopped."
         ),
     ],
-    metrics: Annotated[str, Option(help=f"With commas, of {', '.join(METRICS)}.")] = ",".join(DEFAULT_METRICS),
+    metrics: Annotated[
+        str,
+        Option(
+            help=f"With commas, of {', '.join(METRICS)}, or package.module:function, a function of a prediction and "
+            "its Example that gives a number."
+        ),
+    ] = ",".join(DEFAULT_METRICS),
     mask: Annotated[
         list[str] | None,
         Option(
@@ -96,7 +102,7 @@ def main(
         lens,
         fitted.examples,
         with_saved(named([*chosen, *drawn], mode), saved),
-        metrics=names,
+        metrics=scored,
         max_new_tokens=max_new_tokens,
         stop=ends,
         judge=asked,
@@ -107,7 +113,7 @@ def main(
     if not processes.is_main_process:
         return
     write_table(found.answers, out / "answers.parquet", told)
-    summary = compared_summary(found.answers, chosen, drawn, names, seed=seed) if drawn else found.summary
+    summary = compared_summary(found.answers, chosen, drawn, scored, mode=mode, seed=seed) if drawn else found.summary
     write_table(summary, out / "summary.parquet", told)
     console.show(summary, title=f"{len(fitted.examples)} examples of {data}")
     if chosen and not drawn:

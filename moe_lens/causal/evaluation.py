@@ -22,11 +22,13 @@ from moe_lens.metrics import benjamini_hochberg, bootstrap_interval, compare, me
 from moe_lens.metrics.catalogue import (
     DEFAULT_METRICS,
     JUDGE,
-    METRICS,
     OF_MEMORY,
     OPTIONS,
     PREDICTION,
+    RIVALS,
+    Bounds,
     Metric,
+    Named,
     same_as_memory,
 )
 from moe_lens.results import provenance
@@ -52,7 +54,7 @@ def evaluate(
     examples: Sequence[Example],
     interventions: Mapping[str, Intervention | Sequence[Intervention]] | None = None,
     *,
-    metrics: Sequence[str] = DEFAULT_METRICS,
+    metrics: Sequence[Named] = DEFAULT_METRICS,
     max_new_tokens: int = 16,
     stop: Sequence[str] = (),
     batch_size: int | None = None,
@@ -64,7 +66,8 @@ def evaluate(
 ) -> Evaluation:
     """Scores the answers to the examples, as the model is ("none") and under each intervention.
 
-    interventions: name -> one, or several that act in that order. metrics: names of `metrics.METRICS`.
+    interventions: name -> one, or several that act in that order. metrics: names of `metrics.METRICS`,
+        or functions of one's own, see `metrics_named`.
     stop: texts before which an answer ends, as in `lens.generate`. judge: whom the metric "acc_llm" asks.
     out: folder in which finished parts of the work are kept: the same call goes on where an interrupted one stopped.
     made_by: the provenance of the parts; by default the weights and the data.
@@ -93,7 +96,7 @@ def evaluate(
 
     def finish() -> Evaluation:
         answers = _answers(examples, found, tuple(named), scored, judge)
-        return Evaluation(answers, summary_table(answers, metrics=[metric.name for metric in scored], seed=seed))
+        return Evaluation(answers, summary_table(answers, metrics=scored, seed=seed))
 
     return from_first_process(finish)
 
@@ -131,7 +134,7 @@ def tell_unreachable(lens: MoELens, examples: Sequence[Example], max_new_tokens:
         )
 
 
-def summary_table(answers: pd.DataFrame, *, metrics: Sequence[str], seed: int = 0) -> pd.DataFrame:
+def summary_table(answers: pd.DataFrame, *, metrics: Sequence[Named], seed: int = 0) -> pd.DataFrame:
     """One row per intervention and metric of a table of answers in which "none" is the model as it is.
 
     Columns: intervention, metric, n (answers that have a score), missing (that have none), same (left out too, as a
@@ -141,13 +144,14 @@ def summary_table(answers: pd.DataFrame, *, metrics: Sequence[str], seed: int = 
     """
     parts = {name: part.reset_index(drop=True) for name, part in answers.groupby("intervention", sort=False)}
     rows = []
-    for metric in metrics:
+    for metric in metrics_named(metrics):
         for name, part in parts.items():
-            counted = part[~part["same"]] if metric in OF_MEMORY else part
-            row = {"intervention": name, "metric": metric} | _mean(counted[metric], seed)
+            counted = part[~part["same"]] if metric.name in OF_MEMORY else part
+            row = {"intervention": name, "metric": metric.name} | _mean(counted[metric.name], metric.bounds, seed)
             row["same"] = len(part) - len(counted)
-            if name != UNMASKED and METRICS[metric].paired:
-                row |= _drop(parts[UNMASKED][metric], part[metric], seed)
+            if name != UNMASKED and metric.paired:
+                before, after = parts[UNMASKED][metric.name], part[metric.name]
+                row |= _drop(before, after, metric.bounds_of_difference, seed)
             rows.append(row)
     columns = ["intervention", "metric", "n", "missing", "same", "mean", "low", "high"]
     if len(parts) == 1:
@@ -184,26 +188,26 @@ def summarise(
         **{name: None if answers[name].isna().all() else float(answers[name].mean()) for name in OF_MEMORY},
     }
     if unmasked is not None:
-        drop = _drop(unmasked["em"].reset_index(drop=True), answers["em"].reset_index(drop=True), seed)
+        drop = _drop(unmasked["em"].reset_index(drop=True), answers["em"].reset_index(drop=True), (-1, 1), seed)
         summary |= {name if name in ("cohens_d", "p_value") else f"em_{name}": value for name, value in drop.items()}
     return summary
 
 
-def _mean(scores: pd.Series, seed: int) -> dict[str, float | int]:
+def _mean(scores: pd.Series, bounds: Bounds | None, seed: int) -> dict[str, float | int]:
     known = scores.dropna().to_numpy()
     row: dict[str, float | int] = {"n": len(known), "missing": len(scores) - len(known)}
     if len(known):
-        interval = bootstrap_interval(known, bounds=(0, 1), seed=seed)
+        interval = bootstrap_interval(known, bounds=bounds, seed=seed)
         row |= {"mean": interval.mean, "low": interval.low, "high": interval.high}
     return row
 
 
-def _drop(before: pd.Series, after: pd.Series, seed: int) -> dict[str, float]:
+def _drop(before: pd.Series, after: pd.Series, bounds: Bounds | None, seed: int) -> dict[str, float]:
     """How much lower scores are after than before, over the examples that have both."""
     both = before.notna() & after.notna()
     if not both.any():
         return {}
-    found = compare(before[both].to_numpy(), after[both].to_numpy(), bounds=(-1, 1), seed=seed)
+    found = compare(before[both].to_numpy(), after[both].to_numpy(), bounds=bounds, seed=seed)
     interval = found.difference
     return {
         "drop": interval.mean,
@@ -279,6 +283,9 @@ def check_metrics(metrics: Sequence[Metric], examples: Sequence[Example], judge:
     of_options = [metric.name for metric in metrics if metric.reads == OPTIONS]
     if of_options and not any(example.options for example in examples):
         raise MoELensError(f"{', '.join(of_options)} needs multiple-choice examples; none of these has options")
+    of_rivals = [metric.name for metric in metrics if metric.reads == RIVALS]
+    if of_rivals and not any(example.memory for example in examples):
+        raise MoELensError(f"{', '.join(of_rivals)} needs examples with an original_answer; none of these has one")
     if judge is None and any(metric.reads == JUDGE for metric in metrics):
         raise MoELensError("acc_llm asks a judge; give one: --judge and --judge-model, or judge=Judge(…) in Python")
     for metric in metrics:

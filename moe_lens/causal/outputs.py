@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from moe_lens.data.thoughts import without_thoughts
 from moe_lens.lens.interventions import Intervention
 from moe_lens.lens.lens import MoELens
 from moe_lens.lens.parallel import connected
-from moe_lens.metrics.catalogue import OPTIONS, PREDICTION
+from moe_lens.metrics.catalogue import ANSWER, OPTIONS, PREDICTION, RIVALS
 from moe_lens.progress import progress_bar
 from moe_lens.results import kept
 from moe_lens.storage import as_json, try_folder
@@ -62,8 +62,9 @@ def outputs(
 ) -> dict[tuple[str, str], list[Any]]:
     """By intervention and what is read, its outputs in the order of the examples.
 
-    reads: of "prediction" (the greedy continuation, stripped) and "options" (the log-probability of each option, nats;
-        None for an example without options).
+    reads: of "prediction" (the greedy continuation, stripped), "options" (the log-probability of each option, nats;
+        None for an example without options), "answer" (that of the first gold answer) and "rivals" (those of the first
+        tokens of that answer and of what memory says; None for an example without memory).
 
     Examples are sorted by length, the longest first, and cut into shards; the processes that torchrun or accelerate
     launched take turns, and all get everything. Batches are the same whatever the number of processes.
@@ -111,12 +112,14 @@ def _outputs(
         rows = unit.places  # of `Rows`: an example has one for each text that the lens is given for it
         if unit.reads == OPTIONS:
             rows = tuple(place for place in unit.places for _ in examples[place].options)
-        read = predictions if unit.reads == PREDICTION else option_log_probabilities
+        if unit.reads == RIVALS:
+            rows = tuple(place for place in unit.places for _ in _rivals(examples[place]))
+        read = READERS[unit.reads]
         with lens.intervene(*(intervention.take(rows) for intervention in interventions)):
             return pd.DataFrame({"id": [example.id for example in asked], "output": list(read(lens, asked, run))})
 
     found = kept(part, made_by, computed)["output"]
-    return [value if value is None or unit.reads == PREDICTION else tuple(value) for value in found]
+    return [tuple(value) if value is not None and unit.reads in (OPTIONS, RIVALS) else value for value in found]
 
 
 def predictions(lens: MoELens, examples: Sequence[Example], run: Run) -> list[str]:
@@ -139,3 +142,36 @@ def option_log_probabilities(lens: MoELens, examples: Sequence[Example], run: Ru
     asked = [replace(example, answers=(option,)) for example in examples for option in example.options]
     found = iter(lens.answer_log_probabilities(asked, batch_size=run.batch_size, progress=False, with_end=False))
     return [tuple(next(found) for _ in example.options) or None for example in examples]
+
+
+def answer_log_probabilities(lens: MoELens, examples: Sequence[Example], run: Run) -> list[float]:
+    """The log-probability (nats) of each example's first gold answer after its prompt, end-of-sequence not counted."""
+    return lens.answer_log_probabilities(examples, batch_size=run.batch_size, progress=False, with_end=False)
+
+
+def rival_log_probabilities(lens: MoELens, examples: Sequence[Example], run: Run) -> list[tuple[float, float] | None]:
+    """The log-probabilities (nats) of the first tokens of each example's gold answer and of what memory says.
+
+    Their difference is that of their logits. None for an example without memory.
+    """
+    asked = [replace(example, answers=(text,)) for example in examples for text in _rivals(example)]
+    found = iter(
+        lens.answer_log_probabilities(asked, batch_size=run.batch_size, progress=False, first_token=True)
+        if asked
+        else ()
+    )
+    return [(next(found), next(found)) if example.memory else None for example in examples]
+
+
+def _rivals(example: Example) -> tuple[str, ...]:
+    """The gold answer and what memory says; nothing where nobody knows that."""
+    return (example.answers[0], example.memory[0]) if example.memory else ()
+
+
+READERS: dict[str, Callable[[MoELens, Sequence[Example], Run], Sequence[Any]]] = {
+    PREDICTION: predictions,
+    OPTIONS: option_log_probabilities,
+    ANSWER: answer_log_probabilities,
+    RIVALS: rival_log_probabilities,
+}
+"""How each thing that metrics read is got."""

@@ -8,7 +8,9 @@ import pandas as pd
 from moe_lens.causal.evaluation import summary_table
 from moe_lens.choosing.selection import Choice
 from moe_lens.experts import ExpertSet
-from moe_lens.metrics import METRICS, seeds_interval
+from moe_lens.lens.interventions import Mode, parse_mode
+from moe_lens.metrics import metrics_named, seeds_interval
+from moe_lens.metrics.catalogue import Bounds, Named
 
 CONTROL = "random"
 """The family of the random sets that masks are compared with."""
@@ -36,11 +38,18 @@ def random_controls(chosen: Sequence[Choice], count: int, *, n_experts: int, see
 
 
 def against_random(
-    answers: pd.DataFrame, chosen: Sequence[Choice], controls: Sequence[Choice], metric: str, *, seed: int = 0
+    answers: pd.DataFrame,
+    chosen: Sequence[Choice],
+    controls: Sequence[Choice],
+    metric: str,
+    *,
+    bounds: Bounds | None = (-1, 1),
+    seed: int = 0,
 ) -> pd.DataFrame:
     """One row for each choice that has controls of its shape: how its answers' score differs from theirs.
 
-    answers: one row per intervention and example, with the score in the column `metric`.
+    answers: one row per intervention and example, with the score in the column `metric`. bounds: of a difference of two
+    scores, as `seeds_interval` takes them.
 
     Columns: intervention; below_random, how much lower its mean is than theirs on average, with the ends of its 95 %
     interval over sets and examples in _low and _high; random_p, the p-value of its being one of them, against a lower
@@ -57,7 +66,7 @@ def against_random(
         if not sets or both.empty:
             continue
         own, theirs = both[choice.name].to_numpy(), both[sets].to_numpy().T  # [example], [set, example]
-        below = seeds_interval(theirs - own, bounds=(-1, 1), seed=seed)
+        below = seeds_interval(theirs - own, bounds=bounds, seed=seed)
         rank, of = 1 + int((theirs.mean(1) <= own.mean() + 1e-12).sum()), len(sets) + 1
         row = {"intervention": choice.name, "below_random": below.mean, "below_random_low": below.low}
         rows.append(row | {"below_random_high": below.high, "random_p": rank / of, "rank": f"{rank} of {of}"})
@@ -68,15 +77,28 @@ def compared_summary(
     answers: pd.DataFrame,
     chosen: Sequence[Choice],
     controls: Sequence[Choice],
-    metrics: Sequence[str],
+    metrics: Sequence[Named],
     *,
+    mode: str | Mode = "zero",
     seed: int = 0,
 ) -> pd.DataFrame:
-    """`summary_table` without the controls, with the columns of `against_random` for every metric that is paired."""
-    drawn = answers["intervention"].isin([one.name for one in controls])
+    """`summary_table` without the controls, with the columns of `against_random` for every metric that is paired.
+
+    mode: under which the choices were; at each strength they are compared with the controls of the same.
+    """
+    mode = parse_mode(mode)
+    drawn = answers["intervention"].isin([mode.label(one.name, dose) for one in controls for dose in mode.doses])
     summary = summary_table(answers[~drawn], metrics=metrics, seed=seed)
-    paired = [metric for metric in metrics if METRICS[metric].paired]
-    parts = [against_random(answers, chosen, controls, one, seed=seed).assign(metric=one) for one in paired]
+    parts = []
+    for dose in mode.doses:
+        labels = {mode.label(one.name, dose): one.name for one in (*chosen, *controls)}
+        own = answers[answers["intervention"].isin(labels)].replace({"intervention": labels})
+        for metric in metrics_named(metrics):
+            bounds = metric.bounds_of_difference
+            if metric.paired:
+                part = against_random(own, chosen, controls, metric.name, bounds=bounds, seed=seed)
+                parts.append(part.replace({"intervention": {name: label for label, name in labels.items()}}))
+                parts[-1]["metric"] = metric.name
     found = pd.concat(parts, ignore_index=True)
     return summary if found.empty else summary.merge(found, on=["intervention", "metric"], how="left")
 

@@ -321,15 +321,19 @@ class MoELens:
         batch_size: int | None = None,
         progress: bool | None = None,
         with_end: bool = True,
+        first_token: bool = False,
     ) -> list[float]:
         """The log-probability (nats) of each example's first gold answer, in the order given.
 
         Of all its tokens together, each given the prompt and the answer's tokens before it; with_end: of
-        end-of-sequence after it, too. Batches that do not fit in memory are halved, with a warning.
+        end-of-sequence after it, too; first_token: of its first token alone. Batches that do not fit in memory are
+        halved, with a warning.
         """
 
         def run(places: Sequence[int], prompts: Sequence[Encoded]) -> list[float]:
-            kept = prompts if with_end else [replace(prompt, input_ids=prompt.input_ids[:-1]) for prompt in prompts]
+            ends = [prompt.prompt_length + 1 if first_token else -1 for prompt in prompts]
+            cut = [replace(one, input_ids=one.input_ids[:end]) for one, end in zip(prompts, ends, strict=True)]
+            kept = cut if first_token or not with_end else prompts
             with self._stack.for_examples(places):
                 return self._runner.answer_log_probabilities(kept)
 

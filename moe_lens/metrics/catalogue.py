@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from moe_lens.errors import MoELensError
 from moe_lens.extras import optional
 from moe_lens.metrics.matching import exact_match, exact_match_unicode, f1, normalize_answer
+from moe_lens.metrics.resampling import UNBOUNDED
 from moe_lens.metrics.text import bleu, meteor, rouge_l, rouge_l_unicode
 from moe_lens.metrics.wordnet import wordnet
 
@@ -18,14 +20,18 @@ if TYPE_CHECKING:
     from moe_lens.data.example import Example
 
 PREDICTION, OPTIONS, JUDGE = "prediction", "options", "judge"
+ANSWER, RIVALS = "answer", "rivals"
+Bounds = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A score of one answer, in [0, 1]; NaN where it is not defined for the example.
+    """A score of one answer; NaN where it is not defined for the example.
 
     reads: what `score` takes beside the example: its "prediction" (a text), the log-probabilities of its "options"
-        (nats, in their order; None where it has none), or the "judge"'s verdict (None for none).
+        (nats, in their order; None where it has none), the "judge"'s verdict (None for none), the log-probability of
+        the first gold "answer" (nats, end-of-sequence not counted), or those of the first tokens of that answer and of
+        what memory says, its "rivals" (None where there is no memory).
     source: where it is defined.
     prepare: loads what `score` needs, so that what is missing (MoELensError) is known before a model has run.
     paired: whether it is of the same examples whatever is answered, so that two runs are compared example by example.
@@ -38,6 +44,13 @@ class Metric:
     score: Callable[[Any, "Example"], float]
     prepare: Callable[[], object] = lambda: None
     paired: bool = True
+    bounds: Bounds | None = (0.0, 1.0)
+    """The least and the most that it can be; None for (0, 1) where all are 0 or 1, else without bounds."""
+
+    @property
+    def bounds_of_difference(self) -> Bounds | None:
+        """The least and the most that two of its scores can differ by; None where `bounds` is."""
+        return None if self.bounds is None else (self.bounds[0] - self.bounds[1], self.bounds[1] - self.bounds[0])
 
 
 def _of_answers(score: Callable[[str, Sequence[str]], float]) -> Callable[[str, "Example"], float]:
@@ -72,6 +85,10 @@ def _accuracy_per_character(log_probabilities: Sequence[float] | None, example: 
         return math.nan
     lengths = [len(option) for option in example.options]
     return _accuracy(np.divide(log_probabilities, lengths).tolist(), example)
+
+
+def _difference(rivals: tuple[float, float] | None, example: "Example") -> float:
+    return math.nan if rivals is None or rivals[0] == rivals[1] else rivals[0] - rivals[1]
 
 
 def _verdict(verdict: bool | None, example: "Example") -> float:
@@ -125,6 +142,15 @@ _ALL = (
         "acc_llm", "a judge finds the answer right; unjudged ones are left out and counted", "Appendix D, Table 8",
         JUDGE, _verdict, partial(optional, "openai", extra="judge"),
     ),
+    Metric(
+        "answer_log_probability", "log-probability (nats) of the first gold answer, end-of-sequence not counted",
+        "this package", ANSWER, lambda found, example: found, bounds=UNBOUNDED,
+    ),
+    Metric(
+        "logit_difference",
+        "logit of the gold answer's first token minus that of memory's, after the prompt; undefined where both are one",
+        "Wang et al. 2022 (IOI)", RIVALS, _difference, bounds=UNBOUNDED,
+    ),
 )  # fmt: skip
 
 METRICS = {metric.name: metric for metric in _ALL}
@@ -134,9 +160,60 @@ OF_MEMORY = ("memory", "memory_ratio")
 DEFAULT_METRICS = ("em", "f1", *OF_MEMORY)
 
 
-def metrics_named(names: Sequence[str]) -> list[Metric]:
-    """The metrics of these names, each once; MoELensError for none or an unknown one."""
-    unknown = [name for name in names if name not in METRICS]
+Named = str | Metric | Callable[[str, "Example"], float]
+"""What `metrics_named` takes."""
+
+
+def metrics_named(names: Sequence[Named]) -> list[Metric]:
+    """The metrics of these names, each once; MoELensError for none, an unknown one, or two of one name.
+
+    A name with a colon, `package.module:function`, is a function of a prediction and its example that gives a number,
+    NaN where it is not defined. Such a function itself is taken too, and a `Metric` of one's own.
+    """
+    unknown = [name for name in names if isinstance(name, str) and name not in METRICS and ":" not in name]
     if unknown or not names:
-        raise MoELensError(f"metrics must be of {', '.join(METRICS)}; got {', '.join(map(str, unknown)) or 'none'}")
-    return [METRICS[name] for name in dict.fromkeys(names)]
+        raise MoELensError(
+            f"metrics must be of {', '.join(METRICS)}, or package.module:function; got {', '.join(unknown) or 'none'}"
+        )
+    found = [_metric(name) for name in dict.fromkeys(names)]
+    repeated = [one.name for place, one in enumerate(found) if any(one.name == other.name for other in found[:place])]
+    if repeated or any(one.name in METRICS and one is not METRICS[one.name] for one in found):
+        raise MoELensError(f"different metrics need different names; got {', '.join(one.name for one in found)}")
+    return found
+
+
+def _metric(given: Named) -> Metric:
+    if isinstance(given, Metric):
+        return given
+    if isinstance(given, str):
+        return METRICS[given] if given in METRICS else _of_function(_imported(given), given)
+    if not callable(given) or not getattr(given, "__name__", "").isidentifier():
+        raise MoELensError(
+            f"a metric is a name, a Metric or a named function of a prediction and its example; got {given!r}"
+        )
+    return _of_function(given, given.__name__)
+
+
+def _of_function(score: Callable[[str, "Example"], float], name: str) -> Metric:
+    def scored(prediction: str, example: "Example") -> float:
+        value = score(prediction, example)
+        if not isinstance(value, (int, float, np.number, np.bool_)):
+            raise MoELensError(f"the metric {name} must give a number for each prediction and example; got {value!r}")
+        return float(value)
+
+    return Metric(name, "a function of one's own", f"{score.__module__}", PREDICTION, scored, bounds=None)
+
+
+def _imported(text: str) -> Callable[[str, "Example"], float]:
+    """The function `package.module:function`; MoELensError where there is none."""
+    module, _, name = text.partition(":")
+    try:
+        found = getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise MoELensError(
+            f"a metric of your own is package.module:function, importable from here; cannot get {text!r}: {error}"
+        ) from None
+    if not callable(found):
+        raise MoELensError(f"{text} is no function of a prediction and its example; got {found!r:.80}")
+    function: Callable[[str, Example], float] = found
+    return function

@@ -119,7 +119,7 @@ def test_two_sets_of_one_name_are_refused_and_one_set_named_twice_counts_once(ol
         mask(olmoe, EXAMPLES, chosen, out=tmp_path, **SHORT)
     assert not list(tmp_path.iterdir())
     assert named([chosen[0], chosen[0]], "zero") == {"mine": Zero(chosen[0].experts)}
-    with pytest.raises(MoELensError, match="mode of masking must be one of zero, .*got 'delete'"):
+    with pytest.raises(MoELensError, match=r"mode of masking must be one of zero, .*got 'delete'"):
         mask(olmoe, EXAMPLES, chosen[:1], "delete")
 
 
