@@ -74,7 +74,7 @@ def main(
         python -m moe_lens.intervene --model organism --delta RUN/router --data swap \\
             --experts ce:1,2,4 --compare oe:1,2,4 --control random:20 --mode zero --out RUN/masking
     """
-    from moe_lens.choosing.selectivity import THRESHOLD
+    from moe_lens.choosing.verdicts import THRESHOLD
     from moe_lens.commands.masking_results import leave_masked, leave_selectivity
     from moe_lens.commands.masking_tasks import TaskRun, Tasks
     from moe_lens.commands.named_experts import NamedExperts

@@ -1,6 +1,7 @@
 from .controls import against_random as against_random
 from .controls import random_controls as random_controls
 from .masking import Masked as Masked
+from .masking import joined as joined
 from .masking import mask as mask
 from .masking import write_masked as write_masked
 from .measuring import Models as Models
@@ -19,3 +20,4 @@ from .selection import Share as Share
 from .selection import Top as Top
 from .selection import choices as choices
 from .selection import parse as parse
+from .verdicts import selectivity as selectivity

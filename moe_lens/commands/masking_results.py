@@ -5,7 +5,7 @@ from typing import Any
 
 from moe_lens.choosing.controls import CONTROL
 from moe_lens.choosing.masking import Masked, write_masked
-from moe_lens.choosing.selectivity import selectivity
+from moe_lens.choosing.verdicts import selectivity
 from moe_lens.commands import console
 from moe_lens.commands.masking_tasks import Tasks
 from moe_lens.report.plots import doses_figure, masking_figure, selectivity_figure
