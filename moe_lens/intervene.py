@@ -1,5 +1,6 @@
 """Causal masking runs from the command line: `python -m moe_lens.intervene --help`."""
 
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
@@ -73,13 +74,18 @@ def main(
             --learning-rate 5e-3,2e-2 --out RUN/router
         python -m moe_lens.intervene --model organism --delta RUN/router --data swap \\
             --experts ce:1,2,4 --compare oe:1,2,4 --control random:20 --mode zero --out RUN/masking
+
+    Or at several strengths, on a task that shall be hit and one to spare:
+
+    \b
+        python -m moe_lens.intervene --model organism:planted --data swap --spare closed_book \\
+            --experts planted --mode bias:1,3,5 --positions from_question --out RUN/doses
     """
-    from moe_lens.choosing.verdicts import THRESHOLD
     from moe_lens.commands.masking_results import leave_masked, leave_selectivity
     from moe_lens.commands.masking_tasks import TaskRun, Tasks
     from moe_lens.commands.named_experts import NamedExperts
-    from moe_lens.commands.plans import hold_to_plan
-    from moe_lens.results import claim, data_digest, provenance
+    from moe_lens.commands.plans import hold_to_plan, planned
+    from moe_lens.results import claim, provenance
     from moe_lens.storage import try_folder
 
     try_folder(out)
@@ -98,28 +104,21 @@ def main(
     ends = options.ends(stop)
     facts = mode.facts() | {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "stop": ends}
     facts |= opening.facts(lens) | reading.facts(*fitted.values())
-    of_first = fitted[first].examples
-    made_by = provenance(model=opening.model, delta=opening.delta, data=of_first, seed=seed, facts=facts)
-    told = wanted.told()
-    asked = {"experts": told, "control": controls} | tasks.facts()
-    if saved:
-        asked["saved"] = {name: one.digest for name, one in saved.items()}
-    if plan is not None:
-        digests = {task: data_digest(one.examples) for task, one in fitted.items()}
-        planned = mode.facts() | {"sets": told["chosen"], "layers": within, "saved": asked.get("saved")}
-        planned |= {"targets": tasks.targets, "spared": tasks.spared, "control": controls, "seed": seed}
-        planned |= {"metrics": ["em"], "threshold": THRESHOLD, "level": 0.95, "max_new_tokens": max_new_tokens}
-        measured = {"weights": facts["weights"], "template": facts["template"], "data": digests}
-        made_by["stage"] = hold_to_plan(plan, planned, measured)
-    claim(out, made_by | asked)
-    chosen = wanted.choose(lens, out)
-    run = TaskRun(chosen, mode, saved, controls, max_new_tokens, ends, out, made_by, seed)
     examples = {task: one.examples for task, one in fitted.items()}
+    made_by = provenance(model=opening.model, delta=opening.delta, data=examples[first], seed=seed, facts=facts)
+    digests = {name: one.digest for name, one in saved.items()}
+    if plan is not None:
+        wished = planned(tasks, mode, wanted.told(), digests, controls, max_new_tokens)
+        made_by["stage"] = hold_to_plan(plan, wished, facts["weights"], chain.from_iterable(examples.values()))
+    asked = tasks.facts(examples) | ({"saved": digests} if saved else {})
+    claim(out, made_by | {"experts": wanted.told(), "control": controls} | asked)
+    run = TaskRun(wanted.choose(lens, out), mode, saved, controls, max_new_tokens, ends, out, made_by, seed)
     base = wanted.base if opening.delta is not None or scoring.base is not None else None
     found = run.on_all(lens, base, examples, tasks.spared)
-    leave_masked(found, out, made_by | tasks.facts(), title=f"Answers under interventions ({mode})")
+    made_by |= asked
+    leave_masked(found, out, made_by, title=f"Answers under interventions ({mode})")
     if tasks.spared:
-        leave_selectivity(found, tasks, out, made_by | tasks.facts(), seed=seed)
+        leave_selectivity(found, tasks, out, made_by, seed=seed)
 
 
 if __name__ == "__main__":

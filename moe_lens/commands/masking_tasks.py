@@ -37,9 +37,12 @@ class Tasks:
     def all(self) -> tuple[str, ...]:
         return (*self.targets, *self.spared)
 
-    def facts(self) -> dict[str, Any]:
-        """For the provenance: of more than one task which they are."""
-        return {} if len(self.all) == 1 else {"targets": self.targets, "spared": self.spared}
+    def facts(self, examples: Mapping[str, Sequence[Example]]) -> dict[str, Any]:
+        """For the provenance: of more than one task which they are, with their examples."""
+        if len(self.all) == 1:
+            return {}
+        digests = {task: data_digest(examples[task]) for task in self.all}
+        return {"targets": self.targets, "spared": self.spared, "tasks": digests}
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,42 @@ def test_m_r_stands_beside_memory_with_its_interval_and_examples_of_no_conflict_
     assert pd.isna(none.loc["memory_ratio", "mean"]), "0 / 0"
 
 
+def letters(prediction: str, example: Example) -> float:
+    return float(len(prediction))
+
+
+def test_logits_and_functions_of_ones_own_are_metrics_of_any_size_under_interventions(olmoe):
+    """The difference of two first tokens' log-probabilities is that of their logits at the prompt's last token."""
+    metrics = ["logit_difference", "answer_log_probability", letters]
+    found = evaluate(olmoe, EXAMPLES, {"half": HALF}, metrics=metrics, **QUIET)
+    assert set(found.summary["metric"]) == {"logit_difference", "answer_log_probability", "letters"}
+    for name, interventions in {"none": (), "half": [HALF]}.items():
+        own = found.answers[found.answers["intervention"] == name].set_index("id")
+        with olmoe.intervene(*interventions):
+            whole = olmoe.answer_log_probabilities(EXAMPLES, with_end=False, progress=False)
+            assert own["answer_log_probability"].tolist() == pytest.approx(whole, abs=1e-5)
+            assert own["letters"].tolist() == [len(text) for text in own["prediction"]]
+            for example in EXAMPLES:
+                if not example.memory:
+                    assert math.isnan(own.loc[example.id, "logit_difference"])
+                    continue
+                prompt = olmoe.template.render(example, olmoe.tokenizer)
+                texts = (f" {text}" for text in (example.answers[0], example.memory[0]))
+                gold, rival = (olmoe.tokenizer(text, add_special_tokens=False)["input_ids"][0] for text in texts)
+                logits, _ = olmoe.run_with_cache(prompt.text, positions="last")
+                expected = (logits[0, -1, gold] - logits[0, -1, rival]).item()
+                assert own.loc[example.id, "logit_difference"] == pytest.approx(expected, abs=1e-4)
+    rows = found.summary.set_index(["intervention", "metric"])
+    assert rows.loc[("none", "answer_log_probability"), "mean"] < 0
+    drops = found.answers.pivot(index="id", columns="intervention", values="answer_log_probability")
+    assert rows.loc[("half", "answer_log_probability"), "drop"] == pytest.approx((drops["none"] - drops["half"]).mean())
+
+
+def test_a_logit_difference_needs_examples_with_a_memory(olmoe):
+    with pytest.raises(MoELensError, match="logit_difference needs examples with an original_answer"):
+        evaluate(olmoe, [EXAMPLES[1]], metrics=["logit_difference"], **QUIET)
+
+
 def test_answers_that_are_too_long_to_be_given_are_told_with_their_number(olmoe):
     texts = ["a b", "the mat and the cat", "in the sun of the day"]
     asked = [Example(str(i), "", "q", (text, *(["x"] if i == 2 else []))) for i, text in enumerate(texts)]

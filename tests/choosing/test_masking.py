@@ -7,10 +7,10 @@ import pytest
 
 from moe_lens import Example, ExpertSet, MoELensError, Zero
 from moe_lens.causal.evaluation import answer_table, q_values, summarise, summary_table
-from moe_lens.choosing import Choice, mask, random_controls, write_masked
+from moe_lens.choosing import Choice, joined, mask, random_controls, write_masked
 from moe_lens.choosing.controls import compared_summary
 from moe_lens.choosing.masking import masking_rows, named
-from moe_lens.lens.interventions import MODES
+from moe_lens.lens.interventions import MODES, Bias, Force, parse_mode
 from moe_lens.metrics import seeds_interval
 from moe_lens.results import read_provenance, read_table
 
@@ -156,6 +156,70 @@ def test_the_rows_are_those_of_each_mask_answered_by_hand(olmoe, mode, capsys):
     assert tested["q_value"].tolist() == pytest.approx(q_values(tested["p_value"]).tolist())
     assert rows.loc[[name for name in rows.index if "random" in name], "q_value"].isna().all()
     assert capsys.readouterr().out == ""
+
+
+def test_every_strength_is_answered_and_compared_with_random_sets_of_the_same_strength(olmoe):
+    mode = parse_mode("bias:0,6", positions="last")
+    found = mask(olmoe, EXAMPLES, [HALF], mode, controls=2, seed=3, **SHORT)
+    sets = {HALF.name: HALF.experts}
+    sets |= {one.name: one.experts for one in random_controls([HALF], 2, n_experts=8, seed=3)}
+    rows = found.rows.set_index("intervention")
+    answered = {}
+    for dose in (0, 6):
+        for name, experts in sets.items():
+            with olmoe.intervene(Bias(experts, float(dose), positions="last")):
+                answered[f"{name}@bias={dose}"] = answer_table(olmoe, EXAMPLES, progress=False, **SHORT)
+    for name, answers in answered.items():
+        own = found.answers[found.answers["intervention"] == name]
+        assert own["prediction"].tolist() == answers["prediction"].tolist()
+        assert rows.loc[name, "em"] == answers["em"].mean()
+        assert rows.loc[name, ["mode", "positions", "steps"]].tolist() == ["bias", "last", "all"]
+        assert rows.loc[name, ["strength", "set"]].tolist() == [float(name[-1]), name.partition("@")[0]]
+    assert len({tuple(answers["prediction"]) for answers in answered.values()}) > 1, "no bias took"
+    unmasked = found.answers[found.answers["intervention"] == "none"]["prediction"].tolist()
+    assert answered["half@bias=0"]["prediction"].tolist() == unmasked, "a bias of 0 changes answers"
+    scores = {name: answers["em"].to_numpy() for name, answers in answered.items()}
+    for dose in (0, 6):
+        theirs = [scores[f"random:4#{number}@bias={dose}"] for number in range(2)]
+        below = seeds_interval([one - scores[f"half@bias={dose}"] for one in theirs], bounds=(-1, 1), seed=3)
+        assert rows.loc[f"half@bias={dose}", "below_random"] == below.mean
+        assert rows.loc[f"random:4@bias={dose}", "em"] == pytest.approx(sum(map(sum, theirs)) / 6)
+
+
+def test_a_dose_is_compared_with_the_random_sets_of_its_own_strength_whatever_those_of_others_do():
+    """Made answers: at strength 1 nothing happens to anyone, at 2 only the chosen set loses all."""
+    names = ["ce:1", "random:1#0", "random:1#1"]
+    em = {"none": [1, 1, 1, 1]} | {f"{name}@scale=1": [1, 1, 1, 1] for name in names}
+    em |= {f"{name}@scale=2": [0, 0, 0, 0] if name == "ce:1" else [1, 1, 1, 1] for name in names}
+    chosen = [Choice(name, name.partition(":")[0], ExpertSet.of({0: [0]})) for name in names]
+    rows = masking_rows(answers_of(em), chosen, "scale:1,2").set_index("intervention")
+    assert rows.loc[["ce:1@scale=1", "ce:1@scale=2"], "below_random"].tolist() == [0, 1]
+    assert rows.loc[["ce:1@scale=1", "ce:1@scale=2"], "rank"].tolist() == ["3 of 3", "1 of 3"]
+    tested = rows.loc[["ce:1@scale=1", "ce:1@scale=2"]]
+    assert tested["q_value"].tolist() == pytest.approx(q_values(tested["p_value"]).tolist()), "strengths are tests too"
+    table = compared_summary(answers_of(em), chosen[:1], chosen[1:], ["em"], mode="scale:1,2")
+    assert table["intervention"].tolist() == ["none", "ce:1@scale=1", "ce:1@scale=2"]
+    assert table["below_random"].tolist()[1:] == [0, 1]
+
+
+def test_a_saved_intervention_is_a_row_of_its_own_without_random_sets(olmoe):
+    own = Force(ExpertSet.of({1: [2]}))
+    found = mask(olmoe, EXAMPLES, [HALF], saved={"mine": own}, controls=1, **SHORT)
+    with olmoe.intervene(own):
+        by_hand = answer_table(olmoe, EXAMPLES, progress=False, **SHORT)
+    row = found.rows.set_index("intervention").loc["mine"]
+    assert row[["family", "experts", "mode", "em"]].tolist() == ["saved", "1:2", "force", by_hand["em"].mean()]
+    assert pd.isna(row["below_random"])
+    with pytest.raises(MoELensError, match="'half' has the name of another run; rename its folder"):
+        mask(olmoe, EXAMPLES, [HALF], saved={"half": own}, **SHORT)
+
+
+def test_several_tasks_are_one_table_by_their_names(olmoe):
+    one, two = (mask(olmoe, EXAMPLES[:n], [HALF], controls=0, **SHORT) for n in (1, 2))
+    both = joined({"first": one, "second": two})
+    assert both.rows["task"].tolist() == ["first"] * 2 + ["second"] * 2
+    assert both.rows["n"].tolist() == [1, 1, 2, 2]
+    assert both.answers.groupby("task", sort=False).size().tolist() == [2, 4]
 
 
 def test_every_shape_is_compared_with_its_own_controls(olmoe):

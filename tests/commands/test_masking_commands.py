@@ -17,6 +17,7 @@ from moe_lens.causal.evaluation import answer_table
 from moe_lens.choosing import Ground, Models, choices, parse, score_tables
 from moe_lens.choosing.selection import scores_of
 from moe_lens.commands import console
+from moe_lens.lens.interventions import Bias
 from moe_lens.lens.lens import until
 from moe_lens.results import read_provenance, read_table
 from moe_lens.tuning import Schedule, TuneRouters, save_merged, save_trained, tune
@@ -176,6 +177,69 @@ def test_scores_are_kept_and_other_options_are_refused(run, tuned, monkeypatch, 
     assert measured == [8]
 
 
+def test_one_command_gives_doses_on_several_tasks_a_matrix_and_a_plan_that_holds_later_runs(run, tmp_path, capsys):
+    saved = Bias(ExpertSet.of({1: [2]}), 5.0, positions="from_question")
+    saved.save(tmp_path / "mine")
+    options = "--experts 1:2,3 --mode bias:0,9 --positions from_question --spare closed_book --control random:1"
+    out = run(intervene, f"{options} --intervention mine --plan plan.json")
+    assert "the plan is written to plan.json" in capsys.readouterr().out
+    rows, matrix = (read_table(out / f"{name}.parquet") for name in ("doses", "selectivity"))
+    assert rows["task"].unique().tolist() == ["swap", "closed_book"]
+    per_task = ["none", "1:2,3@bias=0", "random~1x2#0@bias=0", "random~1x2@bias=0", "1:2,3@bias=9"]
+    assert rows["intervention"].tolist()[:5] == per_task
+    assert set(matrix["intervention"]) == {"1:2,3@bias=0", "1:2,3@bias=9", "mine"}
+    answers = read_table(out / "answers.parquet").set_index(["task", "intervention"])
+    lens = MoELens.from_pretrained("organism")
+    for task in ("swap", "closed_book"):
+        for name, bias in {"1:2,3@bias=9": (ExpertSet.of({1: [2, 3]}), 9.0), "mine": (saved.experts, 5.0)}.items():
+            with lens.intervene(Bias(*bias, positions="from_question")):
+                by_hand = answer_table(lens, load_examples(task, limit=4), max_new_tokens=3, progress=False)
+            assert answers.loc[(task, name), "prediction"].tolist() == by_hand["prediction"].tolist()
+    assert (out / "doses.html").exists()
+    assert (out / "selectivity.html").exists()
+    assert read_provenance(out / "doses.parquet")["stage"] == "exploratory"
+
+    run(intervene, f"{options} --intervention mine --plan plan.json")
+    part = run(intervene, f"{options} --intervention mine --plan plan.json --limit 3", out="part")
+    assert "exploratory, since 6 of its 6 examples, and the model, are those of the plan" in capsys.readouterr().out
+    assert read_provenance(part / "doses.parquet")["stage"] == "exploratory"
+    later = run(intervene, f"{options} --intervention mine --plan plan.json --split dev", out="later")
+    assert read_provenance(later / "doses.parquet")["stage"] == "confirmatory"
+    departures = {"--seed 4": "its seed is 0, here it is 4", "--mode bias:0,8": "is bias:0,9, here it is bias:0,8"}
+    for other, told in departures.items():
+        with pytest.raises(AssertionError):
+            run(intervene, f"{options} --intervention mine --plan plan.json {other}", out="other")
+        assert told in capsys.readouterr().err
+    (tmp_path / "plan.json").write_text((tmp_path / "plan.json").read_text().replace("bias:0,9", "bias:0,8"))
+    with pytest.raises(AssertionError):
+        run(intervene, f"{options} --intervention mine --plan plan.json --mode bias:0,8", out="other")
+    assert "a plan that was changed confirms nothing" in capsys.readouterr().err
+
+
+def length(prediction: str, example: Any) -> int:
+    return len(prediction)
+
+
+def test_evaluation_takes_strengths_saved_interventions_and_metrics_of_ones_own(run, tmp_path):
+    Bias(ExpertSet.of({1: [2]}), 5.0).save(tmp_path / "mine")
+    metrics = f"--metrics em,{__name__}:length"
+    out = run(evaluate, f"--mask 1:2,3 --mode scale:0,2 --steps prefill --intervention mine {metrics}")
+    answers = read_table(out / "answers.parquet")
+    assert list(answers["intervention"].unique()) == ["none", "1:2,3@scale=0", "1:2,3@scale=2", "mine"]
+    assert answers[f"{__name__}:length"].tolist() == answers["prediction"].str.len().tolist()
+
+
+def test_topk_is_on_the_router_and_takes_no_experts(run, capsys):
+    out = run(intervene, "--mode topk:1,4 --layers 0,1")
+    rows = read_table(out / "doses.parquet").set_index("intervention")
+    assert list(rows.index) == ["none", "router@topk=1", "router@topk=4"]
+    answers = read_table(out / "answers.parquet").set_index("intervention")["prediction"]
+    assert answers["router@topk=4"].tolist() == answers["none"].tolist(), "4 is the organism's own k"
+    with pytest.raises(AssertionError):
+        run(intervene, "--mode topk:1 --experts 1:2", out="other")
+    assert "topk is on all experts of its layers; leave 1:2 out" in capsys.readouterr().err
+
+
 def test_a_template_reaches_scores_and_answers_and_their_provenance(run, tmp_path):
     texts = {"with_context": "{context}\n\n{question}", "closed_book": "{question}", "answer_cue": "\n\nA:"}
     (tmp_path / "mine.json").write_text(json.dumps(texts))
@@ -275,6 +339,12 @@ def test_the_command_lines_tune_mask_and_go_on_where_they_stopped(tmp_path):
         ("--data swap --experts ce:4 --compare oe:4", "compare a tuned model with its base"),
         ("--data swap --experts 0:0,1,2,3,4,5,6,7,8,9,10,11,12 --mode reroute", "fewer than the 4"),
         ("--data swap --experts 0:1 --mode delete", "the mode of masking must be one of zero, renormalize, reroute"),
+        ("--data swap --experts 0:1 --mode bias", "bias needs strengths, each added to the router logits"),
+        ("--data swap --experts 0:1 --positions there", "positions must be one of all, prompt"),
+        ("--data swap --experts 0:1 --positions last --steps decode", "never meet"),
+        ("--data swap,novel --spare novel --experts 0:1", "'novel' is named twice"),
+        ("--data swap --intervention nowhere", "expected a saved intervention"),
+        ("--data swap", "nothing is to be done: name experts with --experts"),
         ("--data swap --experts 0:1 --control 5", "--control"),
         ("--data swap --experts planted", "nothing is planted"),
         ("--data swap --experts 0:1 --layers 2", "none of the experts of '0:1' is in the layers 2"),

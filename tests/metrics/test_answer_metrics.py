@@ -12,6 +12,7 @@ import pytest
 
 from moe_lens import metrics
 from moe_lens.choosing.scores import SCORES
+from moe_lens.data import Example
 from moe_lens.errors import MoELensError
 from moe_lens.metrics import METRICS, exact_match, f1, metrics_named
 from moe_lens.metrics.catalogue import Metric
@@ -163,6 +164,30 @@ def test_metrics_are_found_by_name():
     for names in ([], ["em", "nonsense"]):
         with pytest.raises(MoELensError, match="metrics must be of em, f1"):
             metrics_named(names)
+
+
+def length(prediction: str, example: Example) -> int:
+    return len(prediction)
+
+
+def words(prediction: str, example: Example) -> str:
+    return prediction
+
+
+def test_a_function_of_ones_own_is_a_metric_by_itself_or_by_where_it_is():
+    asked = Example("a", "", "q", ("x",))
+    named, imported = metrics_named([length, f"{__name__}:length"])
+    assert (named.name, imported.name) == ("length", f"{__name__}:length")
+    assert [metric.score("four", asked) for metric in (named, imported)] == [4.0, 4.0]
+    with pytest.raises(MoELensError, match="words must give a number for each prediction and example; got 'a'"):
+        metrics_named([words])[0].score("a", asked)
+    for wrong in ("nowhere:length", f"{__name__}:nothing", f"{__name__}:__name__"):
+        with pytest.raises(MoELensError, match=r"package\.module:function|is no function"):
+            metrics_named([wrong])
+    with pytest.raises(MoELensError, match="a named function"):
+        metrics_named([lambda prediction, example: 0.0])
+    with pytest.raises(MoELensError, match="different metrics need different names"):
+        metrics_named(["f1", f1])
 
 
 def extras_asked_for(metric: Metric, monkeypatch: pytest.MonkeyPatch) -> list[str]:

@@ -10,12 +10,14 @@ from moe_lens.report.plots import (
     answers_figure,
     clusters_figure,
     correlation_figure,
+    doses_figure,
     gains_figure,
     layers_figure,
     masking_figure,
     metrics_figure,
     parameters_figure,
     scores_figure,
+    selectivity_figure,
     sizes_figure,
     tradeoff_figure,
     transfer_figure,
@@ -584,3 +586,84 @@ def test_parameters_are_written_with_their_share():
     assert [it.text[0] for it in figure.data] == ["8.2K (0.4%)", "2.0M (100.0%)"]
     assert figure.layout.xaxis.type == "log"
     assert figure.layout.title.text == "Share of the parameters trained: CEFT 0.4%"
+
+
+def dose_table(*tasks: str) -> pd.DataFrame:
+    """Chosen experts fall from 0.9 by 0.1 a strength; three random sets by 0.01, 0.02 and 0.03."""
+    rows = []
+    for task in tasks:
+        rows.append({"set": "none", "family": "none", "em": 0.9, "strength": np.nan})
+        for strength in (1.0, 2.0, 5.0):
+            rows.append({"set": "ce-last:4", "family": "ce-last", "em": 0.9 - 0.1 * strength, "strength": strength})
+            rows += [
+                {"set": f"random:4#{i}", "family": "random", "em": 0.9 - 0.01 * i * strength, "strength": strength}
+                for i in (1, 2, 3)
+            ]
+            rows.append({"set": "random:4", "family": "random mean", "em": 0.9 - 0.02 * strength, "strength": strength})
+        rows = [{"task": task} | row for row in rows]
+    table = pd.DataFrame(rows).assign(mode="bias", n=96, positions="from_question", steps="all")
+    return table.assign(em_low=table["em"] - 0.05, em_high=table["em"] + 0.02)
+
+
+def test_doses_are_lines_over_the_strength_with_the_range_of_random_sets_behind():
+    figure = doses_figure(dose_table("swap").sample(frac=1, random_state=0))
+    line = trace(figure, "ce-last:4")
+    assert list(line.x) == [1, 2, 5]
+    np.testing.assert_allclose(line.y, [0.8, 0.7, 0.4])
+    np.testing.assert_allclose(line.error_y.arrayminus, 0.05)
+    np.testing.assert_allclose(trace(figure, "random (mean and range of sets)").y, [0.88, 0.86, 0.8])
+    band = next(it for it in figure.data if it.fill == "toself" and "127" in it.fillcolor)
+    assert list(band.x) == [1, 2, 5, 5, 2, 1]
+    np.testing.assert_allclose(band.y, [0.89, 0.88, 0.85, 0.75, 0.84, 0.87])
+    assert set(trace(figure, "without").y) == {0.9}
+    assert figure.layout.xaxis.title.text == "added to the experts' router logits"
+    said = f"{figure.layout.title.text} {figure.layout.title.subtitle.text}".replace("<br>", " ")
+    assert "bias 5 on ce-last:4 takes EM on swap from 0.90 to 0.40" in said
+    assert "positions from_question; 96 examples" in said
+
+
+def test_doses_of_several_tasks_are_panels_with_one_legend():
+    figure = doses_figure(pd.concat([dose_table("swap"), dose_table("closed_book")], ignore_index=True))
+    assert [axis.title.text for axis in figure.select_yaxes()] == ["EM, swap", "EM, closed_book"]
+    assert [it.yaxis for it in figure.data if it.name == "ce-last:4"] == ["y", "y2"]
+    named = [it.name for it in figure.data if it.name and it.showlegend]
+    assert len(named) == len(set(named)) == 3
+
+
+def test_doses_refuse_a_table_without_strengths_or_of_two_modes():
+    table = dose_table("swap")
+    with pytest.raises(MoELensError, match="this table has those of none"):
+        doses_figure(table.assign(strength=np.nan))
+    with pytest.raises(MoELensError, match="bias, scale"):
+        doses_figure(pd.concat([table, table.assign(mode="scale")]))
+
+
+def matrix_table() -> pd.DataFrame:
+    rows = [
+        ("ce:4", "kept", "spared", 0.02, "selective", 0.03),
+        ("ce:4", "swap", "target", 0.8, "selective", 0.03),
+        ("oe:4", "kept", "spared", 0.3, "not selective", 1.5),
+        ("oe:4", "swap", "target", 0.2, "not selective", 1.5),
+    ]
+    table = pd.DataFrame(rows, columns=["intervention", "task", "role", "effect", "verdict", "ratio"])
+    table = table.assign(unmasked=0.9, n=96, ratio_low=table["ratio"] - 0.1, ratio_high=[0.2, 0.2, np.inf, np.inf])
+    return table.assign(effect_low=table["effect"] - 0.1, effect_high=table["effect"] + 0.1)
+
+
+def test_the_matrix_has_targets_first_and_says_every_effect_and_verdict():
+    figure = selectivity_figure(matrix_table())
+    [cells] = figure.data
+    np.testing.assert_allclose(np.asarray(cells.z), [[0.8, 0.02], [0.2, 0.3]])
+    assert list(figure.layout.xaxis.ticktext) == ["swap<br>(target)", "kept<br>(spared)"]
+    assert list(figure.layout.yaxis.ticktext) == ["ce:4", "oe:4"]
+    told = {(note.x, note.y): note.text for note in figure.layout.annotations}
+    assert told[0, 0] == "80%<br>[70, 90%]"
+    assert told[1, 1] == "30%<br>[20, 40%]"
+    ends = [text for (x, _), text in told.items() if x > 1]
+    assert ends == ["<b>selective</b><br>ratio 0.03 [-0.07, 0.20]", "<b>not selective</b><br>ratio 1.50 [1.40, ∞]"]
+    assert figure.layout.title.text == "ce:4 is selective"
+
+
+def test_the_matrix_refuses_two_rows_for_a_cell():
+    with pytest.raises(MoELensError, match="one row per intervention and task"):
+        selectivity_figure(pd.concat([matrix_table(), matrix_table().head(1)]))
