@@ -63,7 +63,8 @@ def assert_as_expected(family: str, *, dtype: torch.dtype = torch.float32, imple
     if implementation is not None:
         model.set_experts_implementation(implementation)
     lens = MoELens.from_pretrained(model, tiny_tokenizer())
-    few = None if family in (*VARIED, *REFUSED) else [name for name in CHECKS if name not in SLOWER]
+    whole = implementation is None and family in (*VARIED, *REFUSED)
+    few = None if whole else [name for name in CHECKS if name not in SLOWER]
     table = run_checks(lens, TEXTS, names=few)
     expected = {name: REFUSED.get(family, {}).get(name) for name in CHECKS}
     wrong = [
