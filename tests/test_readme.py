@@ -1,5 +1,6 @@
 """The README keeps its word: its program runs as printed, and its commands, and those of docs/, know their options."""
 
+import inspect
 import re
 import runpy
 import subprocess
@@ -8,15 +9,18 @@ from pathlib import Path
 
 import pytest
 
+from moe_lens import lens
+from moe_lens.lens.interventions import Placed
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCS = "\n".join(file.read_text(encoding="utf-8") for file in sorted((ROOT / "docs").glob("*.md")))
 COMMANDS = sorted(set(re.findall(r"python (-m moe_lens[\w.]*|analyses/[\w/]+\.py)([^`;|\n]*)", README + DOCS)))
 
 
-def printed_by(number: int, folder: Path) -> list[str]:
-    """The lines that the README's program of that number prints, run in this folder."""
-    programs = re.findall(r"<!-- program -->\n```python\n(.*?)```", README, flags=re.DOTALL)
+def printed_by(number: int, folder: Path, text: str = README) -> list[str]:
+    """The lines that the program of that number in a page prints, run in this folder."""
+    programs = re.findall(r"<!-- program -->\n```python\n(.*?)```", text, flags=re.DOTALL)
     file = folder / "program.py"
     file.write_text(programs[number], encoding="utf-8")
     run = subprocess.run([sys.executable, file], cwd=folder, capture_output=True, text=True, timeout=300, check=False)
@@ -36,6 +40,20 @@ def test_the_second_program_trains_and_opens_what_it_kept(tmp_path):
     assert float(rate_and_score.split()[-1]) > 0.5  # of 0.02 before
     assert answers.startswith("answers:")
     assert (tmp_path / "RUN" / "chosen" / "delta.json").is_file()
+
+
+def test_the_intervention_of_ones_own_runs_as_printed_and_is_a_dose(tmp_path):
+    page = (ROOT / "docs" / "interventions.md").read_text(encoding="utf-8")
+    plain, weak, strong = (line.partition(":")[2].split() for line in printed_by(0, tmp_path, page))
+    changed = [sum(a != b for a, b in zip(plain, found, strict=False)) for found in (weak, strong)]
+    assert changed[0] == 0 < changed[1]
+
+
+def test_the_page_of_interventions_names_every_kind_and_only_those():
+    page = (ROOT / "docs" / "interventions.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"^\| `(\w+)\(", page, re.MULTILINE))
+    kinds = {name for name in lens.__all__ if inspect.isclass(kind := getattr(lens, name)) and issubclass(kind, Placed)}
+    assert named == kinds
 
 
 @pytest.mark.parametrize(("program", "arguments"), COMMANDS)

@@ -159,7 +159,7 @@ CHECKS: dict[str, Check] = {
 
 PASSES = {
     "capture": 2, "weights_rule": 1, "zero": 4, "renormalize": 4, "reroute": 4,
-    "bias": 5, "scale": 5, "force": 2, "top_k": 3, "replay": 5, "patch": 16,
+    "bias": 5, "scale": 5, "force": 2, "top_k": 3, "replay": 6, "patch": 14,
     "generate": 1 + 2 * NEW_TOKENS, "attention": 3, "expert_outputs": 2, "logit_lens": 2,
 }  # fmt: skip
 """Forward passes that each check takes, for saying beforehand what they will cost; a refusal takes some more."""

@@ -9,6 +9,7 @@ from .interventions import Bias as Bias
 from .interventions import Force as Force
 from .interventions import Here as Here
 from .interventions import Intervention as Intervention
+from .interventions import LogitBias as LogitBias
 from .interventions import Patch as Patch
 from .interventions import ProjectOut as ProjectOut
 from .interventions import Renormalize as Renormalize

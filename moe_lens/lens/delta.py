@@ -13,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from moe_lens.architecture import MoEArchitecture
 from moe_lens.data.prompts import TEMPLATES, PromptTemplate
 from moe_lens.errors import MoELensError
 from moe_lens.lens.offloaded import expect_in_memory, stored
@@ -106,9 +107,17 @@ def read_facts(folder: str | Path) -> dict[str, Any]:
     return facts
 
 
-def apply_delta(module: nn.Module, folder: str | Path, *, template: PromptTemplate | None = None) -> dict[str, Any]:
+def apply_delta(
+    module: nn.Module,
+    folder: str | Path,
+    *,
+    template: PromptTemplate | None = None,
+    layers: Collection[int] | None = None,
+) -> dict[str, Any]:
     """Put a delta's tensors in place in `module`, which equals the tuned model then, and give back its facts.
 
+    layers: put in place only what changed inside these decoder layers, by absolute index, such as some routers of a
+        router tuning; None for all of the delta.
     template: how the model will be asked; where the delta was trained on prompts of another, a warning says so.
     Raises MoELensError, leaving `module` as it was, unless it is the delta's base in the dtype of training.
     """
@@ -140,8 +149,9 @@ def apply_delta(module: nn.Module, folder: str | Path, *, template: PromptTempla
             stacklevel=3,  # whoever opens the model
         )
     parameters = _parameters(module, tensors)
+    wanted = tensors if layers is None else _inside(module, tensors, layers)
     with torch.no_grad():
-        for name, tensor in tensors.items():
+        for name, tensor in wanted.items():
             parameters[name][_index(rows, name)] = tensor.to(parameters[name].device)
     return facts
 
@@ -212,6 +222,19 @@ def _values(module: nn.Module, names: Collection[str], rows: Mapping[str, Sequen
                 "it belongs to a model of another size"
             )
     return {name: parameter[list(rows[name])] if name in rows else parameter for name, parameter in parameters.items()}
+
+
+def _inside(module: nn.Module, tensors: Mapping[str, Tensor], layers: Collection[int]) -> dict[str, Tensor]:
+    """Those of the tensors that lie in these decoder layers; MoELensError for a layer in which none does."""
+    paths = MoEArchitecture.of(module).layers
+    found: dict[str, Tensor] = {}
+    for layer in layers:
+        path = f"{paths[layer]}." if layer in range(len(paths)) else None
+        own = {name: tensor for name, tensor in tensors.items() if path is not None and name.startswith(path)}
+        if not own:
+            raise MoELensError(f"the delta changes nothing in layer {layer}; leave it out of layers={list(layers)}")
+        found |= own
+    return found
 
 
 def _told(template: Any) -> str:

@@ -109,9 +109,9 @@ class LayerPass:
         if together.keeps_sum is not None:
             self._keeps_sum = self.reader.by_position(together.keeps_sum)
         router, tokens = self.reader.router(self.layer), here.rows * here.width
-        outputs = {
-            k: decide(self._site, router, call, together, n_tokens=tokens, top_k=k) for k in sorted(sizes or {own_k})
-        }
+        free = replace(together, selected=None)  # of the tokens that get another number, none has a selection
+        asked = {k: together if k == own_k else free for k in sorted(sizes or {own_k})}
+        outputs = {k: decide(self._site, router, call, change, n_tokens=tokens, top_k=k) for k, change in asked.items()}
         if len(outputs) > 1 and together.top_k is not None:
             wanted = self.reader.by_position(together.top_k)[..., 0]
             for k, output in outputs.items():

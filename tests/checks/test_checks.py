@@ -11,7 +11,8 @@ from moe_lens.checks import CHECKS, run_checks
 from moe_lens.checks.reference import without_last_weights
 from moe_lens.errors import MoELensError
 from moe_lens.experts import ExpertSet
-from moe_lens.lens import CAPTURES, Capture, MoELens, Zero
+from moe_lens.lens import CAPTURES, Bias, Capture, Force, MoELens, Patch, Replay, Scale, TopK, Zero
+from moe_lens.lens.interventions.deciding import RouterChange
 from moe_lens.lens.reader import TraceReader
 from moe_lens.routing import ScoringRule
 
@@ -116,6 +117,22 @@ def test_renormalize_fails_under_the_formula_of_zero(fresh, monkeypatch):
 def test_reroute_fails_if_the_expert_keeps_its_place(fresh, monkeypatch):
     monkeypatch.setattr("moe_lens.checks.silencing.Reroute", Zero)
     assert outcome(fresh, "reroute") == "failed"
+
+
+def test_checks_of_strengths_fail_if_strength_or_source_is_lost(fresh, monkeypatch):
+    asks = {kind: kind.asks for kind in (Bias, Force, TopK)}
+    for kind, stronger in (
+        (Bias, lambda own, *at: replace(asks[Bias](replace(own, alpha=1.1 * own.alpha), *at))),
+        (Force, lambda own, *at: RouterChange()),
+        (TopK, lambda own, *at: RouterChange()),
+    ):
+        with monkeypatch.context() as patched:
+            patched.setattr(kind, "asks", stronger)
+            assert outcome(fresh, {Bias: "bias", Force: "force", TopK: "top_k"}[kind]) == "failed"
+    monkeypatch.setattr(Scale, "edited", Zero.edited)
+    monkeypatch.setattr(Replay, "selection", lambda own, here, k: None)
+    monkeypatch.setattr(Patch, "changed", lambda own, site, here, values: values)
+    assert [outcome(fresh, name) for name in ("scale", "replay", "patch")] == ["failed"] * 3
 
 
 def test_the_rule_fails_if_another_was_found(fresh):

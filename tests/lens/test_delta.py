@@ -267,3 +267,20 @@ def test_a_base_that_differs_in_other_weights_or_has_fewer_experts_is_refused(ba
         base.lm_head.weight.add_(0.1)
     with pytest.raises(MoELensError, match="another base"):
         apply_delta(base, folder)
+
+
+def test_only_the_named_layers_of_a_delta_are_put_in_place(base, tuned, folder, names):
+    before = values_of(base)
+    apply_delta(base, folder, layers=[1])
+    for name, value in base.state_dict().items():
+        source = tuned.state_dict() if name in names and ".layers.1." in name else before
+        assert torch.equal(value, source[name]), name
+    assert not torch.equal(base.get_parameter(names[1]), before[names[1]])
+
+
+@pytest.mark.parametrize("layer", [3, -1])
+def test_a_layer_in_which_a_delta_changes_nothing_is_refused_and_the_base_left_alone(base, folder, layer):
+    before = values_of(base)
+    with pytest.raises(MoELensError, match=f"changes nothing in layer {layer}"):
+        apply_delta(base, folder, layers=[0, layer])
+    assert all(torch.equal(value, before[name]) for name, value in base.state_dict().items())

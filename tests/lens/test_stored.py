@@ -15,6 +15,7 @@ from moe_lens.lens import (
     Bias,
     Force,
     Intervention,
+    LogitBias,
     Patch,
     ProjectOut,
     Renormalize,
@@ -41,6 +42,7 @@ SEVERAL = [
     Scale(E, 1 / 3),
     Bias(E, 2.0, sd={1: 0.1, 2: 0.7}, weights="unbiased"),
     Force(E, "sum", steps="decode"),
+    LogitBias({2: torch.arange(8.0), 0: -torch.ones(8)}, "unbiased", steps=(1,)),
     TopK(2, layers=[0]),
     Steer(E, epsilon=0.5),
     AddVector(1, VECTOR.double(), 1e-3, what="moe_output"),
@@ -75,7 +77,7 @@ def test_a_loaded_one_does_the_same(olmoe, tmp_path):
 
 def test_the_same_is_saved_as_the_same_bytes(tmp_path):
     for name in "ab":
-        SEVERAL[8].save(tmp_path / name, made_by={})
+        AddVector(1, VECTOR).save(tmp_path / name, made_by={})
     for file in ("intervention.json", "intervention.safetensors"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 

@@ -15,6 +15,7 @@ from moe_lens.lens import (
     AddVector,
     Bias,
     Force,
+    LogitBias,
     MoELens,
     Patch,
     ProjectOut,
@@ -206,6 +207,15 @@ def test_routers_decide_by_the_rule_as_plain_hooks_make_them(lenses, family, nam
     assert (expected - under(lens)[0]).abs().max() > 1e-2
 
 
+def test_biases_of_every_expert_are_those_of_sets_together(olmoe):
+    first, second = ExpertSet.of({0: [1, 2], 1: [3]}), ExpertSet.of({1: [3, 4]})
+    biases = {0: 2.0 * table(first, 0), 1: 2.0 * table(first, 1) - 0.5 * table(second, 1)}
+    expected = under(olmoe, Bias(first, 2.0), Bias(second, -0.5))[0]
+    assert torch.equal(under(olmoe, LogitBias(biases))[0], expected)
+    with pytest.raises(MoELensError, match=r"expected 8 biases in each layer, one for each; not in \[1\]"):
+        under(olmoe, LogitBias({1: torch.ones(7)}))
+
+
 def test_biases_by_the_spread_of_each_layers_logits(olmoe):
     experts = most_used(olmoe, TEXTS, size=2)
     [spread] = olmoe.measure(TEXTS, LogitSpread(), progress=False)
@@ -336,6 +346,8 @@ def test_groups_limit_how_many_experts_a_token_can_get(lenses):
     [
         lambda: Bias(E_1, float("inf")),
         lambda: Bias(E_1, 1.0, weights="none"),
+        lambda: LogitBias({1: torch.full((8,), torch.inf)}),
+        lambda: LogitBias({}),
         lambda: Scale(E_1, float("nan")),
         lambda: Force(E_1, "none"),
         lambda: TopK(0),

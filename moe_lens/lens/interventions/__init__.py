@@ -12,7 +12,7 @@ from moe_lens.lens.interventions.patching import Patch, Replay, SetTo
 from moe_lens.lens.interventions.per_row import Rows
 from moe_lens.lens.interventions.place import Here, Steps
 from moe_lens.lens.interventions.protocol import Intervention, OnExperts, OnGating, Placed
-from moe_lens.lens.interventions.rerouting import Bias, Force, Reroute, TopK
+from moe_lens.lens.interventions.rerouting import Bias, Force, LogitBias, Reroute, TopK
 from moe_lens.lens.interventions.sources import Run, mean_values
 from moe_lens.lens.interventions.steering import Steer
 from moe_lens.lens.interventions.stored import read_folder
@@ -28,6 +28,7 @@ __all__ = [
     "Force",
     "Here",
     "Intervention",
+    "LogitBias",
     "Mode",
     "OnActivations",
     "OnExperts",
@@ -58,7 +59,21 @@ MODES: dict[str, Callable[[ExpertSet], OnExperts]] = {kind.mode: kind for kind i
 
 KINDS: dict[str, type[Intervention]] = {
     kind.__name__: kind
-    for kind in (AddVector, Bias, Force, ProjectOut, Renormalize, Reroute, Rows, Scale, SetTo, Steer, TopK, Zero)
+    for kind in (
+        AddVector,
+        Bias,
+        Force,
+        LogitBias,
+        ProjectOut,
+        Renormalize,
+        Reroute,
+        Rows,
+        Scale,
+        SetTo,
+        Steer,
+        TopK,
+        Zero,
+    )
 }
 """The interventions that can be saved, by name."""
 

@@ -81,13 +81,13 @@ class ProjectOut(OnActivations):
             )
 
     def changed(self, site: Site, here: Here, values: Tensor) -> Tensor:
-        basis: Tensor = here.once((id(self), "basis"), lambda: self._basis().to(values))  # [d_model, n]
-        projected = (values @ basis) @ basis.T
-        return values - projected
+        basis = here.once((id(self), "basis"), lambda: self._basis().to(values))  # [d_model, n]
+        return values - (values @ basis) @ basis.T
 
     def _basis(self) -> Tensor:
         rows = self.directions if self.directions.ndim == 2 else self.directions[None]
-        return torch.linalg.qr(rows.detach().cpu().double().T).Q
+        orthonormal: Tensor = torch.linalg.qr(rows.detach().cpu().double().T).Q
+        return orthonormal
 
     def check(self, architecture: MoEArchitecture) -> None:
         super().check(architecture)

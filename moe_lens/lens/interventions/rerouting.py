@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
+from torch import Tensor
 
 from moe_lens.architecture import MoEArchitecture
 from moe_lens.errors import MoELensError
@@ -69,8 +70,7 @@ class Bias(OnExperts):
             raise MoELensError(
                 f"a bias must be a finite number, since -inf excludes nothing; got {self.alpha}; use Reroute"
             )
-        if self.weights not in ("router", "unbiased"):
-            raise MoELensError(f"weights under a bias must be 'router' or 'unbiased'; got {self.weights!r}")
+        expect_bias_weights(self.weights)
         object.__setattr__(self, "alpha", float(self.alpha))
         super().__post_init__()
         if self.sd is None:
@@ -89,6 +89,42 @@ class Bias(OnExperts):
         size = self.alpha * (1.0 if self.sd is None else dict(self.sd)[layer])
         added = chosen(self.experts[layer], n_experts) * size
         return RouterChange(bias=added) if self.weights == "router" else RouterChange(selection_bias=added)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class LogitBias(Placed):
+    """Adds a number of its own to each router logit: `Bias` with tensors [expert] by layer."""
+
+    biases: Mapping[int, Tensor]
+    weights: Literal["router", "unbiased"] = "router"
+
+    def __post_init__(self) -> None:
+        expect_bias_weights(self.weights)
+        own = tuple(sorted(self.biases))
+        if self.layers not in (None, own) or not own:
+            raise MoELensError(
+                "LogitBias takes tensors by layer, one or more, which name its layers; leave layers= out"
+            )
+        if not all(bias.ndim == 1 and bias.isfinite().all() for bias in self.biases.values()):
+            raise MoELensError(f"expected a finite tensor [expert] for each of the layers {list(own)}")
+        object.__setattr__(self, "layers", own)
+        super().__post_init__()
+
+    def asks(self, layer: int, n_experts: int) -> RouterChange:
+        added = self.biases[layer].detach().cpu().float()
+        return RouterChange(bias=added) if self.weights == "router" else RouterChange(selection_bias=added)
+
+    def check(self, architecture: MoEArchitecture) -> None:
+        super().check(architecture)
+        wrong = [layer for layer, bias in self.biases.items() if len(bias) != architecture.n_experts]
+        if wrong:
+            raise MoELensError(f"expected {architecture.n_experts} biases in each layer, one for each; not in {wrong}")
+
+
+def expect_bias_weights(weights: str) -> None:
+    """MoELensError unless it says which weights a bias gives."""
+    if weights not in ("router", "unbiased"):
+        raise MoELensError(f"weights under a bias must be 'router' or 'unbiased'; got {weights!r}")
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -62,6 +62,10 @@ class Run:
         if len(self._by_id) != len(self.examples):
             raise MoELensError("the examples of a run are matched by id; some of these have the same")
 
+    def __repr__(self) -> str:
+        under = f", under {', '.join(map(repr, self.under))}" if self.under else ""
+        return f"Run({len(self.examples)} examples{under})"
+
     @cached_property
     def digest(self) -> str:
         """What tells the run from others: the model's weights, the examples, what it is under."""
