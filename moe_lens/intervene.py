@@ -53,6 +53,13 @@ def main(
     compare: Annotated[list[str] | None, Option(help="More sets to mask, to compare with; as --experts.")] = None,
     control: options.Control = "random:20",
     doing: options.Doing = options.Doing(),
+    metrics: Annotated[
+        str | None,
+        Option(
+            help="More scores than EM, F1 and memory, as --metrics of moe_lens.evaluate, also package.module:function; "
+            "they stand in summary.parquet. Verdicts go by EM."
+        ),
+    ] = None,
     split: Annotated[str, Option(help="Which split of a task or data set is answered.")] = "test",
     layers: Annotated[str | None, Option(help="Mask in these layers only, such as 0,2,3; default all.")] = None,
     reading: options.Reading = options.Reading(),
@@ -81,10 +88,12 @@ def main(
         python -m moe_lens.intervene --model organism:planted --data swap --spare closed_book \\
             --experts planted --mode bias:1,3,5 --positions from_question --out RUN/doses
     """
+    from moe_lens.causal.evaluation import check_metrics
     from moe_lens.commands.masking_results import leave_masked, leave_selectivity
     from moe_lens.commands.masking_tasks import TaskRun, Tasks
     from moe_lens.commands.named_experts import NamedExperts
     from moe_lens.commands.plans import hold_to_plan, planned
+    from moe_lens.metrics import metrics_named
     from moe_lens.results import claim, provenance
     from moe_lens.storage import try_folder
 
@@ -92,6 +101,7 @@ def main(
     controls, tasks = options.control_count(control), Tasks.parse(data, spare)
     within = None if layers is None else console.numbers(layers, int, what="--layers")
     mode, saved = doing.parsed(within), doing.saved()
+    more = metrics_named(metrics.split(",")) if metrics else []
     loaded = {task: reading.load(task, split=split, limit=limit) for task in tasks.all}
     texts, first = [*(experts or []), *(compare or [])], tasks.targets[0]
     wanted = NamedExperts(texts, opening, scoring, reading, first, mode=mode, layers=within, seed=seed)
@@ -107,12 +117,15 @@ def main(
     examples = {task: one.examples for task, one in fitted.items()}
     made_by = provenance(model=opening.model, delta=opening.delta, data=examples[first], seed=seed, facts=facts)
     digests = {name: one.digest for name, one in saved.items()}
+    for asked_of in examples.values():
+        check_metrics(more, asked_of, None)
     if plan is not None:
         wished = planned(tasks, mode, wanted.told(), digests, controls, max_new_tokens)
         made_by["stage"] = hold_to_plan(plan, wished, facts["weights"], chain.from_iterable(examples.values()))
     asked = tasks.facts(examples) | ({"saved": digests} if saved else {})
+    asked |= {"metrics": [metric.name for metric in more]} if more else {}
     claim(out, made_by | {"experts": wanted.told(), "control": controls} | asked)
-    run = TaskRun(wanted.choose(lens, out), mode, saved, controls, max_new_tokens, ends, out, made_by, seed)
+    run = TaskRun(wanted.choose(lens, out), mode, saved, more, controls, max_new_tokens, ends, out, made_by, seed)
     base = wanted.base if opening.delta is not None or scoring.base is not None else None
     found = run.on_all(lens, base, examples, tasks.spared)
     made_by |= asked

@@ -12,13 +12,14 @@ import numpy as np
 import pandas as pd
 
 from moe_lens.causal.evaluation import UNMASKED, evaluate, q_values, summarise
-from moe_lens.choosing.controls import CONTROL, against_random, random_controls
+from moe_lens.choosing.controls import CONTROL, against_random, compared_summary, random_controls
 from moe_lens.choosing.selection import Choice
 from moe_lens.data import Example
 from moe_lens.errors import MoELensError
 from moe_lens.experts import ExpertSet
 from moe_lens.lens.interventions import Intervention, Mode, check_interventions, parse_mode
 from moe_lens.lens.lens import MoELens
+from moe_lens.metrics.catalogue import DEFAULT_METRICS, Named
 from moe_lens.results import write_json, write_table
 
 MEAN = "random mean"
@@ -31,12 +32,13 @@ SAVED = "saved"
 class Masked:
     """What a masking run found.
 
-    answers: those of `evaluate`, one row per mask and example. rows: see `masking_rows`. Of `mask_tasks` both have a
-        first column `task`.
+    answers: those of `evaluate`, one row per mask and example. rows: see `masking_rows`. summary: of more metrics than
+        those, as `compared_summary` gives it; None without any. `joined` gives each a first column `task`.
     """
 
     answers: pd.DataFrame
     rows: pd.DataFrame
+    summary: pd.DataFrame | None = None
 
 
 def mask(
@@ -46,6 +48,7 @@ def mask(
     mode: str | Mode = "zero",
     *,
     saved: Mapping[str, Intervention] = MappingProxyType({}),
+    metrics: Sequence[Named] = (),
     controls: int = 20,
     max_new_tokens: int = 16,
     stop: Sequence[str] = (),
@@ -58,31 +61,42 @@ def mask(
 
     mode: a `Mode`, or what `parse_mode` reads, such as zero or bias:1,2,5: every choice, and every random set, is
     answered at every strength. saved: more interventions by name, which no random sets are compared with.
+    metrics: more than DEFAULT_METRICS, as `evaluate` takes them; the answers are scored by these too.
     controls: random sets for every shape among the choices, 0 for none. seed: of these, the bootstrap and the
     permutation tests. stop, out, made_by: as in `evaluate`, where parts are kept.
     Every choice is checked before the first is answered; MoELensError for experts the model lacks or cannot spare. One
     that is there twice counts once.
     """
     chosen, mode = expect_choices(chosen), parse_mode(mode)
-    sets = [*chosen, *random_controls(chosen, controls, n_experts=lens.architecture.n_experts, seed=seed)]
+    drawn = random_controls(chosen, controls, n_experts=lens.architecture.n_experts, seed=seed)
+    sets = [*chosen, *drawn]
     answers = evaluate(
         lens,
         examples,
         with_saved(named(sets, mode), saved),
+        metrics=[*DEFAULT_METRICS, *metrics],
         max_new_tokens=max_new_tokens,
         stop=stop,
         batch_size=batch_size,
         out=out,
         made_by=None if made_by is None else made_by | mode.facts(),
     ).answers
-    return Masked(answers, masking_rows(answers, sets, mode, saved=saved, seed=seed))
+    rows = masking_rows(answers, sets, mode, saved=saved, seed=seed)
+    return Masked(
+        answers,
+        rows,
+        compared_summary(answers, chosen, drawn, metrics, mode=mode, seed=seed) if metrics else None,
+    )
 
 
 def joined(found: Mapping[str, Masked]) -> Masked:
     """What was found on several tasks, by their names, as one, with a first column `task`."""
-    answers = [one.answers.assign(task=task) for task, one in found.items()]
-    rows = [one.rows.assign(task=task) for task, one in found.items()]
-    return Masked(*(_with_first(pd.concat(part, ignore_index=True), "task") for part in (answers, rows)))
+    parts = (
+        [one.answers.assign(task=task) for task, one in found.items()],
+        [one.rows.assign(task=task) for task, one in found.items()],
+        [one.summary.assign(task=task) for task, one in found.items() if one.summary is not None],
+    )
+    return Masked(*(_with_first(pd.concat(part, ignore_index=True), "task") for part in parts if part))
 
 
 def expect_choices(chosen: Iterable[Choice]) -> list[Choice]:
@@ -100,17 +114,21 @@ def expect_choices(chosen: Iterable[Choice]) -> list[Choice]:
 def write_masked(found: Masked, out: Path, made_by: dict[str, Any]) -> list[str]:
     """Writes answers.parquet, masking.parquet (doses.parquet of a mode with strengths) and summary.json.
 
+    Of more metrics summary.parquet too.
+
     Returns the names of the files.
     """
     name = "doses.parquet" if found.rows["strength"].notna().any() else "masking.parquet"
     write_table(found.answers, out / "answers.parquet", made_by)
     write_table(found.rows, out / name, made_by)
+    if found.summary is not None:
+        write_table(found.summary, out / "summary.parquet", made_by)
     clean = [
         {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in row.items()}
         for row in found.rows.to_dict("records")
     ]
     write_json(out / "summary.json", {"rows": clean, "provenance": made_by})
-    return ["answers.parquet", name, "summary.json"]
+    return ["answers.parquet", name, *(["summary.parquet"] if found.summary is not None else []), "summary.json"]
 
 
 def named(chosen: Iterable[Choice], mode: str | Mode) -> dict[str, Intervention]:

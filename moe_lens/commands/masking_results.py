@@ -35,6 +35,8 @@ def leave_masked(found: Masked, out: Path, made_by: dict[str, Any], *, title: st
     several = ["task"] if "task" in rows and rows["task"].nunique() > 1 else []
     columns = [*several, *(name for name in (DOSES if dosed else SHOWN) if name in rows)]
     console.show(rows, columns, title=title)
+    if found.summary is not None:
+        console.show(found.summary, title="Other scores")
     console.say(f"written to {out}: {', '.join(files)}")
 
 

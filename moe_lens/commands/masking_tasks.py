@@ -1,7 +1,7 @@
 """The tasks of a masking command: those that shall be hit and those to spare, answered one after the other."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from moe_lens.errors import MoELensError
 from moe_lens.lens.delta import weights_digest
 from moe_lens.lens.interventions import Intervention, Mode
 from moe_lens.lens.lens import MoELens
-from moe_lens.metrics import bootstrap_interval
+from moe_lens.metrics import Metric, bootstrap_interval
 from moe_lens.results import data_digest
 
 
@@ -52,6 +52,7 @@ class TaskRun:
     chosen: Sequence[Choice]
     mode: Mode
     saved: Mapping[str, Intervention]
+    metrics: Sequence[Metric]
     controls: int
     max_new_tokens: int
     stop: Sequence[str]
@@ -88,6 +89,7 @@ class TaskRun:
             self.chosen,
             self.mode,
             saved=self.saved,
+            metrics=self.metrics,
             controls=self.controls,
             max_new_tokens=self.max_new_tokens,
             stop=self.stop,
@@ -95,7 +97,7 @@ class TaskRun:
             made_by=self._made_by(lens, examples, tuned=tuned),
             seed=self.seed,
         )
-        return Masked(found.answers, found.rows.assign(measured_on="model" if tuned else "base"))
+        return replace(found, rows=found.rows.assign(measured_on="model" if tuned else "base"))
 
     def _is_lowered(self, task: str, lens: MoELens, base: MoELens, examples: Sequence[Example]) -> bool:
         """Whether the tuned model's EM is below the base's, by an interval over examples that is above 0."""

@@ -230,7 +230,9 @@ def test_evaluation_takes_strengths_saved_interventions_and_metrics_of_ones_own(
 
 
 def test_topk_is_on_the_router_and_takes_no_experts(run, capsys):
-    out = run(intervene, "--mode topk:1,4 --layers 0,1")
+    out = run(intervene, f"--mode topk:1,4 --layers 0,1 --metrics logit_difference,{__name__}:length")
+    summary = read_table(out / "summary.parquet")
+    assert summary["metric"].unique().tolist() == ["logit_difference", f"{__name__}:length"]
     rows = read_table(out / "doses.parquet").set_index("intervention")
     assert list(rows.index) == ["none", "router@topk=1", "router@topk=4"]
     answers = read_table(out / "answers.parquet").set_index("intervention")["prediction"]
