@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from moe_lens.architecture.discovery import input_device
+from moe_lens.architecture.discovery import pretrained
 from moe_lens.checks.comparing import Finding, apart, close, compared, used, used_in
 from moe_lens.checks.reference import (
     bare_logits,
@@ -173,7 +173,7 @@ def _logits(record: Record) -> Tensor:
 
 def _bare(lens: MoELens, record: Record) -> Tensor:
     """The bare model's logits on a record's batch, without pads, [token, vocab]."""
-    mask = record.attention_mask.to(input_device(lens.module))
+    mask = record.attention_mask.to(pretrained(lens.module).device)
     places = (mask.cumsum(-1) - 1).clamp(min=0)
     with torch.no_grad():
         ids = record.input_ids.to(mask.device)

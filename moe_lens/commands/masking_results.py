@@ -20,8 +20,8 @@ DOSES = (
     "below_random_low", "below_random_high", "random_p",
 )  # fmt: skip
 MATRIX = (
-    "intervention", "task", "role", "measured_on", "unmasked", "score", "effect", "effect_low", "effect_high",
-    "random_p", "ratio", "ratio_low", "ratio_high", "verdict",
+    "set", "strength", "task", "role", "measured_on", "unmasked", "score", "effect", "effect_low", "effect_high",
+    "ratio", "ratio_high", "verdict",
 )  # fmt: skip
 
 

@@ -185,7 +185,7 @@ def test_one_command_gives_doses_on_several_tasks_a_matrix_and_a_plan_that_holds
     assert "the plan is written to plan.json" in capsys.readouterr().out
     rows, matrix = (read_table(out / f"{name}.parquet") for name in ("doses", "selectivity"))
     assert rows["task"].unique().tolist() == ["swap", "closed_book"]
-    per_task = ["none", "1:2,3@bias=0", "random~1x2#0@bias=0", "random~1x2@bias=0", "1:2,3@bias=9"]
+    per_task = ["none", "1:2,3@bias=0", "random:2#0@bias=0", "random:2@bias=0", "1:2,3@bias=9"]
     assert rows["intervention"].tolist()[:5] == per_task
     assert set(matrix["intervention"]) == {"1:2,3@bias=0", "1:2,3@bias=9", "mine"}
     answers = read_table(out / "answers.parquet").set_index(["task", "intervention"])

@@ -142,7 +142,8 @@ def _title(rows: pd.DataFrame, chosen: pd.DataFrame) -> str:
         return "What random experts do at each strength"
     start = unmasked.iloc[0]
     furthest = own.loc[(own["em"] - start).abs().idxmax()]
-    dose = f"{furthest['mode']} {furthest['strength']:g} on {furthest['set']}"
+    dose = f"{furthest['mode']} {furthest['strength']:g}"
+    dose += f" on {furthest['set']}" if furthest["family"] != furthest["mode"] else ""  # topk is on no set
     return f"{dose} takes EM{f' on {task}' if task else ''} from {start:.2f} to {furthest['em']:.2f}"
 
 
