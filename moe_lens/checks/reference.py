@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 from moe_lens.architecture import MoELayer
 from moe_lens.architecture.discovery import pretrained
@@ -217,21 +218,29 @@ def biased_maps(lens: MoELens, experts: ExpertSet, alpha: float) -> Iterator[Non
         added[layer] = chosen * (alpha / observed.map_factor)
         handles.append(router.register_forward_pre_hook(lambda *_, own=layer: running.append(own)))
         handles.append(router.register_forward_hook(lambda *_: running.clear()))
-    linear = functional.linear
-
-    def biased(*arguments: Any, **named: Any) -> Tensor:
-        output: Tensor = linear(*arguments, **named)
-        if running and output.shape[-1] == len(added[running[-1]]):
-            output = output + added[running[-1]].to(output)
-        return output
-
-    functional.linear = biased
     try:
-        yield
+        with _AddedToMaps(added, running):
+            yield
     finally:
-        functional.linear = linear
         for handle in handles:
             handle.remove()
+
+
+class _AddedToMaps(TorchFunctionMode):
+    """Adds numbers to the output of linear maps while the router of a layer runs, the last one in `running`."""
+
+    def __init__(self, added: Mapping[int, Tensor], running: Sequence[int]) -> None:
+        super().__init__()
+        self._added, self._running = added, running
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        output = function(*args, **(kwargs or {}))
+        if function is not functional.linear or not self._running:
+            return output
+        added = self._added[self._running[-1]]
+        return output + added.to(output) if output.shape[-1] == len(added) else output
 
 
 @contextmanager

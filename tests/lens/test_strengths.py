@@ -308,7 +308,6 @@ E_1, E_2 = ExpertSet.of({1: [2]}), ExpertSet.of({1: [2, 3, 4, 5]})
         ([Force(E_2), TopK(5, positions="last")], "4 experts are forced in layer 1, where a token gets 3"),
         ([Reroute(E_2), TopK(5)], "leaves 4 experts, fewer than the 5"),
         ([Rows((Force(E_1),)), Rows((None, None))], r"Rows of different lengths cannot act together; got \[1, 2\]"),
-        ([Rows(())], "it has none"),
         ([TopK(9)], "at most 8"),
     ],
 )

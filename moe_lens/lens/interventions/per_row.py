@@ -121,8 +121,6 @@ class Rows(Intervention):
         return Rows(tuple(self.interventions[row] for row in rows))
 
     def check(self, architecture: MoEArchitecture) -> None:
-        if not self.interventions:
-            raise MoELensError("Rows needs an intervention or None for each row; it has none")
         for intervention in self._distinct():
             intervention.check(architecture)
 
