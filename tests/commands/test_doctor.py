@@ -41,7 +41,7 @@ def test_a_sound_model_passes_every_check(run):
     assert all(f"{name} " in out for name in CHECKS)
     assert out.count("passed") == len(CHECKS)
     assert "16 routed, 4 per token; 0 shared" in out
-    assert "33 of them" in err
+    assert "34 of them" in err
 
 
 def test_a_failing_check_is_exit_code_1(run, monkeypatch):
