@@ -66,6 +66,8 @@ def main(
 
     try_folder(out)
     controls = options.control_count(control)
+    if controls and not mask:
+        raise MoELensError("--control compares masks with random sets of their shape; give --mask, or leave it out")
     scored = metrics_named(metrics.split(","))
     names = [metric.name for metric in scored]
     if (judge is None) != (judge_model is None):
