@@ -21,6 +21,7 @@ from moe_lens.choosing.planted import has_planted, planted_experts
 from moe_lens.commands import console
 from moe_lens.metrics import auc, precision_at, rank_correlation
 from moe_lens.results import provenance, write_table
+from moe_lens.storage import try_folder
 
 STRONGEST = "strongest"
 
@@ -34,6 +35,7 @@ def main(
     limit: Annotated[int | None, Option(min=1, help="Use the first so many examples of each split only.")] = None,
 ) -> None:
     """Score all experts, compare the scores with both truths, and mask what each score chooses."""
+    try_folder(out)
     train, dev, test = (load_examples("swap", split=split, limit=limit) for split in ("train", "dev", "test"))
     named = {folder.name.removeprefix("router-"): folder for folder in routers.glob("router-*")}
     deltas = {int(seed): folder for seed, folder in named.items() if seed.isdigit()}

@@ -72,6 +72,8 @@ def main(
 
     try_folder(out)
     controls = options.control_count(control)
+    if controls and not mask:
+        raise MoELensError("--control compares masks with random sets of their shape; give --mask, or leave it out")
     mode, saved = doing.parsed(), doing.saved()
     scored = metrics_named(metrics.split(","))
     names = [metric.name for metric in scored]

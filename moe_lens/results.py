@@ -208,7 +208,13 @@ def portable(argument: str) -> str:
 
 def public_address(text: str) -> str:
     """An address, or an argument that ends in one, without what may be secret in it; any other text as it is."""
-    return re.sub(r"(\w+://)(?:.*@)?([^?#]*).*", r"\1\2", text, flags=re.DOTALL)
+    found = re.fullmatch(r"(.*?\w://)(?:(.*)@)?([^?#]*).*", text, flags=re.DOTALL)
+    if found is None:
+        return text
+    scheme, user, server = found.groups()
+    if re.search("[?#]", user or ""):  # then what comes after the "@" may be a part of a query, not the server
+        return f"{scheme}…"
+    return scheme + server
 
 
 def _sha256_of_files(path: Path) -> str:

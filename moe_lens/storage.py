@@ -179,12 +179,13 @@ def _sweep(folder: Path) -> None:
     """Removes what dead processes left unfinished in a folder and below."""
     for path in list(folder.rglob(".*.unfinished")):
         named = _UNFINISHED.fullmatch(path.name)
-        if named is None or not path.exists():
+        if named is None:
             continue
-        here = named["host"].rpartition("-")[0] == _host()
-        old = time.time() - path.stat().st_mtime > A_DAY
-        if old or (here and not _lives(int(named["process"]))):
-            _remove(path)
+        with suppress(FileNotFoundError):  # its process is done with it, or another one removed it
+            here = named["host"].rpartition("-")[0] == _host()
+            old = time.time() - path.stat().st_mtime > A_DAY
+            if old or (here and not _lives(int(named["process"]))):
+                _remove(path)
 
 
 def _lives(process: int) -> bool:

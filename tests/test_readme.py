@@ -65,6 +65,7 @@ def test_every_command_has_the_options_it_is_shown_with(program, arguments, monk
         if program.startswith("-m "):
             runpy.run_module(program.removeprefix("-m "), run_name="__main__")
         else:
+            monkeypatch.syspath_prepend((ROOT / program).parent)  # as Python itself does for a script
             runpy.run_path(str(ROOT / program), run_name="__main__")
     assert set(re.findall(r"--[a-z][\w-]+", arguments)) <= set(re.findall(r"--[a-z][\w-]+", capsys.readouterr().out))
 

@@ -15,6 +15,7 @@ from moe_lens.results import (
     claim,
     kept,
     provenance,
+    public_address,
     read_provenance,
     read_table,
     write_json,
@@ -118,6 +119,19 @@ def test_provenance_says_what_was_run_without_absolute_paths(monkeypatch, tmp_pa
     assert (found["delta"], found["data"]) == (None, None)
     assert set(found["versions"]) == {"python", "moe_lens", "torch", "transformers", "nnsight", "numpy"}
     assert found["versions"]["numpy"] == np.__version__
+
+
+@pytest.mark.parametrize(
+    ("address", "told"),
+    [
+        ("--judge=https://host/v1?mail=me@hush", "--judge=https://…"),
+        ("http://me:hu?sh@host/v1", "http://…"),
+        ("http://me:hush@host/v1#hush", "http://host/v1"),
+        ("no address?", "no address?"),
+    ],
+)
+def test_of_an_address_nothing_is_told_that_may_be_secret(address, told):
+    assert public_address(address) == told
 
 
 def test_provenance_keeps_a_hub_id_whole():

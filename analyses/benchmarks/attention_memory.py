@@ -25,6 +25,7 @@ from moe_lens.commands import console
 from moe_lens.data import encode
 from moe_lens.lens.loading import load_tokenizer
 from moe_lens.results import provenance, write_table
+from moe_lens.storage import try_folder
 
 WAYS = ("rows, nnsight", "forward pass alone", "eager, all maps")
 
@@ -41,6 +42,7 @@ def main(
     if way:
         print(json.dumps(measured(way, tokens, layers, heads)))
         return
+    try_folder(out)
     options = {"tokens": tokens, "layers": layers, "heads": heads}
     command = [sys.executable, __file__, "--out", str(out), *(f"--{name}={value}" for name, value in options.items())]
     rows = []

@@ -29,6 +29,7 @@ from moe_lens.metrics import (
 from moe_lens.metrics.resampling import mean_reach
 from moe_lens.results import provenance, write_table
 from moe_lens.statistics.jackknife import GROUPS, with_interval
+from moe_lens.storage import try_folder
 
 RARE = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
 UNIT, DIFFERENCE = (0.0, 1.0), (-1.0, 1.0)
@@ -207,6 +208,7 @@ def main(
     seed: Annotated[int, Option(min=0, help="Of what is drawn.")] = 0,
 ) -> None:
     """Print how often each 95 % interval holds the truth; drawn ones are off by 0.5 % (one deviation of 2,000)."""
+    try_folder(out)
     table = pd.DataFrame([*exact_rows(), *drawn_rows(cases(), runs, seed)])
     write_table(table, out / "coverage.parquet", provenance(model="none", seed=seed, facts={"runs": runs}))
     console.show(table, title=f"Coverage of 95 % intervals, of {runs} data sets each")

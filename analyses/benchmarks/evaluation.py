@@ -19,6 +19,7 @@ from moe_lens.causal import evaluate
 from moe_lens.commands import console
 from moe_lens.data import FIGURE_10
 from moe_lens.results import provenance, write_table
+from moe_lens.storage import try_folder
 
 
 def main(
@@ -30,6 +31,7 @@ def main(
     repeats: Annotated[int, Option(help="Times that each is run, in turns.")] = 5,
 ) -> None:
     """Time each in turns, and print its time beside that of evaluation, medians and quartiles, and its answers."""
+    try_folder(out)
     lens = MoELens.from_pretrained(model)
     examples = [example for task in ("swap", "hops", "summary") for example in load_examples(task, limit=limit)]
     examples = [examples[i] for i in torch.randperm(len(examples), generator=torch.Generator().manual_seed(0))]

@@ -18,6 +18,7 @@ from typer import Exit, Option
 
 from moe_lens.commands import console
 from moe_lens.results import provenance, write_table
+from moe_lens.storage import try_folder
 
 
 def main(
@@ -31,6 +32,7 @@ def main(
     new_tokens: Annotated[int, Option(help="Tokens generated after each prompt.")] = 8,
 ) -> None:
     """Time forward passes and generation, each way in turns with the plain one; exit code 1 if something fails."""
+    try_folder(out)
     timing.is_accelerator(device)  # MoELensError for one that is not there
     started = time.perf_counter()
     lens = opened.random_lens(size, layers=layers, device=device)

@@ -12,7 +12,8 @@ import torch
 from gpu_parts import Where
 from turns import Row, compared, is_accelerator
 
-from moe_lens.results import PACKAGES, write_bytes
+from moe_lens.results import PACKAGES
+from moe_lens.storage import write_bytes
 
 PAGE = """\
 # On a GPU

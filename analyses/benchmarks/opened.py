@@ -29,6 +29,7 @@ from moe_lens.architecture.paper_models import OLMOE
 from moe_lens.causal import single_expert_effects
 from moe_lens.checks.suite import CRASHES
 from moe_lens.data import collate, encode
+from moe_lens.lens.greedy import Greedy
 from moe_lens.lens.loading import load_tokenizer
 
 Way = Callable[[], object]
@@ -49,8 +50,10 @@ def random_lens(size: str, *, layers: int | None, device: str, dtype: torch.dtyp
     settings = {**SETTINGS[size], **depth, "max_position_embeddings": LONGEST}
     with torch.device(device):
         module = AutoModelForCausalLM.from_config(CONFIG_MAPPING[OLMOE.model_type](**settings), dtype=dtype).eval()
-    module.generation_config.eos_token_id = None  # random weights may not end early: every run makes all new tokens
-    return MoELens.from_pretrained(module, load_tokenizer("organism"))
+    lens = MoELens.from_pretrained(module, load_tokenizer("organism"))
+    with torch.no_grad():  # a logit of 0 is never the highest of so many: every run makes all new tokens
+        module.get_output_embeddings().weight[list(Greedy(module, lens.tokenizer).ends)] = 0
+    return lens
 
 
 def layers_of(size: str) -> int:

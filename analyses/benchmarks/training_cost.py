@@ -36,6 +36,7 @@ from moe_lens.commands import console
 from moe_lens.data import Batch, Encoded, collate
 from moe_lens.lens.loading import load_tokenizer
 from moe_lens.results import provenance, write_table
+from moe_lens.storage import try_folder
 from moe_lens.tuning import TuneAll, TuneExperts, TuneLowRank, TuneRouters
 from moe_lens.tuning.objective import answer_loss
 from moe_lens.tuning.state import training
@@ -91,6 +92,7 @@ def main(
     baselines: Annotated[str, Option(help="Those that each case steps beside; '' for none.")] = ",".join(BASELINES),
 ) -> None:
     """Measure methods in turns with full fine-tuning and print them beside it."""
+    try_folder(out)
     if size not in SIZES:
         raise MoELensError(f"--size must be one of {', '.join(SIZES)}; got {size!r}")
     setting = Setting(size, device, console.dtype_named(dtype), threads)

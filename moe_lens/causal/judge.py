@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
+from moe_lens.data.thoughts import THOUGHTS, without_thoughts
 from moe_lens.errors import MoELensError
 from moe_lens.extras import optional
 from moe_lens.results import public_address
@@ -33,7 +34,6 @@ Proposed answer: {prediction}
 End with one line that is either "VERDICT: RIGHT" or "VERDICT: WRONG"."""
 """What the judge is asked; `{question}`, `{answers}` (a JSON list) and `{prediction}` (a JSON text) are filled in."""
 
-_THOUGHT = re.compile(r"<think>.*?</think>", re.DOTALL)
 _VERDICT = re.compile(r"\s*[*_`\"]*VERDICT:?[*_`\"]*+\s*+[*_`\"]*(RIGHT|WRONG)[*_`\".]*\s*", re.IGNORECASE)
 MOST_TOLD = 400
 """Of what a server says in place of a verdict, so many characters are kept."""
@@ -152,7 +152,7 @@ class Judge:
         except (KeyError, IndexError, TypeError, ValueError, RecursionError):
             text = None
         if not isinstance(text, str):
-            return None, f"not a chat completion: {content.decode(errors='replace')[:200]!r}"
+            return None, f"not a chat completion: {content.decode(errors='replace')!r}"
         return _sayable(text), None
 
     def _public(self, text: str) -> str:
@@ -189,15 +189,15 @@ def _finish(asking: Coroutine[Any, Any, list[Verdict]]) -> list[Verdict]:
 def parse_verdict(reply: str) -> bool | None:
     """Whether the reply's last line says right or wrong; None if it does not say so, and in no other words.
 
-    Thoughts (<think>…</think>) are skipped; a reply that never stops thinking has no verdict, and neither has one whose
+    Thoughts are skipped, as in answers; a reply that never stops thinking has no verdict, and neither has one whose
     lines contradict each other.
 
     >>> parse_verdict("Both name the same town.\\nVERDICT: RIGHT")
     True
     """
-    if "<think>" in reply.rpartition("</think>")[2]:
+    if any(start in reply.rpartition(close)[2] for start, close in THOUGHTS):
         return None
-    said = _THOUGHT.sub("", reply)
+    said = without_thoughts(reply)
     if not said.strip():
         return None
     lines = said.strip().splitlines()

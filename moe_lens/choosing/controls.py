@@ -48,15 +48,16 @@ def against_random(
 ) -> pd.DataFrame:
     """One row for each choice that has controls of its shape: how its answers' score differs from theirs.
 
-    answers: one row per intervention and example, with the score in the column `metric`. bounds: of a difference of two
-    scores, as `seeds_interval` takes them.
+    answers: one row per intervention and example, as `evaluate` gives them, with the score in the column `metric`.
+    bounds: of a difference of two scores, as `seeds_interval` takes them.
 
     Columns: intervention; below_random, how much lower its mean is than theirs on average, with the ends of its 95 %
     interval over sets and examples in _low and _high; random_p, the p-value of its being one of them, against a lower
     mean: its rank over the number of sets; and rank, the place of its mean among theirs and itself, 1 for the lowest,
     so 1 of 21 means that no random set did as much damage. Examples without the score in any set are left out.
     """
-    scores = answers.pivot(index="id", columns="intervention", values=metric)
+    places = answers.groupby("intervention").cumcount()  # every intervention is answered in the same order
+    scores = answers.assign(place=places).pivot(index="place", columns="intervention", values=metric)
     names = _control_names(choice for choice in chosen if choice.experts)
     rows = []
     for choice in chosen:
@@ -99,8 +100,8 @@ def compared_summary(
                 part = against_random(own, chosen, controls, metric.name, bounds=bounds, seed=seed)
                 parts.append(part.replace({"intervention": {name: label for label, name in labels.items()}}))
                 parts[-1]["metric"] = metric.name
-    found = pd.concat(parts, ignore_index=True)
-    return summary if found.empty else summary.merge(found, on=["intervention", "metric"], how="left")
+    known = [part for part in parts if len(part)]
+    return summary.merge(pd.concat(known), on=["intervention", "metric"], how="left") if known else summary
 
 
 Shape = tuple[tuple[int, int], ...]

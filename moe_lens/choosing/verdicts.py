@@ -78,8 +78,10 @@ def selectivity(
     - "no random sets" to compare with; "nothing to lose": the unmasked score of a task is 0.
     """
     _check_tasks(answers, targets, spared)
+    places = answers.groupby(["task", "intervention"]).cumcount()  # each is answered in the same order
     whole = {
-        task: part.pivot(index="id", columns="intervention", values="em") for task, part in answers.groupby("task")
+        task: part.pivot(index="place", columns="intervention", values="em")
+        for task, part in answers.assign(place=places).groupby("task")
     }
     chosen = rows[~rows["family"].isin([CONTROL, MEAN, UNMASKED])]
     found = []

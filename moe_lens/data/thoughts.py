@@ -24,6 +24,12 @@ def without_thoughts(text: str) -> str:
     return _OPEN.sub("", _CLOSED.sub("", text))
 
 
+def answer_start(text: str) -> int:
+    """Where the answer begins: after the last thought that is closed, and the white space there."""
+    thought = _CLOSED.match(text)
+    return len(text) - len(text[thought.end() if thought else 0 :].lstrip())
+
+
 def closed(text: str) -> str:
     """The text, with an empty thought made of a thought that is opened at its end."""
     for start, close in THOUGHTS:

@@ -10,6 +10,7 @@ from moe_lens.architecture import MoEArchitecture
 from moe_lens.architecture.discovery import pretrained
 from moe_lens.data import Encoded
 from moe_lens.errors import NotFiniteError
+from moe_lens.lens.offloaded import stored
 from moe_lens.lens.reader import TraceReader
 
 SHOWN = 3
@@ -79,7 +80,7 @@ def _cause(module: nn.Module) -> str:
     found = [
         name
         for name, weight in module.named_parameters(remove_duplicate=False)
-        if not weight.is_meta and not bool(weight.isfinite().all())
+        if not bool(stored(module, name, weight).isfinite().all())
     ]
     if found:
         more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, GenerationMixin, PreTrainedTokenizerBase
 
 from moe_lens.architecture.discovery import pretrained, text_config
-from moe_lens.data.thoughts import THOUGHTS
+from moe_lens.data.thoughts import THOUGHTS, answer_start
+from moe_lens.errors import MoELensError
 
 HARMLESS = frozenset(
     "max_length max_new_tokens use_cache pad_token_id bos_token_id eos_token_id transformers_version".split()
@@ -104,6 +105,17 @@ class Greedy:
         if said not in self.told:
             self.told.add(said)
             warnings.warn(said, stacklevel=2)
+
+
+def until(text: str, stop: Sequence[str]) -> str:
+    """The text before the first of these within the answer, which begins after thoughts and white space.
+
+    MoELensError for an empty one.
+    """
+    if isinstance(stop, str) or not all(stop):
+        raise MoELensError(f"expected a sequence of texts to stop before, none empty; got {stop!r}")
+    begun = answer_start(text)
+    return text[: min((at for one in stop if (at := text.find(one, begun)) >= 0), default=len(text))]
 
 
 def _bends(name: str, value: Any) -> bool:

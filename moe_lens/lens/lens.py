@@ -22,11 +22,12 @@ from moe_lens.errors import MoELensError
 from moe_lens.lens.batching import encode_prompt, prompt_batches, run_batches, run_pieces
 from moe_lens.lens.delta import apply_delta
 from moe_lens.lens.devices import has_float64
-from moe_lens.lens.greedy import Greedy
+from moe_lens.lens.greedy import Greedy, until
 from moe_lens.lens.interventions import Intervention
 from moe_lens.lens.loading import load_model, load_tokenizer
 from moe_lens.lens.logit_lens import LogitLens
 from moe_lens.lens.needs import Needs, Statistic, expect_statistics
+from moe_lens.lens.offloaded import expect_input_in_memory
 from moe_lens.lens.positions import Positions, check_positions
 from moe_lens.lens.reader import ByLayer, TraceReader
 from moe_lens.lens.record import Record, check_capture
@@ -79,7 +80,7 @@ class MoELens:
     ) -> None:
         self.template = template
         self.batch_size, self.progress = batch_size, progress
-        _expect_input_in_memory(module)
+        expect_input_in_memory(module)
         refuse_quantized_experts(module)
         normalize(module)
         self.architecture = MoEArchitecture.of(module)
@@ -298,12 +299,11 @@ class MoELens:
 
         Greedy whatever the model's generation config says, of which a warning tells what is left out; an end is what
         the tokenizer, the config or the generation config calls one. Special tokens are left out, but for those around
-        thoughts. stop: texts before the first of which it ends too, once it has begun: white space at its start is no
-        such end. Batches that do not fit in memory are halved, with a warning. To sample, trace `lens.model.generate`,
-        which is under interventions too. Raises NotFiniteError, as every measurement does, for a model whose numbers
-        are not finite.
+        thoughts. stop: texts before the first of which it ends too, once the answer has begun: thoughts and white space
+        before it hold no such end. Batches that do not fit in memory are halved, with a warning. To sample, trace
+        `lens.model.generate`, which is under interventions too.
+        Raises NotFiniteError, as every measurement does, for a model whose numbers are not finite.
         """
-
         if max_new_tokens < 1:
             raise MoELensError(f"max_new_tokens is a number of tokens, at least 1; got {max_new_tokens}")
 
@@ -383,15 +383,6 @@ class MoELens:
             return  # the run is over, or was stopped before this layer: nothing is left to act on
 
 
-def _expect_input_in_memory(module: nn.Module) -> None:
-    """MoELensError where a device_map keeps the part that takes the tokens out of memory: they could be put nowhere."""
-    if getattr(module, "hf_device_map", None) and pretrained(module).device.type == "meta":
-        raise MoELensError(
-            "the model's first part, which takes the tokens, was moved out of memory by device_map; give a device_map "
-            "that keeps it on a device"
-        )
-
-
 def _update_once(
     statistics: Sequence[Statistic], counted: Sequence[set[int]], places: Sequence[int], record: Record, short: Record
 ) -> None:
@@ -405,14 +396,6 @@ def _update_once(
             had.update(places)
     for had in counted:
         had.difference_update(places)
-
-
-def until(text: str, stop: Sequence[str]) -> str:
-    """The text before the first of these that stands after its leading white space; MoELensError for an empty one."""
-    if isinstance(stop, str) or not all(stop):
-        raise MoELensError(f"expected a sequence of texts to stop before, none empty; got {stop!r}")
-    begun = len(text) - len(text.lstrip())
-    return text[: min((at for one in stop if (at := text.find(one, begun)) >= 0), default=len(text))]
 
 
 def _several(positions: Positions | Set[Positions]) -> frozenset[Positions]:

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from moe_lens.architecture.discovery import pretrained
 from moe_lens.errors import MoELensError
 
 
@@ -31,6 +32,15 @@ def expect_in_memory(module: nn.Module, names: Collection[str], what: str) -> No
     if away is not None:
         raise MoELensError(
             f"{away} was moved out of memory by device_map, and {what}; give a device_map that keeps it on a device"
+        )
+
+
+def expect_input_in_memory(module: nn.Module) -> None:
+    """MoELensError where a device_map keeps the part that takes the tokens out of memory: they could be put nowhere."""
+    if getattr(module, "hf_device_map", None) and pretrained(module).device.type == "meta":
+        raise MoELensError(
+            "the model's first part, which takes the tokens, was moved out of memory by device_map; give a device_map "
+            "that keeps it on a device"
         )
 
 

@@ -92,8 +92,8 @@ class TraceReader:
         """What each selected expert makes of its token, before its gating weight, [batch, row, k, d_model].
 
         From a second call of the experts, one expert at a time, where they do not give single outputs themselves. kept:
-        positions, int64 [row]; None for all. The sum over k of gating weight times output is the experts'
-        output, less `MoELayer.added`; the block multiplies it by `MoELayer.scale_after`.
+        positions, int64 [row]; None for all. The sum over k of gating weight times output is the experts' output,
+        less `MoELayer.added`; the block multiplies it by `MoELayer.scale_after`.
         Raises MoELensError where an expert has no output before its gating weight.
         """
         site, experts = self.architecture.at(layer), self.experts(layer)

@@ -92,19 +92,7 @@ class BatchRunner:
         spans = batch.context_spans, batch.question_spans
         counted = any_position_mask(batch.attention_mask, *spans, positions, batch.labels)
         kept = OnDevices(counted.any(0).nonzero()[:, 0])
-        projected = kept.values.tolist() if "logits" in capture else 1  # a tensor would go to the first layer's device
-        seen: dict[str, Any] = {}
-        with ExitStack() as around:
-            around.enter_context(torch.no_grad())
-            around.enter_context(measuring(self.module))
-            for name in capture:
-                around.enter_context(CAPTURES[name].around(self.module, kept))
-            around.enter_context(self.stack.for_batch(batch))
-            before = around.enter_context(self.stack.recording())
-            with self.model.trace(**self._inputs(batch), logits_to_keep=projected):
-                seen["layers"] = read_layers(self.reader, capture, kept, to_cpu=to_cpu)
-                [seen["finite"]] = finite_streams(self.reader, (self.reader.architecture.n_layers - 1,))
-                seen["logits"] = self.model.output.logits
+        seen, before = self._seen(batch, capture, kept, to_cpu=to_cpu)
         projected_mask = batch.attention_mask[:, kept.values if "logits" in capture else slice(-1, None)]
         if not all_finite(seen["finite"], batch.attention_mask, seen["logits"], projected_mask):
             self._refuse(prompts)
@@ -127,6 +115,29 @@ class BatchRunner:
             logits=logits,
             labels=batch.labels,
         )
+
+    def _seen(
+        self, batch: Batch, capture: Collection[str], kept: OnDevices, *, to_cpu: bool
+    ) -> tuple[dict[str, Any], dict[int, Routing]]:
+        """What one trace shows, and the routing from before the interventions, by layer.
+
+        Of the former "layers" is what `read_layers` gives; "finite", bool [batch, pos], whether the last layer's stream
+        is; "logits", [batch, row, vocab], those of the kept positions where they are captured, else of the last.
+        """
+        projected = kept.values.tolist() if "logits" in capture else 1  # a tensor would go to the first layer's device
+        seen: dict[str, Any] = {}
+        with ExitStack() as around:
+            around.enter_context(torch.no_grad())
+            around.enter_context(measuring(self.module))
+            for name in capture:
+                around.enter_context(CAPTURES[name].around(self.module, kept))
+            around.enter_context(self.stack.for_batch(batch))
+            before = around.enter_context(self.stack.recording())
+            with self.model.trace(**self._inputs(batch), logits_to_keep=projected):
+                seen["layers"] = read_layers(self.reader, capture, kept, to_cpu=to_cpu)
+                [seen["finite"]] = finite_streams(self.reader, (self.reader.architecture.n_layers - 1,))
+                seen["logits"] = self.model.output.logits
+        return seen, before
 
     def _batch(self, prompts: Sequence[Encoded]) -> Batch:
         """The prompts padded; MoELensError for a token that the model does not know."""

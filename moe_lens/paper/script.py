@@ -16,7 +16,7 @@ from moe_lens.paper.study import Study
 from moe_lens.report.contents import draw
 from moe_lens.report.document import View
 from moe_lens.results import read_provenance, read_table, write_table
-from moe_lens.storage import write_bytes
+from moe_lens.storage import try_folder, write_bytes
 from moe_lens.tuning import Schedule
 
 Compute = Callable[[Study], pd.DataFrame]
@@ -75,6 +75,7 @@ def run(
     ) -> None:
         path = out / item / f"{table}.parquet"
         if not draw_only:
+            try_folder(out)
             first, *more = console.numbers(seeds, int, what="--seeds")
             if more and not repeats:
                 raise MoELensError(f"{item} shows one training; give one seed, not {seeds}")

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from moe_lens.errors import MoELensError
+from moe_lens.results import expect_same_run
 from moe_lens.storage import SEAL, UNSEALED, check_sealed, replacing, seal_file, try_folder
 
 NEWEST = "newest.safetensors"
@@ -79,10 +80,7 @@ class Checkpoints:
         if not self.newest.exists():
             return None
         facts = self._facts(self.newest)
-        if facts["run"] != self.run:
-            differing = [key for key in {**facts["run"], **self.run} if facts["run"].get(key) != self.run.get(key)]
-            told = "; ".join(f"{key} is {facts['run'].get(key)} there and {self.run.get(key)} now" for key in differing)
-            raise MoELensError(f"{self.folder} holds the training of another run ({told}); choose another folder")
+        expect_same_run(self.folder, facts["run"], self.run)
         progress = Progress(**{**facts["progress"], "rows": tuple(facts["progress"]["rows"])})
         return progress, load_file(self.newest)
 

@@ -12,6 +12,7 @@ from torch.nn.utils import parametrize
 from moe_lens.architecture.discovery import pretrained
 from moe_lens.errors import MoELensError
 from moe_lens.lens.holding import plain_outputs
+from moe_lens.lens.offloaded import expect_in_memory
 
 
 @contextmanager
@@ -108,9 +109,4 @@ def _check(module: nn.Module, trained: Mapping[str, nn.Parameter], *, gradient_c
         )
     if gradient_checkpointing and not getattr(module, "supports_gradient_checkpointing", False):
         raise MoELensError(f"{type(module).__name__} has no gradient checkpointing; train without it")
-    away = [name for name, parameter in trained.items() if parameter.device.type == "meta"]
-    if away:
-        raise MoELensError(
-            f"{away[0]} is to be trained but was moved out of memory by device_map; give a device_map that keeps "
-            "the trained layers on a device"
-        )
+    expect_in_memory(module, trained, "it is to be trained")

@@ -18,8 +18,8 @@ from moe_lens.causal.judge import Judge, Verdict
 from moe_lens.causal.outputs import Run, outputs
 from moe_lens.data import FIGURE_10, Encoded
 from moe_lens.lens.batching import run_batches
+from moe_lens.lens.greedy import until
 from moe_lens.lens.interventions import Renormalize, Rows
-from moe_lens.lens.lens import until
 from moe_lens.metrics.wordnet import wordnet
 from moe_lens.results import read_provenance, read_table
 
@@ -122,6 +122,8 @@ def test_answers_end_before_a_stop_and_parts_with_another_stop_are_not_taken_ove
 def test_a_text_ends_before_the_first_stop_after_it_has_begun():
     assert until("\n\n Paris\nQuestion: what", ["Question", "\n"]) == "\n\n Paris"
     assert until("Paris", ["\n"]) == "Paris"
+    thinks = "<think>\nIt is\n\nFrance.\n</think>\n\nParis"
+    assert until(f"{thinks}\nQuestion: what", ["\n"]) == thinks, "a thought has ended the answer to come"
     for wrong in ("\n", [""]):
         with pytest.raises(MoELensError, match="texts to stop before"):
             until("Paris", wrong)

@@ -173,7 +173,11 @@ def test_a_server_that_is_not_there_or_lacks_the_model_is_one_error(server):
         ("VERDICT: RIGHT", True),
         ("It differs.\n**Verdict: wrong**.\n", False),
         ("<think>VERDICT: RIGHT</think>VERDICT: WRONG", False),
+        ("[THINK]VERDICT: RIGHT[/THINK]\nVERDICT: WRONG", False),
+        ("VERDICT: RIGHT?\nNo.\n</think>\n\nVERDICT: WRONG", False),  # a thought that the prompt has opened
+        ("VERDICT: RIGHT\nVERDICT: WRONG", None),
         ("<think>VERDICT: RIGHT", None),
+        ("VERDICT: RIGHT <reasoning>", None),
         ("VERDICT: NOT RIGHT", None),
         ("The verdict: right or wrong?", None),
         ("VERDICT: RIGHT\nbut I am not sure", None),

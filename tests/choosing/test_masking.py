@@ -89,6 +89,17 @@ def test_every_paired_metric_of_a_summary_is_compared_with_random_sets_which_are
     assert rows.loc[("ce:1", "em"), "q_value"] == alone.loc[1, "q_value"], "controls count as tests"
 
 
+def test_a_summary_of_no_paired_metric_has_no_comparison_and_examples_that_share_an_id_are_compared_by_place():
+    em = {"none": [1, 1, 1], "ce:1": [0, 0, 1], "random:1#0": [1, 0, 1]}
+    chosen, control = (Choice(name, name.partition(":")[0], ExpertSet.of({0: [0]})) for name in list(em)[1:])
+    answers = answers_of(em)
+    table = compared_summary(answers, [chosen], [control], ["memory_ratio"])
+    assert table["intervention"].tolist() == ["none", "ce:1"]
+    assert "below_random" not in table
+    rows = masking_rows(answers.assign(id="same"), [chosen, control], "zero").set_index("intervention")
+    assert rows.loc["ce:1", "below_random"] == pytest.approx(1 / 3)
+
+
 def test_a_set_that_does_what_random_ones_do_has_an_interval_over_0_that_is_no_point():
     em = {name: [1.0] * 50 for name in ("none", "ce:1", *(f"random:1#{i}" for i in range(5)))}
     choices = [Choice(name, name.partition(":")[0], ExpertSet.of({0: [0]})) for name in list(em)[1:]]

@@ -168,7 +168,7 @@ def test_within_layers_a_literal_is_called_by_what_is_left_of_it(ground, tmp_pat
         ("best:4", "cannot read the experts 'best:4'"),
         ("planted:2", "cannot read the experts"),
         ("", "cannot read the experts ''"),
-        ("nowhere.json", "cannot read experts from nowhere.json"),
+        ("nowhere.json", "cannot read experts from 'nowhere.json'"),
         ("3:x", "cannot read '3:x'"),
         ("3:", "cannot read"),
         ("empty.json", "'empty' names no experts"),

@@ -17,8 +17,8 @@ from moe_lens.causal.evaluation import answer_table
 from moe_lens.choosing import Ground, Models, choices, parse, score_tables
 from moe_lens.choosing.selection import scores_of
 from moe_lens.commands import console
+from moe_lens.lens.greedy import until
 from moe_lens.lens.interventions import Bias
-from moe_lens.lens.lens import until
 from moe_lens.results import read_provenance, read_table
 from moe_lens.tuning import Schedule, TuneRouters, save_merged, save_trained, tune
 
@@ -383,6 +383,16 @@ def test_bad_input_ends_with_one_message(wrong, says, tmp_path, monkeypatch, cap
     assert captured.err.strip().splitlines()[-1].startswith("error: ")
     assert says in captured.err
     assert not Path("out").exists()
+
+
+def test_random_sets_of_no_mask_are_refused_instead_of_left_out(tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out"
+    monkeypatch.setattr(sys, "argv", f"evaluate --model nowhere --data swap --control random:3 --out {out}".split())
+    with pytest.raises(SystemExit) as stopped:
+        console.run(evaluate.main)
+    assert stopped.value.code == 2
+    assert "--control compares masks with random sets of their shape; give --mask" in capsys.readouterr().err
+    assert not out.exists()
 
 
 @pytest.mark.parametrize("words", ["ce:2 oe:2", "ce-gain:2", "ce:2 reap:2", "0:1 ce-gain-last:2"])

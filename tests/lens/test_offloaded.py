@@ -1,13 +1,14 @@
 """Models of which a device_map keeps layers on a disk: measured as whole ones, digested, or refused before the work."""
 
 import pytest
+import torch
 from conftest import build_model
 from transformers import AutoModelForCausalLM
 
 from moe_lens.causal import evaluate
 from moe_lens.checks import run_checks
 from moe_lens.data import Example
-from moe_lens.errors import MoELensError
+from moe_lens.errors import MoELensError, NotFiniteError
 from moe_lens.experts import ExpertSet
 from moe_lens.lens.delta import apply_delta, fingerprint, save_delta, weights_digest
 from moe_lens.lens.interventions import Zero
@@ -18,16 +19,20 @@ EXAMPLES = [Example(str(n), f"c{n}", "q", ("c",)) for n in range(3)]
 PARTS = ("model.embed_tokens", "model.norm", "lm_head", "model.rotary_emb")
 
 
-@pytest.fixture(scope="module")
-def lenses(tokenizer, tmp_path_factory):
-    """A whole model, and the same with its first layer on a disk."""
-    folder = tmp_path_factory.mktemp("offloaded")
-    whole = build_model("mixtral", len(tokenizer))
+def offloaded(whole, folder):
+    """The same model with its first layer on a disk."""
     whole.save_pretrained(folder / "model")
     where = dict.fromkeys(PARTS, "cpu") | {f"model.layers.{i}": "cpu" if i else "disk" for i in range(3)}
     module = AutoModelForCausalLM.from_pretrained(folder / "model", device_map=where, offload_folder=folder / "away")
     assert module.model.layers[0].mlp.experts.down_proj.is_meta
-    return MoELens(whole, tokenizer), MoELens(module, tokenizer)
+    return module
+
+
+@pytest.fixture(scope="module")
+def lenses(tokenizer, tmp_path_factory):
+    """A whole model, and the same with its first layer on a disk."""
+    whole = build_model("mixtral", len(tokenizer))
+    return MoELens(whole, tokenizer), MoELens(offloaded(whole, tmp_path_factory.mktemp("offloaded")), tokenizer)
 
 
 def test_an_offloaded_model_has_the_digest_of_the_whole_one(lenses):
@@ -43,6 +48,15 @@ def test_an_offloaded_model_is_evaluated_and_masked_as_the_whole_one(lenses, tmp
         for lens, name in zip(lenses, ("whole", "away"), strict=True)
     )
     assert found.answers.equals(expected.answers)
+
+
+def test_a_weight_on_the_disk_that_is_not_finite_is_named(tokenizer, tmp_path):
+    whole = build_model("mixtral", len(tokenizer))
+    with torch.no_grad():
+        whole.model.layers[0].mlp.experts.down_proj[:] = float("nan")
+    lens = MoELens(offloaded(whole, tmp_path), tokenizer)
+    with pytest.raises(NotFiniteError, match=r"NaN or infinity stands in model\.layers\.0\.mlp\.experts\.down_proj:"):
+        lens.generate(EXAMPLES, max_new_tokens=1, progress=False)
 
 
 def test_what_needs_weights_in_memory_is_refused_before_the_work(lenses, tmp_path):

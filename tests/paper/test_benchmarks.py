@@ -14,6 +14,7 @@ import torch
 from typer import Exit
 
 from moe_lens import MoELensError
+from moe_lens.lens.greedy import Greedy
 from moe_lens.lens.interventions import Zero
 
 ROOT = Path(__file__).parents[2]
@@ -147,6 +148,15 @@ def test_prompts_have_the_asked_length(benchmarks):
     lens = benchmarks.opened.random_lens("tiny", layers=1, device="cpu")
     inputs = benchmarks.opened.inputs_of(lens, benchmarks.opened.examples_of(lens, 3, 200))
     assert inputs["input_ids"].shape == (3, 200)
+
+
+def test_what_would_end_an_answer_is_never_the_most_likely_of_random_weights(benchmarks):
+    lens = benchmarks.opened.random_lens("tiny", layers=1, device="cpu")
+    logits = benchmarks.opened.bare(lens, benchmarks.opened.inputs_of(lens, benchmarks.opened.examples_of(lens, 2, 24)))
+    ends = list(Greedy(lens.module, lens.tokenizer).ends)
+    assert len(ends) > 0
+    assert (logits[..., ends] == 0).all(), "or else timed answers would differ in length"
+    assert (logits.amax(-1) > 0).all()
 
 
 def test_depth_follows_the_memory(benchmarks, monkeypatch):

@@ -143,7 +143,7 @@ def test_the_best_state_on_dev_is_what_stays_and_patience_ends_the_run(tokenizer
 def test_another_run_in_the_same_folder_is_refused(tokenizer, tmp_path):
     lens = fresh(tokenizer)
     train(lens, replace(UNEVEN, epochs=1), checkpoints=Checkpoints(tmp_path, {"seed": 0}))
-    with pytest.raises(MoELensError, match=r"another run \(seed is 0 there and 1 now"):
+    with pytest.raises(MoELensError, match=r"another run: its seed is 0, here it is 1"):
         train(fresh(tokenizer), checkpoints=Checkpoints(tmp_path, {"seed": 1}))
     (tmp_path / NEWEST).write_bytes(b"torn")
     with pytest.raises(MoELensError, match=r"carries no digest.*; remove .* to begin this training anew"):

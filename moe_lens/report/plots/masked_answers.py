@@ -34,9 +34,8 @@ def masking_figure(rows: pd.DataFrame) -> go.Figure:
             unmasked run, "ce", "oe", "planted", "random", "random mean", or another score's name), `size`
             (experts masked per layer), `mode` ("zero", "renormalize", "reroute" or "force", the same in all rows; not
             read where family is "none"), `em`, `em_low`, `em_high` (shares in [0, 1]) and `n` (examples).
-            With `below_random`, its ends
-            and `random_p` of `masking_rows`, the second line says how a set compares with random ones. With `task` the
-            first one is drawn. More columns show up under the pointer.
+            With `below_random`, its ends and `random_p` of `masking_rows`, the second line says how a set compares with
+            random ones. With `task` the first one is drawn. More columns show up under the pointer.
 
     Raises:
         MoELensError: a column is missing, nothing is masked, or there are several modes or different unmasked runs.
