@@ -137,7 +137,8 @@ def _word(targets: pd.DataFrame, ratio: float, high: float, threshold: float) ->
 
 def _over(above: np.ndarray, below: np.ndarray) -> np.ndarray:
     """Ratios of effects; endless where the target may have lost nothing."""
-    return np.divide(above, below, out=np.full_like(above, np.inf), where=below > 0)
+    found: np.ndarray = np.divide(above, below, out=np.full_like(above, np.inf), where=below > 0)
+    return found
 
 
 def _upper(ratios: np.ndarray) -> float:
