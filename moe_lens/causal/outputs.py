@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 from accelerate.utils import gather_object
 
-from moe_lens.data import Example
+from moe_lens.data import Example, encode
 from moe_lens.data.thoughts import without_thoughts
 from moe_lens.lens.interventions import Intervention
 from moe_lens.lens.lens import MoELens
@@ -113,7 +113,7 @@ def _outputs(
         if unit.reads == OPTIONS:
             rows = tuple(place for place in unit.places for _ in examples[place].options)
         if unit.reads == RIVALS:
-            rows = tuple(place for place in unit.places for _ in _rivals(examples[place]))
+            rows = tuple(place for place in unit.places for _ in _rivals(lens, examples[place]))
         read = READERS[unit.reads]
         with lens.intervene(*(intervention.take(rows) for intervention in interventions)):
             return pd.DataFrame({"id": [example.id for example in asked], "output": list(read(lens, asked, run))})
@@ -152,20 +152,22 @@ def answer_log_probabilities(lens: MoELens, examples: Sequence[Example], run: Ru
 def rival_log_probabilities(lens: MoELens, examples: Sequence[Example], run: Run) -> list[tuple[float, float] | None]:
     """The log-probabilities (nats) of the first tokens of each example's gold answer and of what memory says.
 
-    Their difference is that of their logits. None for an example without memory.
+    Their difference is that of their logits. None for an example without memory, or where both are one token.
     """
-    asked = [replace(example, answers=(text,)) for example in examples for text in _rivals(example)]
-    found = iter(
-        lens.answer_log_probabilities(asked, batch_size=run.batch_size, progress=False, first_token=True)
-        if asked
-        else ()
-    )
-    return [(next(found), next(found)) if example.memory else None for example in examples]
+    asked = [_rivals(lens, example) for example in examples]  # ids may repeat
+    both = [rival for rivals in asked for rival in rivals]
+    if not both:
+        return [None] * len(examples)
+    found = iter(lens.answer_log_probabilities(both, batch_size=run.batch_size, progress=False, first_token=True))
+    return [(next(found), next(found)) if rivals else None for rivals in asked]
 
 
-def _rivals(example: Example) -> tuple[str, ...]:
-    """The gold answer and what memory says; nothing where nobody knows that."""
-    return (example.answers[0], example.memory[0]) if example.memory else ()
+def _rivals(lens: MoELens, example: Example) -> tuple[Example, ...]:
+    """The example with its gold answer, and with what memory says; nothing where their first tokens do not differ."""
+    both = tuple(replace(example, answers=(text,)) for text in (example.answers[0], *example.memory[:1]))
+    encoded = (encode(one, lens.tokenizer, template=lens.template, with_answer=True) for one in both)
+    first = {one.input_ids[one.prompt_length] for one in encoded}
+    return both if len(first) == 2 else ()
 
 
 READERS: dict[str, Callable[[MoELens, Sequence[Example], Run], Sequence[Any]]] = {

@@ -97,11 +97,8 @@ def selectivity(
             low, high = one.interval()
             about = {column: row[column] for column in COPIED if column in row}
             about |= {"task": task, "role": "target" if task in targets else "spared"}
-            about |= {
-                "n": len(whole[task]),
-                "unmasked": whole[task][UNMASKED].mean(),
-                "score": whole[task][name].mean(),
-            }
+            scores = whole[task]
+            about |= {"n": len(scores), "unmasked": scores[UNMASKED].mean(), "score": scores[name].mean()}
             about |= {"effect": one.share, "effect_low": low, "effect_high": high}
             found.append(about | {column: row.get(column, np.nan) for column in RANDOM} | verdict)
     return pd.DataFrame(found)
@@ -119,12 +116,14 @@ def _verdict(
     ratio = lost[worst].share / hit if hit > 0 else np.nan
     low = _over(np.max([lost[task].low for task in spared], 0), np.min([lost[task].high for task in targets], 0))
     high = _over(np.max([lost[task].high for task in spared], 0), np.min([lost[task].low for task in targets], 0))
-    ends = {"ratio_low": float(np.quantile(low, 0.025, method="lower")), "ratio_high": float(_upper(high))}
-    told = {"ratio": ratio, **(ends if hit > 0 else {}), "worst": worst}
-    return nothing | told | {"verdict": _word(rows.loc[list(targets)], ratio, ends["ratio_high"], threshold)}
+    ends = np.quantile(low, 0.025, method="lower"), np.quantile(high, 0.975, method="higher")
+    told = {"ratio": ratio, "ratio_low": float(ends[0]), "ratio_high": float(ends[1])} if hit > 0 else nothing
+    verdict = _word(rows.loc[list(targets)], ratio, float(ends[1]), threshold)
+    return told | {"worst": worst, "verdict": verdict}
 
 
 def _word(targets: pd.DataFrame, ratio: float, high: float, threshold: float) -> str:
+    """The verdict where there is something to lose; targets: their rows; high: the ratio's upper end."""
     above = targets.reindex(columns=["below_random_low"])["below_random_low"]
     if above.isna().any():
         return "no random sets"
@@ -141,11 +140,8 @@ def _over(above: np.ndarray, below: np.ndarray) -> np.ndarray:
     return found
 
 
-def _upper(ratios: np.ndarray) -> float:
-    return float(np.quantile(ratios, 0.975, method="higher"))
-
-
 def _check_tasks(answers: pd.DataFrame, targets: Sequence[str], spared: Sequence[str]) -> None:
+    """MoELensError unless each task is on one side, both have one, and all are answered."""
     both = [task for task in targets if task in spared]
     missing = [task for task in (*targets, *spared) if task not in set(answers["task"])]
     if both or missing or not targets or not spared:

@@ -31,7 +31,7 @@ class Metric:
     reads: what `score` takes beside the example: its "prediction" (a text), the log-probabilities of its "options"
         (nats, in their order; None where it has none), the "judge"'s verdict (None for none), the log-probability of
         the first gold "answer" (nats, end-of-sequence not counted), or those of the first tokens of that answer and of
-        what memory says, its "rivals" (None where there is no memory).
+        what memory says, its "rivals" (None where there is no memory, or both are one token).
     source: where it is defined.
     prepare: loads what `score` needs, so that what is missing (MoELensError) is known before a model has run.
     paired: whether it is of the same examples whatever is answered, so that two runs are compared example by example.
@@ -88,7 +88,7 @@ def _accuracy_per_character(log_probabilities: Sequence[float] | None, example: 
 
 
 def _difference(rivals: tuple[float, float] | None, example: "Example") -> float:
-    return math.nan if rivals is None or rivals[0] == rivals[1] else rivals[0] - rivals[1]
+    return math.nan if rivals is None else rivals[0] - rivals[1]
 
 
 def _verdict(verdict: bool | None, example: "Example") -> float:

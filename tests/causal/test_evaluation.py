@@ -77,7 +77,7 @@ def test_logits_and_functions_of_ones_own_are_metrics_of_any_size_under_interven
             assert own["answer_log_probability"].tolist() == pytest.approx(whole, abs=1e-5)
             assert own["letters"].tolist() == [len(text) for text in own["prediction"]]
             for example in EXAMPLES:
-                if not example.memory:
+                if example.id != "a":  # without a memory, or both begin with "The"
                     assert math.isnan(own.loc[example.id, "logit_difference"])
                     continue
                 prompt = olmoe.template.render(example, olmoe.tokenizer)
