@@ -13,13 +13,7 @@ from moe_lens.errors import MoELensError
 
 def main(
     opening: options.Opening,
-    data: Annotated[
-        str,
-        Option(
-            help="The tasks or data that are to be hit, with commas, such as swap,novel; each as --data of "
-            "moe_lens.evaluate. Scores of experts are measured on the first."
-        ),
-    ],
+    data: options.Data,
     out: Annotated[
         Path,
         Option(
@@ -39,7 +33,8 @@ def main(
         str | None,
         Option(
             help="Tasks that are to be spared, with commas, such as closed_book,consistent: adds the matrix of what "
-            "each intervention costs on every task, with a verdict of selectivity."
+            "each intervention costs on every task, with a verdict of selectivity. --data, those that are to be hit, "
+            "may name several too; scores of experts are measured on its first."
         ),
     ] = None,
     plan: Annotated[

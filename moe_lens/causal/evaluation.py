@@ -19,6 +19,7 @@ from moe_lens.lens.interventions import Intervention, check_interventions
 from moe_lens.lens.lens import MoELens
 from moe_lens.lens.parallel import from_first_process
 from moe_lens.metrics import benjamini_hochberg, bootstrap_interval, compare, metrics_named
+from moe_lens.metrics.bounds import Bounds
 from moe_lens.metrics.catalogue import (
     DEFAULT_METRICS,
     JUDGE,
@@ -26,7 +27,6 @@ from moe_lens.metrics.catalogue import (
     OPTIONS,
     PREDICTION,
     RIVALS,
-    Bounds,
     Metric,
     Named,
     same_as_memory,

@@ -10,7 +10,8 @@ from moe_lens.choosing.selection import Choice
 from moe_lens.experts import ExpertSet
 from moe_lens.lens.interventions import Mode, parse_mode
 from moe_lens.metrics import metrics_named, seeds_interval
-from moe_lens.metrics.catalogue import Bounds, Named
+from moe_lens.metrics.bounds import Bounds
+from moe_lens.metrics.catalogue import Named
 
 CONTROL = "random"
 """The family of the random sets that masks are compared with."""

@@ -19,6 +19,10 @@ DOSES = (
     "set", "strength", "n", "em", "em_low", "em_high", "memory", "em_drop", "q_value", "below_random",
     "below_random_low", "below_random_high", "random_p",
 )  # fmt: skip
+SCORES = (
+    "task", "intervention", "metric", "n", "mean", "low", "high", "drop", "below_random", "below_random_low",
+    "below_random_high",
+)  # fmt: skip
 MATRIX = (
     "set", "strength", "task", "role", "measured_on", "unmasked", "score", "effect", "effect_low", "effect_high",
     "ratio", "ratio_high", "verdict",
@@ -36,7 +40,7 @@ def leave_masked(found: Masked, out: Path, made_by: dict[str, Any], *, title: st
     columns = [*several, *(name for name in (DOSES if dosed else SHOWN) if name in rows)]
     console.show(rows, columns, title=title)
     if found.summary is not None:
-        console.show(found.summary, title="Other scores")
+        console.show(found.summary, [name for name in SCORES if name in found.summary], title="Other scores")
     console.say(f"written to {out}: {', '.join(files)}")
 
 

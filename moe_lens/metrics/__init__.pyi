@@ -1,5 +1,6 @@
 from .activation import domain_specialisation as domain_specialisation
 from .activation import risk_difference as risk_difference
+from .bounds import UNBOUNDED as UNBOUNDED
 from .catalogue import METRICS as METRICS
 from .catalogue import Metric as Metric
 from .catalogue import metrics_named as metrics_named
@@ -24,7 +25,6 @@ from .ranking import auc as auc
 from .ranking import precision_at as precision_at
 from .ranking import rank_correlation as rank_correlation
 from .resampling import SUPPORTING as SUPPORTING
-from .resampling import UNBOUNDED as UNBOUNDED
 from .resampling import Interval as Interval
 from .resampling import bootstrap_interval as bootstrap_interval
 from .resampling import mean_reach as mean_reach

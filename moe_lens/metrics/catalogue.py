@@ -11,8 +11,8 @@ import numpy as np
 
 from moe_lens.errors import MoELensError
 from moe_lens.extras import optional
+from moe_lens.metrics.bounds import UNBOUNDED, Bounds
 from moe_lens.metrics.matching import exact_match, exact_match_unicode, f1, normalize_answer
-from moe_lens.metrics.resampling import UNBOUNDED
 from moe_lens.metrics.text import bleu, meteor, rouge_l, rouge_l_unicode
 from moe_lens.metrics.wordnet import wordnet
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 PREDICTION, OPTIONS, JUDGE = "prediction", "options", "judge"
 ANSWER, RIVALS = "answer", "rivals"
-Bounds = tuple[float, float]
 
 
 @dataclass(frozen=True)

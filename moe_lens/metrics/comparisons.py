@@ -7,7 +7,8 @@ import numpy as np
 from scipy.stats import false_discovery_control
 
 from moe_lens.errors import MoELensError
-from moe_lens.metrics.resampling import UNBOUNDED, Interval, bootstrap_interval, bounds_of, paired_permutation_p
+from moe_lens.metrics.bounds import UNBOUNDED
+from moe_lens.metrics.resampling import Interval, bootstrap_interval, bounds_of, paired_permutation_p
 
 
 @dataclass(frozen=True)

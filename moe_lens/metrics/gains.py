@@ -7,7 +7,8 @@ import pandas as pd
 from scipy.stats import binom
 
 from moe_lens.errors import MoELensError
-from moe_lens.metrics.resampling import UNBOUNDED, bootstrap_interval
+from moe_lens.metrics.bounds import UNBOUNDED
+from moe_lens.metrics.resampling import bootstrap_interval
 
 
 def attention_gain(base: pd.DataFrame, tuned: pd.DataFrame, *, resamples: int = 2000, seed: int = 0) -> pd.DataFrame:

@@ -8,12 +8,11 @@ from scipy.stats import beta
 from scipy.stats import t as student
 
 from moe_lens.errors import MoELensError
+from moe_lens.metrics.bounds import UNBOUNDED
 
 CHUNK_CELLS = 1_000_000
 """Resampled values held at once; bounds memory at some tens of megabytes, does not change results."""
 
-UNBOUNDED = (-float("inf"), float("inf"))
-"""The bounds of values that have none."""
 SUPPORTING = 5
 """Trainings that a claim about trainings needs at least."""
 
