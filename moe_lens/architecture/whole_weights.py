@@ -16,6 +16,8 @@ from moe_lens.errors import MoELensError
 SHOWN = 5
 """Names of weights that are told; the others are counted."""
 UNCONVERTED = re.compile(r"^(\S+)\s*\|.*\bCONVERSION\b", re.MULTILINE)
+UNNAMED = "automatic conversion of the weights"
+"""Of transformers' error where some cannot be converted."""
 
 
 def load_whole(folder: str | Path, **chosen: Any) -> nn.Module:
@@ -53,9 +55,9 @@ def load_whole(folder: str | Path, **chosen: Any) -> nn.Module:
 
 @contextmanager
 def _conversion_explained(folder: str | Path) -> Iterator[None]:
-    """Inside the block, transformers' error of weights that it cannot convert becomes a MoELensError with their names.
+    """Inside the block, transformers' error of weights that it cannot convert becomes a MoELensError.
 
-    It writes the names to its log alone.
+    It writes their names to its log alone, and only where the log's level lets it.
     """
     report = _Kept()
     logger = logging.getLogger("transformers.modeling_utils")
@@ -64,11 +66,12 @@ def _conversion_explained(folder: str | Path) -> Iterator[None]:
         yield
     except RuntimeError as error:
         names = UNCONVERTED.findall(report.text)
-        if not names:
+        if not names and UNNAMED not in str(error):
             raise
+        which = _names(names) if names else "their names are in what transformers logs from the level WARNING on"
         raise MoELensError(
             f"the checkpoint at {str(folder)!r} lacks parts of weights, or has some of another shape, so that these "
-            f"cannot be put together: {_names(names)}; complete the checkpoint"
+            f"cannot be put together: {which}; complete the checkpoint"
         ) from error
     finally:
         logger.removeHandler(report)

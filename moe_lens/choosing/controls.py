@@ -1,6 +1,8 @@
 """Random sets of experts of the same shape as chosen ones, and what sets a chosen one apart from them."""
 
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence, Set
+from hashlib import sha256
 from itertools import islice
 
 import pandas as pd
@@ -13,28 +15,35 @@ from moe_lens.metrics import metrics_named, seeds_interval
 from moe_lens.metrics.bounds import Bounds
 from moe_lens.metrics.catalogue import Named
 
+Shape = tuple[tuple[int, int], ...]
 CONTROL = "random"
 """The family of the random sets that masks are compared with."""
 DRAWS = 100
-"""How many sets are drawn for each control at most, until it is none of the chosen sets."""
+"""How many sets are drawn for each control at most, until there are enough different ones."""
 
 
 def random_controls(chosen: Sequence[Choice], count: int, *, n_experts: int, seed: int) -> list[Choice]:
     """`count` random sets for every shape (members per layer) among the choices, named `random:SIZE#number`.
 
-    Where several shapes have as many members per layer, but in other layers, the name lists layers and members. A drawn
-    set that is among the choices is drawn anew; where no other set has the shape, there is no control.
+    Where several shapes have as many members per layer, but in other layers, the name lists layers and members. All are
+    different, and none is among the choices; where a shape has not so many others, a warning tells how many it has.
+    The sets of other shapes and of other seeds are drawn independently.
     """
     names = _control_names(chosen)
-    likes = {names[_shape(choice)]: choice.experts for choice in chosen}
+    likes = {_shape(choice): choice.experts for choice in chosen}
     taken = {choice.experts for choice in chosen}  # a set is no control of itself
     controls = []
-    for name, like in likes.items():
-        drawn = (
-            ExpertSet.random_like(like, seed * 100_003 + number, n_experts=n_experts) for number in range(DRAWS * count)
-        )
-        others = islice((experts for experts in drawn if experts not in taken), count)
-        controls += [Choice(f"{name}#{number}", CONTROL, experts) for number, experts in enumerate(others)]
+    for shape, like in likes.items():
+        seeds = (_draw_seed(seed, shape, number) for number in range(DRAWS * count))
+        drawn = (ExpertSet.random_like(like, own, n_experts=n_experts) for own in seeds)
+        others = list(islice(_new(drawn, taken), count))
+        if len(others) < count:
+            warnings.warn(
+                f"{names[shape]}: expected {count} random sets, but found only {len(others)} others of that shape "
+                f"among {n_experts} experts per layer; their p-values go no lower than 1/{len(others) + 1}",
+                stacklevel=2,
+            )
+        controls += [Choice(f"{names[shape]}#{number}", CONTROL, experts) for number, experts in enumerate(others)]
     return controls
 
 
@@ -105,12 +114,23 @@ def compared_summary(
     return summary.merge(pd.concat(known), on=["intervention", "metric"], how="left") if known else summary
 
 
-Shape = tuple[tuple[int, int], ...]
+def _draw_seed(seed: int, shape: Shape, number: int) -> int:
+    """A seed for one draw, which no other seed, shape or number shares."""
+    return int.from_bytes(sha256(repr((seed, shape, number)).encode()).digest()[:8])
 
 
 def _shape(choice: Choice) -> Shape:
     """How many members each layer has: (layer, number of experts)."""
     return tuple((layer, len(ids)) for layer, ids in choice.experts.members)
+
+
+def _new(drawn: Iterable[ExpertSet], taken: Set[ExpertSet]) -> Iterator[ExpertSet]:
+    """What is drawn, each set once, without those that are taken."""
+    seen = set(taken)
+    for experts in drawn:
+        if experts not in seen:
+            seen.add(experts)
+            yield experts
 
 
 def _control_names(chosen: Iterable[Choice]) -> dict[Shape, str]:

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+import transformers
 from conftest import build_model
 from safetensors.torch import load_file, save_file
 
@@ -59,6 +60,17 @@ def test_a_weight_of_another_shape_is_refused_by_name(changed, whole, name, told
     narrow = load_file(whole / "model.safetensors")[name][..., :16].contiguous()
     with pytest.raises(MoELensError, match=told):
         MoELens.from_pretrained(changed({name: narrow}))
+
+
+def test_weights_that_cannot_be_put_together_are_refused_also_where_transformers_logs_nothing(changed, whole):
+    narrow = load_file(whole / "model.safetensors")[EXPERT][..., :16].contiguous()
+    level = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity(transformers.logging.CRITICAL)
+    try:
+        with pytest.raises(MoELensError, match="cannot be put together: their names are in what transformers logs"):
+            MoELens.from_pretrained(changed({EXPERT: narrow}))
+    finally:
+        transformers.logging.set_verbosity(level)
 
 
 def test_many_missing_weights_are_counted(changed):

@@ -293,15 +293,31 @@ def test_a_mask_the_model_cannot_spare_is_refused_before_anything_is_computed(ol
 
 
 def test_a_set_is_no_control_of_itself():
-    drawn = ExpertSet.random_like(ExpertSet.of({0: [0, 1]}), 0, n_experts=8)
-    controls = random_controls([Choice("random set:2", "random set", drawn)], 3, n_experts=8, seed=0)
+    [first, *_] = random_controls([literal("0:0,1")], 1, n_experts=8, seed=0)
+    controls = random_controls([Choice("own", "own", first.experts)], 3, n_experts=8, seed=0)
     assert [choice.name for choice in controls] == [f"random:2#{number}" for number in range(3)]
-    assert drawn not in {choice.experts for choice in controls}
+    assert first.experts not in {choice.experts for choice in controls}
 
 
-def test_where_a_shape_has_one_set_only_there_is_no_control():
+def test_controls_of_neighbouring_seeds_and_of_other_shapes_are_drawn_independently():
+    """Of 64^6 sets none comes twice by chance, and a set of more layers repeats none in those that it shares."""
+    layers = ";".join(f"{layer}:1" for layer in range(6))
+    shapes = [literal(layers), literal(f"{layers};6:1")]
+    drawn = [c.experts for seed in range(4) for c in random_controls(shapes, 100, n_experts=64, seed=seed)]
+    shared = [experts.restrict(range(6)) for experts in drawn]
+    assert len(set(shared)) == len(shared) == 800
+
+
+def test_controls_are_all_different_and_where_a_shape_has_not_so_many_it_is_told():
+    with pytest.warns(UserWarning, match=r"random:2: expected 20 random sets, but found only 5 .* no lower than 1/6"):
+        controls = random_controls([literal("0:0,1")], 20, n_experts=4, seed=0)
+    assert len({choice.experts for choice in controls}) == len(controls) == 5
+
+
+def test_where_a_shape_has_one_set_only_there_is_no_control_which_is_told():
     everything = Choice("all", "chosen", ExpertSet.of({0: range(4)}))
-    assert random_controls([everything], 2, n_experts=4, seed=0) == []
+    with pytest.warns(UserWarning, match="found only 0"):
+        assert random_controls([everything], 2, n_experts=4, seed=0) == []
 
 
 @pytest.mark.parametrize("given", ["ce:4", [ExpertSet.of({1: [2]})], [Zero(ExpertSet.of({1: [2]}))], None])

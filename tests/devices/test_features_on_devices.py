@@ -2,6 +2,7 @@
 
 import warnings
 
+import pandas as pd
 import pytest
 from device_features import FEATURES, STATISTICS, SURVEYED, Outcome, differs, opened, outcome, outcomes
 from placed_models import placed
@@ -90,6 +91,9 @@ def test_a_wrong_value_a_crash_and_another_refusal_are_told():
     done, refused = Outcome("done", {"a": [1.0, 2.0]}), Outcome("refused", "no head")
     assert differs(done, Outcome("done", {"a": [1.0, 2.0 + 1e-7]})) == ""
     assert differs(done, Outcome("done", {"a": [1.0, 2.1]})) == "/a/1: up to 0.1 apart"
+    assert differs(done, Outcome("done", {})) == ": ['a'], not []"
+    table = pd.DataFrame({"a": [1.0], "b": [2.0]})
+    assert differs(Outcome("done", table), Outcome("done", table[["a"]])) == ": ['a', 'b'], not ['a']"
     assert differs(refused, Outcome("refused", "no head")) == ""
     assert "done" in differs(refused, done)
     assert differs(refused, Outcome("refused", "no router"))

@@ -154,7 +154,7 @@ def measured(name: str, lens: MoELens) -> Statistic:
 
 
 def _tuned(method: Callable[[MoELens], Method], **schedule: Any) -> Feature:
-    """Trained, saved and applied to the base again: the course, and whether the model is the same after both.
+    """Trained, saved and applied to the base again: the course; a crash unless the model is the same after both.
 
     Its logits are not compared with the CPU's: Adam makes whole steps of gradients that are 0 but for rounding.
     """
@@ -170,7 +170,9 @@ def _tuned(method: Callable[[MoELens], Method], **schedule: Any) -> Feature:
             with restored(lens.module, every):
                 apply_delta(lens.module, f"{folder}/delta")
                 applied = _said(lens)
-        return tuned.log[["loss", "gradient_norm", "dev_log_likelihood"]], torch.equal(after, applied)
+        if not torch.equal(after, applied):
+            raise RuntimeError("the base with the saved delta does not say what the trained model said")
+        return tuned.log[["loss", "gradient_norm", "dev_log_likelihood"]]
 
     return run
 
@@ -286,14 +288,14 @@ def apart(found: Any, expected: Any, where: str = "") -> str:
         size = expected.double().nan_to_num(0, 0, 0).abs().max().item() if expected.numel() else 0.0
         close = torch.allclose(found.double(), expected.double(), rtol=1e-3, atol=1e-4 * size, equal_nan=True)
         return "" if close else f"{where}: up to {(found.double() - expected.double()).abs().max():.2g} apart"
-    if isinstance(expected, pd.DataFrame):
-        return _first({name: (found.get(name), expected[name]) for name in expected}, where)
+    if isinstance(expected, dict | pd.DataFrame) and list(found) != list(expected):
+        return f"{where}: {list(found)}, not {list(expected)}"
+    if isinstance(expected, dict | pd.DataFrame):
+        return _first({str(name): (found[name], expected[name]) for name in expected}, where)
     if isinstance(expected, pd.Series) and pd.api.types.is_numeric_dtype(expected):
         return apart(torch.tensor(found.to_numpy()), torch.tensor(expected.to_numpy()), where)
     if isinstance(expected, pd.Series):
         return apart(found.tolist(), expected.tolist(), where)
-    if isinstance(expected, dict):
-        return _first({name: (found.get(name), expected[name]) for name in expected}, where)
     if isinstance(expected, list | tuple):
         if len(found) != len(expected):
             return f"{where}: {len(found)} values, not {len(expected)}"

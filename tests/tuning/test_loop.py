@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 from training_cases import EXAMPLES, SCHEDULE, UNEVEN, fresh, prompts
 
 from moe_lens import ExpertSet, MoELens, MoELensError
@@ -90,6 +91,23 @@ def test_a_step_in_several_passes_is_the_step_in_one(tokenizer, micro_batch):
     assert course["gradient_norm"].to_numpy() == pytest.approx(expected["gradient_norm"].to_numpy(), rel=1e-5)
     for name, value in values(parts).items():
         torch.testing.assert_close(value, whole.module.get_parameter(name), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("bound", [1e-3, 1e3])
+def test_a_step_is_taken_with_gradients_within_the_bound_and_the_log_has_their_norm_before(tokenizer, bound):
+    taken = []
+
+    def note(optimizer, *_):
+        gradients = [parameter.grad for group in optimizer.param_groups for parameter in group["params"]]
+        taken.append(torch.linalg.vector_norm(torch.cat([gradient.flatten() for gradient in gradients])).item())
+
+    hook = register_optimizer_step_pre_hook(note)
+    try:
+        logged = log_table(train(fresh(tokenizer), replace(UNEVEN, max_gradient_norm=bound)))["gradient_norm"]
+    finally:
+        hook.remove()
+    assert logged.between(1e-2, 1e2).all()
+    assert taken == pytest.approx([min(bound, norm) for norm in logged], rel=1e-3)
 
 
 def test_gradient_checkpointing_gives_the_same_values(tokenizer):

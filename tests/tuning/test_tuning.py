@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import build_model
 from training_cases import EXAMPLES, SCHEDULE, fresh, prompts
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from moe_lens import ExpertSet, MoELens, MoELensError, Zero
 from moe_lens.data import collate, encode, template_named
@@ -21,8 +22,8 @@ def test_the_rate_warms_up_and_falls_to_nothing():
     assert rates.index(max(rates)) in (9, 10)
     assert max(rates) <= 1.0
     assert rates == sorted(rates[:10]) + sorted(rates[10:], reverse=True)
-    assert 0 < rates[0] < 0.2
     assert rates[-1] < 1e-3
+    assert [rates[step] for step in (0, 9, 10, 55)] == pytest.approx([1 / 11, 10 / 11, 1, 0.5])
 
 
 def test_every_epoch_visits_every_example_once_in_an_order_of_its_own():
@@ -80,6 +81,16 @@ def test_the_loss_is_that_of_the_answers_alone(lens):
             input_ids=batch.input_ids, attention_mask=batch.attention_mask, position_ids=positions, labels=batch.labels
         )
         assert answer_loss(lens.module, batch).item() == pytest.approx(whole.loss.item(), rel=1e-5)
+
+
+def test_padding_changes_no_loss_also_where_positions_are_learned(tokenizer):
+    """Rotary positions are relative, so that a model with these alone would not show where they are counted from."""
+    torch.manual_seed(0)
+    module = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=1, n_head=2)).eval()
+    encoded = [encode(example, tokenizer, with_answer=True) for example in EXAMPLES[::4]]
+    assert len({len(prompt.input_ids) for prompt in encoded}) > 1
+    alone = [answer_loss(module, collate([prompt], 0), tokens=1).item() for prompt in encoded]
+    assert answer_loss(module, collate(encoded, 0), tokens=1).item() == pytest.approx(sum(alone), rel=1e-5)
 
 
 def test_only_the_named_parameters_change_and_the_model_is_left_as_it_was_found(tokenizer):
