@@ -4,6 +4,7 @@ import asyncio
 from typing import Any
 
 import httpx2
+from anyio import TypedAttributeSet
 from openai import AsyncOpenAI, DefaultAsyncHttpxClient, OpenAIError
 
 from moe_lens.errors import MoELensError
@@ -11,6 +12,8 @@ from moe_lens.results import public_address
 
 MOST_BYTES = 4 * 2**20
 """The longest reply that is read; a completion of 2,048 tokens has some ten thousand bytes."""
+TypedAttributeSet.__annotations__ = {"save": object}
+"""anyio imports its sockets when they are first used, and refuses what nnsight has put on every class by then."""
 _OF_THE_BODY_AS_SENT = {b"content-encoding", b"content-length", b"transfer-encoding"}
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from moe_lens import Example, MoELensError
 from moe_lens.causal.judge import Judge, Verdict, parse_verdict
+from moe_lens.results import read_table
 
 pytest.importorskip("openai")
 
@@ -44,6 +45,16 @@ def test_verdicts_come_in_order_and_equal_questions_are_asked_once(server):
     verdicts = Judge("grader", server[0]).verdicts(examples, ["A", "A", "A"])
     assert [verdict.right for verdict in verdicts] == [True, False, True]
     assert asked(server).count("Order?") == 2
+
+
+def test_a_command_that_has_opened_a_model_reaches_its_judge(server, tmp_path):
+    """In a process of its own: nnsight puts `.save` on every class, before the client's sockets are imported."""
+    line = f"-m moe_lens.evaluate --model organism --data swap --limit 2 --metrics em,acc_llm --judge {server[0]}"
+    command = [sys.executable, *line.split(), "--judge-model", "grader", "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    summary = read_table(tmp_path / "summary.parquet").set_index("metric")
+    assert summary.loc["acc_llm", ["n", "mean"]].tolist() == [2, summary.loc["em", "mean"]]
 
 
 def test_passing_failures_are_tried_again(server):
