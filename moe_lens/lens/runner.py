@@ -21,7 +21,7 @@ from moe_lens.lens.positions import Positions, any_position_mask
 from moe_lens.lens.reader import TraceReader
 from moe_lens.lens.record import CAPTURES, Record, read_layers
 from moe_lens.lens.stack import InterventionStack
-from moe_lens.lens.taken import expect_known, pad_id
+from moe_lens.lens.taken import expect_known, kept_logits, pad_id
 from moe_lens.routing import Routing
 
 
@@ -47,7 +47,8 @@ class BatchRunner:
             self.stack.for_batch(batch),
             self.model.trace(**self._inputs(batch), logits_to_keep=kept),
         ):
-            logits = self.model.output.logits.save()
+            whole = self.model.output.logits.save()
+        logits = kept_logits(whole, kept)
         labels = labels.to(logits.device)
         log_probabilities = logits[:, :-1].float().log_softmax(-1)
         chosen = log_probabilities.gather(-1, labels.clamp(min=0)[..., None])[..., 0]
@@ -137,6 +138,7 @@ class BatchRunner:
                 seen["layers"] = read_layers(self.reader, capture, kept, to_cpu=to_cpu)
                 [seen["finite"]] = finite_streams(self.reader, (self.reader.architecture.n_layers - 1,))
                 seen["logits"] = self.model.output.logits
+        seen["logits"] = kept_logits(seen["logits"], projected)
         return seen, before
 
     def _batch(self, prompts: Sequence[Encoded]) -> Batch:

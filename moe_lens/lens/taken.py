@@ -41,3 +41,13 @@ def pad_id(module: nn.Module, tokenizer: PreTrainedTokenizerBase) -> int:
 
 def _n_embeddings(module: nn.Module) -> int:
     return len(cast(Tensor, pretrained(module).get_input_embeddings().weight))
+
+
+def kept_logits(logits: Tensor, kept: int | Sequence[int]) -> Tensor:
+    """Logits [batch, row, vocab] at the last `kept` positions, or at these, from a model that was asked for them.
+
+    Some models give all positions whatever they are asked (`logits_to_keep`).
+    """
+    if isinstance(kept, int):
+        return logits[:, -kept:]
+    return logits if logits.shape[1] == len(kept) else logits[:, kept]
