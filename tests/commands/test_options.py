@@ -250,3 +250,26 @@ def test_help_flows_in_any_terminal_but_for_its_commands():
     assert console.flowing(text) == (
         "First line.\n\nA sentence that is cut by the file's width.\n\n\b\n    python -m one \\\n        --option"
     )
+
+
+def test_values_with_commas_are_one_argument():
+    told = BaseOpening("organism", chat_template_kwargs='x=[1,2], y="a,b",z={"a": 1, "b": 2},w=3b').asked()
+    assert told.chat_template_kwargs == {"x": [1, 2], "y": "a,b", "z": {"a": 1, "b": 2}, "w": "3b"}
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("enable_thinking=False", "give enable_thinking=false"),
+        ("enable_thinking=True,a=1", "give enable_thinking=true"),
+        ("a=None", "give a=null"),
+        ("a=no", "give a=false"),
+        ("a=1,a=2", "has a twice"),
+        ("a=NaN", "what JSON can say"),
+        ("a=[1e999]", "what JSON can say"),
+    ],
+)
+def test_values_that_json_spells_otherwise_are_no_texts(text, told):
+    with pytest.raises(MoELensError, match=told):
+        BaseOpening("organism", chat_template_kwargs=text)
+    assert BaseOpening("organism", chat_template_kwargs='a="False"').asked().chat_template_kwargs == {"a": "False"}
