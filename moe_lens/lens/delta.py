@@ -99,7 +99,7 @@ def read_facts(folder: str | Path) -> dict[str, Any]:
             f"expected a delta checkpoint, a folder with {FACTS_FILE} and {TENSORS_FILE}, at {str(folder)!r}; there is "
             f"no {path}"
         )
-    again = f"remove {folder} and tune again, or take a copy that is whole"
+    again = f"tune again into another folder, or take a copy of {folder} that is whole"
     facts = read_sealed_json(path, remedy=again)
     if digest_of(tensors) != facts.get(TENSORS_DIGEST):
         raise MoELensError(f"{tensors} is damaged, or not of {path}: its digest is not what that says; {again}")

@@ -146,7 +146,7 @@ def test_another_run_in_the_same_folder_is_refused(tokenizer, tmp_path):
     with pytest.raises(MoELensError, match=r"another run: its seed is 0, here it is 1"):
         train(fresh(tokenizer), checkpoints=Checkpoints(tmp_path, {"seed": 1}))
     (tmp_path / NEWEST).write_bytes(b"torn")
-    with pytest.raises(MoELensError, match=r"carries no digest.*; remove .* to begin this training anew"):
+    with pytest.raises(MoELensError, match=r"carries no digest.*; remove the .* to begin this training anew"):
         train(fresh(tokenizer), checkpoints=Checkpoints(tmp_path, {"seed": 0}))
 
 
