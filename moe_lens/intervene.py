@@ -67,6 +67,7 @@ def main(
 
     try_folder(out)
     controls = options.control_count(control)
+    ends = options.ends(stop)
     within = None if layers is None else console.numbers(layers, int, what="--layers")
     loaded = reading.load(data, split=split, limit=limit)
     texts = [*experts, *(compare or [])]
@@ -75,7 +76,6 @@ def main(
     lens.batch_size = batch_size
     wanted.check(lens)
     fitted = reading.fit(loaded, lens, of=f"{data}, {split}")
-    ends = options.ends(stop)
     facts = {"mode": mode, "max_new_tokens": max_new_tokens, "batch_size": batch_size, "stop": ends}
     facts |= opening.facts(lens) | reading.facts(fitted)
     made_by = provenance(model=opening.model, delta=opening.delta, data=fitted.examples, seed=seed, facts=facts)
