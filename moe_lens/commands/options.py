@@ -153,7 +153,7 @@ class Scoring:
 def _arguments(text: str) -> dict[str, Any]:
     """The arguments of --chat-template-kwargs; MoELensError for what are none."""
     arguments: dict[str, Any] = {}
-    rest = text
+    rest: str | None = text
     while rest is not None:
         named = re.match(r"\s*([^\W\d]\w*)\s*=\s*", rest)
         if named is None:
@@ -166,6 +166,7 @@ def _arguments(text: str) -> dict[str, Any]:
 
 def _argument(name: str, text: str) -> tuple[Any, str | None]:
     """The value at the start of the text, JSON or else a text, and what comes after its comma; None where none does."""
+    value, end = None, 0
     try:
         value, end = json.JSONDecoder().raw_decode(text)
         plain = re.match(r"\s*(,|$)", text[end:]) is None
