@@ -75,6 +75,7 @@ def main(
     if controls and not mask:
         raise MoELensError("--control compares masks with random sets of their shape; give --mask, or leave it out")
     mode, saved = doing.parsed(), doing.saved()
+    ends = options.ends(stop)
     scored = metrics_named(metrics.split(","))
     names = [metric.name for metric in scored]
     if (judge is None) != (judge_model is None):
@@ -89,7 +90,6 @@ def main(
     lens.batch_size, lens.progress = batch_size, processes.is_main_process
     wanted.check(lens)
     fitted = reading.fit(loaded, lens, of=data)
-    ends = options.ends(stop)
     facts = mode.facts() | {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "stop": ends}
     facts |= opening.facts(lens) | reading.facts(fitted)
     made_by = provenance(model=opening.model, delta=opening.delta, data=fitted.examples, facts=facts)

@@ -94,6 +94,7 @@ def main(
 
     try_folder(out)
     controls, tasks = options.control_count(control), Tasks.parse(data, spare)
+    ends = options.ends(stop)
     within = None if layers is None else console.numbers(layers, int, what="--layers")
     mode, saved = doing.parsed(within), doing.saved()
     more = metrics_named(metrics.split(",")) if metrics else []
@@ -106,7 +107,6 @@ def main(
     lens.batch_size = batch_size
     wanted.check(lens)
     fitted = {task: reading.fit(examples, lens, of=f"{task}, {split}") for task, examples in loaded.items()}
-    ends = options.ends(stop)
     facts = mode.facts() | {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "stop": ends}
     facts |= opening.facts(lens) | reading.facts(*fitted.values())
     examples = {task: one.examples for task, one in fitted.items()}

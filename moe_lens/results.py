@@ -35,6 +35,11 @@ if TYPE_CHECKING:
 PACKAGES = ("moe_lens", "torch", "transformers", "nnsight", "numpy")
 RUN_FILE = "run.json"
 """What tells in a run's folder how it is made."""
+WRITTEN = (
+    *("*.parquet", "*.safetensors", "*.pt", "*.html", "figure3.png", "tuning.png", "log.jsonl"),
+    *("summary.json", "delta.json", "cost.json", "dev.json", "parts/*", "judge/*", "merged/*"),
+)
+"""What commands write into the folder of a run."""
 _PROVENANCE_KEY = b"moe_lens.provenance"
 
 
@@ -73,17 +78,20 @@ def claim(folder: Path, made_by: dict[str, Any]) -> None:
     """Makes a folder this run's: its provenance, whatever the command line, stands in run.json from now on.
 
     A run.json with nothing else beside or below it is of a run that came to nothing, and is replaced.
-    Raises MoELensError for a folder with another run's, and for one with results of which no run.json tells.
+    Raises MoELensError for a folder with another run's, with a run.json of something else, and with files that a
+    command may write and of which no run.json tells: nothing of the user's is overwritten.
     """
     path = folder / RUN_FILE
-    others = any(file.is_file() and file != path for file in folder.rglob("*"))
-    if path.exists() and others:
-        expect_same_run(folder, read_sealed_json(path, remedy="remove the folder, or choose another one"), made_by)
-        return
-    foreign = [file.name for end in ("parquet", "safetensors", "pt") for file in sorted(folder.glob(f"*.{end}"))]
+    if path.exists():
+        told = read_sealed_json(path, remedy="choose another folder, or move that file away")
+        if any(file.is_file() and file != path for file in folder.rglob("*")):
+            expect_same_run(folder, told, made_by)
+            return
+    foreign = [file for name in WRITTEN for file in sorted(folder.glob(name)) if file.is_file()]
     if foreign:
+        names = ", ".join(str(file.relative_to(folder)) for file in foreign[:3])
         raise MoELensError(
-            f"{folder} holds {', '.join(foreign[:3])} of another run, and no {RUN_FILE} that says of which; "
+            f"{folder} holds {names} of another run, and no {RUN_FILE} that says of which, or something else of yours; "
             "choose another folder"
         )
     write_sealed_json(path, _facts(made_by))
@@ -116,9 +124,8 @@ def expect_same_run(path: str | Path, found: dict[str, Any], wanted: dict[str, A
             f"its {name} is {_brief(there, name)}, here it is {_brief(here, name)}" for name in differing[:3]
         )
         more = f", and {len(differing) - 3} more" if len(differing) > 3 else ""
-        raise MoELensError(
-            f"{path} holds the results of another run: {told}{more}. Choose another folder, or remove {path}"
-        )
+        remedy = "Choose another folder" if Path(path).is_dir() else f"Choose another folder, or remove {path}"
+        raise MoELensError(f"{path} holds the results of another run: {told}{more}. {remedy}")
 
 
 def _flat(facts: dict[str, Any], before: str = "") -> dict[str, Any]:

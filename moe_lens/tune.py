@@ -204,6 +204,8 @@ def _rates(text: str, *, what: str) -> list[float]:
     rates = console.numbers(text, float, what=what)
     if not all(0 < rate < inf for rate in rates):
         raise MoELensError(f"{what} must be finite and above 0; got {text!r}")
+    if max(rates) > 1:
+        console.note(f"note: {what} {max(rates):g} moves each weight by about that much at every step")
     return rates
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import re
 import sys
 
 import numpy as np
@@ -177,6 +178,32 @@ def test_a_folder_with_results_of_which_nothing_tells_is_refused(tmp_path):
     with pytest.raises(MoELensError, match=r"holds answers\.parquet of another run, and no run\.json"):
         claim(tmp_path, {})
     assert [file.name for file in tmp_path.iterdir()] == ["answers.parquet"]
+
+
+@pytest.mark.parametrize(
+    "name", ["summary.json", "figure3.html", "tuning.png", "parts/mine.parquet", "merged/config.json"]
+)
+def test_a_users_own_files_of_names_that_commands_write_are_not_lost(tmp_path, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(MoELensError, match=f"holds {re.escape(name)} .*choose another folder$"):
+        claim(tmp_path, {})
+    assert [file.read_text() for file in tmp_path.rglob("*") if file.is_file()] == ["mine"]
+
+
+@pytest.mark.parametrize("beside", [(), ("notes.txt",)])
+def test_a_run_file_of_something_else_is_not_lost_and_no_folder_is_to_be_removed(tmp_path, beside):
+    for name in ("run.json", *beside):
+        (tmp_path / name).write_text('{"mine": 1}')
+    with pytest.raises(MoELensError, match=r"run\.json.*choose another folder, or move that file away$"):
+        claim(tmp_path, {})
+    assert (tmp_path / "run.json").read_text() == '{"mine": 1}'
+
+
+def test_a_folder_with_notes_may_become_a_runs(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    claim(tmp_path, {"mode": "zero"})
+    assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
 def test_a_table_is_made_once_and_one_that_is_made_otherwise_is_not_lost(tmp_path, monkeypatch):

@@ -239,6 +239,10 @@ def _decided(draft: MoELayer, output: Any, block: nn.Module) -> tuple[Tensor, Te
 def _rule(
     logits: Tensor, indices: Tensor, weights: Tensor, router: nn.Module, path: str, *, scores_shared: bool
 ) -> ScoringRule:
+    if not weights.shape[-1]:
+        raise MoELensError(
+            f"the router at {path!r} selects no experts; correct the experts per token in the model's config"
+        )
     used = _used(weights)
     margin = 2 * (getattr(router, "router_jitter_noise", None) or 0.0)
     rule = recognize_rule(logits[used], indices[used], weights[used], margin=margin, scores_shared=scores_shared)

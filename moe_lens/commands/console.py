@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from inspect import cleandoc
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -38,6 +39,7 @@ def run(main: Callable[..., None]) -> None:
 
     Ctrl-C ends it with a line that says how to go on, and exit code 130.
     """
+    _refuse_no_folder(sys.argv)
     command = grouped(main)
     command.__doc__ = flowing(main.__doc__ or "")
     usual, warnings.formatwarning = warnings.formatwarning, _warning
@@ -52,6 +54,13 @@ def run(main: Callable[..., None]) -> None:
         raise
     finally:
         warnings.formatwarning = usual
+
+
+def _refuse_no_folder(line: Sequence[str]) -> None:
+    """Ends the process where --out names nothing, which a path would take for the current folder."""
+    if "--out=" in line or any(pair == ("--out", "") for pair in pairwise(line)):
+        print("error: --out names a folder; got an empty text (for the current one, give .)", file=sys.stderr)
+        raise SystemExit(2)
 
 
 def _warning(

@@ -43,6 +43,8 @@ class NamedExperts:
         self.scores = scores_of(self.selections)
         self._opening, self._scoring, self._reading, self._data = opening, scoring, reading, data
         self._mode, self._layers, self._seed = mode, layers, seed
+        if scoring.base is not None and not any(score.needs_base for score in self.scores):
+            console.note("note: no score that is asked for needs the model before tuning; --base changes nothing")
         alone = opening.delta is None and scoring.base is None
         compared = any(score.of == "gain" for score in self.scores) or len({score.of for score in self.scores}) > 1
         if compared and alone:

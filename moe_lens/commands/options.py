@@ -41,6 +41,11 @@ Stop = Annotated[
         "break."
     ),
 ]
+NOT_JSON = {"true": "true", "yes": "true", "on": "true", "false": "false", "no": "false", "off": "false"} | {
+    "none": "null",
+    "null": "null",
+}
+"""How JSON spells what is written otherwise elsewhere."""
 SHOWN = 20
 """Bad rows that are printed; the others are counted."""
 
@@ -205,15 +210,35 @@ def _place(text: str) -> Any:
 def _arguments(text: str) -> dict[str, Any]:
     """The arguments of --chat-template-kwargs; MoELensError for what are none."""
     arguments: dict[str, Any] = {}
-    for part in text.split(","):
-        name, equals, value = (piece.strip() for piece in part.partition("="))
-        if not name.isidentifier() or not equals:
+    rest: str | None = text
+    while rest is not None:
+        named = re.match(r"\s*([^\W\d]\w*)\s*=\s*", rest)
+        if named is None:
             raise MoELensError(f"--chat-template-kwargs is NAME=VALUE,…, such as enable_thinking=false; got {text!r}")
-        try:
-            arguments[name] = json.loads(value)
-        except (ValueError, RecursionError):
-            arguments[name] = value
+        if named[1] in arguments:
+            raise MoELensError(f"--chat-template-kwargs has {named[1]} twice; got {text!r}")
+        arguments[named[1]], rest = _argument(named[1], rest[named.end() :])
     return arguments
+
+
+def _argument(name: str, text: str) -> tuple[Any, str | None]:
+    """The value at the start of the text, JSON or else a text, and what comes after its comma; None where none does."""
+    value, end = None, 0
+    try:
+        value, end = json.JSONDecoder().raw_decode(text)
+        plain = re.match(r"\s*(,|$)", text[end:]) is None
+    except (ValueError, RecursionError):
+        plain = True
+    if plain:
+        end = text.find(",") if "," in text else len(text)
+        value = text[:end].strip()
+        if (meant := NOT_JSON.get(value.casefold())) is not None:
+            raise MoELensError(
+                f"--chat-template-kwargs takes JSON values, and {value!r} is none: give {name}={meant}, or as a text "
+                f'{name}="{value}"'
+            )
+    _, comma, rest = text[end:].partition(",")
+    return value, rest if comma else None
 
 
 class Asker(Protocol):

@@ -1,7 +1,11 @@
 """Chats as a tokenizer's chat template writes them: the prompt up to the answer, and what goes wrong in templates."""
 
+import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from inspect import signature
 from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
@@ -12,6 +16,7 @@ from moe_lens.errors import MODEL_CRASHES, MoELensError
 
 ANSWER_MARK = "\ue000"
 """Stands for an answer where only what a chat template writes around it matters; a private-use character."""
+EXTENSIONS = ("jinja2.ext.loopcontrols",)
 OWN_ARGUMENTS = frozenset(
     ("conversation", "add_generation_prompt", "continue_final_message", "tokenize", "return_dict", "return_tensors")
 )
@@ -38,6 +43,7 @@ class Chat:
         template fails.
         """
         text = self._applied(turns, add_generation_prompt=True)
+        self._tell_unread()
         try:
             answered = self._applied([*turns, turn("assistant", ANSWER_MARK)], add_generation_prompt=False)
         except MoELensError:  # some take nothing but a question last
@@ -64,6 +70,19 @@ class Chat:
             ) from error
         return cast(str, written)
 
+    def _tell_unread(self) -> None:
+        """A warning of arguments that the template never reads; always the same text, which Python tells once."""
+        others = self.arguments.keys() - signature(self.tokenizer.apply_chat_template).parameters.keys()
+        if not others:
+            return
+        read = _variables(self.tokenizer.get_chat_template(self.arguments.get("chat_template")))
+        if read and others - read:
+            warnings.warn(
+                f"the tokenizer's chat template never reads {', '.join(sorted(others - read))}, so that giving it "
+                f"changes nothing; it reads {', '.join(sorted(read))}",
+                stacklevel=2,
+            )
+
     def _remedy(self) -> str:
         """What can be done about a template that fails."""
         several = self.tokenizer.chat_template
@@ -77,3 +96,15 @@ class Chat:
             "give it what it wants, such as a system turn (system_prompt=…, --system-prompt) or arguments "
             "(--chat-template-kwargs NAME=VALUE), or set tokenizer.chat_template to another, or to None for plain text"
         )
+
+
+@cache
+def _variables(source: str) -> frozenset[str]:
+    """The variables that a chat template reads; none where it cannot be told."""
+    from jinja2 import Environment, TemplateError, meta
+
+    parsed = re.sub(r"\{%[-+]?\s*(end)?generation\s*[-+]?%\}", "", source)  # a tag of transformers
+    try:
+        return frozenset(meta.find_undeclared_variables(Environment(extensions=EXTENSIONS).parse(parsed)))
+    except TemplateError:
+        return frozenset()

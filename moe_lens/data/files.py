@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 from moe_lens.errors import MoELensError
 
@@ -146,10 +146,24 @@ def _parquet_rows(path: Path) -> Records:
     import pyarrow as pa  # slow to import, and only these rows need it
     import pyarrow.parquet as pq
 
+    number = 0
     try:
-        table = pq.ParquetFile(path)
-        rows = (row for batch in table.iter_batches(1024) for row in batch.to_pylist())
-        for number, row in enumerate(rows, start=1):
-            yield f"{path}, row {number}", row
+        for batch in pq.ParquetFile(path).iter_batches(1024):
+            for row in _batch_rows(batch):
+                number += 1
+                yield f"{path}, row {number}", row
     except (OSError, pa.ArrowException) as error:
         raise MoELensError(f"cannot read {path}: {error}") from None
+
+
+def _batch_rows(batch: Any) -> list[object]:
+    """The rows of a batch of parquet; a MoELensError for each whose texts or dates are damaged."""
+    try:
+        return cast(list[object], batch.to_pylist())
+    except UnicodeDecodeError as error:
+        damage = MoELensError(_not_text(error))
+    except (ValueError, OverflowError) as error:
+        damage = MoELensError(f"not values that can be read ({error})")
+    if len(batch) == 1:
+        return [damage]
+    return [row for place in range(len(batch)) for row in _batch_rows(batch.slice(place, 1))]

@@ -66,6 +66,13 @@ class PromptTemplate:
             raise MoELensError(f"expected {{question}} and no {{context}}; got {self.closed_book!r}")
         if taken := sorted(self.chat_template_kwargs.keys() & OWN_ARGUMENTS):
             raise MoELensError(f"how a prompt is rendered is decided here; leave {', '.join(taken)} out")
+        for name, value in self.chat_template_kwargs.items():
+            try:
+                json.dumps(value, allow_nan=False)
+            except (TypeError, ValueError, RecursionError) as error:
+                raise MoELensError(
+                    f"chat_template_kwargs takes what JSON can say; got {name}={value!r:.80} ({error}): give it as text"
+                ) from None
 
     def facts(self) -> dict[str, Any]:
         """Its texts by name, for the provenance of what is made of such prompts; those for chats only where given."""

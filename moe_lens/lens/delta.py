@@ -100,11 +100,29 @@ def read_facts(folder: str | Path) -> dict[str, Any]:
             f"expected a delta checkpoint, a folder with {FACTS_FILE} and {TENSORS_FILE}, at {str(folder)!r}; there is "
             f"no {path}"
         )
-    again = f"remove {folder} and tune again, or take a copy that is whole"
+    again = f"tune again into another folder, or take a copy of {folder} that is whole"
     facts = read_sealed_json(path, remedy=again)
     if digest_of(tensors) != facts.get(TENSORS_DIGEST):
         raise MoELensError(f"{tensors} is damaged, or not of {path}: its digest is not what that says; {again}")
+    _check_facts(facts, path, again)
     return facts
+
+
+def _check_facts(facts: Mapping[str, Any], path: Path, remedy: str) -> None:
+    """MoELensError where facts that are read here are not what `save_delta` writes."""
+    rows = facts.get("rows", {})
+    of_rows = isinstance(rows, dict) and all(
+        isinstance(ids, list) and ids and all(type(one) is int and one >= 0 for one in ids) for ids in rows.values()
+    )
+    right = {
+        "rows": of_rows,
+        "fingerprint": isinstance(facts.get("fingerprint"), str),
+        "base_digest": isinstance(facts.get("base_digest", ""), str),
+        "template": isinstance(facts.get("template", {}), dict),
+    }
+    if wrong := [name for name, is_right in right.items() if not is_right]:
+        told = "; ".join(f"its {name} is {facts.get(name)!r:.80}" for name in wrong)
+        raise MoELensError(f"{path} is not what moe_lens writes: {told}; {remedy}")
 
 
 def apply_delta(

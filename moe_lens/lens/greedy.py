@@ -46,7 +46,7 @@ class Greedy:
 
         A warning says, once, what of its own is left out. Transformers fills gaps of a given config from the model's.
         """
-        owner, own = self._owner, self._own
+        owner, own, kept = self._owner, self._own, self._owner.generation_config
         self._tell()
         greedy = GenerationConfig(
             max_new_tokens=max_new_tokens,
@@ -59,7 +59,7 @@ class Greedy:
         try:
             yield {"generation_config": greedy}
         finally:
-            owner.generation_config = own
+            owner.generation_config = kept
 
     def texts(self, new: Tensor) -> list[str]:
         """What was generated [batch, new], up to the end of sequence, without special tokens but those of thoughts."""
@@ -88,7 +88,8 @@ class Greedy:
 
     @property
     def _own(self) -> Any:
-        return self._owner.generation_config
+        """The model's generation config; where it has none, one that says nothing."""
+        return self._owner.generation_config or GenerationConfig()
 
     def _tell(self) -> None:
         """Warnings of what the generation config says and is not followed, and of ends that it lacks."""
@@ -123,10 +124,14 @@ def _bends(name: str, value: Any) -> bool:
     return name not in HARMLESS and not name.startswith("_") and value is not None and value is not False
 
 
-def _several(ids: int | Sequence[int] | Tensor | None) -> tuple[int, ...]:
-    """Token ids given as none, one, or several."""
-    if ids is None:
-        return ()
+def _several(ids: Any) -> tuple[int, ...]:
+    """Token ids given as none, one, or several; MoELensError for what are no ids."""
     if isinstance(ids, Tensor):
         ids = ids.flatten().tolist()
-    return (ids,) if isinstance(ids, int) else tuple(int(one) for one in ids)
+    found = () if ids is None else tuple(ids) if isinstance(ids, list | tuple) else (ids,)
+    if not all(type(one) is int and 0 <= one < 2**31 for one in found):
+        raise MoELensError(
+            f"expected ids of tokens as eos_token_id; got {ids!r:.80}: correct it in the model's generation_config, "
+            "its config, or the tokenizer"
+        )
+    return found

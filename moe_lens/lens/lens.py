@@ -78,6 +78,7 @@ class MoELens:
         batch_size: int = 32,
         progress: bool = True,
     ) -> None:
+        _expect_tokenizer(tokenizer)
         self.template = template
         self.batch_size, self.progress = batch_size, progress
         expect_input_in_memory(module)
@@ -133,6 +134,7 @@ class MoELens:
         if tokenizer is None or isinstance(tokenizer, str | Path):
             found = cast(str | Path, model) if tokenizer is None else tokenizer
             tokenizer = load_tokenizer(found, trust_remote_code=trust_remote_code)
+        _expect_tokenizer(tokenizer)
         if isinstance(model, nn.Module):
             module = model
         else:
@@ -406,3 +408,11 @@ def _several(positions: Positions | Set[Positions]) -> frozenset[Positions]:
         return frozenset(positions)
     check_positions(positions)
     return frozenset({positions})
+
+
+def _expect_tokenizer(tokenizer: object) -> None:
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise MoELensError(
+            f"expected a tokenizer of transformers, or where to find one; got a {type(tokenizer).__name__}: open it "
+            "with AutoTokenizer.from_pretrained(…)"
+        )

@@ -1,5 +1,6 @@
 """From a name, folder, hub id or module to a causal language model and its tokenizer."""
 
+import json
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -7,20 +8,28 @@ from difflib import get_close_matches
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, cast
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from moe_lens.architecture.quantized import LOADED_IN_FULL, quantization_method
 from moe_lens.architecture.remote_code import load_remote, prepare_remote
 from moe_lens.architecture.whole_weights import load_whole
-from moe_lens.errors import MoELensError
+from moe_lens.errors import MODEL_CRASHES, MoELensError
 from moe_lens.storage import check_digests, nameable
 
 ORGANISM_VARIANTS = {"organism": "conflict", "organism:conflict": "conflict", "organism:planted": "planted"}
 
+LFS_POINTER = b"version https://git-lfs"
+OBJECTS = ("config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.json")
+"""Files of a model's folder that are JSON objects."""
+NO_FOLDER = "there is no such folder"
+ELSEWHERE = "pass tokenizer= where it lies elsewhere"
 PLACED_BY_TRANSFORMERS = ("auto", "balanced", "balanced_low_0", "sequential")
 """What a device_map may say instead of a device; one of several parts may say "disk" too."""
 
@@ -108,7 +117,9 @@ def _bad_input_explained(name: str | Path) -> Iterator[None]:
         raise
     except ImportError as error:
         raise MoELensError(f"{str(name)!r} needs a package that is not installed: {error}") from error
-    except (OSError, ValueError) as error:
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, EOFError, UnpicklingError, SafetensorError, StrictDataclassError, *MODEL_CRASHES) as error:
         if "trust_remote_code" in str(error):
             raise MoELensError(
                 f"{str(name)!r} brings Python code of its own, which is not run unless you ask for it; read the code, "
@@ -121,19 +132,52 @@ def _why(name: str | Path, error: Exception) -> str:
     """Why a name cannot be loaded: it names no folder, or one that is no model's, or what transformers says of it."""
     text = str(name)
     if (folder := Path(resolve(name))).is_dir():
-        return str(error) if (folder / "config.json").exists() else "it is a folder without a model's config.json"
+        if not (folder / "config.json").exists():
+            return "it is a folder without a model's config.json"
+        if (damaged := _damaged_file(folder)) is not None:
+            return damaged
+        if isinstance(error, OSError) or type(error) is ValueError:
+            return str(error)
+        return (
+            f"{type(error).__name__}: {error}; correct what its config.json or generation_config.json says, or take a "
+            "copy of the model that is whole"
+        )
     if text.startswith((".", "/", "~")) or text.count("/") > 1:
-        return "there is no such folder"
+        return NO_FOLDER
     known = ", ".join(ORGANISM_VARIANTS)
     return f"there is no such folder here, it is no packaged model ({known}), and of the hub transformers says: {error}"
+
+
+def _damaged_file(folder: Path) -> str | None:
+    """What is wrong with the first file of a model's folder that is none of its kind; None where all are."""
+    for path in sorted(folder.iterdir()):
+        if path.suffix not in (".safetensors", ".json", ".bin", ".model") or not path.is_file():
+            continue
+        with path.open("rb") as file:
+            begins = file.read(len(LFS_POINTER))
+        if begins == LFS_POINTER:
+            return f"{path} is a Git LFS pointer in place of the file itself; fetch it with `git lfs pull`"
+        try:
+            if path.suffix == ".safetensors":
+                with safe_open(path, "pt"):
+                    pass
+            elif path.name in OBJECTS and not isinstance(json.loads(path.read_bytes()), dict):
+                return f"{path} is no JSON object; take a copy of the model that is whole"
+        except (SafetensorError, OSError, ValueError, RecursionError) as error:
+            return f"{path} is cut short or damaged ({error}); take a copy of it that is whole"
+    return None
 
 
 def load_tokenizer(name: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer of a name, folder or hub id; MoELensError if there is none."""
     folder = resolve(name)
     try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, ImportError) as error:
-        raise MoELensError(
-            f"no tokenizer at {str(name)!r}: {_why(name, error)}; pass tokenizer= where it lies elsewhere"
-        ) from error
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except (OSError, ImportError, StrictDataclassError, *MODEL_CRASHES) as error:
+        why = _why(name, error)
+        if why == NO_FOLDER:
+            raise MoELensError(f"cannot load {str(name)!r}: {why}") from error
+        raise MoELensError(f"no tokenizer at {str(name)!r}: {why}; {ELSEWHERE}") from error
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):  # what transformers makes up for no file
+        raise MoELensError(f"no tokenizer at {str(name)!r}: it has no files of one; {ELSEWHERE}")
+    return tokenizer

@@ -137,4 +137,4 @@ class Checkpoints:
         return facts
 
     def _expect_whole(self, path: Path) -> None:
-        check_sealed(path, remedy=f"remove {self.folder} to begin this training anew")
+        check_sealed(path, remedy=f"remove the .safetensors in {self.folder} to begin this training anew")

@@ -113,11 +113,27 @@ class _Run:
         self.progress = Progress()
         self.rows: list[dict[str, float]] = []
         self.best: dict[str, Tensor] = {}
+        self.between_steps = True
         self.started = self.saved = time.perf_counter()
 
     def to_the_end(self, label: str) -> Progress:
-        """Begin, or go on from the newest checkpoint, and train to the last step or until patience ends."""
+        """Begin, or go on from the newest checkpoint, and train to the last step or until patience ends.
+
+        Ctrl-C leaves a checkpoint of the last whole step, except of several processes, which would wait for each other.
+        """
         self._resume()
+        try:
+            return self._trained(label)
+        except KeyboardInterrupt:
+            if self.between_steps and not self.progress.finished and self.processes.count == 1:
+                self._save()
+            raise
+
+    def _trained(self, label: str) -> Progress:
+        if self.rows and self.dev is not None and self.dev.name not in self.rows[-1]:
+            measured = self._measure_and_keep(self.rows[-1])  # where it was interrupted
+            if measured and self.checkpoints is not None and self.processes.is_main:
+                self.checkpoints.write_log(tuple(self.rows))
         silent = not self.processes.is_main
         with progress_bar(
             total=self.data.steps, initial=self.progress.step, desc=label, unit="step", disable=silent
@@ -149,23 +165,33 @@ class _Run:
         norm = (length.full_tensor() if isinstance(length, DTensor) else length).item()
         loss, due = self.processes.sums(share, self.processes.is_main and self._save_is_due())
         self._check(step, loss, norm)
+        self.between_steps = False
         self.optimizer.step()
         row: dict[str, float] = {"step": step + 1, "loss": loss, "learning_rate": rate, "gradient_norm": norm}
         self.progress = replace(self.progress, step=step + 1)
-        dev = self.dev if schedule.measures_after(step, len(self.data.prompts)) else None
-        if dev is not None:
-            row[dev.name] = self._measure(dev)
         self.rows.append(row)
+        self.between_steps = True
+        measured = self._measure_and_keep(row)
         if self.checkpoints is not None and self.processes.is_main:
             self.checkpoints.append_log(row)
-        if dev is not None or due:
+        if due and not measured:
             self._save()
         return row
+
+    def _measure_and_keep(self, row: dict[str, float]) -> bool:
+        """The dev score after the step of this row, where it is due, and a checkpoint with it; whether it was."""
+        if self.dev is None or not self.schedule.measures_after(self.progress.step - 1, len(self.data.prompts)):
+            return False
+        row[self.dev.name] = self._measure(self.dev)
+        self.between_steps = True
+        self._save()
+        return True
 
     def _measure(self, dev: DevScore) -> float:
         """The dev score now; the state is kept if it is the best so far."""
         with evaluating(self.module, self.dtypes, self.autocast):
             score = dev.measure()
+        self.between_steps = False
         if self.progress.best_score is not None and score <= self.progress.best_score:
             self.progress = replace(self.progress, misses=self.progress.misses + 1)
             return score
@@ -227,6 +253,7 @@ class _Run:
 
     def _finish(self) -> None:
         """Go back to the best state, and keep it instead of what going on would need."""
+        self.between_steps = False
         step = self.progress.best_step
         if step is not None and step != self.progress.step:
             best = self.best if self.checkpoints is None else self.checkpoints.load_best(step)

@@ -14,6 +14,7 @@ from byte_level_tokenizer import byte_level_tokenizer
 
 from moe_lens import MoELensError, evaluate, intervene, tune
 from moe_lens.commands import console, options
+from moe_lens.commands.named_experts import NamedExperts
 from moe_lens.commands.options import BaseOpening, Opening, Reading
 from moe_lens.data import FIGURE_10
 from moe_lens.lens.delta import weights_digest
@@ -250,3 +251,55 @@ def test_help_flows_in_any_terminal_but_for_its_commands():
     assert console.flowing(text) == (
         "First line.\n\nA sentence that is cut by the file's width.\n\n\b\n    python -m one \\\n        --option"
     )
+
+
+def test_values_with_commas_are_one_argument():
+    told = BaseOpening("organism", chat_template_kwargs='x=[1,2], y="a,b",z={"a": 1, "b": 2},w=3b').asked()
+    assert told.chat_template_kwargs == {"x": [1, 2], "y": "a,b", "z": {"a": 1, "b": 2}, "w": "3b"}
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("enable_thinking=False", "give enable_thinking=false"),
+        ("enable_thinking=True,a=1", "give enable_thinking=true"),
+        ("a=None", "give a=null"),
+        ("a=no", "give a=false"),
+        ("a=1,a=2", "has a twice"),
+        ("a=NaN", "what JSON can say"),
+        ("a=[1e999]", "what JSON can say"),
+    ],
+)
+def test_values_that_json_spells_otherwise_are_no_texts(text, told):
+    with pytest.raises(MoELensError, match=told):
+        BaseOpening("organism", chat_template_kwargs=text)
+    assert BaseOpening("organism", chat_template_kwargs='a="False"').asked().chat_template_kwargs == {"a": "False"}
+
+
+@pytest.mark.parametrize("out", [["--out", ""], ["--out="]])
+def test_an_empty_folder_is_not_the_current_one(out, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["tune", "--model", "organism", "--data", "swap", *out])
+    with pytest.raises(SystemExit) as end:
+        console.run(tune.main)
+    assert end.value.code == 2
+    assert "--out names a folder; got an empty text" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", [evaluate, intervene], ids=lambda module: module.__name__)
+def test_an_empty_stop_is_refused_before_a_model_is_looked_for(command, tmp_path, monkeypatch, capsys):
+    line = f"x --model {tmp_path}/nowhere --data swap --out {tmp_path}/out"
+    given = ["--experts", "0:1"] if command is intervene else []
+    monkeypatch.setattr(sys, "argv", [*line.split(), *given, "--stop", ""])
+    with pytest.raises(SystemExit):
+        console.run(command.main)
+    assert "--stop is a text" in capsys.readouterr().err
+
+
+def test_a_base_that_no_score_needs_and_a_rate_above_one_are_told(capsys):
+    NamedExperts(["0:1"], Opening("organism"), options.Scoring(base="other"), Reading(), "swap", mode="zero")
+    tune._rates("5e-4,1e30", what="--learning-rate")
+    said = capsys.readouterr().err
+    assert "--base changes nothing" in said
+    assert "--learning-rate 1e+30 moves each weight" in said

@@ -158,3 +158,20 @@ def test_a_template_file_may_say_what_is_for_chats(tmp_path):
 
 def test_facts_of_a_template_that_says_nothing_of_chats_are_its_texts():
     assert set(FIGURE_10.facts()) == {"with_context", "closed_book", "answer_cue"}
+
+
+def test_an_argument_that_no_template_reads_is_told(recwarn):
+    read = chatting(EMPTY_THOUGHT)
+    replace(FIGURE_10, chat_template_kwargs={"enable_thinking": False}).render(EXAMPLE, read)
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match="never reads enable_thought, .* it reads .*enable_thinking"):
+        replace(FIGURE_10, chat_template_kwargs={"enable_thought": False}).render(EXAMPLE, read)
+
+
+def test_a_date_in_a_template_file_is_refused_by_name(tmp_path):
+    path = tmp_path / "own.toml"
+    path.write_text(
+        "with_context = '{context} {question}'\nclosed_book = '{question}'\n[chat_template_kwargs]\nday = 2026-01-01\n"
+    )
+    with pytest.raises(MoELensError, match=r"got day=.*give it as text"):
+        template_named(path)

@@ -8,9 +8,12 @@ from importlib.resources import files
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from moe_lens.data import Example, load_examples
+from moe_lens.data.files import read_rows
 from moe_lens.data.lookup import ORGANISM_TASKS
 from moe_lens.errors import MoELensError
 
@@ -192,3 +195,16 @@ def test_real_data_sets_load_row_by_row(name):
     assert [(e.context, e.question, e.answers) for e in examples] == [
         (row["context"], row["question"], (row["answer"],)) for row in rows
     ]
+
+
+def test_a_text_of_parquet_that_is_damaged_is_told_by_its_row(tmp_path):
+    path = tmp_path / "rows.parquet"
+    texts = [f"question {i}?" for i in range(5)]
+    table = pa.table({"context": [""] * 5, "question": texts, "answer": ["a"] * 5})
+    pq.write_table(table, path, compression="none", use_dictionary=False, write_statistics=False)
+    whole = path.read_bytes()
+    assert whole.count(b"question 3?") == 1
+    path.write_bytes(whole.replace(b"question 3?", b"questi\xffn 3?"))
+    with pytest.raises(MoELensError, match=r"rows\.parquet, row 4: not UTF-8 text \(byte 0xff\)"):
+        load_examples(str(path))
+    assert [row["question"] for _, row in read_rows(path) if isinstance(row, dict)] == texts[:3] + texts[4:]

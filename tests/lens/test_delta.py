@@ -3,6 +3,7 @@
 import ast
 import copy
 import json
+import shutil
 import warnings
 
 import pytest
@@ -25,6 +26,7 @@ from moe_lens.lens.delta import (
     with_delta,
 )
 from moe_lens.lens.lens import MoELens
+from moe_lens.storage import write_sealed_json
 from moe_lens.tuning import TuneExperts, save_trained
 
 TEXTS = ["the cat sat", "a dog"]
@@ -183,7 +185,7 @@ def test_a_folder_without_a_delta_is_refused(base, folder, tmp_path):
     with pytest.raises(MoELensError, match="expected a delta checkpoint"):
         apply_delta(base, tmp_path / "nowhere")
     (folder / TENSORS_FILE).write_bytes(b"broken")
-    with pytest.raises(MoELensError, match=r"delta.safetensors is damaged, or not of .*remove .* tune again"):
+    with pytest.raises(MoELensError, match=r"delta.safetensors is damaged, or not of .*tune again into another folder"):
         apply_delta(base, folder)
     (folder / FACTS_FILE).write_text(json.dumps({"method": "router"}))
     with pytest.raises(MoELensError, match="carries no digest"):
@@ -284,3 +286,15 @@ def test_a_layer_in_which_a_delta_changes_nothing_is_refused_and_the_base_left_a
     with pytest.raises(MoELensError, match=f"changes nothing in layer {layer}"):
         apply_delta(base, folder, layers=[0, layer])
     assert all(torch.equal(value, before[name]) for name, value in base.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [{"rows": None}, {"rows": []}, {"rows": "text"}, {"rows": {"a": []}}, {"fingerprint": None}, {"template": 5}],
+    ids=str,
+)
+def test_facts_that_make_no_sense_are_refused_though_they_are_sealed(base, folder, tmp_path, facts):
+    changed = shutil.copytree(folder, tmp_path / "changed")
+    write_sealed_json(changed / "delta.json", read_facts(folder) | facts)
+    with pytest.raises(MoELensError, match=rf"delta\.json is not what moe_lens writes: its {next(iter(facts))} is "):
+        apply_delta(base, changed)

@@ -31,10 +31,12 @@ COLUMNS = ["family", "place", "feature", "right", "told"]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("families", nargs="*", default=list(FAMILIES))
-    parser.add_argument("--places", default="one,two")
-    parser.add_argument("--features", choices=["all", "surveyed"], default="all")
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("families", nargs="*", default=list(FAMILIES), help="which families; default all")
+    parser.add_argument("--places", default="one,two", help="with commas, how models are placed")
+    parser.add_argument("--features", choices=["all", "surveyed"], default="all", help="which are tried")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder for features.csv; what is there is not done again"
+    )
     asked = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.set_verbosity_error()

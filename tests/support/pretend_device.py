@@ -96,12 +96,18 @@ def _run(operator: Any, args: Any, kwargs: Any) -> Any:
         count_wait(kind)
     if launches(operator, device, target):
         count_kernel()
+    if operator in LAZY:  # what is held below this level would lose its mark of being conjugate or negative
+        return _on(target, LAZY[operator](args[0].held))
     result = _on(target, _computed(operator, *_held((args, kwargs))))
     if not operator._schema.is_mutable and not operator.is_view:
         return result
     if operator is aten.copy_.default and target.type == "cpu":
         return args[0]
     return return_and_correct_aliasing(operator, args, kwargs, result)
+
+
+LAZY = {aten._conj.default: torch.conj_physical, aten._neg_view.default: torch.neg}
+"""Operators that elsewhere only mark a tensor."""
 
 
 def _makes_float64(args: Any, kwargs: Any) -> bool:

@@ -141,6 +141,25 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(tokenizer, tmp_path, stop)
     assert same(values(lens), values(finished))
 
 
+def test_ctrl_c_loses_no_whole_step(tokenizer, tmp_path):
+    lens, broken, again = (fresh(tokenizer) for _ in range(3))
+    expected = train(lens)
+    run, calls = Checkpoints(tmp_path, {}, every=1e9), []
+
+    def interrupt(*_: object) -> None:
+        calls.append(1)
+        if len(calls) == 4:  # in the fourth step
+            raise KeyboardInterrupt
+
+    with broken.module.lm_head.register_forward_hook(interrupt), pytest.raises(KeyboardInterrupt):
+        train(broken, checkpoints=run)
+    assert run.load()[0].step == 3
+    with again.module.lm_head.register_forward_hook(interrupt):
+        assert train(again, checkpoints=run).rows == expected.rows
+    assert len(calls) - 4 == expected.step - 3
+    assert same(values(lens), values(again))
+
+
 def test_the_best_state_on_dev_is_what_stays_and_patience_ends_the_run(tokenizer):
     short, long = fresh(tokenizer), fresh(tokenizer)
     schedule = replace(UNEVEN, evaluate_every=1, epochs=2)
@@ -164,7 +183,7 @@ def test_another_run_in_the_same_folder_is_refused(tokenizer, tmp_path):
     with pytest.raises(MoELensError, match=r"another run: its seed is 0, here it is 1"):
         train(fresh(tokenizer), checkpoints=Checkpoints(tmp_path, {"seed": 1}))
     (tmp_path / NEWEST).write_bytes(b"torn")
-    with pytest.raises(MoELensError, match=r"carries no digest.*; remove .* to begin this training anew"):
+    with pytest.raises(MoELensError, match=r"carries no digest.*; remove the .* to begin this training anew"):
         train(fresh(tokenizer), checkpoints=Checkpoints(tmp_path, {"seed": 0}))
 
 
