@@ -161,3 +161,8 @@ def test_a_set_that_was_not_made_by_its_ways_is_refused(members):
 def test_what_takes_experts_says_what_it_expects(kind, value):
     with pytest.raises(MoELensError, match="expected an ExpertSet, such as"):
         kind(value)
+
+
+def test_scores_that_are_equal_at_the_published_decimals_are_ties_for_esft():
+    table = pd.DataFrame({"layer": 0, "expert": [0, 1, 2], "score": [0.30001, 0.30004, 0.39995]})
+    assert cumulative_order(table, 0.5) == {0: (2, 0)}

@@ -94,6 +94,7 @@ def test_bleu_is_the_geometric_mean_of_precisions():
     # 5 of 6 words, 3 of 5 pairs, 1 of 4 triples; no quadruple of 3, smoothed to 1/2 of one; no brevity penalty.
     expected = (5 / 6 * 3 / 5 * 1 / 4 * (1 / 2) / 3) ** (1 / 4)
     assert bleu("the cat sat on a mat", ["the cat is on a mat"]) == pytest.approx(expected)
+    assert bleu("the cat sat on a mat", ["the cat sat on a mat"]) == 1.0  # no rounding above it
 
 
 def no_wordnet() -> str | None:

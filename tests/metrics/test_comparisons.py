@@ -36,6 +36,7 @@ def test_holm_steps_down_and_undoes_the_order():
     assert holm([0.04, 0.01, 0.03, 0.005]) == pytest.approx([0.06, 0.03, 0.06, 0.02])
     assert np.flatnonzero(holm(P_1995) <= 0.05).tolist() == [0, 1, 2]
     assert holm([0.9, 0.8]).tolist() == [1, 1]
+    assert holm([0.0, 1.0]).tolist() == [0, 1]
 
 
 def test_holm_keeps_the_chance_of_any_false_call():

@@ -86,6 +86,8 @@ def test_probability_gains_are_per_layer_and_way_of_counting():
         (TUNED.drop(columns="mass"), "tuned model's table has no mass"),
         (TUNED.assign(mass=np.nan), "finite"),
         (TUNED.assign(mass=-0.5), "at least 0"),
+        (TUNED.assign(mass=TUNED["mass"].where(TUNED["id"] != "b", np.inf)), "finite"),
+        (TUNED.assign(mass=TUNED["mass"].where(TUNED["id"] != "b", -0.5)), "at least 0"),
     ],
 )
 def test_tables_that_cannot_be_paired_are_refused(tuned, message):

@@ -147,3 +147,8 @@ def test_unequal_pairs_and_senseless_levels_are_refused():
         paired_permutation_p([1, 2], [1, 2, 3])
     with pytest.raises(MoELensError, match="got 95"):
         bootstrap_interval([1.0], level=95)
+
+
+def test_the_reach_of_two_seeds_is_students_and_a_single_one_has_none():
+    assert resampling.mean_reach([1.0, 3.0]) == pytest.approx(12.7062, rel=1e-5)  # t(0.975, 1) * sqrt(2) / sqrt(2)
+    assert np.isnan(resampling.mean_reach([1.0]))
