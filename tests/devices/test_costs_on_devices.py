@@ -32,6 +32,7 @@ BOUNDS = {
     "ExpertUsage token gate": (0, 8),
     "ExpertUsage gating_weight": (0, 8),
     "RouterLoad": (0, 22),
+    "LogitSpread": (0, 14),
     "CoActivation": (0, 15),
     "SelectedExperts": (0, 4),
     "RoutingVectors": (0, 4),
