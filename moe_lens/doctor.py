@@ -18,8 +18,8 @@ def main(
     checks: Annotated[
         str | None,
         Option(
-            help="With commas, of capture, weights_rule, zero, renormalize, reroute, generate, attention, "
-            "expert_outputs, logit_lens; default all."
+            help="With commas, of capture, weights_rule, zero, renormalize, reroute, bias, scale, force, top_k, "
+            "replay, patch, generate, attention, expert_outputs, logit_lens; default all."
         ),
     ] = None,
     prompt: Annotated[

@@ -16,8 +16,6 @@ from moe_lens.errors import MoELensError
 SHOWN = 5
 """Names of weights that are told; the others are counted."""
 UNCONVERTED = re.compile(r"^(\S+)\s*\|.*\bCONVERSION\b", re.MULTILINE)
-UNNAMED = "automatic conversion of the weights"
-"""Of transformers' error where some cannot be converted."""
 
 
 def load_whole(folder: str | Path, **chosen: Any) -> nn.Module:
@@ -57,24 +55,30 @@ def load_whole(folder: str | Path, **chosen: Any) -> nn.Module:
 def _conversion_explained(folder: str | Path) -> Iterator[None]:
     """Inside the block, transformers' error of weights that it cannot convert becomes a MoELensError.
 
-    It writes their names to its log alone, and only where the log's level lets it.
+    It writes their names to its log alone, so the log is read here at a level at which it does; where that is not the
+    user's level, nothing more is shown for it.
     """
     report = _Kept()
     logger = logging.getLogger("transformers.modeling_utils")
+    before = logger.level, logger.propagate
+    if not logger.isEnabledFor(logging.WARNING):
+        logger.setLevel(logging.WARNING)
+        logger.propagate = False
     logger.addHandler(report)
     try:
         yield
     except RuntimeError as error:
         names = UNCONVERTED.findall(report.text)
-        if not names and UNNAMED not in str(error):
+        if not names:
             raise
-        which = _names(names) if names else "their names are in what transformers logs from the level WARNING on"
         raise MoELensError(
             f"the checkpoint at {str(folder)!r} lacks parts of weights, or has some of another shape, so that these "
-            f"cannot be put together: {which}; complete the checkpoint"
+            f"cannot be put together: {_names(names)}; complete the checkpoint"
         ) from error
     finally:
         logger.removeHandler(report)
+        logger.setLevel(before[0])
+        logger.propagate = before[1]
 
 
 class _Kept(logging.Handler):

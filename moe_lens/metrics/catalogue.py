@@ -208,7 +208,7 @@ def _imported(text: str) -> Callable[[str, "Example"], float]:
     module, _, name = text.partition(":")
     try:
         found = getattr(import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise MoELensError(
             f"a metric of your own is package.module:function, importable from here; cannot get {text!r}: {error}"
         ) from None
