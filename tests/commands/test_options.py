@@ -18,6 +18,7 @@ from moe_lens.commands.named_experts import NamedExperts
 from moe_lens.commands.options import BaseOpening, Opening, Reading
 from moe_lens.data import FIGURE_10
 from moe_lens.lens.delta import weights_digest
+from moe_lens.lens.interventions import parse_mode
 from moe_lens.results import read_provenance, read_table
 from moe_lens.tuning import TuneRouters, save_trained
 
@@ -298,7 +299,9 @@ def test_an_empty_stop_is_refused_before_a_model_is_looked_for(command, tmp_path
 
 
 def test_a_base_that_no_score_needs_and_a_rate_above_one_are_told(capsys):
-    NamedExperts(["0:1"], Opening("organism"), options.Scoring(base="other"), Reading(), "swap", mode="zero")
+    NamedExperts(
+        ["0:1"], Opening("organism"), options.Scoring(base="other"), Reading(), "swap", mode=parse_mode("zero")
+    )
     tune._rates("5e-4,1e30", what="--learning-rate")
     said = capsys.readouterr().err
     assert "--base changes nothing" in said
