@@ -54,10 +54,10 @@ def test_scores_are_compared_with_both_truths(tmp_path):
     assert (tmp_path / "tuned" / "tasks.parquet").read_bytes() == whole
     assert [part for part in parts if times()[part] != before[part]] == ["router-1"]
     other = measure.replace("--seeds 0,1 --limit 16", "--seeds 0 --limit 8")
-    run(*other.split(), folder=tmp_path)
-    assert times()["base"] != before["base"]
-    assert times()["router-0"] != before["router-0"]
-    run(*measure.split(), folder=tmp_path)
+    kept = times()
+    with pytest.raises(AssertionError, match="holds the results of another run"):
+        run(*other.split(), folder=tmp_path)
+    assert times() == kept, "another run's results are never overwritten"
     assert (tmp_path / "tuned" / "tasks.parquet").read_bytes() == whole
 
     script = str(ROOT / "analyses" / "which_score.py")
