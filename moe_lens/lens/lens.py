@@ -101,6 +101,7 @@ class MoELens:
         self.layers_output = ByLayer(reader.layer_output, reader.set_layer_output)
         self.attention_rows = ByLayer(reader.attention)
         self._stack = InterventionStack(self.architecture)
+        self._edits: dict[int, Any] = {}  # one for each layer that any block acts on, also a block that is at rest
         greedy = Greedy(module, self.tokenizer)
         self._runner = BatchRunner(self.module, self.model, self.tokenizer, reader, self._stack, greedy)
         self._logit_lens = LogitLens(module, self.architecture)
@@ -181,14 +182,15 @@ class MoELens:
 
         Raises MoELensError for layers or experts that the model lacks, or if a reroute leaves too few.
         """
-        edited = self._stack.layers
         with self._stack.adding(interventions):
-            edits = [self._edit(layer) for layer in self._stack.layers if layer not in edited]
+            own = {layer: self._edit(layer) for layer in self._stack.layers if layer not in self._edits}
+            self._edits |= own
             try:
                 yield self
             finally:
+                self._edits = {layer: edit for layer, edit in self._edits.items() if layer not in own}
                 # nnsight can only clear all edits at once; the user's own have to stay.
-                self.model._edits = [edit for edit in self.model._edits if edit not in edits]
+                self.model._edits = [edit for edit in self.model._edits if edit not in own.values()]
 
     @contextmanager
     def at_rest(self) -> Iterator["MoELens"]:

@@ -9,7 +9,7 @@ from conftest import left_padded, most_used
 from moe_lens.data import Example
 from moe_lens.errors import MoELensError
 from moe_lens.experts import ExpertSet
-from moe_lens.lens import Bias, Patch, Replay, Run, TopK, Zero
+from moe_lens.lens import AddVector, Bias, Patch, Replay, Run, Scale, TopK, Zero
 
 CLEAN = [
     Example("0", "The capital of Arland is Belmor.", "What is the capital of Arland?", ("Belmor",)),
@@ -66,6 +66,17 @@ def test_what_is_patched_in_is_what_the_next_layer_is_given(lens):
 
 def used(lens):
     return most_used(lens, [example.question for example in CLEAN], size=1)
+
+
+def test_what_the_other_run_is_under_acts_in_it_once_and_nothing_else_does(lens):
+    """Halved twice, or added twice, would be another run."""
+    added = AddVector(1, torch.full((lens.architecture.d_model,), 0.5))
+    for under in (Scale(used(lens), 0.5), added):
+        alone = seen(lens, CLEAN, ["residual"], under)
+        patched = seen(lens, CLEAN, ["residual"], Zero(used(lens)), Patch(Run(lens, CLEAN, under=(under,))))
+        counted = alone.attention_mask.bool()[:, alone.kept]  # pads are not patched
+        for layer, residual in alone.residual.items():
+            torch.testing.assert_close(patched.residual[layer][counted], residual[counted], rtol=1e-5, atol=1e-5)
 
 
 def test_patching_experts_adds_the_difference_of_what_they_add(lens):

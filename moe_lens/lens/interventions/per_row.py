@@ -109,7 +109,8 @@ class Rows(Intervention):
     def prepare(self, batch: Batch, rows: Sequence[int]) -> dict[int, Any]:
         prepared: dict[int, Any] = {}
         for own, mine in self._rows_of.values():
-            prepared |= own.prepare(batch, [row for row in mine if row in rows])
+            if asked := [row for row in mine if row in rows]:
+                prepared |= own.prepare(batch, asked)
         return prepared
 
     def take(self, rows: Sequence[int]) -> "Rows":
