@@ -1,5 +1,7 @@
 """Tiny random models of each router family, and a tiny byte-level tokenizer; nothing is downloaded."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -77,6 +79,15 @@ def tokenizer() -> PreTrainedTokenizerFast:
     )
     bpe.train_from_iterator(CORPUS, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=bpe, pad_token="<pad>", eos_token="<eos>")
+
+
+@pytest.fixture(scope="session")
+def whole(tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a model with nothing amiss, to be copied and spoilt."""
+    folder = tmp_path_factory.mktemp("whole") / "model"
+    build_model("olmoe", len(tokenizer)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="session", params=FAMILIES)

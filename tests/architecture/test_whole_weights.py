@@ -6,7 +6,6 @@ import shutil
 import pytest
 import torch
 import transformers
-from conftest import build_model
 from safetensors.torch import load_file, save_file
 
 from moe_lens.errors import MoELensError
@@ -15,15 +14,6 @@ from moe_lens.lens.lens import MoELens
 ROUTER = "model.layers.1.mlp.gate.weight"
 EXPERT = "model.layers.1.mlp.experts.3.down_proj.weight"
 HEAD = "lm_head.weight"
-
-
-@pytest.fixture(scope="module")
-def whole(tokenizer, tmp_path_factory):
-    """A checkpoint with nothing amiss."""
-    folder = tmp_path_factory.mktemp("whole") / "model"
-    build_model("olmoe", len(tokenizer)).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture

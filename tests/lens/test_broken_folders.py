@@ -4,21 +4,11 @@ import json
 import shutil
 
 import pytest
-from conftest import build_model
 
 from moe_lens.errors import MoELensError
 from moe_lens.lens.lens import MoELens
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"
-
-
-@pytest.fixture(scope="module")
-def whole(tokenizer, tmp_path_factory):
-    """A folder with nothing amiss."""
-    folder = tmp_path_factory.mktemp("whole") / "model"
-    build_model("olmoe", len(tokenizer)).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture
