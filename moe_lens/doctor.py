@@ -19,7 +19,7 @@ def main(
         str | None,
         Option(
             help="With commas, of capture, weights_rule, zero, renormalize, reroute, bias, scale, force, top_k, "
-            "replay, patch, generate, attention, expert_outputs, logit_lens; default all."
+            "replay, route_as, patch, generate, attention, expert_outputs, logit_lens; default all."
         ),
     ] = None,
     prompt: Annotated[

@@ -84,7 +84,7 @@ def main(
     processes = connected()
     if opening.device is None and processes.num_processes > 1:
         opening = replace(opening, device="cpu" if processes.device.type == "cpu" else str(processes.device))
-    wanted = NamedExperts(mask or [], opening, scoring, reading, data, mode=mode, seed=seed)
+    wanted = NamedExperts(mask or [], opening, scoring, reading, data, mode=mode, layers=doing.within, seed=seed)
     loaded = reading.load(data, split=split, limit=limit)
     lens = opening.load()
     lens.batch_size, lens.progress = batch_size, processes.is_main_process

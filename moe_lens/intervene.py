@@ -56,7 +56,6 @@ def main(
         ),
     ] = None,
     split: Annotated[str, Option(help="Which split of a task or data set is answered.")] = "test",
-    layers: Annotated[str | None, Option(help="Mask in these layers only, such as 0,2,3; default all.")] = None,
     reading: options.Reading = options.Reading(),
     limit: Annotated[int | None, Option(min=1, help="Answer the first so many examples only.")] = None,
     batch_size: Annotated[int, Option(min=1, help="Examples per batch.")] = 32,
@@ -95,12 +94,11 @@ def main(
     try_folder(out)
     controls, tasks = options.control_count(control), Tasks.parse(data, spare)
     ends = options.ends(stop)
-    within = None if layers is None else console.numbers(layers, int, what="--layers")
-    mode, saved = doing.parsed(within), doing.saved()
+    mode, saved = doing.parsed(), doing.saved()
     more = metrics_named(metrics.split(",")) if metrics else []
     loaded = {task: reading.load(task, split=split, limit=limit) for task in tasks.all}
     texts, first = [*(experts or []), *(compare or [])], tasks.targets[0]
-    wanted = NamedExperts(texts, opening, scoring, reading, first, mode=mode, layers=within, seed=seed)
+    wanted = NamedExperts(texts, opening, scoring, reading, first, mode=mode, layers=doing.within, seed=seed)
     if not texts and mode.needs_experts and not saved:
         raise MoELensError("nothing is to be done: name experts with --experts, or a saved --intervention")
     lens = opening.load()

@@ -48,6 +48,8 @@ class MoELayer:
     shared_scale, shared_gate: what the shared experts' output is multiplied by before it is added to that sum: a
         number (None where it cannot be told), and the sigmoid of what the module at a path makes of the same input
         (None without). shared_moment: when the shared experts run.
+    router_tensors: path and shape of each of the router's parameters and buffers, and of the selection bias that the
+        block around it hands to it, where it does.
     """
 
     layer: int
@@ -62,6 +64,7 @@ class MoELayer:
     shared_scale: float | None = None
     shared_gate: str | None = None
     shared_moment: Moment = Moment.AFTER_EXPERTS
+    router_tensors: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
     gating_side: ClassVar[str] = "inputs"
     """Whether the gating is among the `inputs` of the module `gating_module` or in its `output`."""
@@ -131,6 +134,14 @@ class MoELayer:
     def with_gating(self, call: Any, indices: Tensor, weights: Tensor) -> Any:
         """The call with other indices [token, k] and gating weights [token, k]."""
         return _replaced(_replaced(call, self.index_argument, indices), self.weight_argument, weights)
+
+    def mixed(self, output: Any, other: Any, mask: Tensor) -> Any:
+        """A router's output with that of another call, `other`, at the tokens where `mask`, bool [batch, pos]."""
+        if isinstance(output, tuple):
+            return tuple(self.mixed(one, two, mask) for one, two in zip(output, other, strict=True))
+        by_position = output.shape[: mask.ndim] == mask.shape
+        chosen = mask if by_position else mask.flatten()
+        return torch.where(chosen.view(*chosen.shape, *[1] * (output.ndim - chosen.ndim)), other, output)
 
     def each_selected(self, call: Inputs, tokens: Tensor | None) -> Inputs:
         """A call of the experts that returns every selected expert's output by itself, [token * k, d_model].
@@ -225,6 +236,15 @@ class SortedSlots(MoELayer):
         if not torch.equal(indices, self.gating(call)[0]):
             raise MoELensError(f"the experts chosen by {self.router!r} cannot be replaced; change their weights only")
         return (*call[:2], weights.flatten()[call[0]], *call[3:])
+
+    def mixed(self, output: Any, other: Any, mask: Tensor) -> Any:
+        """The tokens are sorted anew, as the router does it."""
+        decided = (self.decision(output), self.decision(other))
+        logits, indices, weights = (super(SortedSlots, self).mixed(*two, mask) for two in zip(*decided, strict=True))
+        order = indices.flatten().sort(0).indices
+        counts = torch.bincount(indices.flatten(), minlength=self.observed.n_experts)
+        sizes = counts.tolist() if isinstance(output[3], list) else counts
+        return order, order.div(self.observed.top_k, rounding_mode="trunc"), weights.flatten()[order], sizes, logits
 
     @property
     def outputs_module(self) -> str:

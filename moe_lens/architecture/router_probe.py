@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -42,12 +43,17 @@ class ObservedRouter:
     chooses_by_token: bool
 
 
-def _bare(module: nn.Module) -> nn.Module:
-    """The module and all in it with their classes' own forward, without what moves or fetches weights around it."""
-    bare = copy.copy(module)
-    bare.__dict__.pop("forward", None)
-    bare._modules = {name: child and _bare(child) for name, child in module._modules.items()}
-    return bare
+def bare(module: nn.Module) -> nn.Module:
+    """A copy of the module and all in it, with the same tensors, and of what moves, fetches or watches them nothing.
+
+    So it has its class's own forward, and no hooks.
+    """
+    found = copy.copy(module)
+    found.__dict__.pop("forward", None)
+    found._parameters, found._buffers = dict(module._parameters), dict(module._buffers)
+    found._forward_hooks, found._forward_pre_hooks = OrderedDict(), OrderedDict()
+    found._modules = {name: child and bare(child) for name, child in module._modules.items()}
+    return found
 
 
 class RouterProbe:
@@ -57,9 +63,9 @@ class RouterProbe:
     """
 
     def __init__(self, router: nn.Module, path: str, block: nn.Module, *, seed: int = 0) -> None:
-        self._router, self._path, self._block = _bare(router), path, block
+        self._router, self._path, self._block = bare(router), path, block
         self._generator = torch.Generator().manual_seed(seed)
-        self.state = {name: self._random(tensor) for name, tensor in _tensors(router) if tensor.ndim}
+        self.state = {name: self._random(tensor) for name, tensor in named_tensors(router) if tensor.ndim}
         matrices = [tensor for tensor in self.state.values() if tensor.ndim == 2 and tensor.is_floating_point()]
         if not matrices:
             raise MoELensError(f"the router at {path!r} has no weight [expert, d_model]; it has {list(self.state)}")
@@ -114,7 +120,7 @@ class RouterProbe:
 
     def _further_arguments(self) -> dict[str, Tensor]:
         """Arguments besides hidden states: token ids, and those named like a tensor of the block around."""
-        known = {name: self._random(tensor) for name, tensor in _tensors(self._block) if "." not in name}
+        known = {name: self._random(tensor) for name, tensor in named_tensors(self._block) if "." not in name}
         if "input_ids" in _parameters(self._router):
             known["input_ids"] = torch.arange(PROBE_TOKENS)
         return {name: known[name] for name in _parameters(self._router)[1:] if name in known}
@@ -182,7 +188,8 @@ def are_probabilities(logits: Tensor) -> bool:
     return bool((logits >= 0).all()) and torch.allclose(logits.sum(-1), torch.ones(len(logits)), atol=1e-4)
 
 
-def _tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
+def named_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
+    """The parameters and buffers of a module by name."""
     return [*module.named_parameters(), *module.named_buffers()]
 
 

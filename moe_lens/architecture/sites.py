@@ -10,7 +10,13 @@ from torch import Tensor, nn
 
 from moe_lens.architecture.blocks import BlockProbe
 from moe_lens.architecture.moe_layer import MoELayer, ScoredInputs, SeveralSlots, SkippingExperts, SortedSlots
-from moe_lens.architecture.router_probe import ObservedRouter, RouterProbe, are_probabilities, output_slots
+from moe_lens.architecture.router_probe import (
+    ObservedRouter,
+    RouterProbe,
+    are_probabilities,
+    named_tensors,
+    output_slots,
+)
 from moe_lens.errors import MoELensError
 from moe_lens.routing import ScoringRule, recognize_rule
 
@@ -46,7 +52,7 @@ class Site:
 
     def described(self, layer: int, modules: dict[str, nn.Module], d_model: int) -> MoELayer:
         """The whole description, from calls of the router and the block; MoELensError for what it cannot tell."""
-        shared = child(self.block, SHARED_EXPERTS_NAMES, modules)
+        shared, observed = child(self.block, SHARED_EXPERTS_NAMES, modules), _observe(self, modules)
         described = self.kind(
             layer=layer,
             router=self.router,
@@ -54,7 +60,8 @@ class Site:
             shared_experts=shared,
             index_argument=self.index_argument,
             weight_argument=self.weight_argument,
-            observed=_observe(self, modules),
+            observed=observed,
+            router_tensors=_router_tensors(self, observed, modules),
         )
         if self.block in (self.experts, self.decoder_layer):  # nothing happens after the experts, or it is not theirs
             return described
@@ -252,6 +259,17 @@ def _rule(
             "sigmoid and the root of softplus, renormalised or not, times a constant"
         )
     return rule
+
+
+def _router_tensors(
+    site: Site, observed: ObservedRouter, modules: dict[str, nn.Module]
+) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """Path and shape of what makes the router decide as it does, see `MoELayer`."""
+    own, bias = dict(named_tensors(modules[site.router])), observed.selection_bias
+    found = {f"{site.router}.{name}": tensor for name, tensor in own.items()}
+    if bias is not None and bias not in own:
+        found[f"{site.block}.{bias}"] = dict(named_tensors(modules[site.block]))[bias]
+    return tuple((path, tuple(tensor.shape)) for path, tensor in found.items())
 
 
 def _selection_bias(

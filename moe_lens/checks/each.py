@@ -15,7 +15,7 @@ from moe_lens.checks.reference import (
     watching,
 )
 from moe_lens.checks.silencing import NEW_TOKENS, generate, renormalize, reroute, zero
-from moe_lens.checks.strengths import bias, force, patch, replay, scale, top_k
+from moe_lens.checks.strengths import bias, force, patch, replay, route_as, scale, top_k
 from moe_lens.errors import MoELensError
 from moe_lens.lens.devices import OnDevices
 from moe_lens.lens.lens import MoELens
@@ -148,6 +148,7 @@ CHECKS: dict[str, Check] = {
         force,
         top_k,
         replay,
+        route_as,
         patch,
         generate,
         attention,
@@ -159,7 +160,7 @@ CHECKS: dict[str, Check] = {
 
 PASSES = {
     "capture": 2, "weights_rule": 1, "zero": 4, "renormalize": 4, "reroute": 4,
-    "bias": 5, "scale": 5, "force": 2, "top_k": 3, "replay": 6, "patch": 14,
+    "bias": 5, "scale": 5, "force": 2, "top_k": 3, "replay": 6, "route_as": 4, "patch": 14,
     "generate": 1 + 2 * NEW_TOKENS, "attention": 3, "expert_outputs": 2, "logit_lens": 2,
 }  # fmt: skip
 """Forward passes that each check takes, for saying beforehand what they will cost; a refusal takes some more."""

@@ -158,7 +158,7 @@ def _meaning(name: str) -> str:
 
 
 def _allowed(name: str) -> str:
-    return "none" if name in ("capture", "zero", "scale", "replay", "patch", "generate") else "1e-4"
+    return "none" if name in ("capture", "zero", "scale", "replay", "route_as", "patch", "generate") else "1e-4"
 
 
 def _paper_table() -> str:

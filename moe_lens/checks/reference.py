@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from moe_lens.architecture import MoELayer
 from moe_lens.architecture.discovery import pretrained
+from moe_lens.architecture.router_probe import named_tensors
 from moe_lens.data.offsets import token_ids
 from moe_lens.errors import MoELensError
 from moe_lens.experts import ExpertSet
@@ -203,6 +204,23 @@ def without_last_weights(lens: MoELens, experts: ExpertSet) -> Iterator[None]:
     finally:
         for weight, old in saved:
             weight.copy_(old)
+
+
+@contextmanager
+def given_tensors(module: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+    """Inside the block these parameters and buffers, which have to be in memory, have other values."""
+    expect_in_memory(module, list(tensors), "this check changes its values")
+    own = dict(named_tensors(module))
+    before = {path: own[path].detach().clone() for path in tensors}
+    try:
+        with torch.no_grad():
+            for path, values in tensors.items():
+                own[path].copy_(values)
+        yield
+    finally:
+        with torch.no_grad():
+            for path, values in before.items():
+                own[path].copy_(values)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """The checks of interventions with a strength or a source: what the router decides, and values of another run."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -12,12 +13,13 @@ from moe_lens.checks.reference import (
     biased_maps,
     edited_gating,
     given_output,
+    given_tensors,
     watching,
     zeroed,
 )
 from moe_lens.data import Example
 from moe_lens.errors import MoELensError
-from moe_lens.lens.interventions import SITES, Bias, Force, Patch, Replay, Reroute, Run, Scale, TopK, Zero
+from moe_lens.lens.interventions import SITES, Bias, Force, Patch, Replay, Reroute, RouteAs, Run, Scale, TopK, Zero
 from moe_lens.lens.interventions.layer_values import Site
 from moe_lens.lens.lens import MoELens
 from moe_lens.lens.record import Record
@@ -124,6 +126,27 @@ def replay(lens: MoELens, texts: Sequence[str]) -> Finding:
         if not torch.equal(selected[0], selected[1]):
             return Finding(float("inf"), 0.0, f"layer {layer} selects otherwise than the run that is replayed")
     return Finding(neutral if others else float("inf"), 0.0, f"{others // 2} selections are another run's")
+
+
+def route_as(lens: MoELens, texts: Sequence[str]) -> Finding:
+    """The own routers at the last position are nothing, bit for bit; others decide as they do within the model."""
+    own, plain = RouteAs(lens), bare_logits(lens, texts)
+    others = {
+        path: tensor.flip(0) if tensor.ndim == 2 and tensor.is_floating_point() else tensor
+        for path, tensor in own.held.items()
+    }
+    with lens.intervene(replace(own, positions="last")):
+        neutral = apart(lens.run_with_cache(texts)[0], plain)
+    with lens.intervene(RouteAs(others)):
+        routed, _ = lens.run_with_cache(texts)
+    with given_tensors(lens.module, others):
+        expected = bare_logits(lens, texts)
+    effect = apart(routed, plain)
+    if not effect:
+        return Finding(float("inf"), 0.0, "other routers change nothing")
+    return Finding(
+        max(neutral, apart(routed, expected)), 0.0, f"effect {effect:.2g}, of routers with their rows reversed"
+    )
 
 
 def patch(lens: MoELens, texts: Sequence[str]) -> Finding:

@@ -174,6 +174,10 @@ class Doing:
     steps: Annotated[
         str, Option(help="When: all, prefill (while the prompt is read), decode, or numbers of steps, such as 0,1.")
     ] = "all"
+    layers: Annotated[
+        str | None,
+        Option(help="In which layers, of those with the experts: numbers, such as 0,2,3; default all."),
+    ] = None
     intervention: Annotated[
         list[Path] | None,
         Option(
@@ -182,13 +186,17 @@ class Doing:
         ),
     ] = None
 
-    def parsed(self, layers: Sequence[int] | None = None) -> "Mode":
+    @property
+    def within(self) -> tuple[int, ...] | None:
+        """The layers of --layers, None for all; MoELensError for what are no numbers."""
+        return None if self.layers is None else tuple(console.numbers(self.layers, int, what="--layers"))
+
+    def parsed(self) -> "Mode":
         """The mode with its strengths and place; MoELensError for what makes none."""
         from moe_lens.lens.interventions import parse_mode
 
-        within = None if layers is None else tuple(layers)
         positions, steps = _place(self.positions), _place(self.steps)
-        return parse_mode(self.mode, layers=within, positions=positions, steps=steps)
+        return parse_mode(self.mode, layers=self.within, positions=positions, steps=steps)
 
     def saved(self) -> "dict[str, Intervention]":
         """The saved interventions by the names of their folders; MoELensError where two have one name."""

@@ -15,6 +15,7 @@ from .interventions import ProjectOut as ProjectOut
 from .interventions import Renormalize as Renormalize
 from .interventions import Replay as Replay
 from .interventions import Reroute as Reroute
+from .interventions import RouteAs as RouteAs
 from .interventions import Rows as Rows
 from .interventions import Run as Run
 from .interventions import Scale as Scale

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from moe_lens.architecture import Inputs, MoELayer, Moment
-from moe_lens.lens.interventions.deciding import RouterChange, decide
+from moe_lens.lens.interventions.acting_routers import ActingRouters
+from moe_lens.lens.interventions.deciding import RouterChange
 from moe_lens.lens.interventions.layer_values import Site, where
 from moe_lens.lens.interventions.place import Here
 from moe_lens.lens.interventions.protocol import Intervention
@@ -32,6 +33,7 @@ class LayerPass:
 
     acting: the interventions that act in the layer, outermost first. prompt: positions of the first pass; None in this
     one. records: whether the routing from before the interventions is wanted, which `before` then is.
+    _free: what the routers decide where nothing is asked of them, for those whose sums of weights are to be kept.
     """
 
     in_force: InForce
@@ -44,6 +46,7 @@ class LayerPass:
     before: Routing | None = None
     _blended: Routing | None = None
     _keeps_sum: Tensor | None = None
+    _free: Routing | None = None
     _here: Here | None = field(default=None, repr=False)
 
     def run(self) -> int:
@@ -86,7 +89,8 @@ class LayerPass:
     def _decide(self) -> None:
         """Let the router decide anew, as it is asked to."""
         asking = [own for own in self.acting if self.in_force.change(self.layer, own) or own.selects]
-        if not asking:
+        others = any(own.replaces_routers for own in self.acting)
+        if not asking and not others:
             return
         router = self.reader.router(self.layer)
         call = router.inputs
@@ -94,10 +98,16 @@ class LayerPass:
         keeps_sum = any(self.in_force.change(self.layer, own).keeps_sum is not None for own in asking)
         if self.records or keeps_sum:
             self.before = self._routing(self._site.decision(router.output))
-        router.output = self._decided(here, asking, call)
+        routers = ActingRouters.of(self._site, here, router, self.acting)
+        if keeps_sum:
+            self._free = self.before
+            if others:
+                free = routers.decide(call, RouterChange(), top_k=self._site.observed.top_k)
+                self._free = self._routing(self._site.decision(free))
+        router.output = self._decided(here, asking, call, routers)
 
-    def _decided(self, here: Here, asking: Sequence[Intervention], call: Inputs) -> Any:
-        """The router's output when it decides as all of these ask."""
+    def _decided(self, here: Here, asking: Sequence[Intervention], call: Inputs, routers: ActingRouters) -> Any:
+        """The routers' output when they decide as all of these ask."""
         own_k, parts, sizes = self._site.observed.top_k, [], set()
         for own in asking:
             mask, top_k = own.mask(here), self.in_force.change(self.layer, own).top_k
@@ -108,10 +118,9 @@ class LayerPass:
         together = RouterChange.together(parts)
         if together.keeps_sum is not None:
             self._keeps_sum = self.reader.by_position(together.keeps_sum)
-        router, tokens = self.reader.router(self.layer), here.rows * here.width
         free = replace(together, selected=None)  # of the tokens that get another number, none has a selection
         asked = {k: together if k == own_k else free for k in sorted(sizes or {own_k})}
-        outputs = {k: decide(self._site, router, call, change, n_tokens=tokens, top_k=k) for k, change in asked.items()}
+        outputs = {k: routers.decide(call, change, top_k=k) for k, change in asked.items()}
         if len(outputs) > 1 and together.top_k is not None:
             wanted = self.reader.by_position(together.top_k)[..., 0]
             for k, output in outputs.items():
@@ -137,9 +146,9 @@ class LayerPass:
 
     def _with_old_sums(self, decided: Routing) -> Routing:
         """What the router decided, its weights rescaled where they are to have the sum from before."""
-        if self._keeps_sum is None or self.before is None:
+        if self._keeps_sum is None or self._free is None:
             return decided
-        old, new = (routing.weights.sum(-1, keepdim=True) for routing in (self.before, decided))
+        old, new = (routing.weights.sum(-1, keepdim=True) for routing in (self._free, decided))
         factor = torch.where(self._keeps_sum, old / new, torch.ones_like(new))
         return replace(decided, weights=decided.weights * factor)
 

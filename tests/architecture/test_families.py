@@ -33,7 +33,7 @@ REFUSED = {
     "zaya": {"top_k": "its router can also skip the experts"},
 }
 #: Checks that the fast tests make of a few families only; the slow ones of MODELS.md make them of all.
-SLOWER = ("bias", "scale", "force", "top_k", "replay", "patch")
+SLOWER = ("bias", "scale", "force", "top_k", "replay", "route_as", "patch")
 #: One of each way of routing and of calling experts.
 VARIED = ("deepseek_v3", "gpt_oss", "nemotron_h", "olmoe", "zaya")
 #: What blocks multiply their experts' output by, and what modules they send it through, where they do.

@@ -11,7 +11,7 @@ from moe_lens.checks import CHECKS, run_checks
 from moe_lens.checks.reference import without_last_weights
 from moe_lens.errors import MoELensError
 from moe_lens.experts import ExpertSet
-from moe_lens.lens import CAPTURES, Bias, Capture, Force, MoELens, Patch, Replay, Scale, TopK, Zero
+from moe_lens.lens import CAPTURES, Bias, Capture, Force, MoELens, Patch, Replay, RouteAs, Scale, TopK, Zero
 from moe_lens.lens.interventions.deciding import RouterChange
 from moe_lens.lens.reader import TraceReader
 from moe_lens.routing import ScoringRule
@@ -132,7 +132,8 @@ def test_checks_of_strengths_fail_if_strength_or_source_is_lost(fresh, monkeypat
     monkeypatch.setattr(Scale, "edited", Zero.edited)
     monkeypatch.setattr(Replay, "selection", lambda own, here, k: None)
     monkeypatch.setattr(Patch, "changed", lambda own, site, here, values: values)
-    assert [outcome(fresh, name) for name in ("scale", "replay", "patch")] == ["failed"] * 3
+    monkeypatch.setattr(RouteAs, "transplants", lambda own, here: [])
+    assert [outcome(fresh, name) for name in ("scale", "replay", "route_as", "patch")] == ["failed"] * 4
 
 
 def test_the_rule_fails_if_another_was_found(fresh):

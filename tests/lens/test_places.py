@@ -10,7 +10,7 @@ from conftest import left_padded, most_used
 from moe_lens.data import Example
 from moe_lens.errors import MoELensError
 from moe_lens.experts import ExpertSet
-from moe_lens.lens import AddVector, Bias, Force, Patch, Rows, Run, Scale, Steer, TopK, Zero
+from moe_lens.lens import AddVector, Bias, Force, Patch, RouteAs, Rows, Run, Scale, Steer, TopK, Zero
 from moe_lens.lens.batching import encode_prompt
 
 EXAMPLES = [
@@ -131,6 +131,7 @@ def test_each_row_is_as_alone_with_its_own_kind_and_place(lenses, name):
     vector = torch.randn(lens.architecture.d_model, generator=torch.Generator().manual_seed(0))
     last = experts.restrict([2])
     others = [replace(own, context=other.context, question=other.question) for own, other in PAIRS]
+    reversed_rows = {path: tensor.flip(0) for path, tensor in RouteAs(lens).held.items()}
     several = [
         (Bias(experts, SIZE, positions="question"), Force(last, positions="last"), None),
         (
@@ -140,6 +141,7 @@ def test_each_row_is_as_alone_with_its_own_kind_and_place(lenses, name):
         ),
         (Zero(experts), Patch(Run(lens, others), layers=[1], positions="last"), TopK(4)),
         (Steer(last), Bias(experts, 3.0, weights="unbiased"), Force(last, "sum")),
+        (RouteAs(reversed_rows, positions="question"), TopK(2), RouteAs(reversed_rows, layers=[1], steps="decode")),
     ]
     for rows in several:
         with lens.intervene(Rows(rows)):

@@ -21,6 +21,7 @@ from moe_lens.lens import (
     Renormalize,
     Replay,
     Reroute,
+    RouteAs,
     Rows,
     Run,
     Scale,
@@ -48,6 +49,7 @@ SEVERAL = [
     AddVector(1, VECTOR.double(), 1e-3, what="moe_output"),
     ProjectOut(torch.eye(3, 32), positions=(-1, 0)),
     SetTo({1: VECTOR, 0: VECTOR.bfloat16()}),
+    RouteAs({"model.layers.1.mlp.gate.weight": torch.eye(8, 32)}, layers=[1], positions="last"),
     Rows((Zero(E), None, AddVector(2, VECTOR))),
 ]
 

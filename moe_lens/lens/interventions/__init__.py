@@ -17,6 +17,7 @@ from moe_lens.lens.interventions.sources import Run, mean_values
 from moe_lens.lens.interventions.steering import Steer
 from moe_lens.lens.interventions.stored import read_folder
 from moe_lens.lens.interventions.together import check_interventions
+from moe_lens.lens.interventions.transplanting import RouteAs
 from moe_lens.lens.interventions.zeroing import Renormalize, Scale, Zero
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "Renormalize",
     "Replay",
     "Reroute",
+    "RouteAs",
     "Rows",
     "Run",
     "Scale",
@@ -67,6 +69,7 @@ KINDS: dict[str, type[Intervention]] = {
         ProjectOut,
         Renormalize,
         Reroute,
+        RouteAs,
         Rows,
         Scale,
         SetTo,

@@ -1,7 +1,7 @@
 """Rows: another intervention for each row of a batch, or each example of a data set."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -16,7 +16,7 @@ from moe_lens.lens.interventions.deciding import RouterChange
 from moe_lens.lens.interventions.digests import held
 from moe_lens.lens.interventions.layer_values import Site, where
 from moe_lens.lens.interventions.place import Here
-from moe_lens.lens.interventions.protocol import Intervention, OnGating, Placed, acts_in, chosen
+from moe_lens.lens.interventions.protocol import Intervention, OnGating, Placed, Transplant, acts_in, chosen
 from moe_lens.routing import Routing
 
 
@@ -41,6 +41,10 @@ class Rows(Intervention):
     @property
     def selects(self) -> bool:
         return any(own.selects for own in self._distinct())
+
+    @property
+    def replaces_routers(self) -> bool:
+        return any(own.replaces_routers for own in self._distinct())
 
     @property
     def edits(self) -> bool:
@@ -73,6 +77,14 @@ class Rows(Intervention):
             if selected is not None:
                 found = selected.new_full(selected.shape, -1) if found is None else found
                 found = torch.where(self._of_rows(here, rows)[..., None], selected, found)
+        return found
+
+    def transplants(self, here: Here) -> list[Transplant]:
+        found = []
+        for own, rows in self._rows_of.values():
+            for one in own.transplants(here) if acts_in(own, here.layer) else ():
+                mine = self._of_rows(here, rows)
+                found.append(replace(one, where=mine if one.where is None else mine & one.where))
         return found
 
     def mask(self, here: Here) -> Tensor | None:

@@ -22,6 +22,17 @@ from moe_lens.lens.positions import SPANNED, Positions
 from moe_lens.routing import Routing
 
 
+@dataclass(frozen=True, eq=False)
+class Transplant:
+    """Other routers' tensors, by path, that decide in the place of the model's own.
+
+    where: at which positions of the pass, bool [batch, pos] or [batch, 1]; None for all.
+    """
+
+    tensors: Mapping[str, Tensor]
+    where: Tensor | None
+
+
 class Intervention:
     """A change of what experts do: the router is asked to decide otherwise, then the call edits what it decided.
 
@@ -45,6 +56,10 @@ class Intervention:
         """The experts that the router shall select, int64 [batch, pos, k], -1 where it decides; None for no wish."""
         return None
 
+    def transplants(self, here: Here) -> list[Transplant]:
+        """The other routers that decide in the place of the model's own; where several do, the last one."""
+        return []
+
     def __call__(self, here: Here, routing: Routing) -> Routing:
         """The routing that the experts get instead of `routing`, at every position of the pass."""
         return routing
@@ -64,6 +79,11 @@ class Intervention:
         return type(self).selection is not Intervention.selection
 
     @property
+    def replaces_routers(self) -> bool:
+        """Whether other routers decide in the place of the model's own."""
+        return type(self).transplants is not Intervention.transplants
+
+    @property
     def edits(self) -> bool:
         """Whether it changes what the router decided, and not only how it decides."""
         return type(self).__call__ is not Intervention.__call__
@@ -71,7 +91,8 @@ class Intervention:
     @property
     def routes(self) -> bool:
         """Whether it changes the routing."""
-        return self.selects or self.edits or type(self).asks is not Intervention.asks
+        asks = type(self).asks is not Intervention.asks
+        return asks or self.selects or self.replaces_routers or self.edits
 
     def layers_in(self, architecture: MoEArchitecture) -> Collection[int]:
         """The layers of a model that it acts in."""

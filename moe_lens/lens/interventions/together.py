@@ -106,7 +106,10 @@ def _check_given(stacks: Sequence[Sequence[Intervention]], layer: int, architect
             continue
         for own in acting:
             asked = own.asks(layer, architecture.n_experts)
-            if any(part is not None for part in (asked.excluded, asked.forced, asked.top_k)):
+            others = own.replaces_routers or any(
+                part is not None for part in (asked.excluded, asked.forced, asked.top_k)
+            )
+            if others:
                 raise MoELensError(
                     f"layer {layer} cannot get the selection of another run and {own!r}, which both say what is "
                     "selected; leave one of the two out"
