@@ -62,7 +62,7 @@ def main(
     """
     from moe_lens.causal.evaluation import check_metrics, evaluate
     from moe_lens.causal.judge import Judge
-    from moe_lens.choosing.controls import compared_summary, random_controls
+    from moe_lens.choosing.controls import Controls, compared_summary
     from moe_lens.choosing.masking import named, with_saved
     from moe_lens.commands.named_experts import NamedExperts
     from moe_lens.lens.parallel import connected, from_first_process
@@ -71,8 +71,8 @@ def main(
     from moe_lens.storage import try_folder
 
     try_folder(out)
-    controls = options.control_count(control)
-    if controls and not mask:
+    controls = Controls.parse(control)
+    if controls.count and not mask:
         raise MoELensError("--control compares masks with random sets of their shape; give --mask, or leave it out")
     mode, saved = doing.parsed(), doing.saved()
     ends = options.ends(stop)
@@ -97,9 +97,10 @@ def main(
     told = made_by | {"seed": seed, "metrics": names, "judge": judge_model}
     told |= {"saved": {name: one.digest for name, one in saved.items()}} if saved else {}
     if processes.is_main_process:
-        claim(out, told | {"experts": wanted.told(), "control": controls})
+        claim(out, told | {"experts": wanted.told(), "control": controls.told})
     chosen = from_first_process(lambda: wanted.choose(lens, out))
-    drawn = random_controls(chosen, controls, n_experts=lens.architecture.n_experts, seed=seed)
+    compared = from_first_process(lambda: controls.measured(lens, fitted.examples, mode))
+    drawn = compared.drawn(chosen, n_experts=lens.architecture.n_experts, seed=seed)
     found = evaluate(
         lens,
         fitted.examples,
@@ -115,7 +116,9 @@ def main(
     if not processes.is_main_process:
         return
     write_table(found.answers, out / "answers.parquet", told)
-    summary = compared_summary(found.answers, chosen, drawn, scored, mode=mode, seed=seed) if drawn else found.summary
+    summary = found.summary
+    if drawn:
+        summary = compared_summary(found.answers, chosen, drawn, scored, mode=mode, usage=compared.usage, seed=seed)
     write_table(summary, out / "summary.parquet", told)
     console.show(summary, title=f"{len(fitted.examples)} examples of {data}")
     if chosen and not drawn:

@@ -83,6 +83,7 @@ def main(
             --experts planted --mode bias:1,3,5 --positions from_question --out RUN/doses
     """
     from moe_lens.causal.evaluation import check_metrics
+    from moe_lens.choosing.controls import Controls
     from moe_lens.commands.masking_results import leave_masked, leave_selectivity
     from moe_lens.commands.masking_tasks import TaskRun, Tasks
     from moe_lens.commands.named_experts import NamedExperts
@@ -92,7 +93,7 @@ def main(
     from moe_lens.storage import try_folder
 
     try_folder(out)
-    controls, tasks = options.control_count(control), Tasks.parse(data, spare)
+    controls, tasks = Controls.parse(control), Tasks.parse(data, spare)
     ends = options.ends(stop)
     mode, saved = doing.parsed(), doing.saved()
     more = metrics_named(metrics.split(",")) if metrics else []
@@ -113,12 +114,14 @@ def main(
     for asked_of in examples.values():
         check_metrics(more, asked_of, None)
     if plan is not None:
-        wished = planned(tasks, mode, wanted.told(), digests, controls, max_new_tokens)
+        wished = planned(tasks, mode, wanted.told(), digests, controls.told, max_new_tokens)
         made_by["stage"] = hold_to_plan(plan, wished, facts["weights"], chain.from_iterable(examples.values()))
     asked = tasks.facts(examples) | ({"saved": digests} if saved else {})
     asked |= {"metrics": [metric.name for metric in more]} if more else {}
-    claim(out, made_by | {"experts": wanted.told(), "control": controls} | asked)
-    run = TaskRun(wanted.choose(lens, out), mode, saved, more, controls, max_new_tokens, ends, out, made_by, seed)
+    claim(out, made_by | {"experts": wanted.told(), "control": controls.told} | asked)
+    chosen = wanted.choose(lens, out)
+    controls = controls.measured(lens, examples[first], mode)
+    run = TaskRun(chosen, mode, saved, more, controls, max_new_tokens, ends, out, made_by, seed)
     base = wanted.base if opening.delta is not None or scoring.base is not None else None
     found = run.on_all(lens, base, examples, tasks.spared)
     made_by |= asked

@@ -1,4 +1,6 @@
+from .controls import Controls as Controls
 from .controls import against_random as against_random
+from .controls import matched_controls as matched_controls
 from .controls import random_controls as random_controls
 from .masking import Masked as Masked
 from .masking import joined as joined

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from moe_lens.causal.evaluation import UNMASKED, evaluate, q_values, summarise
-from moe_lens.choosing.controls import CONTROL, against_random, compared_summary, random_controls
+from moe_lens.choosing.controls import CONTROL, Controls, against_random, compared_summary
 from moe_lens.choosing.selection import Choice
 from moe_lens.data import Example
 from moe_lens.errors import MoELensError
@@ -49,7 +49,7 @@ def mask(
     *,
     saved: Mapping[str, Intervention] = MappingProxyType({}),
     metrics: Sequence[Named] = (),
-    controls: int = 20,
+    controls: int | Controls = 20,
     max_new_tokens: int = 16,
     stop: Sequence[str] = (),
     batch_size: int | None = None,
@@ -62,13 +62,15 @@ def mask(
     mode: a `Mode`, or what `parse_mode` reads, such as zero or bias:1,2,5: every choice, and every random set, is
     answered at every strength. saved: more interventions by name, which no random sets are compared with.
     metrics: more than DEFAULT_METRICS, as `evaluate` takes them; the answers are scored by these too.
-    controls: random sets for every shape among the choices, 0 for none. seed: of these, the bootstrap and the
+    controls: random sets for every shape among the choices, 0 for none; or `Controls`, such as sets that are matched by
+    usage, which is measured on these examples unless it was before. seed: of these, the bootstrap and the
     permutation tests. stop, out, made_by: as in `evaluate`, where parts are kept.
     Every choice is checked before the first is answered; MoELensError for experts the model lacks or cannot spare. One
     that is there twice counts once.
     """
     chosen, mode = expect_choices(chosen), parse_mode(mode)
-    drawn = random_controls(chosen, controls, n_experts=lens.architecture.n_experts, seed=seed)
+    asked = Controls(controls) if isinstance(controls, int) else controls.measured(lens, examples, mode)
+    drawn = asked.drawn(chosen, n_experts=lens.architecture.n_experts, seed=seed)
     sets = [*chosen, *drawn]
     answers = evaluate(
         lens,
@@ -81,11 +83,11 @@ def mask(
         out=out,
         made_by=None if made_by is None else made_by | mode.facts(),
     ).answers
-    rows = masking_rows(answers, sets, mode, saved=saved, seed=seed)
+    rows = masking_rows(answers, sets, mode, saved=saved, usage=asked.usage, seed=seed)
+    if not metrics:
+        return Masked(answers, rows)
     return Masked(
-        answers,
-        rows,
-        compared_summary(answers, chosen, drawn, metrics, mode=mode, seed=seed) if metrics else None,
+        answers, rows, compared_summary(answers, chosen, drawn, metrics, mode=mode, usage=asked.usage, seed=seed)
     )
 
 
@@ -165,6 +167,7 @@ def masking_rows(
     mode: str | Mode,
     *,
     saved: Mapping[str, Intervention] = MappingProxyType({}),
+    usage: pd.DataFrame | None = None,
     seed: int = 0,
 ) -> pd.DataFrame:
     """One row for the unmasked run, for each choice at each strength and for each saved intervention.
@@ -181,7 +184,7 @@ def masking_rows(
     for dose in mode.doses:
         labels = {mode.label(choice.name, dose): choice.name for choice in chosen}
         own = answers[answers["intervention"].isin([UNMASKED, *labels])].replace({"intervention": labels})
-        rows = _rows(own, chosen, seed).assign(mode=mode.name, strength=dose)
+        rows = _rows(own, chosen, usage, seed).assign(mode=mode.name, strength=dose)
         rows["positions"], rows["steps"] = str(mode.positions), str(mode.steps)
         rows["intervention"] = [mode.label(name, dose) for name in rows["set"]]
         parts.append(rows)
@@ -197,7 +200,7 @@ def masking_rows(
     return table.astype({"strength": float})
 
 
-def _rows(answers: pd.DataFrame, chosen: Sequence[Choice], seed: int) -> pd.DataFrame:
+def _rows(answers: pd.DataFrame, chosen: Sequence[Choice], usage: pd.DataFrame | None, seed: int) -> pd.DataFrame:
     """The rows of the choices at one strength and of the means of controls; `set` says whose each is."""
     by_name = dict(iter(answers.groupby("intervention", sort=False)))
     unmasked = by_name[UNMASKED]
@@ -218,7 +221,8 @@ def _rows(answers: pd.DataFrame, chosen: Sequence[Choice], seed: int) -> pd.Data
         told["memory_ratio"] = float(np.mean(ratios)) if ratios else None
         rows.append(about | told)
     drawn = [choice for choice in chosen if choice.family == CONTROL]
-    compared = against_random(answers, [one for one in chosen if one.family != CONTROL], drawn, "em", seed=seed)
+    own = [one for one in chosen if one.family != CONTROL]
+    compared = against_random(answers, own, drawn, "em", usage=usage, seed=seed)
     table = pd.DataFrame(rows)
     compared = compared.rename(columns={"intervention": "set"})
     return table if compared.empty else table.merge(compared, on="set", how="left")

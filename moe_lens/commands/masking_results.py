@@ -12,12 +12,12 @@ from moe_lens.report.plots import doses_figure, masking_figure, selectivity_figu
 from moe_lens.results import write_table
 
 SHOWN = (
-    "intervention", "size", "n", "em", "em_low", "em_high", "memory", "em_drop", "q_value", "below_random",
-    "below_random_low", "below_random_high", "random_p", "rank",
+    "intervention", "size", "n", "em", "em_low", "em_high", "memory", "em_drop", "q_value", "usage",
+    "control_usage", "below_random", "below_random_low", "below_random_high", "random_p", "rank",
 )  # fmt: skip
 DOSES = (
-    "set", "strength", "n", "em", "em_low", "em_high", "memory", "em_drop", "q_value", "below_random",
-    "below_random_low", "below_random_high", "random_p",
+    "set", "strength", "n", "em", "em_low", "em_high", "memory", "em_drop", "q_value", "usage",
+    "control_usage", "below_random", "below_random_low", "below_random_high", "random_p",
 )  # fmt: skip
 SCORES = (
     "task", "intervention", "metric", "n", "mean", "low", "high", "drop", "below_random", "below_random_low",

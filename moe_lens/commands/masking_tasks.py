@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_lens.causal.evaluation import evaluate
+from moe_lens.choosing.controls import Controls
 from moe_lens.choosing.masking import Masked, joined, mask
 from moe_lens.choosing.selection import Choice
 from moe_lens.commands import console
@@ -53,7 +54,7 @@ class TaskRun:
     mode: Mode
     saved: Mapping[str, Intervention]
     metrics: Sequence[Metric]
-    controls: int
+    controls: Controls
     max_new_tokens: int
     stop: Sequence[str]
     out: Path

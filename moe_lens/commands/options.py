@@ -32,7 +32,12 @@ Data = Annotated[
     ),
 ]
 Control = Annotated[
-    str, Option(help="random:N masks N random sets of the same sizes, to compare with; none masks none.")
+    str,
+    Option(
+        help="What to compare with: random:N masks N random sets of the same sizes; matched:N, for each set, N random "
+        "ones of the same sizes that are about as much used (on the first of --data, where the mode acts); none masks "
+        "none."
+    ),
 ]
 Stop = Annotated[
     list[str] | None,
@@ -334,16 +339,6 @@ class Reading:
         counts = [one.facts() for one in fitted]
         summed = {name: sum(count[name] for count in counts) for name in ("dropped", "truncated")}
         return {"max_length": self.max_length, "too_long": self.too_long, **summed}
-
-
-def control_count(control: str) -> int:
-    """The number of random sets of --control."""
-    if control == "none":
-        return 0
-    name, _, count = control.partition(":")
-    if name != "random" or not re.fullmatch(r"0*[1-9][0-9]{0,5}", count):
-        raise MoELensError(f"--control must be random:N with N from 1 to 999999, or none; got {control!r:.80}")
-    return int(count)
 
 
 def ends(stop: Sequence[str] | None) -> list[str]:

@@ -17,7 +17,7 @@ from moe_lens.storage import as_json, read_sealed_json, write_sealed_json
 
 
 def planned(
-    tasks: Tasks, mode: Mode, experts: dict[str, Any], saved: dict[str, str], controls: int, max_new_tokens: int
+    tasks: Tasks, mode: Mode, experts: dict[str, Any], saved: dict[str, str], controls: int | str, max_new_tokens: int
 ) -> dict[str, Any]:
     """What a plan holds runs to; experts: as `NamedExperts.told` says them."""
     sets = {"sets": experts["chosen"], "layers": experts["layers"], "saved": saved, "random sets": controls}

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from moe_lens import MoELens, load_examples
 from moe_lens.causal.judge import parse_verdict
 from moe_lens.checks.suite import checks_named
+from moe_lens.choosing.controls import Controls
 from moe_lens.choosing.selection import parse
 from moe_lens.commands import console
-from moe_lens.commands.options import control_count
 from moe_lens.data import parse_columns
 from moe_lens.data.prompts import template_named
 from moe_lens.errors import MoELensError
@@ -49,7 +49,7 @@ FILES = {
 OPTIONS = {
     "--experts": parse,
     "--mode": check_mode,
-    "--control": control_count,
+    "--control": Controls.parse,
     "--learning-rate": lambda text: _rates(text, what="--learning-rate"),
     "--layers": lambda text: console.numbers(text, int, what="--layers"),
     "--columns": parse_columns,

@@ -45,7 +45,7 @@ class RouteAs(Placed):
         object.__setattr__(self, "routers", _tensors(self.routers, self.layers))
 
     @cached_property
-    def digest(self) -> str:  # type: ignore[override]  # of large tensors, once
+    def digest(self) -> str:  # of large tensors, once
         return super().digest
 
     def __repr__(self) -> str:
