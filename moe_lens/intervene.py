@@ -52,7 +52,7 @@ def main(
         str | None,
         Option(
             help="More scores than EM, F1 and memory, as --metrics of moe_lens.evaluate, also package.module:function; "
-            "they stand in summary.parquet. Verdicts go by EM."
+            "they stand in summary.parquet, and have verdicts of their own beside EM's. Curves go by EM."
         ),
     ] = None,
     split: Annotated[str, Option(help="Which split of a task or data set is answered.")] = "test",
@@ -84,6 +84,7 @@ def main(
     """
     from moe_lens.causal.evaluation import check_metrics
     from moe_lens.choosing.controls import Controls
+    from moe_lens.choosing.verdicts import check_judged
     from moe_lens.commands.masking_results import leave_masked, leave_selectivity
     from moe_lens.commands.masking_tasks import TaskRun, Tasks
     from moe_lens.commands.named_experts import NamedExperts
@@ -97,6 +98,7 @@ def main(
     ends = options.ends(stop)
     mode, saved = doing.parsed(), doing.saved()
     more = metrics_named(metrics.split(",")) if metrics else []
+    more = check_judged(more) if tasks.spared and more else more
     loaded = {task: reading.load(task, split=split, limit=limit) for task in tasks.all}
     texts, first = [*(experts or []), *(compare or [])], tasks.targets[0]
     wanted = NamedExperts(texts, opening, scoring, reading, first, mode=mode, layers=doing.within, seed=seed)
@@ -114,7 +116,7 @@ def main(
     for asked_of in examples.values():
         check_metrics(more, asked_of, None)
     if plan is not None:
-        wished = planned(tasks, mode, wanted.told(), digests, controls.told, max_new_tokens)
+        wished = planned(tasks, mode, wanted.told(), digests, controls.told, max_new_tokens, more)
         made_by["stage"] = hold_to_plan(plan, wished, facts["weights"], chain.from_iterable(examples.values()))
     asked = tasks.facts(examples) | ({"saved": digests} if saved else {})
     asked |= {"metrics": [metric.name for metric in more]} if more else {}
@@ -127,7 +129,7 @@ def main(
     made_by |= asked
     leave_masked(found, out, made_by, title=f"Answers under interventions ({mode})")
     if tasks.spared:
-        leave_selectivity(found, tasks, out, made_by, seed=seed)
+        leave_selectivity(found, tasks, out, made_by, more, seed=seed)
 
 
 if __name__ == "__main__":

@@ -112,7 +112,7 @@ def random_controls(chosen: Sequence[Choice], count: int, *, n_experts: int, see
     The sets of other shapes and of other seeds are drawn independently.
     """
     names = _control_names(chosen)
-    likes = {_shape(choice): choice.experts for choice in chosen}
+    likes = {_shape(choice): choice.experts for choice in chosen if choice.experts}
     taken = {choice.experts for choice in chosen}  # a set is no control of itself
     controls = []
     for shape, like in likes.items():
@@ -212,7 +212,7 @@ def matched_name(choice: Choice) -> str:
 def _one_of_each(pools: Mapping[int, Sequence[Iterable[int]]], seed: int) -> ExpertSet:
     """A set whose part in each layer is one of those in the layer's pool."""
     rng = np.random.default_rng(seed)
-    return ExpertSet.of({layer: pool[rng.integers(len(pool))] for layer, pool in pools.items()})
+    return ExpertSet.of({layer: pool[int(rng.integers(len(pool)))] for layer, pool in pools.items()})
 
 
 def _tell_few(name: str, found: Sequence[ExpertSet], count: int, n_experts: int) -> None:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,23 @@ from moe_lens.commands.masking_tasks import Tasks
 from moe_lens.data import Example
 from moe_lens.errors import MoELensError
 from moe_lens.lens.interventions import Mode
+from moe_lens.metrics import Metric, metrics_named
 from moe_lens.storage import as_json, read_sealed_json, write_sealed_json
 
 
 def planned(
-    tasks: Tasks, mode: Mode, experts: dict[str, Any], saved: dict[str, str], controls: int | str, max_new_tokens: int
+    tasks: Tasks,
+    mode: Mode,
+    experts: dict[str, Any],
+    saved: dict[str, str],
+    controls: int | str,
+    max_new_tokens: int,
+    metrics: Sequence[Metric],
 ) -> dict[str, Any]:
     """What a plan holds runs to; experts: as `NamedExperts.told` says them."""
     sets = {"sets": experts["chosen"], "layers": experts["layers"], "saved": saved, "random sets": controls}
-    judged = {"metrics": ["em"], "threshold": THRESHOLD, "level": 0.95, "seed": experts["seed"]}
+    names = [metric.name for metric in metrics_named(["em", *metrics])]
+    judged = {"metrics": names, "threshold": THRESHOLD, "level": 0.95, "seed": experts["seed"]}
     asked = {"targets": tasks.targets, "spared": tasks.spared, "max_new_tokens": max_new_tokens}
     return mode.facts() | sets | asked | judged
 

@@ -127,6 +127,24 @@ def seeds_interval(
     return Interval(mean, max(low, bounds[0]), min(high, bounds[1]))
 
 
+def drawn_means(
+    values: Sequence[float] | np.ndarray, *, level: float = 0.95, resamples: int = 10_000, seed: int = 0
+) -> np.ndarray:
+    """Draws [resample] of the mean of `values` [sample] without bounds, so that what is made of means has an interval.
+
+    They are Student's, each half stretched to the end of `bootstrap_interval`, which are their quantiles. NaN where
+    that has no ends.
+    """
+    interval, tail = bootstrap_interval(values, bounds=UNBOUNDED, level=level, seed=seed), _tail(level)
+    if not np.isfinite([interval.low, interval.high]).all():
+        return np.full(resamples, np.nan)
+    away = np.random.default_rng(seed).standard_t(len(values) - 1, resamples)
+    low, high = np.quantile(away, [tail, 1 - tail])
+    below, above = (interval.low - interval.mean) / low, (interval.high - interval.mean) / high
+    found: np.ndarray = interval.mean + away * np.where(away < 0, below, above)
+    return found
+
+
 def bounds_of(*samples: np.ndarray) -> tuple[float, float]:
     """Of values of which nothing else is said: those of a share where all are 0 or 1, else none."""
     return (0.0, 1.0) if all(np.isin(sample, (0, 1)).all() for sample in samples) else UNBOUNDED

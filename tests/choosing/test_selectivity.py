@@ -6,7 +6,9 @@ import pytest
 
 from moe_lens import ExpertSet, MoELensError
 from moe_lens.choosing import Choice, selectivity
+from moe_lens.choosing.controls import against_random
 from moe_lens.choosing.masking import Masked, joined, masking_rows
+from moe_lens.metrics import Metric, bootstrap_interval
 
 N = 200
 SETS = [f"random:1#{number}" for number in range(5)]
@@ -111,3 +113,100 @@ def test_a_task_on_both_sides_or_without_answers_is_refused():
     for targets, spared in ((["swap"], ["swap"]), (["swap"], ["kept"]), (["swap"], [])):
         with pytest.raises(MoELensError, match="expected targets and spared tasks of their own, all answered"):
             selectivity(masked.answers, masked.rows, targets=targets, spared=spared)
+
+
+def in_nats(means: dict[str, dict[str, float]], metric="logit_difference", *, spread=1.0, share=False):
+    """A made run and its verdicts, of {task: {intervention: mean}}, each example's own level under all of them."""
+    found, rng = {}, np.random.default_rng(0)
+    judged = metric if metric == "logit_difference" else Metric(metric, "made", "here", "answer", float, bounds=None)
+    for task, of_task in means.items():
+        own, names = rng.normal(0, 3, N), dict.fromkeys(SETS, 0.0) | of_task
+        values = {name: own + mean + rng.normal(0, spread, N) for name, mean in names.items()}
+        values = {name: (value > 0).astype(float) for name, value in values.items()} if share else values
+        answers = pd.concat([pd.DataFrame({"intervention": name, metric: value}) for name, value in values.items()])
+        chosen = [
+            Choice(name, "random" if name in SETS else "ce", ExpertSet.of({0: [i]})) for i, name in enumerate(names)
+        ]
+        drawn = [one for one in chosen if one.name in SETS]
+        own = [one for one in chosen if one.name == "mask"]
+        rows = pd.DataFrame([{"intervention": one.name, "set": one.name, "family": one.family} for one in chosen])
+        summary = against_random(answers, own, drawn, metric, bounds=None).assign(metric=metric)
+        found[task] = Masked(answers, rows[rows["intervention"] != "none"], summary)
+    masked = joined(found)
+    spared = [task for task in means if task.startswith("kept")]
+    targets = [task for task in means if task not in spared]
+    told = selectivity(
+        masked.answers, masked.rows, targets=targets, spared=spared, metric=judged, summary=masked.summary
+    )
+    return masked, told.set_index(["intervention", "task"])
+
+
+def test_of_a_metric_without_bounds_the_drop_in_its_own_unit_is_what_is_lost():
+    """A share of it would mean nothing: the unmasked means here are about 0, so that it would be endless."""
+    masked, found = in_nats({"swap": {"none": 0.0, "mask": -4.0}, "kept": {"none": 0.0, "mask": -0.5}})
+    assert set(found["measure"]) == {"drop"}
+    whole = masked.answers.set_index(["task", "intervention"])["logit_difference"]
+    for task in ("swap", "kept"):
+        lost = whole[task]["none"].to_numpy() - whole[task]["mask"].to_numpy()
+        row, expected = found.loc[("mask", task)], bootstrap_interval(lost)
+        assert row[["effect", "unmasked"]].tolist() == pytest.approx([lost.mean(), whole[task]["none"].mean()])
+        ends = row[["effect_low", "effect_high"]].tolist()
+        assert ends == pytest.approx([expected.low, expected.high], abs=0.02)
+    row = found.loc[("mask", "kept")]
+    assert row["ratio"] == pytest.approx(row["effect"] / found.loc[("mask", "swap"), "effect"])
+    assert set(found["verdict"]) == {"selective"}
+
+
+def test_the_ratio_of_drops_has_the_interval_of_a_plain_bootstrap_over_examples():
+    masked, found = in_nats({"swap": {"none": 0.0, "mask": -2.0}, "kept": {"none": 0.0, "mask": -0.6}}, spread=2.0)
+    whole = masked.answers.set_index(["task", "intervention"])["logit_difference"]
+    lost = {task: (whole[task]["none"].to_numpy() - whole[task]["mask"].to_numpy()) for task in ("swap", "kept")}
+    rng = np.random.default_rng(1)
+    means = {task: one[rng.integers(0, N, (10_000, N))].mean(-1) for task, one in lost.items()}
+    low, high = np.quantile(means["kept"] / means["swap"], [0.025, 0.975])
+    row = found.loc[("mask", "kept")]
+    assert row[["ratio_low", "ratio_high"]].tolist() == pytest.approx([low, high], abs=0.02)
+    assert set(found["verdict"]) == {"selective, not certain"}
+
+
+@pytest.mark.parametrize(
+    ("swap", "kept", "verdict"),
+    [
+        ({"none": 0.0, "mask": -4.0}, {"none": 0.0, "mask": -3.0}, "not selective"),
+        ({"none": 0.0, "mask": 0.0}, {"none": 0.0, "mask": 0.0}, "as random sets"),
+        ({"none": 0.0, "mask": -4.0, **dict.fromkeys(SETS, -4.0)}, {"none": 0.0, "mask": 0.0}, "as random sets"),
+        ({"none": 0.0, "mask": -4.0}, {"none": 0.0, "mask": 3.0}, "selective"),
+    ],
+)
+def test_verdicts_on_drops_need_what_those_on_shares_need(swap, kept, verdict):
+    _, found = in_nats({"swap": swap, "kept": kept})
+    assert set(found["verdict"]) == {verdict}
+
+
+def test_a_function_of_ones_own_is_a_share_where_it_gives_0_and_1_and_else_a_drop():
+    means = {"swap": {"none": 1.0, "mask": -4.0}, "kept": {"none": 1.0, "mask": 1.0}}
+    assert set(in_nats(means, "own", share=True)[1]["measure"]) == {"share"}
+    assert set(in_nats(means, "own")[1]["measure"]) == {"drop"}
+
+
+def test_a_spared_score_that_nothing_moves_leaves_the_ratio_uncertain():
+    masked, _ = in_nats({"swap": {"none": 0.0, "mask": -4.0}, "kept": {"none": 0.0, "mask": 0.0}})
+    answers = masked.answers.copy()
+    answers.loc[answers["task"] == "kept", "logit_difference"] = 1.0
+    tasks = {"targets": ["swap"], "spared": ["kept"], "summary": masked.summary}
+    found = selectivity(answers, masked.rows, metric="logit_difference", **tasks)
+    assert found["ratio"].tolist() == [0, 0]
+    assert set(found["verdict"]) == {"selective, not certain"}
+
+
+def test_metrics_without_a_meaning_here_or_without_a_summary_are_refused_by_name():
+    masked, _ = in_nats({"swap": {"none": 0.0, "mask": -4.0}, "kept": {"none": 0.0, "mask": 0.0}})
+    tasks = {"targets": ["swap"], "spared": ["kept"]}
+    for metric in ("memory", "memory_ratio"):
+        with pytest.raises(MoELensError, match=f"no verdict of selectivity on {metric}: it counts answers from memory"):
+            selectivity(masked.answers, masked.rows, metric=metric, summary=masked.summary, **tasks)
+    with pytest.raises(MoELensError, match="a verdict on f1 needs the summary of it"):
+        selectivity(masked.answers, masked.rows, metric="f1", summary=masked.summary, **tasks)
+    missing = masked.answers.assign(logit_difference=np.nan)
+    with pytest.raises(MoELensError, match="no example of swap has a logit_difference"):
+        selectivity(missing, masked.rows, metric="logit_difference", summary=masked.summary, **tasks)

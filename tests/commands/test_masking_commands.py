@@ -229,6 +229,51 @@ def test_evaluation_takes_strengths_saved_interventions_and_metrics_of_ones_own(
     assert answers[f"{__name__}:length"].tolist() == answers["prediction"].str.len().tolist()
 
 
+def test_layers_positions_and_steps_mean_the_same_in_both_commands_also_for_matched_sets(run):
+    place = "--layers 1,2 --positions from_question --steps prefill --control matched:2 --mode bias:9"
+    first = run(intervene, f"--experts 0:1;1:2,3;2:0 {place}", out="first")
+    second = run(evaluate, f"--mask 0:1;1:2,3;2:0 {place}", out="second")
+    answers, same = (read_table(folder / "answers.parquet") for folder in (first, second))
+    names = ["none", "1:2,3;2:0@bias=9", *(f"matched to 1:2,3;2:0#{number}@bias=9" for number in (0, 1))]
+    assert answers["intervention"].unique().tolist() == names
+    pd.testing.assert_frame_equal(answers[same.columns], same)
+    lens = MoELens.from_pretrained("organism")
+    examples = load_examples("swap", limit=4)
+    experts = ExpertSet.parse("1:2,3;2:0")
+    with lens.intervene(Bias(experts, 9.0, positions="from_question", steps="prefill")):
+        by_hand = answer_table(lens, examples, max_new_tokens=3, progress=False)
+    assert same[same["intervention"] == names[1]]["prediction"].tolist() == by_hand["prediction"].tolist()
+    [usage] = lens.measure(examples, ExpertUsage(positions="from_question"), progress=False)
+    by_layer = usage.table().set_index(["layer", "expert"])["score"]
+    share = (by_layer[1][[2, 3]].sum() + by_layer[2][0]) / 2
+    rows = read_table(first / "doses.parquet").set_index("intervention")
+    summary = read_table(second / "summary.parquet").set_index(["intervention", "metric"])
+    for row in (rows.loc[names[1]], summary.loc[(names[1], "em")]):
+        assert row["control"] == "matched to 1:2,3;2:0"
+        assert row["usage"] == pytest.approx(share)
+        assert row["control_usage"] == pytest.approx(share, abs=0.03)
+
+
+def test_verdicts_by_other_metrics_stand_beside_those_by_em_and_in_the_plan(run, capsys):
+    options = "--experts 1:2,3 --spare novel --control random:1 --plan plan.json"
+    out = run(intervene, f"{options} --metrics answer_log_probability,{__name__}:length")
+    matrix = read_table(out / "selectivity.parquet").set_index(["metric", "task"])
+    own = f"{__name__}:length"
+    measures = matrix["measure"].to_dict()
+    assert list(dict.fromkeys(matrix.index.get_level_values("metric"))) == ["em", "answer_log_probability", own]
+    assert measures["em", "swap"] == "share"
+    assert measures["answer_log_probability", "swap"] == measures[own, "swap"] == "drop"
+    scores = read_table(out / "answers.parquet").set_index(["task", "intervention"])["answer_log_probability"]
+    drop = scores["novel", "none"].mean() - scores["novel", "1:2,3"].mean()
+    assert matrix.loc[("answer_log_probability", "novel"), "effect"] == pytest.approx(drop)
+    with pytest.raises(AssertionError):
+        run(intervene, f"{options} --metrics answer_log_probability", out="other")
+    assert "its metrics is ['em', 'answer_log_probability'" in capsys.readouterr().err
+    with pytest.raises(AssertionError):
+        run(intervene, f"{options} --metrics memory", out="other")
+    assert "no verdict of selectivity on memory" in capsys.readouterr().err
+
+
 def test_topk_is_on_the_router_and_takes_no_experts(run, capsys):
     out = run(intervene, f"--mode topk:1,4 --layers 0,1 --metrics logit_difference,{__name__}:length")
     summary = read_table(out / "summary.parquet")

@@ -8,6 +8,7 @@ import pytest
 
 from moe_lens.errors import MoELensError
 from moe_lens.metrics import UNBOUNDED, Interval, bootstrap_interval, paired_permutation_p, ratio_interval, resampling
+from moe_lens.metrics.resampling import drawn_means
 
 COINS = np.random.default_rng(3).random(1000) < 0.45
 
@@ -152,3 +153,13 @@ def test_unequal_pairs_and_senseless_levels_are_refused():
 def test_the_reach_of_two_seeds_is_students_and_a_single_one_has_none():
     assert resampling.mean_reach([1.0, 3.0]) == pytest.approx(12.7062, rel=1e-5)  # t(0.975, 1) * sqrt(2) / sqrt(2)
     assert np.isnan(resampling.mean_reach([1.0]))
+
+
+def test_draws_of_a_mean_have_the_ends_of_its_interval_also_where_it_is_skewed_and_none_where_there_are_none():
+    sample = np.random.default_rng(0).exponential(size=40)
+    interval, drawn = bootstrap_interval(sample, bounds=UNBOUNDED, seed=2), drawn_means(sample, seed=2)
+    assert np.quantile(drawn, [0.025, 0.5, 0.975]) == pytest.approx(
+        [interval.low, interval.mean, interval.high], abs=0.01
+    )
+    assert interval.high - interval.mean > 1.2 * (interval.mean - interval.low), "not skewed"
+    assert np.isnan(drawn_means(np.ones(9))).all()

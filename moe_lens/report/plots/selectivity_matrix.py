@@ -1,5 +1,7 @@
 """The selectivity matrix: the share of each task's score that each intervention costs, with a verdict."""
 
+from typing import Any
+
 import pandas as pd
 import plotly.graph_objects as go
 
@@ -8,25 +10,28 @@ from moe_lens.report.section import Section
 from moe_lens.report.tables import require, require_once
 
 COLUMNS = (
-    "intervention", "task", "role", "unmasked", "effect", "effect_low", "effect_high", "ratio", "ratio_low",
-    "ratio_high", "verdict", "n",
+    "intervention", "metric", "measure", "task", "role", "unmasked", "effect", "effect_low", "effect_high", "ratio",
+    "ratio_low", "ratio_high", "verdict", "n",
 )  # fmt: skip
 
 
 def selectivity_figure(table: pd.DataFrame) -> go.Figure:
-    """A row per intervention, a column per task, targets first; cells say the effect, the row's end the verdict.
+    """A row per intervention and metric, a column per task, targets first; cells say the effect, its end the verdict.
+
+    Shares of a score have the whole scale of colours, drops in a metric's own unit that up to the metric's largest.
 
     Args:
-        table: one row per intervention and task, as `choosing.selectivity` gives them.
+        table: one row per intervention, metric and task, as `choosing.selectivity` gives them.
 
     Raises:
-        MoELensError: a column is missing, or an intervention has two rows for a task.
+        MoELensError: a column is missing, or an intervention has two rows for a metric and task.
     """
     table = require(table, COLUMNS, figure="selectivity_figure")
-    require_once(table, ("intervention", "task"), figure="selectivity_figure")
+    require_once(table, ("intervention", "metric", "task"), figure="selectivity_figure")
+    table = _with_colour(table)
     names, roles = list(dict.fromkeys(table["intervention"])), dict(zip(table["task"], table["role"], strict=True))
     tasks = sorted(roles, key=lambda task: roles[task] != "target")
-    cells = table.pivot(index="intervention", columns="task", values="effect").loc[names, tasks]
+    cells = table.pivot(index="intervention", columns="task", values="colour").loc[names, tasks]
     keys = zip(table["intervention"], table["task"], strict=True)
     told = dict(zip(keys, style.hover(table), strict=True))
     figure = go.Figure(
@@ -38,7 +43,7 @@ def selectivity_figure(table: pd.DataFrame) -> go.Figure:
     )  # fmt: skip
     for row in table.itertuples():
         place = {"x": tasks.index(row.task), "y": names.index(row.intervention)}
-        strong = abs(row.effect) > 0.55
+        strong = abs(row.colour) > 0.55
         figure.add_annotation(
             text=_cell(row), showarrow=False, font={"color": "white" if strong else style.INK}, **place
         )
@@ -60,8 +65,9 @@ SECTIONS = {
     "selectivity.parquet": Section(
         "Does it cost one ability and spare the others",
         "The share of each task's score without the intervention that is lost under it (below 0: gained), with its "
-        "95 % interval. selective: every target loses more than under random sets of the same size, and the worst "
-        "spared task loses at most a third of what the weakest target loses, with the whole interval of that ratio; "
+        "95 % interval; of scores without bounds, such as log-probabilities, the change in their own unit. "
+        "selective: every target loses more than under random sets of the same size, and the worst spared task loses "
+        "at most a third of what the weakest target loses, with the whole interval of that ratio; "
         "not certain: the interval goes beyond.",
         draw=selectivity_figure,
         place=47,
@@ -69,9 +75,20 @@ SECTIONS = {
 }
 
 
-def _cell(row: object) -> str:
-    """The effect and its interval, in per cent."""
-    effect, low, high = (getattr(row, name) for name in ("effect", "effect_low", "effect_high"))
+def _with_colour(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with the effect as a part of the scale of colours; of several metrics both are in the row's name."""
+    largest = table.groupby("metric")["effect"].transform(lambda effect: effect.abs().max()).replace(0, 1)
+    colour = table["effect"].where(table["measure"] == "share", table["effect"] / largest)
+    if table["metric"].nunique() > 1:
+        table = table.assign(intervention=table["intervention"] + ", " + table["metric"])
+    return table.assign(colour=colour)
+
+
+def _cell(row: Any) -> str:
+    """The effect and its interval: a share in per cent, a drop in the metric's unit."""
+    effect, low, high = row.effect, row.effect_low, row.effect_high
+    if row.measure == "drop":
+        return f"{-effect:+.2f}<br>[{-high:+.2f}, {-low:+.2f}]".replace("[+nan, +nan]", "[–, –]")
     return "–" if pd.isna(effect) else f"{effect:.0%}<br>[{low:.0%}, {high:.0%}]".replace("%, ", ", ")
 
 
@@ -91,8 +108,14 @@ def _title(verdicts: pd.DataFrame) -> str:
     return f"{', '.join(found[:3])}{' and others' * (len(found) > 3)} {'is' if len(found) == 1 else 'are'} selective"
 
 
+def _measures(table: pd.DataFrame) -> str:
+    """What cells say."""
+    drops = sorted(set(table.loc[table["measure"] == "drop", "metric"]))
+    return "share of the score" + (f", or of {', '.join(drops)} the amount (shown as its change)," if drops else "")
+
+
 def _subtitle(table: pd.DataFrame) -> str:
     return (
-        f"share of the score that is lost; ratio: the worst spared task's over the weakest target's; "
+        f"{_measures(table)} that is lost; ratio: the worst spared task's over the weakest target's; "
         f"{style.counts(table['n'])} examples per task; brackets: 95 % intervals"
     )
