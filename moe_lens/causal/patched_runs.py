@@ -109,12 +109,12 @@ def patching_map(
     align: as in `Patch`. out, made_by, max_new_tokens: as in `evaluate`; finished parts outlive an interruption.
 
     The table has a row per cell: layer, position, expert (over experts), token (its text, over tokens, where all have
-    the same), metric; n and missing, examples with and without a score in all runs; unpatched, source, patched, their
-    means; effect, the mean of patched - unpatched, with its 95 % interval over examples, NaN where too few or equal
-    values tell no spread; normalised, the effect over source - unpatched, a ratio of means, with its interval: 0 is the
-    unpatched run, 1 the source; p_value, of the paired permutation test of no effect, and q_value, corrected for the
-    number of cells (Benjamini-Hochberg). `normalised` is NaN where the two runs do not differ for certain, the interval
-    of their difference holding 0.
+    the same), what, metric; n and missing, examples with and without a score in all runs; unpatched, source, patched,
+    their means; effect, the mean of patched - unpatched, with its 95 % interval over examples, NaN where too few or
+    equal values tell no spread; normalised, the effect over source - unpatched, a ratio of means, with its interval: 0
+    is the unpatched run, 1 the source; p_value, of the paired permutation test of no effect, and q_value, corrected for
+    the number of cells (Benjamini-Hochberg). `normalised` is NaN where the two runs do not differ for certain, the
+    interval of their difference holding 0.
 
     Raises MoELensError for what `Patch` and `evaluate` refuse, and for ids that repeat.
     """
@@ -139,7 +139,7 @@ def patching_map(
         read = {name: values for (name, _), values in found.items()} | {SOURCE: theirs}
         scores = {name: [*map(scored.score, values, examples)] for name, values in read.items()}
         effects = _effects(cells, examples, scores, tokens)
-        return PatchingMap(effects, _table(effects, scored, _token_texts(lens, tokens), seed))
+        return PatchingMap(effects, _table(effects, what, scored, _token_texts(lens, tokens), seed))
 
     return from_first_process(finish)
 
@@ -225,7 +225,7 @@ def _effects(
     return table.assign(effect=(table["score"] - table["unpatched"]).where(table["source"].notna()))
 
 
-def _table(effects: pd.DataFrame, scored: Metric, texts: dict[str, str], seed: int) -> pd.DataFrame:
+def _table(effects: pd.DataFrame, what: str, scored: Metric, texts: dict[str, str], seed: int) -> pd.DataFrame:
     """`PatchingMap.table`; texts: of tokens, by their positions."""
     keys = [name for name in ("layer", "position", "expert") if name in effects]
     bounds = scored.bounds_of_difference
@@ -237,7 +237,8 @@ def _table(effects: pd.DataFrame, scored: Metric, texts: dict[str, str], seed: i
     table = pd.DataFrame(rows)
     if texts:
         table.insert(2, "token", table["position"].map(texts))
-    table.insert(len(keys) + bool(texts), "metric", scored.name)
+    for place, (name, value) in enumerate((("what", what), ("metric", scored.name)), len(keys) + bool(texts)):
+        table.insert(place, name, value)
     table["p_value"] = _p_values(effects["effect"].to_numpy(np.float64).reshape(len(table), -1).T, seed)
     return table.assign(q_value=q_values(table["p_value"]))
 

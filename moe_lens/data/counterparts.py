@@ -13,7 +13,7 @@ def memory_said(example: Example) -> Example | None:
 
     None where memory is unknown or the context does not hold an answer.
     """
-    found = occurrences(example.answers, example.context)
+    found = sorted(occurrences(example.answers, example.context), key=lambda place: (place.start, -place.stop))
     if not example.memory or not found:
         return None
     text, end = [], 0
