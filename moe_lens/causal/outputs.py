@@ -121,6 +121,7 @@ def _outputs(
     asked = [examples[place] for place in unit.places]
 
     def computed() -> pd.DataFrame:
+        read: Callable[[MoELens, Sequence[Example], Run], Sequence[Any]]
         rows = unit.places  # of `Rows`: an example has one for each text that the lens is given for it
         if unit.reads == OPTIONS:
             rows = tuple(place for place in unit.places for _ in examples[place].options)

@@ -286,7 +286,7 @@ def _token_texts(lens: MoELens, tokens: dict[str, Encoded]) -> dict[str, str]:
     for one in tokens.values():
         for place, token in enumerate(one.input_ids[: one.prompt_length]):
             seen.setdefault(place + 1 - one.prompt_length, set()).add(token)
-    return {str(step): lens.tokenizer.decode([*ids]) for step, ids in seen.items() if len(ids) == 1}
+    return {str(step): str(lens.tokenizer.decode([*ids])) for step, ids in seen.items() if len(ids) == 1}
 
 
 def _check(lens: MoELens, examples: Sequence[Example], scored: Metric) -> None:

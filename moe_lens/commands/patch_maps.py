@@ -1,9 +1,9 @@
 """The patching maps of a command: pairs of examples, the run that is patched and its source, and what is left."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Option
 
@@ -11,6 +11,9 @@ from moe_lens.commands import console
 from moe_lens.commands.options import Doing, Opening, Reading, place_named
 from moe_lens.data.counterparts import COUNTERPARTS, counterparts_from
 from moe_lens.errors import MoELensError
+
+if TYPE_CHECKING:
+    from moe_lens.causal import PatchingMap
 
 SHOWN = (
     "layer", "position", "token", "expert", "n", "patched", "effect", "effect_low", "effect_high", "normalised",
@@ -102,8 +105,7 @@ class MapRun:
         """Make the map, write its tables and figure to `out`, and print its strongest cells."""
         from moe_lens.causal import patching_map
         from moe_lens.lens import Run
-        from moe_lens.report.plots import patching_figure
-        from moe_lens.results import claim, data_digest, provenance, write_table
+        from moe_lens.results import claim, data_digest, portable, provenance
 
         places = patching.positions(self.positions)
         loaded = self.reading.load(self.data, split=self.split, limit=self.limit)
@@ -116,29 +118,55 @@ class MapRun:
             places = ("context", "question", "last") if own[0].context and other[0].context else ("question", "last")
         ours, theirs = (other, own) if patching.direction == "denoising" else (own, other)
         metric = self.metrics or ("logit_difference" if any(one.memory for one in ours) else "answer_log_probability")
-        asked = {"what": patching.what, "over": patching.over, "positions": places, "layers": self.layers}
-        facts = {"patch": patching.patch, "direction": patching.direction, "counterparts": data_digest(other)}
-        facts |= asked | {"metric": metric, "max_new_tokens": self.max_new_tokens, "batch_size": self.batch_size}
+        facts = asdict(patching) | {"patch": portable(str(patching.patch)), "counterparts": data_digest(other)}
+        facts |= {
+            "positions": places,
+            "layers": self.layers,
+            "metric": metric,
+            "max_new_tokens": self.max_new_tokens,
+            "batch_size": self.batch_size,
+        }
         model, delta = self.opening.model, self.opening.delta
         facts |= self.opening.facts(lens) | self.reading.facts(fitted)
         made_by = provenance(model=model, delta=delta, data=own, seed=self.seed, facts=facts)
         claim(self.out, made_by)
-        run = {"metric": metric, "max_new_tokens": self.max_new_tokens, "out": self.out, "made_by": made_by}
-        found = patching_map(lens, ours, Run(lens, theirs), seed=self.seed, **asked, **run)
+        found = patching_map(
+            lens,
+            ours,
+            Run(lens, theirs),
+            over=patching.over,
+            what=patching.what,
+            positions=places,
+            layers=self.layers,
+            metric=metric,
+            max_new_tokens=self.max_new_tokens,
+            out=self.out,
+            made_by=made_by,
+            seed=self.seed,
+        )
+        self._write(found, made_by)
+
+    def _write(self, found: "PatchingMap", made_by: dict[str, Any]) -> None:
+        """The tables and the figure, and the strongest cells on the console."""
+        from moe_lens.report.plots import patching_figure
+        from moe_lens.results import write_table
+
         write_table(found.table, self.out / "patching.parquet", made_by)
         write_table(found.effects, self.out / "patching_effects.parquet", made_by)
         pages = console.save_figure(patching_figure(found.table), self.out / "patching.html")
         rows = found.table.loc[found.table["effect"].abs().sort_values(ascending=False, kind="stable").index]
-        title = f"What patching {found.table['what'].iloc[0]} does to {metric}: the strongest of {len(rows)} places"
+        what = found.table["what"].iloc[0]
+        title = f"What patching {what} does to {made_by['metric']}: the strongest of {len(rows)} places"
         console.show(rows.head(MOST), [name for name in SHOWN if name in rows], title=title)
         files = ["patching.parquet", "patching_effects.parquet", *(path.name for path in pages)]
         console.say(f"written to {self.out}: {', '.join(files)}")
 
-    def _others(self, patching: Patching, loaded: Sequence[Any]) -> Sequence[Any]:
+    def _others(self, patching: Patching, loaded: Sequence[Any]) -> list[Any]:
         """The other half of each example's pair; None where it has none."""
-        if patching.patch in COUNTERPARTS:
-            return [COUNTERPARTS[patching.patch](example) for example in loaded]
-        return counterparts_from(self.reading.load(str(patching.patch), split=self.split), loaded)
+        name = str(patching.patch)
+        if name in COUNTERPARTS:
+            return [COUNTERPARTS[name](example) for example in loaded]
+        return counterparts_from(self.reading.load(name, split=self.split), loaded)
 
 
 def matching(
@@ -154,7 +182,7 @@ def matching(
     def counts(example: Any, both: bool) -> list[int]:
         batch = collate([encode(example, lens.tokenizer, template=lens.template)], 0)
         spans = batch.attention_mask, batch.context_spans, batch.question_spans
-        wanted = places or (("context", "question") if both else ("question",))
+        wanted: Sequence[Any] = places or (("context", "question") if both else ("question",))
         return [int(position_mask(*spans, place).sum()) for place in wanted]
 
     pairs = [(own, other) for own, other in zip(examples, others, strict=True) if other is not None]
@@ -164,6 +192,11 @@ def matching(
         if len({tuple(counts(one, bool(own.context and other.context))) for one in (own, other)}) == 1
     ]
     out = len(examples) - len(kept)
+    if not pairs:
+        raise MoELensError(
+            f"none of {len(examples)} examples has another half: memory needs an original_answer and an answer in the "
+            "context, no_context a context"
+        )
     if not kept:
         raise MoELensError(
             f"none of {len(examples)} examples has another half with equally many tokens where it is patched; take "

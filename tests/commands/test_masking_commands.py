@@ -450,6 +450,7 @@ def test_noising_runs_the_data_itself_and_patches_from_its_other_half(run):
         ("--over experts --experts 1:2", "give --patch too"),
         ("--patch no_context --over tokens", "equally many tokens where it is patched"),
         ("--patch novel --positions last", "paired by id"),
+        ("--data novel --patch memory", "none of 2 examples has another half"),
     ],
 )
 def test_a_patching_map_refuses_what_it_would_not_do(options, says, tmp_path, monkeypatch, capsys):
