@@ -631,6 +631,14 @@ def test_doses_of_several_tasks_are_panels_with_one_legend():
     assert len(named) == len(set(named)) == 3
 
 
+def test_labels_of_strengths_that_lie_close_together_are_left_out():
+    table = dose_table("swap")
+    close = pd.concat([table, table[table["strength"] == 1].assign(strength=1.1)], ignore_index=True)
+    figure = doses_figure(close)
+    assert list(trace(figure, "ce-last:4").x) == [1, 1.1, 2, 5]
+    assert list(figure.layout.xaxis.tickvals) == [1.1, 2, 5]
+
+
 def test_doses_refuse_a_table_without_strengths_or_of_two_modes():
     table = dose_table("swap")
     with pytest.raises(MoELensError, match="this table has those of none"):
@@ -663,6 +671,21 @@ def test_the_matrix_has_targets_first_and_says_every_effect_and_verdict():
     ends = [text for (x, _), text in told.items() if x > 1]
     assert ends == ["<b>selective</b><br>ratio 0.03 [-0.07, 0.20]", "<b>not selective</b><br>ratio 1.50 [1.40, ∞]"]
     assert figure.layout.title.text == "ce:4 is selective"
+
+
+def test_a_matrix_of_many_tasks_is_wide_enough_for_what_its_cells_say():
+    names = [
+        ("swap", "target"),
+        ("novel", "target"),
+        ("closed_book", "spared"),
+        ("consistent", "spared"),
+        ("q", "spared"),
+    ]
+    rows = [matrix_table().iloc[0].to_dict() | {"task": task, "role": role} for task, role in names]
+    figure = selectivity_figure(pd.DataFrame(rows))
+    axis = figure.layout.xaxis
+    cell = (figure.layout.width - 24 - 110) / (axis.range[1] - axis.range[0])  # 110: the interventions' names
+    assert cell > 10 * 8, "ten characters of 15 px"
 
 
 def test_the_matrix_refuses_two_rows_for_a_cell():

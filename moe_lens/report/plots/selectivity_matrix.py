@@ -12,6 +12,9 @@ COLUMNS = (
     "ratio_high", "verdict", "n",
 )  # fmt: skip
 
+WIDTH_PER_TASK = 150
+"""Pixels that each task after the third adds, so that its effect's interval finds room, and the verdict's beside it."""
+
 
 def selectivity_figure(table: pd.DataFrame) -> go.Figure:
     """A row per intervention, a column per task, targets first; cells say the effect, the row's end the verdict.
@@ -53,6 +56,9 @@ def selectivity_figure(table: pd.DataFrame) -> go.Figure:
     figure.update_yaxes(range=[len(names) - 0.5, -0.5])
     style.dress(figure, title=_title(verdicts), subtitle=_subtitle(table), plot_height=max(120, 62 * len(names)))
     figure.update_annotations(font_size=15)
+    figure.update_layout(width=style.WIDTH + WIDTH_PER_TASK * max(0, len(tasks) - 3))
+    figure.update_xaxes(tickfont_size=15)
+    figure.update_yaxes(tickfont_size=15)
     return figure
 
 
