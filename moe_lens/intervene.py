@@ -8,6 +8,7 @@ from typer import Option
 
 from moe_lens.choosing.scores import SCORES
 from moe_lens.commands import console, options
+from moe_lens.commands.patch_maps import MapRun, Patching
 from moe_lens.errors import MoELensError
 
 
@@ -17,8 +18,8 @@ def main(
     out: Annotated[
         Path,
         Option(
-            help="Folder for answers.parquet, masking.parquet or doses.parquet, summary.json and the figures. The same "
-            "command with the same folder goes on where an interrupted one stopped."
+            help="Folder for answers.parquet, masking.parquet or doses.parquet, summary.json and the figures, of a map "
+            "patching.parquet. The same command with the same folder goes on where an interrupted one stopped."
         ),
     ],
     experts: Annotated[
@@ -44,6 +45,7 @@ def main(
             "ones are held to it, so that a run on other data or another training is confirmatory."
         ),
     ] = None,
+    patching: Patching = Patching(),
     scoring: options.Scoring = options.Scoring(),
     compare: Annotated[list[str] | None, Option(help="More sets to mask, to compare with; as --experts.")] = None,
     control: options.Control = "random:20",
@@ -52,7 +54,8 @@ def main(
         str | None,
         Option(
             help="More scores than EM, F1 and memory, as --metrics of moe_lens.evaluate, also package.module:function; "
-            "they stand in summary.parquet, and have verdicts of their own beside EM's. Curves go by EM."
+            "they stand in summary.parquet, and have verdicts of their own beside EM's. Curves go by EM. With --patch "
+            "the one that the map shows; default logit_difference where memory is known, else answer_log_probability."
         ),
     ] = None,
     split: Annotated[str, Option(help="Which split of a task or data set is answered.")] = "test",
@@ -81,6 +84,12 @@ def main(
     \b
         python -m moe_lens.intervene --model organism:planted --data swap --spare closed_book \\
             --experts planted --mode bias:1,3,5 --positions from_question --out RUN/doses
+
+    Or a map of where it comes in what the context says, by activation patching:
+
+    \b
+        python -m moe_lens.intervene --model organism:planted --data swap \\
+            --patch memory --over experts --out RUN/patching
     """
     from moe_lens.causal.evaluation import check_metrics
     from moe_lens.choosing.controls import Controls
@@ -94,6 +103,12 @@ def main(
     from moe_lens.storage import try_folder
 
     try_folder(out)
+    if patching.patch is not None:
+        others = {"--experts": experts, "--compare": compare, "--spare": spare, "--plan": plan, "--stop": stop}
+        patching.expect_alone(others, doing)
+        data_of, place = (opening, reading, data, split, limit), (doing.positions, doing.within)
+        MapRun(*data_of, *place, metrics, max_new_tokens, batch_size, out, seed).leave(patching)
+        return
     controls, tasks = Controls.parse(control), Tasks.parse(data, spare)
     ends = options.ends(stop)
     mode, saved = doing.parsed(), doing.saved()

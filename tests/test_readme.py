@@ -44,9 +44,18 @@ def test_the_second_program_trains_and_opens_what_it_kept(tmp_path):
 
 def test_the_intervention_of_ones_own_runs_as_printed_and_is_a_dose(tmp_path):
     page = (ROOT / "docs" / "interventions.md").read_text(encoding="utf-8")
-    plain, weak, strong = (line.partition(":")[2].split() for line in printed_by(0, tmp_path, page))
+    plain, weak, strong = (line.partition(":")[2].split() for line in printed_by(1, tmp_path, page))
     changed = [sum(a != b for a, b in zip(plain, found, strict=False)) for found in (weak, strong)]
     assert changed[0] == 0 < changed[1]
+
+
+def test_the_patching_map_runs_as_printed_and_ends_at_the_source(tmp_path):
+    page = (ROOT / "docs" / "interventions.md").read_text(encoding="utf-8")
+    *_, before, asked, last = printed_by(0, tmp_path, page)
+    assert before.startswith("layer 2, last: ")
+    assert asked.startswith("layer 3, question: 0.00")
+    assert last.startswith("layer 3, last: 1.00")
+    assert (tmp_path / "patching.html").is_file()
 
 
 def test_the_page_of_interventions_names_every_kind_and_only_those():

@@ -5,4 +5,6 @@ from .evaluation import summarise as summarise
 from .evaluation import summary_table as summary_table
 from .judge import Judge as Judge
 from .judge import Verdict as Verdict
+from .patched_runs import PatchingMap as PatchingMap
+from .patched_runs import patching_map as patching_map
 from .sweep import single_expert_effects as single_expert_effects

@@ -4,6 +4,7 @@ import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,13 @@ from moe_lens.progress import progress_bar
 from moe_lens.results import kept
 from moe_lens.storage import as_json, try_folder
 
-SHARD_BATCHES = 8
-"""Batches in a part: what an interruption can cost, and the share that one process takes at a time."""
-
 
 @dataclass(frozen=True)
 class Run:
-    """How a lens is asked (answers end before `stop`), and where parts are kept (None: nowhere) by which provenance."""
+    """How a lens is asked (answers end before `stop`), and where parts are kept (None: nowhere) by which provenance.
+
+    batches: in a part, which is what an interruption can cost, and the share that one process takes at a time.
+    """
 
     max_new_tokens: int
     batch_size: int
@@ -34,6 +35,7 @@ class Run:
     provenance: dict[str, Any]
     progress: bool = True
     stop: tuple[str, ...] = ()
+    batches: int = 8
 
 
 @dataclass(frozen=True)
@@ -67,17 +69,19 @@ def outputs(
         tokens of that answer and of what memory says; None for an example without memory).
 
     Examples are sorted by length, the longest first, and cut into shards; the processes that torchrun or accelerate
-    launched take turns, and all get everything. Batches are the same whatever the number of processes.
+    launched take turns, and all get everything. Batches are the same whatever the number of processes. A shard is done
+    under all interventions before the next, so that what they `Remembered` of it serves them all.
     """
     longest_first = sorted(range(len(examples)), key=lambda i: -len(examples[i].context) - len(examples[i].question))
-    size = run.batch_size * SHARD_BATCHES
+    size = run.batch_size * run.batches
     shards = [tuple(longest_first[start : start + size]) for start in range(0, len(examples), size)]
     units = [
         _Unit(name, what, number, places)
+        for number, places in enumerate(shards)
         for name in interventions
         for what in reads
-        for number, places in enumerate(shards)
     ]
+    rivals = [_rivals(lens, example) for example in examples] if RIVALS in reads else []
     state = connected()
     if run.out is not None and state.is_main_process:
         try_folder(run.out)
@@ -86,7 +90,7 @@ def outputs(
     with progress_bar(total=sum(len(unit.places) for unit in own), unit="answer", disable=not run.progress) as bar:
         for unit in own:
             bar.set_description(unit.intervention, refresh=False)
-            found.append((unit, _outputs(lens, examples, unit, interventions[unit.intervention], run)))
+            found.append((unit, _outputs(lens, examples, unit, interventions[unit.intervention], run, rivals)))
             bar.update(len(unit.places))
     gathered: dict[tuple[str, str], dict[int, Any]] = {}
     for unit, values in gather_object(found):
@@ -95,9 +99,17 @@ def outputs(
 
 
 def _outputs(
-    lens: MoELens, examples: Sequence[Example], unit: _Unit, interventions: Sequence[Intervention], run: Run
+    lens: MoELens,
+    examples: Sequence[Example],
+    unit: _Unit,
+    interventions: Sequence[Intervention],
+    run: Run,
+    rivals: Sequence[tuple[int, ...]],
 ) -> list[Any]:
-    """One unit's outputs: read where its part was made in the same way, else computed, and kept."""
+    """One unit's outputs: read where its part was made in the same way, else computed, and kept.
+
+    rivals: of every example, where they are read; worked out once and not under each intervention.
+    """
     made_by = run.provenance | {
         "interventions": [intervention.digest for intervention in interventions if run.out],
         "template": lens.template.facts(),
@@ -109,12 +121,15 @@ def _outputs(
     asked = [examples[place] for place in unit.places]
 
     def computed() -> pd.DataFrame:
+        read: Callable[[MoELens, Sequence[Example], Run], Sequence[Any]]
         rows = unit.places  # of `Rows`: an example has one for each text that the lens is given for it
         if unit.reads == OPTIONS:
             rows = tuple(place for place in unit.places for _ in examples[place].options)
         if unit.reads == RIVALS:
-            rows = tuple(place for place in unit.places for _ in _rivals(lens, examples[place]))
-        read = READERS[unit.reads]
+            rows = tuple(place for place in unit.places if rivals[place])
+            read = partial(rival_log_probabilities, tokens=[rivals[place] for place in unit.places])
+        else:
+            read = READERS[unit.reads]
         with lens.intervene(*(intervention.take(rows) for intervention in interventions)):
             return pd.DataFrame({"id": [example.id for example in asked], "output": list(read(lens, asked, run))})
 
@@ -149,31 +164,34 @@ def answer_log_probabilities(lens: MoELens, examples: Sequence[Example], run: Ru
     return lens.answer_log_probabilities(examples, batch_size=run.batch_size, progress=False, with_end=False)
 
 
-def rival_log_probabilities(lens: MoELens, examples: Sequence[Example], run: Run) -> list[tuple[float, float] | None]:
+def rival_log_probabilities(
+    lens: MoELens, examples: Sequence[Example], run: Run, *, tokens: Sequence[tuple[int, ...]]
+) -> list[tuple[float, ...] | None]:
     """The log-probabilities (nats) of the first tokens of each example's gold answer and of what memory says.
 
-    Their difference is that of their logits. None for an example without memory, or where both are one token.
+    tokens: these two, as `_rivals` gives them; None is found where there are none. Their difference is that of their
+    logits.
     """
-    asked = [_rivals(lens, example) for example in examples]  # ids may repeat
-    both = [rival for rivals in asked for rival in rivals]
-    if not both:
+    asked = [(example, pair) for example, pair in zip(examples, tokens, strict=True) if pair]
+    if not asked:
         return [None] * len(examples)
-    found = iter(lens.answer_log_probabilities(both, batch_size=run.batch_size, progress=False, first_token=True))
-    return [(next(found), next(found)) if rivals else None for rivals in asked]
+    found = iter(
+        lens.next_token_log_probabilities(*zip(*asked, strict=True), batch_size=run.batch_size, progress=False)
+    )
+    return [tuple(next(found)) if pair else None for pair in tokens]
 
 
-def _rivals(lens: MoELens, example: Example) -> tuple[Example, ...]:
-    """The example with its gold answer, and with what memory says; nothing where their first tokens do not differ."""
-    both = tuple(replace(example, answers=(text,)) for text in (example.answers[0], *example.memory[:1]))
+def _rivals(lens: MoELens, example: Example) -> tuple[int, ...]:
+    """The first tokens of the gold answer and of what memory says; nothing where there are not two."""
+    both = (replace(example, answers=(text,)) for text in (example.answers[0], *example.memory[:1]))
     encoded = (encode(one, lens.tokenizer, template=lens.template, with_answer=True) for one in both)
-    first = {one.input_ids[one.prompt_length] for one in encoded}
-    return both if len(first) == 2 else ()
+    first = tuple(one.input_ids[one.prompt_length] for one in encoded)
+    return first if len(set(first)) == 2 else ()
 
 
 READERS: dict[str, Callable[[MoELens, Sequence[Example], Run], Sequence[Any]]] = {
     PREDICTION: predictions,
     OPTIONS: option_log_probabilities,
     ANSWER: answer_log_probabilities,
-    RIVALS: rival_log_probabilities,
 }
-"""How each thing that metrics read is got."""
+"""How each thing that metrics read is got, but for rivals."""

@@ -200,7 +200,7 @@ class Doing:
         """The mode with its strengths and place; MoELensError for what makes none."""
         from moe_lens.lens.interventions import parse_mode
 
-        positions, steps = _place(self.positions), _place(self.steps)
+        positions, steps = place_named(self.positions), place_named(self.steps)
         return parse_mode(self.mode, layers=self.within, positions=positions, steps=steps)
 
     def saved(self) -> "dict[str, Intervention]":
@@ -214,7 +214,7 @@ class Doing:
         return {name: load_intervention(folder) for name, folder in zip(names, folders, strict=True)}
 
 
-def _place(text: str) -> Any:
+def place_named(text: str) -> Any:
     """A word, or a tuple of numbers."""
     numbers = re.fullmatch(r"-?\d+(,-?\d+)*", text.strip())
     return tuple(map(int, text.split(","))) if numbers else text.strip()

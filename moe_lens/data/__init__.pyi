@@ -1,3 +1,5 @@
+from .counterparts import memory_said as memory_said
+from .counterparts import without_context as without_context
 from .encoding import Batch as Batch
 from .encoding import Encoded as Encoded
 from .encoding import collate as collate

@@ -325,24 +325,41 @@ class MoELens:
         batch_size: int | None = None,
         progress: bool | None = None,
         with_end: bool = True,
-        first_token: bool = False,
     ) -> list[float]:
         """The log-probability (nats) of each example's first gold answer, in the order given.
 
         Of all its tokens together, each given the prompt and the answer's tokens before it; with_end: of
-        end-of-sequence after it, too; first_token: of its first token alone. Batches that do not fit in memory are
-        halved, with a warning.
+        end-of-sequence after it, too. Batches that do not fit in memory are halved, with a warning.
         """
 
         def run(places: Sequence[int], prompts: Sequence[Encoded]) -> list[float]:
-            ends = [prompt.prompt_length + 1 if first_token else -1 for prompt in prompts]
-            cut = [replace(one, input_ids=one.input_ids[:end]) for one, end in zip(prompts, ends, strict=True)]
-            kept = cut if first_token or not with_end else prompts
+            kept = prompts if with_end else [replace(one, input_ids=one.input_ids[:-1]) for one in prompts]
             with self._stack.for_examples(places):
                 return self._runner.answer_log_probabilities(kept)
 
         batches = self._batches(examples, batch_size, progress, with_answer=True)
         return [found for _, found in sorted(run_batches(batches, run))]
+
+    def next_token_log_probabilities(
+        self,
+        examples: Iterable[Example | str],
+        tokens: Sequence[Sequence[int]],
+        *,
+        batch_size: int | None = None,
+        progress: bool | None = None,
+    ) -> list[list[float]]:
+        """The log-probabilities (nats) right after each prompt of the ids in its row of `tokens`, in the order given.
+
+        Batches that do not fit in memory are halved, with a warning.
+        """
+
+        def run(places: Sequence[int], prompts: Sequence[Encoded]) -> list[list[float]]:
+            with self._stack.for_examples(places):
+                logits = cast(Tensor, self._runner.record(prompts, {"logits"}, ("last",)).logits)[:, -1]
+            found = logits.float().log_softmax(-1)
+            return [found[row, list(tokens[place])].tolist() for row, place in enumerate(places)]
+
+        return [found for _, found in sorted(run_batches(self._batches(examples, batch_size, progress), run))]
 
     def project_on_vocab(self, residual: Tensor) -> Tensor:
         """The logit lens: logits [..., vocab] of residual streams [..., d_model], by the model's own norm and head.

@@ -14,6 +14,7 @@ from .divergence import routing_divergence as routing_divergence
 from .gains import answer_probability_gain as answer_probability_gain
 from .gains import attention_gain as attention_gain
 from .gains import paired_gain as paired_gain
+from .gains import ratio_of_means as ratio_of_means
 from .maps import routing_map as routing_map
 from .maps import separability as separability
 from .matching import exact_match as exact_match

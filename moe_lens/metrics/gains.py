@@ -8,7 +8,7 @@ from scipy.stats import binom
 
 from moe_lens.errors import MoELensError
 from moe_lens.metrics.bounds import UNBOUNDED
-from moe_lens.metrics.resampling import bootstrap_interval
+from moe_lens.metrics.resampling import Interval, bootstrap_interval
 
 
 def attention_gain(base: pd.DataFrame, tuned: pd.DataFrame, *, resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
@@ -57,6 +57,17 @@ def paired_gain(
     return pd.DataFrame(rows)
 
 
+def ratio_of_means(above: np.ndarray, below: np.ndarray, *, resamples: int = 2000, seed: int = 0) -> Interval:
+    """mean(above) / mean(below) of paired values [sample], with its 95 % interval over samples.
+
+    The interval is `bootstrap_interval`'s of what each sample moves the ratio to, to first order: for a mean below that
+    is far from 0 against its own uncertainty. Its ends are NaN where the values tell no spread.
+    """
+    ratio = above.mean() / below.mean()
+    moved = ratio + (above - ratio * below) / below.mean()
+    return bootstrap_interval(moved, bounds=UNBOUNDED, resamples=resamples, seed=seed)
+
+
 def pair(first: pd.DataFrame, second: pd.DataFrame, *, value: str, by: Sequence[str]) -> pd.DataFrame:
     """Two models' tables side by side: columns `by`, id, `value`_base, `value`_tuned.
 
@@ -88,10 +99,9 @@ def _with_intervals(before: np.ndarray, after: np.ndarray, *, resamples: int, se
     if not defined.any():
         return row
     ratios = (after[defined] - before[defined]) / before[defined]
-    ratio = after.mean() / before.mean()
-    moved = ratio - 1 + (after - ratio * before) / before.mean()  # what each example moves the ratio to, to first order
-    for name, values in (("gain", ratios), ("ratio_of_means", moved)):
-        found = bootstrap_interval(values, bounds=UNBOUNDED, resamples=resamples, seed=seed)
+    gain = bootstrap_interval(ratios, bounds=UNBOUNDED, resamples=resamples, seed=seed)
+    ratio = ratio_of_means(after - before, before, resamples=resamples, seed=seed)
+    for name, found in (("gain", gain), ("ratio_of_means", ratio)):
         row |= {name: found.mean, f"{name}_low": found.low, f"{name}_high": found.high}
     low, high = _median_interval(ratios)
     return row | {"median": float(np.median(ratios)), "median_low": low, "median_high": high}

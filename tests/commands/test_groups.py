@@ -22,7 +22,8 @@ from moe_lens.commands import console
 from moe_lens.commands.groups import grouped
 from moe_lens.commands.options import Opening, Reading
 from moe_lens.commands.stages import ESFT_DEFAULT
-from moe_lens.lens import MODES
+from moe_lens.data.counterparts import COUNTERPARTS
+from moe_lens.lens import MODES, SITES
 from moe_lens.progress import is_quiet, progress_bar
 
 
@@ -145,6 +146,8 @@ def test_lists_that_helps_write_out_are_complete(command):
         assert helps["checks"] == f"With commas, of {', '.join(CHECKS)}; default all."
     elif "mode" in helps:
         assert [mode for mode in re.findall(r"[a-z]+", helps["mode"]) if mode in MODES] == list(MODES)
+        assert list(dict.fromkeys(re.findall("|".join(SITES), helps["what"]))) == list(SITES)
+        assert all(f"{name} (" in helps["patch"] or f"{name}," in helps["patch"] for name in COUNTERPARTS)
     else:
         assert f"for esft {ESFT_DEFAULT}." in helps["experts"]
 

@@ -13,12 +13,14 @@ import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from moe_lens import SCORES, ExpertSaliency, ExpertSet, ExpertUsage, MoELens, evaluate, intervene, load_examples
+from moe_lens.causal import evaluation
 from moe_lens.causal.evaluation import answer_table
 from moe_lens.choosing import Ground, Models, choices, parse, score_tables
 from moe_lens.choosing.selection import scores_of
 from moe_lens.commands import console
 from moe_lens.lens.greedy import until
 from moe_lens.lens.interventions import Bias
+from moe_lens.report import build_report
 from moe_lens.results import read_provenance, read_table
 from moe_lens.tuning import Schedule, TuneRouters, save_merged, save_trained, tune
 
@@ -452,3 +454,55 @@ def test_scores_that_compare_need_the_other_model(command, option, words, tmp_pa
     said = capsys.readouterr().err
     assert "these scores compare a tuned model with its base; give --delta, or --base for a tuned --model" in said
     assert not Path("out").exists()  # and the model, which is not there, was not asked for
+
+
+def test_one_command_leaves_a_patching_map_and_goes_on_where_it_stopped(run, capsys, monkeypatch):
+    options = "--patch memory --positions question,last --layers 2,3 --limit 8"
+    out = run(intervene, options)
+    table, effects = (read_table(out / f"{name}.parquet") for name in ("patching", "patching_effects"))
+    assert list(zip(table["layer"], table["position"], strict=True)) == [
+        (layer, place) for layer in (2, 3) for place in ("question", "last")
+    ]
+    last = effects[(effects["layer"] == 3) & (effects["position"] == "last")]
+    assert last["score"].to_numpy() == pytest.approx(last["source"].to_numpy(), abs=1e-4)
+    whole = evaluation.evaluate(
+        MoELens.from_pretrained("organism"), load_examples("swap", limit=8), metrics=["logit_difference"]
+    ).answers.set_index("id")["logit_difference"]
+    assert last["source"].tolist() == pytest.approx(whole[last["id"]].tolist(), abs=1e-4), "not --data's own run"
+    assert read_provenance(out / "patching.parquet")["direction"] == "denoising"
+    assert (out / "patching.html").exists()
+    assert "the strongest of 4 places" in capsys.readouterr().out
+    build_report(out, title="Where")
+    assert "Where does what another run knows come in" in (out / "report.html").read_text()
+    monkeypatch.setattr(MoELens, "next_token_log_probabilities", lambda *args, **named: pytest.fail("ran again"))
+    pd.testing.assert_frame_equal(read_table(run(intervene, options) / "patching.parquet"), table)
+
+
+def test_noising_runs_the_data_itself_and_patches_from_its_other_half(run):
+    out = run(intervene, "--patch no_context --direction noising --over experts --positions last --layers 3")
+    table, effects = (read_table(out / f"{name}.parquet") for name in ("patching", "patching_effects"))
+    assert list(table["expert"]) == list(range(16))
+    lens, examples = MoELens.from_pretrained("organism"), load_examples("swap", limit=4)
+    found = evaluation.evaluate(lens, examples, metrics=["logit_difference"]).answers
+    assert effects["unpatched"][:4].tolist() == pytest.approx(found["logit_difference"].tolist(), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ("--patch memory --experts 1:2", "leave --experts out"),
+        ("--patch memory --mode force", "leave --mode out"),
+        ("--over experts --experts 1:2", "give --patch too"),
+        ("--patch no_context --over tokens", "equally many tokens where it is patched"),
+        ("--patch novel --positions last", "paired by id"),
+        ("--data novel --patch memory", "none of 2 examples has another half"),
+    ],
+)
+def test_a_patching_map_refuses_what_it_would_not_do(options, says, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    line = f"--model organism --data swap --limit 2 --out out {options}"
+    monkeypatch.setattr(sys, "argv", ["command", *line.split()])
+    with pytest.raises(SystemExit) as ended:
+        console.run(intervene.main)
+    assert ended.value.code == 2
+    assert says in " ".join(capsys.readouterr().err.split())

@@ -151,6 +151,14 @@ def test_answers_are_patched_where_the_other_run_has_them(olmoe):
             assert torch.allclose(old, new, atol=1e-4) == (run is without)
 
 
+def test_an_example_that_is_twice_in_a_batch_is_patched_in_both_rows(olmoe):
+    """As evaluate has it there for each of its options."""
+    own = Patch(Run(olmoe, CLEAN, under=(Zero(used(olmoe)),)), layers=[1])
+    once, twice = seen(olmoe, CLEAN[:1], ["residual"], own), seen(olmoe, [CLEAN[0]] * 2, ["residual"], own)
+    for place in (0, 1):
+        torch.testing.assert_close(twice.residual[1][place], once.residual[1][0], rtol=1e-4, atol=1e-5)
+
+
 def test_examples_that_the_other_run_lacks_or_has_twice_are_named(olmoe):
     with pytest.raises(MoELensError, match="has no example '1'"):
         seen(olmoe, CLEAN, [], Patch(Run(olmoe, CLEAN[:1])))

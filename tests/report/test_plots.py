@@ -16,6 +16,7 @@ from moe_lens.report.plots import (
     masking_figure,
     metrics_figure,
     parameters_figure,
+    patching_figure,
     scores_figure,
     selectivity_figure,
     sizes_figure,
@@ -630,6 +631,14 @@ def test_doses_of_several_tasks_are_panels_with_one_legend():
     assert len(named) == len(set(named)) == 3
 
 
+def test_labels_of_strengths_that_lie_close_together_are_left_out():
+    table = dose_table("swap")
+    close = pd.concat([table, table[table["strength"] == 1].assign(strength=1.1)], ignore_index=True)
+    figure = doses_figure(close)
+    assert list(trace(figure, "ce-last:4").x) == [1, 1.1, 2, 5]
+    assert list(figure.layout.xaxis.tickvals) == [1.1, 2, 5]
+
+
 def test_doses_refuse_a_table_without_strengths_or_of_two_modes():
     table = dose_table("swap")
     with pytest.raises(MoELensError, match="this table has those of none"):
@@ -686,6 +695,88 @@ def test_the_matrix_of_several_metrics_has_a_row_for_each_and_says_drops_in_thei
     assert "or of logit_difference the amount" in str(figure.layout.title)
 
 
+def test_a_matrix_of_many_tasks_is_wide_enough_for_what_its_cells_say():
+    names = [
+        ("swap", "target"),
+        ("novel", "target"),
+        ("closed_book", "spared"),
+        ("consistent", "spared"),
+        ("q", "spared"),
+    ]
+    rows = [matrix_table().iloc[0].to_dict() | {"task": task, "role": role} for task, role in names]
+    figure = selectivity_figure(pd.DataFrame(rows))
+    axis = figure.layout.xaxis
+    cell = (figure.layout.width - 24 - 110) / (axis.range[1] - axis.range[0])  # 110: the interventions' names
+    assert cell > 10 * 8, "ten characters of 15 px"
+
+
 def test_the_matrix_refuses_two_rows_for_a_cell():
     with pytest.raises(MoELensError, match="one row per intervention, metric and task"):
         selectivity_figure(pd.concat([matrix_table(), matrix_table().head(1)]))
+
+
+def patching_table(keys: dict[str, list], **columns: object) -> pd.DataFrame:
+    """A map over the product of the keys, whose third cell is the strongest and the first certain of two."""
+    table = pd.MultiIndex.from_product(keys.values(), names=keys.keys()).to_frame(index=False)
+    share = np.zeros(len(table))
+    share[[0, 2]] = 0.25, 0.75
+    table = table.assign(
+        what="residual", metric="logit_difference", n=60, unpatched=-10.0, source=2.0, normalised=share,
+        normalised_low=share - 0.1, normalised_high=share + 0.1, effect=share * 12, effect_low=share * 12 - 1,
+        effect_high=share * 12 + 1, q_value=np.where(share > 0, 0.01, 0.9),
+    )  # fmt: skip
+    return table.assign(**columns)
+
+
+def framed(figure) -> list[tuple[float, float]]:
+    """The middles of the framed cells, (x, y)."""
+    line = trace(figure, "q ≤ 0.05")
+    corners = [(x, y) for x, y in zip(line.x, line.y, strict=True) if x is not None]
+    return [tuple(np.mean(corners[at : at + 4], axis=0).round(6)) for at in range(0, len(corners), 5)]
+
+
+def test_a_map_over_positions_has_them_from_above_and_says_each_cell_with_its_interval():
+    table = patching_table({"layer": [0, 3], "position": ["context", "question", "last"]})
+    figure = patching_figure(table.sort_values("layer", ascending=False, kind="stable"))
+    cells = figure.data[0]
+    np.testing.assert_allclose(np.asarray(cells.z), [[0.25, 0], [0, 0], [0.75, 0]])
+    assert (cells.zmin, cells.zmax) == (-1, 1)
+    assert list(figure.layout.yaxis.ticktext) == ["context", "question", "last"]
+    assert figure.layout.yaxis.range[0] > figure.layout.yaxis.range[1]
+    assert list(figure.layout.xaxis.ticktext) == [0, 3]
+    told = {(note.x, note.y): note.text for note in figure.layout.annotations}
+    assert told[0, 2] == "0.75<br>[0.65, 0.85]"
+    assert sorted(framed(figure)) == [(0, 0), (0, 2)]
+    said = f"{figure.layout.title.text} {figure.layout.title.subtitle.text}".replace("<br>", " ")
+    assert "residual of layer 0, last, moves logit_difference 75% of the way" in said
+    assert "0: unpatched -10.00, 1: source 2.00 (logit_difference, nats); 60 examples; brackets: 95 %" in said
+
+
+def test_a_large_map_over_experts_has_layers_from_below_and_labels_that_can_be_read():
+    table = patching_table({"layer": list(range(30)), "position": ["prompt"], "expert": list(range(64))})
+    figure = patching_figure(table.sample(frac=1, random_state=0))
+    assert np.asarray(figure.data[0].z).shape == (30, 64)
+    assert np.asarray(figure.data[0].z)[0, 2] == 0.75
+    assert figure.layout.yaxis.range[0] < figure.layout.yaxis.range[1]
+    assert not figure.layout.annotations, "no number fits into a cell"
+    assert len(figure.layout.xaxis.tickvals) <= 18
+    assert len(figure.layout.yaxis.tickvals) <= 8
+    assert sorted(framed(figure)) == [(0, 0), (2, 0)]
+    assert "brackets" not in figure.layout.title.subtitle.text
+
+
+def test_tokens_are_named_by_their_text_where_all_prompts_share_it():
+    table = patching_table({"layer": [0], "position": ["-2", "-1", "0"]}, token=["<b>", None, "\n"])
+    assert list(patching_figure(table).layout.yaxis.ticktext) == ["&lt;b&gt;", "-1", "\\n"]
+
+
+def test_where_the_runs_do_not_differ_for_certain_the_plain_effect_is_drawn():
+    table = patching_table({"layer": [0, 1], "position": ["last", "question"]}, normalised=np.nan)
+    figure = patching_figure(table)
+    assert figure.data[0].zmax == 9
+    assert "effect on logit_difference, nats; unpatched -10.00" in figure.layout.title.subtitle.text
+    assert "moves logit_difference by +9.00" in figure.layout.title.text.replace("<br>", " ")
+    nowhere = patching_figure(table.assign(q_value=1.0))
+    assert "for certain nowhere" in nowhere.layout.title.text.replace("<br>", " ")
+    with pytest.raises(MoELensError, match="one row per position and layer"):
+        patching_figure(pd.concat([table, table]))

@@ -180,7 +180,9 @@ def matched(
 
     read: gives those of a record and layer.
     """
-    row_of = {batch.ids[row]: row for row in rows}
+    rows_of: dict[str, list[int]] = {}
+    for row in rows:
+        rows_of.setdefault(batch.ids[row], []).append(row)
     meant = in_batch(batch, own.positions, own.steps)
     number, where = steps_of(batch.attention_mask, batch.labels), torch.zeros_like(meant)
     found: dict[int, dict[int, tuple[Tensor, ...]]] = {layer: {} for layer in layers}
@@ -189,14 +191,16 @@ def matched(
         there = known.position_mask(own.positions)[:, record.kept.to(known.attention_mask.device)]
         parts = {layer: read(record, layer) for layer in layers}
         for source_row, name in enumerate(record.ids):
-            row = row_of[name]
-            theirs, ours = there[source_row].nonzero()[:, 0], meant[row].nonzero()[:, 0]
-            if record.labels is None and batch.labels is not None:
-                ours = ours[number[row, ours] <= 0]  # their prompt alone was run
-            theirs, ours = _aligned(theirs, ours, own.align, name, own.positions)
-            where[row, ours] = True
-            for layer, several in parts.items():
-                found[layer][row] = tuple(part[source_row].index_select(0, theirs.to(part.device)) for part in several)
+            for row in rows_of.get(name, ()):
+                theirs, ours = there[source_row].nonzero()[:, 0], meant[row].nonzero()[:, 0]
+                if record.labels is None and batch.labels is not None:
+                    ours = ours[number[row, ours] <= 0]  # their prompt alone was run
+                theirs, ours = _aligned(theirs, ours, own.align, name, own.positions)
+                where[row, ours] = True
+                for layer, several in parts.items():
+                    found[layer][row] = tuple(
+                        part[source_row].index_select(0, theirs.to(part.device)) for part in several
+                    )
     values = {
         layer: tuple(torch.cat(part) for part in zip(*(of_rows[row] for row in sorted(of_rows)), strict=True))
         for layer, of_rows in found.items()

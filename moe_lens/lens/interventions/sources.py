@@ -1,7 +1,7 @@
 """Runs whose values are put into another run: on paired examples, matched by id and position."""
 
 import hashlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
@@ -72,21 +72,29 @@ class Run:
         told = weights_digest(self.lens.module), self.examples, [own.digest for own in self.under], self.with_answer
         return hashlib.sha256(repr(told).encode()).hexdigest()
 
-    def records(self, batch: Batch, capture: Collection[str], positions: Positions) -> list[Record]:
-        """What the run shows on the examples of a batch, in any order; MoELensError, naming it, for one it lacks."""
-        lacking = [name for name in batch.ids if name not in self._by_id]
+    def of(self, ids: Iterable[str]) -> list[Example]:
+        """Its examples of these ids; MoELensError, naming it, for one that it lacks."""
+        ids = tuple(ids)
+        lacking = [name for name in ids if name not in self._by_id]
         if lacking:
             raise MoELensError(
                 f"the run that values are taken from has no example {lacking[0]!r}; give one for each that is run"
             )
+        return [self._by_id[name] for name in ids]
+
+    def records(
+        self, batch: Batch, capture: Collection[str], positions: Positions | Set[Positions]
+    ) -> Sequence[Record]:
+        """What the run shows on the examples of a batch, each once, in any order; as `of` for one that it lacks."""
+        asked = self.of(dict.fromkeys(batch.ids))  # a batch has an example once for each text that it is given for it
         with self.lens.at_rest(), self.lens.intervene(*self.under):
             return list(
                 self.lens.records(
-                    [self._by_id[name] for name in batch.ids],
+                    asked,
                     capture=capture,
                     positions=positions,
                     with_answer=self.with_answer and batch.labels is not None,
-                    batch_size=len(batch.ids),
+                    batch_size=len(asked),
                     progress=False,
                 )
             )
@@ -94,6 +102,29 @@ class Run:
     @cached_property
     def _by_id(self) -> Mapping[str, Example]:
         return {example.id: example for example in self.examples}
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Remembered(Run):
+    """A run that remembers what the last batch showed, for many patches of that batch one after another.
+
+    at: all positions that any of them takes values from.
+    """
+
+    at: frozenset[Positions] = frozenset({"all"})
+
+    def records(
+        self, batch: Batch, capture: Collection[str], positions: Positions | Set[Positions]
+    ) -> Sequence[Record]:
+        asked = batch.ids, tuple(capture), batch.labels is not None
+        if asked not in self._last:
+            self._last.clear()  # before the next is there, so that memory never holds two
+            self._last[asked] = super().records(batch, capture, self.at)
+        return self._last[asked]
+
+    @cached_property
+    def _last(self) -> dict[Any, Sequence[Record]]:
+        return {}
 
 
 def values_at(record: Record, site: Site, layer: int) -> Tensor:

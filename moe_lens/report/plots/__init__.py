@@ -9,6 +9,7 @@ from moe_lens.report.plots.gain_curves import gains_figure
 from moe_lens.report.plots.learned_and_kept import tradeoff_figure
 from moe_lens.report.plots.masked_answers import masking_figure
 from moe_lens.report.plots.parameter_counts import parameters_figure
+from moe_lens.report.plots.patching_maps import patching_figure
 from moe_lens.report.plots.score_comparison import scores_figure
 from moe_lens.report.plots.selectivity_matrix import selectivity_figure
 from moe_lens.report.plots.training_course import tuning_figure
@@ -26,6 +27,7 @@ __all__ = [
     "masking_figure",
     "metrics_figure",
     "parameters_figure",
+    "patching_figure",
     "scores_figure",
     "selectivity_figure",
     "sizes_figure",

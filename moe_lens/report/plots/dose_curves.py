@@ -57,7 +57,9 @@ def doses_figure(rows: pd.DataFrame) -> go.Figure:
         figure.update_yaxes(title_text=f"EM, {task}" if task else "exact match (EM)", row=place)
     figure.update_yaxes(range=[-0.02, 1.02], dtick=0.2 if len(tasks) == 1 else 0.5)
     spread = 0.06 * ((strengths[-1] - strengths[0]) or 1)
-    figure.update_xaxes(tickvals=strengths, showgrid=False, range=[strengths[0] - spread, strengths[-1] + spread])
+    figure.update_xaxes(
+        tickvals=_apart(strengths), showgrid=False, range=[strengths[0] - spread, strengths[-1] + spread]
+    )
     mode = dosed["mode"].iloc[0]
     figure.update_xaxes(title_text=AXES.get(mode, f"strength ({mode})"), row=len(tasks))
     height = 330 if len(tasks) == 1 else 190 * len(tasks)
@@ -75,6 +77,16 @@ SECTIONS = {
         place=45,
     ),
 }
+
+
+def _apart(strengths: list[float]) -> list[float]:
+    """Those of rising strengths whose labels do not run into one another."""
+    least = 0.07 * (strengths[-1] - strengths[0])
+    found = strengths[-1:]
+    for strength in reversed(strengths[:-1]):
+        if found[0] - strength >= least:
+            found.insert(0, strength)
+    return found
 
 
 def _looks(chosen: pd.DataFrame) -> dict[str, style.Look]:

@@ -14,6 +14,9 @@ COLUMNS = (
     "ratio_low", "ratio_high", "verdict", "n",
 )  # fmt: skip
 
+WIDTH_PER_TASK = 150
+"""Pixels that each task after the third adds, so that its effect's interval finds room, and the verdict's beside it."""
+
 
 def selectivity_figure(table: pd.DataFrame) -> go.Figure:
     """A row per intervention and metric, a column per task, targets first; cells say the effect, its end the verdict.
@@ -58,6 +61,9 @@ def selectivity_figure(table: pd.DataFrame) -> go.Figure:
     figure.update_yaxes(range=[len(names) - 0.5, -0.5])
     style.dress(figure, title=_title(verdicts), subtitle=_subtitle(table), plot_height=max(120, 62 * len(names)))
     figure.update_annotations(font_size=15)
+    figure.update_layout(width=style.WIDTH + WIDTH_PER_TASK * max(0, len(tasks) - 3))
+    figure.update_xaxes(tickfont_size=15)
+    figure.update_yaxes(tickfont_size=15)
     return figure
 
 
