@@ -229,18 +229,23 @@ class Choice:
 def parse(text: str) -> tuple[Selection, ...]:
     """The selections that a text names: what --experts and its like take.
 
-    SCORE:4 (or SCORE:1,2,4 for several) the highest of each layer by a score of `SCORES`; SCORE:p=0.2 the highest until
+    SCORE:4 (or SCORE:1,2,4 for several) the highest of each layer by a score of `SCORES`, also one that takes something
+    in brackets, contrast(novel;swap):4; SCORE:p=0.2 the highest until
     their scores sum to 0.2; random:8; planted; FILE.json, an object of {layer: [experts]}; or literally 3:5,7;4:0.
     Raises MoELensError for anything else.
     """
-    name, _, rest = text.strip().partition(":")
-    if name in SCORES or name == "random":
+    written = re.match(r"([a-z][\w-]*)(?:\((.*)\))?(?::|$)", text.strip())
+    name, rest = (written[1], text.strip()[written.end() :]) if written else ("", "")
+    if name == "random":
         return tuple(_ranked_or_drawn(name, rest, text))
+    if name in SCORES:
+        score = SCORES[name] if written[2] is None else SCORES[name].given(written[2])
+        return tuple(_ranked_or_drawn(score.name, rest, text, score))
     if text.strip() == "planted":
         return (Planted(),)
     if text.endswith(".json"):
         return (Given(ExpertSet.from_json(_read(text)), called=Path(text).stem),)
-    if name.isdigit():
+    if re.match(r"\s*[0-9]+\s*:", text):
         return (Given(ExpertSet.parse(text)),)
     raise MoELensError(
         f"cannot read the experts {text!r}; expected a score and size such as ce:4 or esft-gate:p=0.2 (scores: "
@@ -284,15 +289,15 @@ def _check_size(selection: Top | Random) -> None:
         raise MoELensError(f"{selection.name.partition(':')[0]}:N takes N from 1, whole; got {selection.name!r}")
 
 
-def _ranked_or_drawn(name: str, rest: str, text: str) -> Iterable[Selection]:
+def _ranked_or_drawn(name: str, rest: str, text: str, score: Score | None = None) -> Iterable[Selection]:
     """The selections of a name with sizes (`4`, `1,2,4`) or with options (`p=0.2`)."""
     if re.fullmatch(r"[0-9]{1,9}(,[0-9]{1,9})*", rest):
         sizes = map(int, rest.split(","))
-        return [Random(size) if name == "random" else Top(SCORES[name], size) for size in sizes]
+        return [Random(size) if score is None else Top(score, size) for size in sizes]
     option, equals, value = rest.partition("=")
-    if name in SCORES and option == "p" and equals and re.fullmatch(r"[0-9]*\.?[0-9]+", value):
-        return [Share(SCORES[name], float(value))]
-    shares = "" if name == "random" else f", or {name}:p=0.2 for the highest until their scores sum to 0.2"
+    if score is not None and option == "p" and equals and re.fullmatch(r"[0-9]*\.?[0-9]+", value):
+        return [Share(score, float(value))]
+    shares = "" if score is None else f", or {name}:p=0.2 for the highest until their scores sum to 0.2"
     raise MoELensError(f"expected {name}:N or {name}:N,M with whole numbers, such as {name}:4{shares}; got {text!r}")
 
 
