@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from moe_lens.lens.needs import Statistic
     from moe_lens.lens.positions import Positions
 
-STEPS = 8
+STEPS = 4
 """Of integrated gradients."""
 
 
