@@ -6,8 +6,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from moe_lens.choosing.masking import check_choices
 from moe_lens.choosing.contrast import load_prompts
+from moe_lens.choosing.masking import check_choices
 from moe_lens.choosing.measuring import Models, score_tables
 from moe_lens.choosing.procedures import Examples
 from moe_lens.choosing.selection import Choice, Ground, choices, parse, scores_of
