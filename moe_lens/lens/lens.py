@@ -22,6 +22,7 @@ from moe_lens.errors import MoELensError
 from moe_lens.lens.batching import encode_prompt, prompt_batches, run_batches, run_pieces
 from moe_lens.lens.delta import apply_delta
 from moe_lens.lens.devices import has_float64
+from moe_lens.lens.gradients import Effect, Gradients, Levers, LogitLevers, Value, expect_effects
 from moe_lens.lens.greedy import Greedy, until
 from moe_lens.lens.interventions import Intervention
 from moe_lens.lens.loading import load_model, load_tokenizer
@@ -35,6 +36,9 @@ from moe_lens.lens.runner import BatchRunner
 from moe_lens.lens.stack import InterventionStack
 
 S = TypeVar("S", bound=Statistic)
+
+GATE: tuple[Effect, ...] = ("gate",)
+EVERYWHERE: tuple[Positions, ...] = ("all",)
 
 __all__ = ["MoELens", "OutOfOrderError"]
 
@@ -360,6 +364,59 @@ class MoELens:
             return [found[row, list(tokens[place])].tolist() for row, place in enumerate(places)]
 
         return [found for _, found in sorted(run_batches(self._batches(examples, batch_size, progress), run))]
+
+    def gradients(
+        self,
+        examples: Iterable[Example | str],
+        value: Value,
+        *,
+        effects: Collection[Effect] = GATE,
+        positions: Collection[Positions] = EVERYWHERE,
+        scale: float = 1.0,
+        with_answer: bool = False,
+        continuations: Iterable[str] | None = None,
+        batch_size: int | None = None,
+        progress: bool | None = None,
+    ) -> Iterator[Gradients]:
+        """First-order effects of every expert on a number of each example, batch by batch, under what is in force.
+
+        value: the number. effects: which, see `Gradients`. positions: at which experts are run for "output". scale:
+        what all gating weights are multiplied by. The rest as in `records`; memory is that of a training step of the
+        routers, and of "output" what experts are given.
+        Raises MoELensError for effects that the model cannot tell, or where no gradient goes through.
+        """
+        expect_effects(self._reader, effects)
+        layers, n_experts = self.architecture.moe_layers, self.architecture.n_experts
+        batches = self._batches(examples, batch_size, progress, with_answer=with_answer, continuations=continuations)
+
+        def run(places: Sequence[int], prompts: Sequence[Encoded]) -> Gradients:
+            width = max(len(prompt.input_ids) for prompt in prompts)
+            bias = LogitLevers.of(layers, len(prompts), width, n_experts) if "logit" in effects else None
+            with self.intervene(*([bias] if bias else [])), self._stack.for_examples(places):
+                return self._runner.gradients(prompts, places, value, Levers(effects, scale), bias, positions)
+
+        return (found for _, found in run_pieces(batches, run))
+
+    def weight_gradients(
+        self,
+        examples: Iterable[Example | str],
+        value: Value,
+        names: Collection[str],
+        *,
+        with_answer: bool = False,
+        batch_size: int | None = None,
+        progress: bool | None = None,
+    ) -> dict[str, Tensor]:
+        """The gradient of the sum over examples of a number of each, by name of the module's parameters, float32."""
+        total: dict[str, Tensor] = {}
+
+        def run(places: Sequence[int], prompts: Sequence[Encoded]) -> dict[str, Tensor]:
+            with self._stack.for_examples(places):
+                return self._runner.weight_gradients(prompts, places, value, names)
+
+        for _, found in run_pieces(self._batches(examples, batch_size, progress, with_answer=with_answer), run):
+            total = {name: total[name] + own if total else own for name, own in found.items()}
+        return total
 
     def project_on_vocab(self, residual: Tensor) -> Tensor:
         """The logit lens: logits [..., vocab] of residual streams [..., d_model], by the model's own norm and head.
