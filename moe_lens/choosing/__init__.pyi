@@ -10,6 +10,10 @@ from .planted import has_planted as has_planted
 from .planted import planted_experts as planted_experts
 from .scores import SCORES as SCORES
 from .scores import Score as Score
+from .search import FoundSet as FoundSet
+from .search import Recipe as Recipe
+from .search import Wanted as Wanted
+from .search import find_set as find_set
 from .selection import Choice as Choice
 from .selection import Given as Given
 from .selection import Ground as Ground

@@ -22,7 +22,9 @@ from moe_lens.errors import MoELensError
 from moe_lens.lens.batching import encode_prompt, prompt_batches, run_batches, run_pieces
 from moe_lens.lens.delta import apply_delta
 from moe_lens.lens.devices import has_float64
+from moe_lens.lens.factors import Factors
 from moe_lens.lens.greedy import Greedy, until
+from moe_lens.lens.holding import frozen
 from moe_lens.lens.interventions import Intervention
 from moe_lens.lens.loading import load_model, load_tokenizer
 from moe_lens.lens.logit_lens import LogitLens
@@ -338,11 +340,29 @@ class MoELens:
             ends = [prompt.prompt_length + 1 if first_token else -1 for prompt in prompts]
             cut = [replace(one, input_ids=one.input_ids[:end]) for one, end in zip(prompts, ends, strict=True)]
             kept = cut if first_token or not with_end else prompts
-            with self._stack.for_examples(places):
-                return self._runner.answer_log_probabilities(kept)
+            with torch.no_grad(), self._stack.for_examples(places):
+                found: list[float] = self._runner.answer_log_probabilities(kept).tolist()
+            return found
 
         batches = self._batches(examples, batch_size, progress, with_answer=True)
         return [found for _, found in sorted(run_batches(batches, run))]
+
+    def answer_gradients(self, prompts: Sequence[Encoded], factors: Tensor) -> tuple[Tensor, Tensor]:
+        """The log-probability (nats) of each prompt's answer [batch] when gating weights are multiplied by factors.
+
+        And its gradient by the factors, of the same shape as they: float [batch, layer, expert], layers in the order of
+        `architecture.moe_layers`. Where all are 1 it is the first-order effect of each expert: what the answer's
+        log-probability would lose without it. prompts: encoded with their answers, all of them run as one batch.
+        """
+        factors = factors.detach().clone().requires_grad_()
+        with (
+            frozen(self.module),
+            torch.enable_grad(),
+            self.intervene(Factors(factors, tuple(self.architecture.moe_layers))),
+        ):
+            found = self._runner.answer_log_probabilities(prompts)
+            [gradient] = torch.autograd.grad(found.sum(), [factors])
+        return found.detach().to(factors.device), gradient
 
     def project_on_vocab(self, residual: Tensor) -> Tensor:
         """The logit lens: logits [..., vocab] of residual streams [..., d_model], by the model's own norm and head.

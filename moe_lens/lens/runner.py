@@ -3,7 +3,6 @@
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from math import isfinite
 from typing import Any, NoReturn
 
 import torch
@@ -36,13 +35,12 @@ class BatchRunner:
     stack: InterventionStack
     greedy: Greedy
 
-    def answer_log_probabilities(self, prompts: Sequence[Encoded]) -> list[float]:
-        """The log-probability (nats) of each prompt's answer, in the order given."""
+    def answer_log_probabilities(self, prompts: Sequence[Encoded]) -> Tensor:
+        """The log-probability (nats) of each prompt's answer, in the order given, [batch]; with gradients where on."""
         batch = self._batch(prompts)
         labels = batch.answer_labels
         kept = labels.shape[1] + 1
         with (
-            torch.no_grad(),
             measuring(self.module),
             self.stack.for_batch(batch),
             self.model.trace(**self._inputs(batch), logits_to_keep=kept),
@@ -52,8 +50,8 @@ class BatchRunner:
         labels = labels.to(logits.device)
         log_probabilities = logits[:, :-1].float().log_softmax(-1)
         chosen = log_probabilities.gather(-1, labels.clamp(min=0)[..., None])[..., 0]
-        found: list[float] = chosen.masked_fill(labels == IGNORED_LABEL, 0).sum(-1).tolist()
-        if not all(map(isfinite, found)):
+        found = chosen.masked_fill(labels == IGNORED_LABEL, 0).sum(-1)
+        if not found.isfinite().all():
             self._refuse(prompts)
         return found
 
