@@ -7,6 +7,7 @@ import pytest
 
 from moe_lens.errors import MoELensError
 from moe_lens.report.plots import (
+    agreement_figure,
     answers_figure,
     clusters_figure,
     correlation_figure,
@@ -667,3 +668,19 @@ def test_the_matrix_has_targets_first_and_says_every_effect_and_verdict():
 def test_the_matrix_refuses_two_rows_for_a_cell():
     with pytest.raises(MoELensError, match="one row per intervention and task"):
         selectivity_figure(pd.concat([matrix_table(), matrix_table().head(1)]))
+
+
+def test_agreement_shows_shared_experts_below_the_diagonal_and_ranks_above():
+    rows = [("ce", "oe", 0.5, 0.25), ("ce", "set", -0.2, 0.1), ("oe", "set", 0.9, 0.6)]
+    table = pd.DataFrame(rows, columns=["first", "second", "rank_correlation", "jaccard"])
+    figure = agreement_figure(table)
+    [heat] = figure.data
+    names = list(heat.x)
+    cells = np.array(heat.z, dtype=float)
+    for first, second, ranks, shared in rows:
+        assert cells[names.index(second), names.index(first)] == shared
+        assert cells[names.index(first), names.index(second)] == ranks
+    assert np.isnan(np.diag(cells)).all()
+    assert figure.layout.title.text.replace("<br>", " ") == "oe and set choose most alike (0.60)"
+    with pytest.raises(MoELensError, match="twice"):
+        agreement_figure(pd.concat([table, table[:1]]))
