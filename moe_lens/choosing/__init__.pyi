@@ -1,5 +1,8 @@
+from .contrast import Contrast as Contrast
+from .contrast import load_prompts as load_prompts
 from .controls import against_random as against_random
 from .controls import random_controls as random_controls
+from .learned import LearnedSet as LearnedSet
 from .masking import Masked as Masked
 from .masking import joined as joined
 from .masking import mask as mask
@@ -8,8 +11,12 @@ from .measuring import Models as Models
 from .measuring import score_tables as score_tables
 from .planted import has_planted as has_planted
 from .planted import planted_experts as planted_experts
+from .procedures import Attributed as Attributed
+from .procedures import Procedure as Procedure
+from .procedures import SingleEffects as SingleEffects
 from .scores import SCORES as SCORES
 from .scores import Score as Score
+from .scores import score_named as score_named
 from .search import FoundSet as FoundSet
 from .search import Recipe as Recipe
 from .search import Wanted as Wanted
@@ -17,6 +24,7 @@ from .search import find_set as find_set
 from .selection import Choice as Choice
 from .selection import Given as Given
 from .selection import Ground as Ground
+from .selection import Learned as Learned
 from .selection import Planted as Planted
 from .selection import Random as Random
 from .selection import Selection as Selection

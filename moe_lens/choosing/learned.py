@@ -3,26 +3,33 @@
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import pandas as pd
 
 from moe_lens.choosing.procedures import Examples, Load, Procedure
+from moe_lens.choosing.scores import Score
 from moe_lens.choosing.search import Recipe, Wanted, find_set
 from moe_lens.errors import MoELensError
 from moe_lens.lens.lens import MoELens
 from moe_lens.results import data_digest
 
+ABOUT = "how strongly an expert is drawn into a set that is learned as a whole, model at hand"
 FORM = "set:N or set:budget=N, with ;spare=TASK,TASK or ;keep, and ;seed=N, such as set:4;spare=closed_book"
 
 
 @dataclass(frozen=True)
 class LearnedSet(Procedure):
-    """A set that `find_set` finds. spare: names of the data that it is to spare."""
+    """A set that `find_set` finds. spare: names of the data that it is to spare.
+
+    Its table's score is the logit learned, `returned` the share of the searches that found the expert, `chosen` whether
+    it is in the set.
+    """
 
     wanted: Wanted
     spare: tuple[str, ...] = ()
     seed: int = 0
+    beside: ClassVar[tuple[str, ...]] = ("returned", "chosen")
 
     def __post_init__(self) -> None:
         if self.wanted.keep and self.spare:
@@ -53,6 +60,11 @@ class LearnedSet(Procedure):
             raise MoELensError(f"expected {FORM}; got {text!r}")
         kind, keep = "budget" if sizes[1] else "size", "keep" in given
         return [cls(Wanted(**{kind: int(number)}, keep=keep), spare, int(seed)) for number in sizes[2].split(",")]
+
+    @property
+    def score(self) -> Score:
+        """What it ranks experts by, where a score is asked for."""
+        return Score(self.name, f"{ABOUT}{self.aim}", "model", lambda: self)
 
     @property
     def settings(self) -> dict[str, object]:

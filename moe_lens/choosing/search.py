@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from moe_lens.architecture import MoEArchitecture
 from moe_lens.data import Encoded, Example
 from moe_lens.errors import MoELensError
 from moe_lens.experts import ExpertSet
@@ -41,7 +42,7 @@ class Recipe:
     rate: float = 0.1
     floor: float = 12.0
     held: int = 48
-    exchanges: int = 16
+    exchanges: int = 8
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,13 @@ class Wanted:
                 f"a set has either a size of each layer or a budget over all, from 1; got size={self.size}, "
                 f"budget={self.budget}"
             )
+
+    def check(self, architecture: MoEArchitecture) -> None:
+        """MoELensError unless the model has more experts than that."""
+        layers, n_experts = len(architecture.moe_layers), architecture.n_experts
+        most = n_experts if self.budget is None else layers * n_experts
+        if (self.size or self.budget or 0) >= most:
+            raise MoELensError(f"expected fewer than all {most} experts to be found; got {self.size or self.budget}")
 
     def members(self, logits: Tensor) -> Tensor:
         """The highest of logits [..., layer, expert]: 1 where an expert is chosen, 0 elsewhere."""
@@ -290,10 +298,7 @@ def _check(lens: MoELens, examples: Examples, wanted: Wanted, spare: Mapping[str
     empty = [name for name, task in {"the target": examples, **spare}.items() if not task]
     if empty:
         raise MoELensError(f"a set is learned from examples; there are none of {', '.join(empty)}")
-    layers, n_experts = len(lens.architecture.moe_layers), lens.architecture.n_experts
-    most = n_experts if wanted.budget is None else layers * n_experts
-    if (wanted.size or wanted.budget or 0) >= most:
-        raise MoELensError(f"expected fewer than all {most} experts to be found; got {wanted}")
+    wanted.check(lens.architecture)
     if wanted.keep and spare:
         raise MoELensError("a set that is to suffice for one task hurts what it does not need; leave out what to spare")
     if lens.interventions:

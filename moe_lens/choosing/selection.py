@@ -4,12 +4,14 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
 
 from moe_lens.architecture import MoEArchitecture
 from moe_lens.causal.evaluation import UNMASKED
+from moe_lens.choosing.learned import LearnedSet
 from moe_lens.choosing.planted import planted_experts
 from moe_lens.choosing.scores import SCORES, Score
 from moe_lens.errors import MoELensError
@@ -137,6 +139,36 @@ class Share(Selection):
 
 
 @dataclass(frozen=True)
+class Learned(Selection):
+    """A set that is found as a whole, by masks trained against the model's own answers; see `find_set`."""
+
+    way: LearnedSet
+
+    @property
+    def name(self) -> str:
+        return self.way.name
+
+    @property
+    def family(self) -> str:
+        return f"set{self.way.aim}"
+
+    @property
+    def size(self) -> int | None:  # type: ignore[override]  # follows from the way
+        return self.way.wanted.size
+
+    @cached_property
+    def score(self) -> Score:  # type: ignore[override]
+        return self.way.score
+
+    def check(self, architecture: MoEArchitecture) -> None:
+        self.way.wanted.check(architecture)
+
+    def experts(self, ground: Ground) -> ExpertSet:
+        chosen = ground.table(self.score).query("chosen")
+        return ExpertSet.of({layer: part["expert"] for layer, part in chosen.groupby("layer")})
+
+
+@dataclass(frozen=True)
 class Random(Selection):
     """`size` experts of each layer, drawn at random."""
 
@@ -229,22 +261,30 @@ class Choice:
 def parse(text: str) -> tuple[Selection, ...]:
     """The selections that a text names: what --experts and its like take.
 
-    SCORE:4 (or SCORE:1,2,4 for several) the highest of each layer by a score of `SCORES`; SCORE:p=0.2 the highest until
-    their scores sum to 0.2; random:8; planted; FILE.json, an object of {layer: [experts]}; or literally 3:5,7;4:0.
+    SCORE:4 (or SCORE:1,2,4 for several) the highest of each layer by a score of `SCORES`, also one that takes something
+    in brackets, contrast(novel;swap):4; SCORE:p=0.2 the highest until their scores sum to 0.2; set:4, set:4;keep or
+    set:budget=16;spare=closed_book, a set that is learned as a whole (`LearnedSet`); random:8; planted; FILE.json, an
+    object of {layer: [experts]}; or literally 3:5,7;4:0.
     Raises MoELensError for anything else.
     """
-    name, _, rest = text.strip().partition(":")
-    if name in SCORES or name == "random":
+    written = re.match(r"([a-z][\w-]*)(?:\((.*)\))?(?::|$)", text.strip())
+    name, rest = (written[1], text.strip()[written.end() :]) if written else ("", "")
+    if name == "set":
+        return tuple(map(Learned, LearnedSet.parse(rest, text)))
+    if name == "random":
         return tuple(_ranked_or_drawn(name, rest, text))
+    if name in SCORES:
+        score = SCORES[name] if written[2] is None else SCORES[name].given(written[2])
+        return tuple(_ranked_or_drawn(score.name, rest, text, score))
     if text.strip() == "planted":
         return (Planted(),)
     if text.endswith(".json"):
         return (Given(ExpertSet.from_json(_read(text)), called=Path(text).stem),)
-    if name.isdigit():
+    if re.match(r"\s*[0-9]+\s*:", text):
         return (Given(ExpertSet.parse(text)),)
     raise MoELensError(
         f"cannot read the experts {text!r}; expected a score and size such as ce:4 or esft-gate:p=0.2 (scores: "
-        f"{', '.join(SCORES)}), random:N, planted, a .json file, or layer:expert,expert;… such as 3:5,7;4:0"
+        f"{', '.join(SCORES)}), set:N, random:N, planted, a .json file, or layer:expert,expert;… such as 3:5,7;4:0"
     )
 
 
@@ -284,15 +324,15 @@ def _check_size(selection: Top | Random) -> None:
         raise MoELensError(f"{selection.name.partition(':')[0]}:N takes N from 1, whole; got {selection.name!r}")
 
 
-def _ranked_or_drawn(name: str, rest: str, text: str) -> Iterable[Selection]:
+def _ranked_or_drawn(name: str, rest: str, text: str, score: Score | None = None) -> Iterable[Selection]:
     """The selections of a name with sizes (`4`, `1,2,4`) or with options (`p=0.2`)."""
     if re.fullmatch(r"[0-9]{1,9}(,[0-9]{1,9})*", rest):
         sizes = map(int, rest.split(","))
-        return [Random(size) if name == "random" else Top(SCORES[name], size) for size in sizes]
+        return [Random(size) if score is None else Top(score, size) for size in sizes]
     option, equals, value = rest.partition("=")
-    if name in SCORES and option == "p" and equals and re.fullmatch(r"[0-9]*\.?[0-9]+", value):
-        return [Share(SCORES[name], float(value))]
-    shares = "" if name == "random" else f", or {name}:p=0.2 for the highest until their scores sum to 0.2"
+    if score is not None and option == "p" and equals and re.fullmatch(r"[0-9]*\.?[0-9]+", value):
+        return [Share(score, float(value))]
+    shares = "" if score is None else f", or {name}:p=0.2 for the highest until their scores sum to 0.2"
     raise MoELensError(f"expected {name}:N or {name}:N,M with whole numbers, such as {name}:4{shares}; got {text!r}")
 
 

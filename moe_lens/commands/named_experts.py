@@ -6,8 +6,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from moe_lens.choosing.contrast import load_prompts
 from moe_lens.choosing.masking import check_choices
 from moe_lens.choosing.measuring import Models, score_tables
+from moe_lens.choosing.procedures import Examples
 from moe_lens.choosing.selection import Choice, Ground, choices, parse, scores_of
 from moe_lens.commands import console
 from moe_lens.commands.options import Opening, Reading, Scoring
@@ -46,12 +48,13 @@ class NamedExperts:
         if scoring.base is not None and not any(score.needs_base for score in self.scores):
             console.note("note: no score that is asked for needs the model before tuning; --base changes nothing")
         alone = opening.delta is None and scoring.base is None
-        compared = any(score.of == "gain" for score in self.scores) or len({score.of for score in self.scores}) > 1
+        of = {score.of for score in self.scores} - {"model"}
+        compared = "gain" in of or len(of) > 1
         if compared and alone:
             raise MoELensError(
                 "these scores compare a tuned model with its base; give --delta, or --base for a tuned --model"
             )
-        if alone and any(score.needs_tuned for score in self.scores):
+        if alone and "tuned" in of:
             console.note(f"note: {opening.model} is taken to be router-tuned; give --delta if it is not")
         self.base = cache(replace(opening, model=scoring.base or opening.model, delta=None).load)
         """Opens the model before tuning, once."""
@@ -83,10 +86,26 @@ class NamedExperts:
                 facts |= {"base": portable(self._scoring.base), "base_weights": weights_digest(self.base().module)}
             made_by = provenance(model=self._opening.model, delta=self._opening.delta, data=examples, facts=facts)
             models = Models.opened(self.base, lens)
-            tables = score_tables(self.scores, models, examples, out=out, made_by=made_by, batch_size=lens.batch_size)
+            tables = score_tables(
+                self.scores,
+                models,
+                examples,
+                out=out,
+                made_by=made_by,
+                batch_size=lens.batch_size,
+                load=lambda spec: self._load(spec, lens),
+            )
         found = [*self._of_the_router, *choices(self.selections, replace(self._ground(lens), tables=tables))]
         check_choices(lens, found, self._mode)
         return found
+
+    def _load(self, spec: str, lens: MoELens) -> Examples:
+        """What a score names itself, read as --data is; of [column=value] alone that part of --data."""
+        if spec.endswith(".txt"):
+            return load_prompts(spec)
+        spec = self._data + spec if spec.startswith("[") else spec
+        found = self._reading.load(spec, split=self._scoring.score_split, limit=self._scoring.score_limit)
+        return self._reading.fit(found, lens, of=f"{spec}, {self._scoring.score_split}").examples
 
     @property
     def _of_the_router(self) -> list[Choice]:

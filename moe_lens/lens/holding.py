@@ -44,16 +44,3 @@ def plain_outputs(module: nn.Module) -> Iterator[None]:
     finally:
         for config, name, value in changed:
             setattr(config, name, value)
-
-
-@contextmanager
-def frozen(module: nn.Module) -> Iterator[None]:
-    """Inside the block no parameter of the model asks for a gradient; afterwards those that did do again."""
-    asking = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    try:
-        for parameter in asking:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for parameter in asking:
-            parameter.requires_grad_(True)

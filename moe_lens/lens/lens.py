@@ -23,8 +23,8 @@ from moe_lens.lens.batching import encode_prompt, prompt_batches, run_batches, r
 from moe_lens.lens.delta import apply_delta
 from moe_lens.lens.devices import has_float64
 from moe_lens.lens.factors import Factors
+from moe_lens.lens.gradients import Effect, Gradients, Levers, LogitLevers, Value, expect_effects, without_weights
 from moe_lens.lens.greedy import Greedy, until
-from moe_lens.lens.holding import frozen
 from moe_lens.lens.interventions import Intervention
 from moe_lens.lens.loading import load_model, load_tokenizer
 from moe_lens.lens.logit_lens import LogitLens
@@ -356,13 +356,45 @@ class MoELens:
         """
         factors = factors.detach().clone().requires_grad_()
         with (
-            frozen(self.module),
+            without_weights(self.module),
             torch.enable_grad(),
             self.intervene(Factors(factors, tuple(self.architecture.moe_layers))),
         ):
             found = self._runner.answer_log_probabilities(prompts)
             [gradient] = torch.autograd.grad(found.sum(), [factors])
         return found.detach().to(factors.device), gradient
+
+    def gradients(
+        self,
+        examples: Iterable[Example | str],
+        value: Value,
+        *,
+        effects: Collection[Effect] = ("gate",),
+        positions: Collection[Positions] = ("all",),
+        scale: float = 1.0,
+        with_answer: bool = False,
+        continuations: Iterable[str] | None = None,
+        batch_size: int | None = None,
+        progress: bool | None = None,
+    ) -> Iterator[Gradients]:
+        """First-order effects of every expert on a number of each example, batch by batch, under what is in force.
+
+        value: the number. effects: which, see `Gradients`. positions: at which experts are run for "output". scale:
+        what all gating weights are multiplied by. The rest as in `records`; memory is that of a training step of the
+        routers, and of "output" what experts are given.
+        Raises MoELensError for effects that the model cannot tell, or where no gradient goes through.
+        """
+        expect_effects(self._reader, effects)
+        layers, n_experts = self.architecture.moe_layers, self.architecture.n_experts
+        batches = self._batches(examples, batch_size, progress, with_answer=with_answer, continuations=continuations)
+
+        def run(places: Sequence[int], prompts: Sequence[Encoded]) -> Gradients:
+            width = max(len(prompt.input_ids) for prompt in prompts)
+            bias = LogitLevers.of(layers, len(prompts), width, n_experts) if "logit" in effects else None
+            with self.intervene(*([bias] if bias else [])), self._stack.for_examples(places):
+                return self._runner.gradients(prompts, places, value, Levers(effects, scale), bias, positions)
+
+        return (found for _, found in run_pieces(batches, run))
 
     def project_on_vocab(self, residual: Tensor) -> Tensor:
         """The logit lens: logits [..., vocab] of residual streams [..., d_model], by the model's own norm and head.

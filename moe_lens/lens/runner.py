@@ -11,16 +11,25 @@ from transformers import PreTrainedTokenizerBase
 
 from moe_lens.architecture.discovery import pretrained
 from moe_lens.data import Batch, Encoded, collate
-from moe_lens.data.encoding import IGNORED_LABEL
 from moe_lens.lens.devices import OnDevices, on_cpu
 from moe_lens.lens.finite import FiniteSteps, all_finite, finite_streams, not_finite
+from moe_lens.lens.gradients import (
+    Gradients,
+    Levers,
+    LogitLevers,
+    Value,
+    effects_of,
+    expect_values,
+    gradients_of,
+    without_weights,
+)
 from moe_lens.lens.greedy import Greedy
 from moe_lens.lens.holding import measuring
 from moe_lens.lens.positions import Positions, any_position_mask
 from moe_lens.lens.reader import TraceReader
 from moe_lens.lens.record import CAPTURES, Record, read_layers
 from moe_lens.lens.stack import InterventionStack
-from moe_lens.lens.taken import expect_known, kept_logits, pad_id
+from moe_lens.lens.taken import expect_known, joint_log_probability, kept_logits, pad_id
 from moe_lens.routing import Routing
 
 
@@ -46,11 +55,7 @@ class BatchRunner:
             self.model.trace(**self._inputs(batch), logits_to_keep=kept),
         ):
             whole = self.model.output.logits.save()
-        logits = kept_logits(whole, kept)
-        labels = labels.to(logits.device)
-        log_probabilities = logits[:, :-1].float().log_softmax(-1)
-        chosen = log_probabilities.gather(-1, labels.clamp(min=0)[..., None])[..., 0]
-        found = chosen.masked_fill(labels == IGNORED_LABEL, 0).sum(-1)
+        found = joint_log_probability(kept_logits(whole, kept), labels)
         if not found.isfinite().all():
             self._refuse(prompts)
         return found
@@ -114,6 +119,39 @@ class BatchRunner:
             logits=logits,
             labels=batch.labels,
         )
+
+    def gradients(
+        self,
+        prompts: Sequence[Encoded],
+        places: Sequence[int],
+        value: Value,
+        levers: Levers,
+        logits: LogitLevers | None,
+        positions: Collection[Positions],
+    ) -> Gradients:
+        """The effects on `value` of what the levers, new ones, are put in; logits: those in force, where wanted.
+
+        One pass forward and back; no weight gets a gradient.
+        """
+        batch = self._batch(prompts)
+        kept = 1 if batch.labels is None else batch.answer_labels.shape[1] + 1
+        with (
+            torch.enable_grad(),
+            without_weights(self.module),
+            measuring(self.module),
+            self.stack.for_batch(batch),
+        ):
+            with self.model.trace(**self._inputs(batch), logits_to_keep=kept):
+                levers.pull(self.reader)
+                whole = self.model.output.logits.save()
+            values = value(kept_logits(whole, kept), batch, places)
+            expect_values(values, len(prompts))
+            if not bool(values.isfinite().all()):
+                self._refuse(prompts)
+            asked = {"gate": levers.gates, "output": levers.sums, "logit": {} if logits is None else logits.levers}
+            found = gradients_of(values, asked)
+            effects = effects_of(self.module, self.reader, batch, levers, found, positions)
+        return Gradients(batch, places, values.detach().double().cpu(), effects)
 
     def _seen(
         self, batch: Batch, capture: Collection[str], kept: OnDevices, *, to_cpu: bool
