@@ -32,8 +32,8 @@ class Recipe:
     """How a set is searched for; the defaults were chosen on the dev examples of both organisms.
 
     passes: forward and backward passes of each seed. rows: examples of every task in a pass. rate: what the logits
-    move by in a pass, about. floor: nats below which an answer counts as lost, so that nothing is won by losing it
-    more. held: examples of every task that are not trained on, by which exchanges and seeds are judged. exchanges: how
+    move by in a pass, about. floor: nats by which an answer that became less probable is lost, so that nothing is won
+    by losing it more. held: examples of every task that are not trained on, by which exchanges and seeds are judged. exchanges: how
     many are tried at most.
     """
 
@@ -120,8 +120,8 @@ def find_set(
     _check(lens, examples, wanted, spare)
     began, shown = time.perf_counter(), lens.progress if progress is None else progress
     tasks = [examples, *spare.values()]
-    prompts = [_own_answers(lens, one, max_new_tokens, progress=shown) for one in tasks]
-    search = _Search.of(lens, prompts, wanted, recipe, seed)
+    rows = [_own_answers(lens, one, recipe.floor, max_new_tokens, progress=shown) for one in tasks]
+    search = _Search.of(lens, rows, wanted, recipe, seed)
     with progress_bar(total=seeds * recipe.passes, desc="finding experts", unit="pass", disable=not shown) as bar:
         found = [search.run((seed, number), bar.update) for number in range(seeds)]
     best = min(found, key=lambda one: one.best.loss)
@@ -132,6 +132,14 @@ def find_set(
         passes=sum(one.passes for one in found),
         seconds=time.perf_counter() - began,
     )
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A prompt with the model's own answer; floor: the log-probability (nats) at which that is lost."""
+
+    prompt: Encoded
+    floor: float
 
 
 @dataclass(frozen=True)
@@ -157,7 +165,7 @@ class _Found:
 
 @dataclass(frozen=True)
 class _Search:
-    """The search of one set: trained on `fitted`, judged on `held`, prompts of each task with the model's own answers.
+    """The search of one set: trained on `fitted`, judged on `held`, rows of each task.
 
     The first task is the one that is to be hurt, or kept; the others are to be spared.
     """
@@ -165,13 +173,11 @@ class _Search:
     lens: MoELens
     wanted: Wanted
     recipe: Recipe
-    fitted: tuple[Sequence[Encoded], ...]
-    held: tuple[Sequence[Encoded], ...]
+    fitted: tuple[Sequence[_Row], ...]
+    held: tuple[Sequence[_Row], ...]
 
     @classmethod
-    def of(
-        cls, lens: MoELens, tasks: Sequence[Sequence[Encoded]], wanted: Wanted, recipe: Recipe, seed: int
-    ) -> "_Search":
+    def of(cls, lens: MoELens, tasks: Sequence[Sequence[_Row]], wanted: Wanted, recipe: Recipe, seed: int) -> "_Search":
         """Of few examples half are held out; a single one is trained on and judged by."""
         fitted, held = [], []
         for number, task in enumerate(tasks):
@@ -228,7 +234,7 @@ class _Search:
                 offers.append((float(slopes[into] - slopes[out]), (out, into)))
         return (swap for _, swap in sorted(offers))
 
-    def _drawn(self, rng: np.random.Generator) -> tuple[list[Encoded], Tensor]:
+    def _drawn(self, rng: np.random.Generator) -> tuple[list[_Row], Tensor]:
         """The rows of a pass, and what each counts in the loss."""
         rows, weights = [], []
         for number, task in enumerate(self.fitted):
@@ -252,26 +258,28 @@ class _Search:
             loss, slopes = loss + own, slopes + slope
         return _Tried(members, loss, slopes)
 
-    def _judged(self, rows: Sequence[Encoded], weights: Tensor, members: Tensor) -> tuple[float, Tensor]:
+    def _judged(self, rows: Sequence[_Row], weights: Tensor, members: Tensor) -> tuple[float, Tensor]:
         """The loss of rows with members of their own, [row, layer, expert], and its gradient by membership, summed."""
         factors = members if self.wanted.keep else 1 - members
         loss, slopes = 0.0, torch.zeros_like(members[0])
-        batch = [(tuple(range(len(rows))), list(rows))]
+        batch = [(tuple(range(len(rows))), [row.prompt for row in rows])]
+        floors = torch.tensor([row.floor for row in rows])
         run = self.lens.answer_gradients
         for places, (values, gradient) in run_pieces(batch, lambda at, some: run(some, factors[list(at)])):
-            own = weights[list(places)]
-            loss += float((own * values.clamp(min=-self.recipe.floor)).sum())
-            counted = own * (values > -self.recipe.floor)
+            own, floor = weights[list(places)], floors[list(places)]
+            loss += float((own * values.maximum(floor)).sum())
+            counted = own * (values > floor)
             slopes += (counted[:, None, None] * gradient).sum(0)
         return loss, slopes if self.wanted.keep else -slopes
 
 
-def _own_answers(lens: MoELens, examples: Examples, max_new_tokens: int, progress: bool) -> list[Encoded]:
+def _own_answers(lens: MoELens, examples: Examples, floor: float, max_new_tokens: int, *, progress: bool) -> list[_Row]:
     """The examples as the lens asks them, with what it answers."""
     texts = lens.generate(examples, max_new_tokens=max_new_tokens, progress=progress)
+    sure = lens.answer_log_probabilities(examples, continuations=texts, progress=progress)
     return [
-        encode_prompt(place, example, lens.tokenizer, template=lens.template, continuation=text)
-        for place, (example, text) in enumerate(zip(examples, texts, strict=True))
+        _Row(encode_prompt(place, one, lens.tokenizer, template=lens.template, continuation=text), whole - floor)
+        for place, (one, text, whole) in enumerate(zip(examples, texts, sure, strict=True))
     ]
 
 

@@ -322,14 +322,15 @@ class MoELens:
 
     def answer_log_probabilities(
         self,
-        examples: Iterable[Example],
+        examples: Iterable[Example | str],
         *,
+        continuations: Iterable[str] | None = None,
         batch_size: int | None = None,
         progress: bool | None = None,
         with_end: bool = True,
         first_token: bool = False,
     ) -> list[float]:
-        """The log-probability (nats) of each example's first gold answer, in the order given.
+        """The log-probability (nats) of each example's first gold answer, or of its continuation, in the order given.
 
         Of all its tokens together, each given the prompt and the answer's tokens before it; with_end: of
         end-of-sequence after it, too; first_token: of its first token alone. Batches that do not fit in memory are
@@ -344,7 +345,8 @@ class MoELens:
                 found: list[float] = self._runner.answer_log_probabilities(kept).tolist()
             return found
 
-        batches = self._batches(examples, batch_size, progress, with_answer=True)
+        answered = continuations is None
+        batches = self._batches(examples, batch_size, progress, with_answer=answered, continuations=continuations)
         return [found for _, found in sorted(run_batches(batches, run))]
 
     def answer_gradients(self, prompts: Sequence[Encoded], factors: Tensor) -> tuple[Tensor, Tensor]:
