@@ -33,8 +33,8 @@ class Recipe:
 
     passes: forward and backward passes of each seed. rows: examples of every task in a pass. rate: what the logits
     move by in a pass, about. floor: nats by which an answer that became less probable is lost, so that nothing is won
-    by losing it more. held: examples of every task that are not trained on, by which exchanges and seeds are judged. exchanges: how
-    many are tried at most.
+    by losing it more. held: examples of every task that are not trained on, by which exchanges and seeds are judged.
+    exchanges: how many are tried at most.
     """
 
     passes: int = 150

@@ -230,7 +230,7 @@ def found_table(
         answered = by_name.loc[masked.name]
         row |= {name: answered[name] for name in rows if name == "n" or name.startswith(ANSWERED)}
         found.append(row | ranked.told.loc[selection.score.name].to_dict())
-    return pd.DataFrame(found)
+    return pd.DataFrame(found).astype({"shared_by": int})
 
 
 def leave_found(found: pd.DataFrame, agreement: pd.DataFrame, out: Path, made_by: dict[str, Any]) -> None:

@@ -4,11 +4,12 @@ import json
 import sys
 from functools import partial
 from itertools import combinations
+from pathlib import Path
 
 import pytest
 
 from moe_lens import ExpertSet, ExpertUsage, MoELens, find, load_examples
-from moe_lens.choosing import Contrast, Recipe, find_set, learned
+from moe_lens.choosing import Contrast, Recipe, find_set, learned, planted_experts
 from moe_lens.commands import console
 from moe_lens.commands.finding import file_name
 from moe_lens.results import read_table
@@ -47,8 +48,7 @@ def test_every_way_is_told_with_its_experts_its_cost_and_what_returns(run):
     assert chosen["contrast:2"] == ExpertSet.top(contrast, 2)
     for name, experts in chosen.items():
         assert ExpertSet.from_json((out / "sets" / f"{file_name(name)}.json").read_text()) == experts
-    planted = ExpertSet.of({layer: range(4) for layer in range(4)})
-    planted = ExpertSet.from_json((find_folder() / "planted.json").read_text()) or planted
+    planted = planted_experts("organism:planted")
     assert table.loc["oe:2", "precision"] == len(chosen["oe:2"] & planted) / 8
     assert (table["seconds"] > 0).all()
     assert table["shared_by"].tolist() == [2, 2, 1, 1]
@@ -60,12 +60,6 @@ def test_every_way_is_told_with_its_experts_its_cost_and_what_returns(run):
     masking = read_table(out / "masking.parquet").set_index("set")
     assert table["em"].to_dict() == masking.loc[table.index, "em"].to_dict()
     assert {"below_random", "random_p", "rank"} <= set(table)
-
-
-def find_folder():
-    from moe_lens.lens.loading import resolve
-
-    return resolve("organism:planted")
 
 
 def test_the_same_command_goes_on_without_measuring_again(run, monkeypatch):
@@ -103,16 +97,13 @@ def test_what_cannot_be_found_is_refused(run, options, says, capsys):
     assert says in capsys.readouterr().err
 
 
-def test_by_default_all_scores_are_taken_that_the_model_allows_and_refusals_are_told(run, capsys):
-    """A question without memory's answer leaves attributions of its difference out, and nothing else."""
+def test_by_default_all_scores_are_taken_that_the_model_allows(run):
     rows = [
         {"context": one.context, "question": one.question, "answer": one.answers[0]}
         for one in load_examples("novel", split="train", limit=8)
     ]
-    from pathlib import Path
-
     Path("mine.json").write_text(json.dumps(rows), encoding="utf-8")
     out = run("--data mine.json")
     names = set(read_table(out / "scores.parquet")["score"])
-    assert {"oe:2", "set:2", "contrast:2", "esft-gate:2"} <= names
+    assert {"oe:2", "set:2", "contrast:2", "esft-gate:2", "attribution:2"} <= names
     assert not {name for name in names if name.startswith(("ce", "effect"))}
