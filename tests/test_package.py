@@ -32,6 +32,7 @@ GROUPS = (
     (
         "demo",
         "evaluate",
+        "find",
         "intervene",
         "tune",
         "doctor",

@@ -4,6 +4,7 @@ from .controls import Controls as Controls
 from .controls import against_random as against_random
 from .controls import matched_controls as matched_controls
 from .controls import random_controls as random_controls
+from .learned import LearnedSet as LearnedSet
 from .masking import Masked as Masked
 from .masking import joined as joined
 from .masking import mask as mask
@@ -18,9 +19,14 @@ from .procedures import SingleEffects as SingleEffects
 from .scores import SCORES as SCORES
 from .scores import Score as Score
 from .scores import score_named as score_named
+from .search import FoundSet as FoundSet
+from .search import Recipe as Recipe
+from .search import Wanted as Wanted
+from .search import find_set as find_set
 from .selection import Choice as Choice
 from .selection import Given as Given
 from .selection import Ground as Ground
+from .selection import Learned as Learned
 from .selection import Planted as Planted
 from .selection import Random as Random
 from .selection import Selection as Selection

@@ -145,7 +145,9 @@ def _table(score: Score, base: _Tables, tuned: _Tables) -> pd.DataFrame:
     found = table[["layer", "expert"]].assign(score=table[score.column], name=score.name)
     if score.of == "gain":
         return found.assign(score=found["score"] - base[key][score.column])
+    source = score.measured_by()
+    beside = {name: table[name] for name in source.beside} if isinstance(source, Procedure) else {}
     ends = {
         f"score_{end}": table[f"{score.column}_{end}"] for end in ("low", "high") if f"{score.column}_{end}" in table
     }
-    return found.assign(**ends)
+    return found.assign(**ends, **beside)

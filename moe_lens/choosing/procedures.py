@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import pandas as pd
 
@@ -20,7 +20,13 @@ Load = Callable[[str], Examples]
 
 
 class Procedure(ABC):
-    """A way to measure a table of experts on a model; frozen, and told from others by its `settings`."""
+    """A way to measure a table of experts on a model; frozen, and told from others by its `settings`.
+
+    beside: columns of the table that are kept beside the score. per_expert: whether it runs the model for every expert.
+    """
+
+    beside: ClassVar[tuple[str, ...]] = ()
+    per_expert: ClassVar[bool] = False
 
     @property
     @abstractmethod
@@ -63,6 +69,7 @@ class SingleEffects(Procedure):
     """What the right answer loses when one expert is masked: exact, a run for each expert."""
 
     mode: str = "zero"
+    per_expert: ClassVar[bool] = True
 
     @property
     def settings(self) -> dict[str, object]:

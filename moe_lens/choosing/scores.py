@@ -23,7 +23,8 @@ STEPS = 4
 class Score:
     """A number for every expert by which they are ranked; a new one is an entry of SCORES.
 
-    about: what it says. of: the model it is about: the "tuned" one, the "base" one, or "gain", tuned minus base.
+    about: what it says. of: the model it is about: the "tuned" one, the "base" one, "gain", tuned minus base, or
+        "model", the one at hand, tuned or not.
     statistic: makes the statistic, or procedure, that measures it. column: of its table, which has layer and expert.
     sums_to_one: whether it is a share, so that a layer's experts together have 1 (or what weights leave of it).
     takes: what can be given in brackets after its name, empty for nothing; argument: what was, for `statistic`.
@@ -31,7 +32,7 @@ class Score:
 
     name: str
     about: str
-    of: Literal["tuned", "base", "gain"]
+    of: Literal["tuned", "base", "gain", "model"]
     statistic: "Callable[..., Statistic | Procedure]"
     column: str = "score"
     sums_to_one: bool = False
@@ -43,7 +44,7 @@ class Score:
 
     @property
     def needs_base(self) -> bool:
-        return self.of != "tuned"
+        return self.of in ("base", "gain")
 
     @property
     def needs_tuned(self) -> bool:

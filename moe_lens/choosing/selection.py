@@ -4,12 +4,14 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
 
 from moe_lens.architecture import MoEArchitecture
 from moe_lens.causal.evaluation import UNMASKED
+from moe_lens.choosing.learned import LearnedSet
 from moe_lens.choosing.planted import planted_experts
 from moe_lens.choosing.scores import SCORES, Score
 from moe_lens.errors import MoELensError
@@ -137,6 +139,36 @@ class Share(Selection):
 
 
 @dataclass(frozen=True)
+class Learned(Selection):
+    """A set that is found as a whole, by masks trained against the model's own answers; see `find_set`."""
+
+    way: LearnedSet
+
+    @property
+    def name(self) -> str:
+        return self.way.name
+
+    @property
+    def family(self) -> str:
+        return f"set{self.way.aim}"
+
+    @property
+    def size(self) -> int | None:  # type: ignore[override]  # follows from the way
+        return self.way.wanted.size
+
+    @cached_property
+    def score(self) -> Score:  # type: ignore[override]
+        return self.way.score
+
+    def check(self, architecture: MoEArchitecture) -> None:
+        self.way.wanted.check(architecture)
+
+    def experts(self, ground: Ground) -> ExpertSet:
+        chosen = ground.table(self.score).query("chosen")
+        return ExpertSet.of({layer: part["expert"] for layer, part in chosen.groupby("layer")})
+
+
+@dataclass(frozen=True)
 class Random(Selection):
     """`size` experts of each layer, drawn at random."""
 
@@ -229,14 +261,18 @@ class Choice:
 def parse(text: str) -> tuple[Selection, ...]:
     """The selections that a text names: what --experts and its like take.
 
-    SCORE:4 (or SCORE:1,2,4 for several) the highest of each layer by a score of `SCORES`, also with what it takes in
-    brackets, contrast(novel;swap):4; SCORE:p=0.2 the highest until their scores sum to 0.2; random:8; planted;
-    FILE.json, an object of {layer: [experts]}; or literally 3:5,7;4:0.
+    SCORE:4 (or SCORE:1,2,4 for several) the highest of each layer by a score of `SCORES`, also one that takes something
+    in brackets, contrast(novel;swap):4; SCORE:p=0.2 the highest until their scores sum to 0.2; set:4, set:4;keep or
+    set:budget=16;spare=closed_book, a set that is learned as a whole (`LearnedSet`); random:8; planted; FILE.json, an
+    object of {layer: [experts]}; or literally 3:5,7;4:0.
     Raises MoELensError for anything else.
     """
     written = re.match(r"([a-z][\w-]*)(?:\((.*)\))?(?::|$)", text.strip())
-    if written and (written[1] in SCORES or (written[1] == "random" and written[2] is None)):
-        return tuple(_ranked_or_drawn(written[1], written[2], text.strip()[written.end() :], text))
+    name, given, rest = (written[1], written[2], text.strip()[written.end() :]) if written else ("", None, "")
+    if name == "set" and given is None:
+        return tuple(map(Learned, LearnedSet.parse(rest, text)))
+    if name in SCORES or (name == "random" and given is None):
+        return tuple(_ranked_or_drawn(name, given, rest, text))
     if text.strip() == "planted":
         return (Planted(),)
     if text.endswith(".json"):
@@ -245,7 +281,7 @@ def parse(text: str) -> tuple[Selection, ...]:
         return (Given(ExpertSet.parse(text)),)
     raise MoELensError(
         f"cannot read the experts {text!r}; expected a score and size such as ce:4 or esft-gate:p=0.2 (scores: "
-        f"{', '.join(SCORES)}), random:N, planted, a .json file, or layer:expert,expert;… such as 3:5,7;4:0"
+        f"{', '.join(SCORES)}), set:N, random:N, planted, a .json file, or layer:expert,expert;… such as 3:5,7;4:0"
     )
 
 

@@ -1,15 +1,17 @@
 """The experts that the options of a masking command name: read at once, and chosen when the model is open."""
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from moe_lens.choosing.contrast import load_prompts
 from moe_lens.choosing.masking import check_choices
 from moe_lens.choosing.measuring import Models, score_tables
-from moe_lens.choosing.procedures import Examples
+from moe_lens.choosing.procedures import Examples, Load
 from moe_lens.choosing.selection import Choice, Ground, choices, parse, scores_of
 from moe_lens.commands import console
 from moe_lens.commands.options import Opening, Reading, Scoring
@@ -19,6 +21,16 @@ from moe_lens.lens.delta import weights_digest
 from moe_lens.lens.interventions import Mode
 from moe_lens.lens.lens import MoELens
 from moe_lens.results import data_digest, portable, provenance
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """On what scores are measured: as `score_tables` takes it."""
+
+    models: Models
+    examples: Examples
+    made_by: dict[str, Any]
+    load: Load
 
 
 class NamedExperts:
@@ -48,12 +60,13 @@ class NamedExperts:
         if scoring.base is not None and not any(score.needs_base for score in self.scores):
             console.note("note: no score that is asked for needs the model before tuning; --base changes nothing")
         alone = opening.delta is None and scoring.base is None
-        compared = any(score.of == "gain" for score in self.scores) or len({score.of for score in self.scores}) > 1
+        of = {score.of for score in self.scores} - {"model"}
+        compared = "gain" in of or len(of) > 1
         if compared and alone:
             raise MoELensError(
                 "these scores compare a tuned model with its base; give --delta, or --base for a tuned --model"
             )
-        if alone and any(score.needs_tuned for score in self.scores):
+        if alone and "tuned" in of:
             console.note(f"note: {opening.model} is taken to be router-tuned; give --delta if it is not")
         self.base = cache(replace(opening, model=scoring.base or opening.model, delta=None).load)
         """Opens the model before tuning, once."""
@@ -77,26 +90,34 @@ class NamedExperts:
         """The sets of experts; what their scores are is kept in `out`."""
         tables = {}
         if self.scores:
-            of = f"{self._data}, {self._scoring.score_split}"
-            examples = self._reading.fit(self._to_score, lens, of=of).examples
-            facts = self._opening.facts(lens)
-            if self._scoring.base is not None and any(score.needs_base for score in self.scores):
-                # its name does not tell its weights
-                facts |= {"base": portable(self._scoring.base), "base_weights": weights_digest(self.base().module)}
-            made_by = provenance(model=self._opening.model, delta=self._opening.delta, data=examples, facts=facts)
-            models = Models.opened(self.base, lens)
+            on = self.measuring(lens)
             tables = score_tables(
                 self.scores,
-                models,
-                examples,
+                on.models,
+                on.examples,
                 out=out,
-                made_by=made_by,
+                made_by=on.made_by,
                 batch_size=lens.batch_size,
-                load=lambda spec: self._load(spec, lens),
+                load=on.load,
             )
+        return self.chosen(lens, tables)
+
+    def chosen(self, lens: MoELens, tables: Mapping[str, pd.DataFrame]) -> list[Choice]:
+        """The sets of experts by the scores' tables."""
         found = [*self._of_the_router, *choices(self.selections, replace(self._ground(lens), tables=tables))]
         check_choices(lens, found, self._mode)
         return found
+
+    def measuring(self, lens: MoELens) -> Measuring:
+        """On what the scores are measured."""
+        examples = self._reading.fit(self._to_score, lens, of=f"{self._data}, {self._scoring.score_split}").examples
+        facts = self._opening.facts(lens)
+        if self._scoring.base is not None and any(score.needs_base for score in self.scores):
+            # its name does not tell its weights
+            facts |= {"base": portable(self._scoring.base), "base_weights": weights_digest(self.base().module)}
+        made_by = provenance(model=self._opening.model, delta=self._opening.delta, data=examples, facts=facts)
+        models = Models.opened(self.base, lens)
+        return Measuring(models, examples, made_by, load=lambda spec: self._load(spec, lens))
 
     def _load(self, spec: str, lens: MoELens) -> Examples:
         """What a score names itself, read as --data is; of [column=value] alone that part of --data."""

@@ -66,11 +66,14 @@ def encode_prompt(
     with_answer: bool = False,
     continuation: str | None = None,
 ) -> Encoded:
-    """An example as tokens; a bare text is taken as it is, without spans and with its place as id."""
+    """An example as tokens; a bare text is taken as it is, without spans and with its place as id.
+
+    continuation: a text to append, with end-of-sequence; see `encode`.
+    """
     _expect_prompt(example, place)
     if isinstance(example, Example):
         return encode(example, tokenizer, template=template, with_answer=with_answer, continuation=continuation)
-    if with_answer or continuation is not None:
+    if with_answer:
         raise MoELensError(f"text {place} has no answer; expected an Example with a context, question and answers")
     ids = tuple(token_ids(example, tokenizer, add_special_tokens=True))
     if not ids:
@@ -78,12 +81,19 @@ def encode_prompt(
     return Encoded(
         id=str(place),
         text=example,
-        input_ids=ids,
+        input_ids=(*ids, *(() if continuation is None else _followed_by(continuation, tokenizer))),
         context=None,
         question=None,
         answer_spans=(),
         prompt_length=len(ids),
     )
+
+
+def _followed_by(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens of a text that follows a bare one as it is, and end-of-sequence."""
+    if tokenizer.eos_token_id is None:
+        raise MoELensError("a continuation ends with end-of-sequence, which this tokenizer lacks; set its eos_token")
+    return [*token_ids(text, tokenizer, add_special_tokens=False), tokenizer.eos_token_id]
 
 
 def _expect_prompt(example: object, place: int) -> None:

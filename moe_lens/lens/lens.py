@@ -22,7 +22,8 @@ from moe_lens.errors import MoELensError
 from moe_lens.lens.batching import encode_prompt, prompt_batches, run_batches, run_pieces
 from moe_lens.lens.delta import apply_delta
 from moe_lens.lens.devices import has_float64
-from moe_lens.lens.gradients import Effect, Gradients, Levers, LogitLevers, Value, expect_effects
+from moe_lens.lens.factors import Factors
+from moe_lens.lens.gradients import Effect, Gradients, Levers, LogitLevers, Value, expect_effects, without_weights
 from moe_lens.lens.greedy import Greedy, until
 from moe_lens.lens.interventions import Intervention
 from moe_lens.lens.loading import load_model, load_tokenizer
@@ -324,13 +325,14 @@ class MoELens:
 
     def answer_log_probabilities(
         self,
-        examples: Iterable[Example],
+        examples: Iterable[Example | str],
         *,
+        continuations: Iterable[str] | None = None,
         batch_size: int | None = None,
         progress: bool | None = None,
         with_end: bool = True,
     ) -> list[float]:
-        """The log-probability (nats) of each example's first gold answer, in the order given.
+        """The log-probability (nats) of each example's first gold answer, or of its continuation, in the order given.
 
         Of all its tokens together, each given the prompt and the answer's tokens before it; with_end: of
         end-of-sequence after it, too. Batches that do not fit in memory are halved, with a warning.
@@ -338,10 +340,12 @@ class MoELens:
 
         def run(places: Sequence[int], prompts: Sequence[Encoded]) -> list[float]:
             kept = prompts if with_end else [replace(one, input_ids=one.input_ids[:-1]) for one in prompts]
-            with self._stack.for_examples(places):
-                return self._runner.answer_log_probabilities(kept)
+            with torch.no_grad(), self._stack.for_examples(places):
+                found: list[float] = self._runner.answer_log_probabilities(kept).tolist()
+            return found
 
-        batches = self._batches(examples, batch_size, progress, with_answer=True)
+        answered = continuations is None
+        batches = self._batches(examples, batch_size, progress, with_answer=answered, continuations=continuations)
         return [found for _, found in sorted(run_batches(batches, run))]
 
     def next_token_log_probabilities(
@@ -364,6 +368,23 @@ class MoELens:
             return [found[row, list(tokens[place])].tolist() for row, place in enumerate(places)]
 
         return [found for _, found in sorted(run_batches(self._batches(examples, batch_size, progress), run))]
+
+    def answer_gradients(self, prompts: Sequence[Encoded], factors: Tensor) -> tuple[Tensor, Tensor]:
+        """The log-probability (nats) of each prompt's answer [batch] when gating weights are multiplied by factors.
+
+        And its gradient by the factors, of the same shape as they: float [batch, layer, expert], layers in the order of
+        `architecture.moe_layers`. Where all are 1 it is the first-order effect of each expert: what the answer's
+        log-probability would lose without it. prompts: encoded with their answers, all of them run as one batch.
+        """
+        factors = factors.detach().clone().requires_grad_()
+        with (
+            without_weights(self.module),
+            torch.enable_grad(),
+            self.intervene(Factors(factors, tuple(self.architecture.moe_layers))),
+        ):
+            found = self._runner.answer_log_probabilities(prompts)
+            [gradient] = torch.autograd.grad(found.sum(), [factors])
+        return found.detach().to(factors.device), gradient
 
     def gradients(
         self,

@@ -3,7 +3,6 @@
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from math import isfinite
 from typing import Any, NoReturn
 
 import torch
@@ -45,20 +44,19 @@ class BatchRunner:
     stack: InterventionStack
     greedy: Greedy
 
-    def answer_log_probabilities(self, prompts: Sequence[Encoded]) -> list[float]:
-        """The log-probability (nats) of each prompt's answer, in the order given."""
+    def answer_log_probabilities(self, prompts: Sequence[Encoded]) -> Tensor:
+        """The log-probability (nats) of each prompt's answer, in the order given, [batch]; with gradients where on."""
         batch = self._batch(prompts)
         labels = batch.answer_labels
         kept = labels.shape[1] + 1
         with (
-            torch.no_grad(),
             measuring(self.module),
             self.stack.for_batch(batch),
             self.model.trace(**self._inputs(batch), logits_to_keep=kept),
         ):
             whole = self.model.output.logits.save()
-        found: list[float] = joint_log_probability(kept_logits(whole, kept), labels).tolist()
-        if not all(map(isfinite, found)):
+        found = joint_log_probability(kept_logits(whole, kept), labels)
+        if not found.isfinite().all():
             self._refuse(prompts)
         return found
 

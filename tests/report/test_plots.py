@@ -7,6 +7,7 @@ import pytest
 
 from moe_lens.errors import MoELensError
 from moe_lens.report.plots import (
+    agreement_figure,
     answers_figure,
     clusters_figure,
     correlation_figure,
@@ -780,3 +781,19 @@ def test_where_the_runs_do_not_differ_for_certain_the_plain_effect_is_drawn():
     assert "for certain nowhere" in nowhere.layout.title.text.replace("<br>", " ")
     with pytest.raises(MoELensError, match="one row per position and layer"):
         patching_figure(pd.concat([table, table]))
+
+
+def test_agreement_shows_shared_experts_below_the_diagonal_and_ranks_above():
+    rows = [("ce", "oe", 0.5, 0.25), ("ce", "set", -0.2, 0.1), ("oe", "set", 0.9, 0.6)]
+    table = pd.DataFrame(rows, columns=["first", "second", "rank_correlation", "jaccard"])
+    figure = agreement_figure(table)
+    [heat] = figure.data
+    names = list(heat.x)
+    cells = np.array(heat.z, dtype=float)
+    for first, second, ranks, shared in rows:
+        assert cells[names.index(second), names.index(first)] == shared
+        assert cells[names.index(first), names.index(second)] == ranks
+    assert np.isnan(np.diag(cells)).all()
+    assert figure.layout.title.text.replace("<br>", " ") == "oe and set choose most alike (0.60)"
+    with pytest.raises(MoELensError, match="twice"):
+        agreement_figure(pd.concat([table, table[:1]]))

@@ -10,6 +10,7 @@ from moe_lens.report.plots.learned_and_kept import tradeoff_figure
 from moe_lens.report.plots.masked_answers import masking_figure
 from moe_lens.report.plots.parameter_counts import parameters_figure
 from moe_lens.report.plots.patching_maps import patching_figure
+from moe_lens.report.plots.score_agreement import agreement_figure
 from moe_lens.report.plots.score_comparison import scores_figure
 from moe_lens.report.plots.selectivity_matrix import selectivity_figure
 from moe_lens.report.plots.training_course import tuning_figure
@@ -18,6 +19,7 @@ from moe_lens.report.plots.tuned_layers import layers_figure
 from moe_lens.report.plots.usage_maps import usage_figure
 
 __all__ = [
+    "agreement_figure",
     "answers_figure",
     "clusters_figure",
     "correlation_figure",

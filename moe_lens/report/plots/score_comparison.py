@@ -17,6 +17,7 @@ METRICS = {
     "precision": ("precision<br>at k", (0.0, 1.0), None),
     "em_drop": ("EM drop<br>when masked", None, 0.0),
     "spearman": ("rank corr.<br>with effect", (-1.0, 1.0), 0.0),
+    "returned": ("returns on<br>other data", (0.0, 1.0), None),
 }
 
 

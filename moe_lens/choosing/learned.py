@@ -1,0 +1,89 @@
+"""Learned sets as a procedure: what a command names `set:4;spare=closed_book` is found once for a model, and kept."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Self
+
+import pandas as pd
+
+from moe_lens.choosing.procedures import Examples, Load, Procedure
+from moe_lens.choosing.scores import Score
+from moe_lens.choosing.search import Recipe, Wanted, find_set
+from moe_lens.errors import MoELensError
+from moe_lens.lens.lens import MoELens
+from moe_lens.results import data_digest
+
+ABOUT = "how strongly an expert is drawn into a set that is learned as a whole, model at hand"
+FORM = "set:N or set:budget=N, with ;spare=TASK,TASK or ;keep, and ;seed=N, such as set:4;spare=closed_book"
+
+
+@dataclass(frozen=True)
+class LearnedSet(Procedure):
+    """A set that `find_set` finds. spare: names of the data that it is to spare.
+
+    Its table's score is the logit learned, `returned` the share of the searches that found the expert, `chosen` whether
+    it is in the set.
+    """
+
+    wanted: Wanted
+    spare: tuple[str, ...] = ()
+    seed: int = 0
+    beside: ClassVar[tuple[str, ...]] = ("returned", "chosen")
+
+    def __post_init__(self) -> None:
+        if self.wanted.keep and self.spare:
+            raise MoELensError(f"{self.name!r}: a set that is to suffice for one task spares no others; leave one out")
+
+    @property
+    def name(self) -> str:
+        """As it is written."""
+        return f"set:{self.wanted.size or f'budget={self.wanted.budget}'}{self.aim}"
+
+    @property
+    def aim(self) -> str:
+        """What of its name says more than how many."""
+        keep, seed = ";keep" * self.wanted.keep, f";seed={self.seed}" if self.seed else ""
+        return f"{keep}{';spare=' + ','.join(self.spare) if self.spare else ''}{seed}"
+
+    @classmethod
+    def parse(cls, rest: str, text: str) -> "list[LearnedSet]":
+        """Those that the `rest` of a text after `set:` names, one for each size; MoELensError for anything else."""
+        many, *options = rest.split(";")
+        sizes = re.fullmatch(r"(budget=)?(\d{1,6}(?:,\d{1,6})*)", many)
+        given = dict(option.partition("=")[::2] for option in options)
+        spare = tuple(filter(None, given.get("spare", "").split(",")))
+        seed, wrong = given.get("seed", "0"), set(given) - {"spare", "keep", "seed"}
+        twice = len(given) < len(options) or len(set(spare)) < len(spare)
+        empty = ("spare" in given and not spare) or bool(given.get("keep"))
+        if sizes is None or wrong or twice or empty or not seed.isdigit():
+            raise MoELensError(f"expected {FORM}; got {text!r}")
+        kind, keep = "budget" if sizes[1] else "size", "keep" in given
+        return [cls(Wanted(**{kind: int(number)}, keep=keep), spare, int(seed)) for number in sizes[2].split(",")]
+
+    @property
+    def score(self) -> Score:
+        """What it ranks experts by, where a score is asked for."""
+        return Score(self.name, f"{ABOUT}{self.aim}", "model", lambda: self)
+
+    @property
+    def settings(self) -> dict[str, object]:
+        return asdict(self) | {"recipe": asdict(Recipe())}
+
+    def facts(self, load: Load) -> dict[str, Any]:
+        return self.settings | {"spared": {name: data_digest(load(name)) for name in self.spare}}
+
+    @classmethod
+    def tables(
+        cls, wanted: Sequence[Self], lens: MoELens, examples: Examples, *, load: Load, batch_size: int | None
+    ) -> list[pd.DataFrame]:
+        return [
+            find_set(
+                lens,
+                examples,
+                own.wanted,
+                spare={name: load(name) for name in own.spare},
+                seed=own.seed,
+            ).table
+            for own in wanted
+        ]

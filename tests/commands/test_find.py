@@ -1,0 +1,110 @@
+"""Finding experts from the command line: what each way chooses, what it cost, what returns, and files to go on with."""
+
+import json
+import sys
+from functools import partial
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+
+from moe_lens import ExpertSet, ExpertUsage, MoELens, find, load_examples
+from moe_lens.choosing import Contrast, Recipe, find_set, learned, planted_experts
+from moe_lens.commands import console
+from moe_lens.commands.finding import file_name
+from moe_lens.results import read_table
+
+SHORT = "--data swap --limit 4 --score-limit 8 --max-new-tokens 3 --control random:2 --size 2 --parts 2"
+QUICK = Recipe(passes=2, rows=2, held=2, exchanges=1)
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """The command in this process, with searches that end soon; gives its folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(console, "find_spec", lambda name: None)  # no browser, which takes seconds
+    monkeypatch.setattr(learned, "find_set", partial(find_set, recipe=QUICK))
+
+    def started(options: str, *, code: int = 0):
+        monkeypatch.setattr(sys, "argv", ["find", *f"--model organism:planted {SHORT} --out out {options}".split()])
+        with pytest.raises(SystemExit) as ended:
+            console.run(find.main)
+        assert (ended.value.code or 0) == code
+        return tmp_path / "out"
+
+    return started
+
+
+def test_every_way_is_told_with_its_experts_its_cost_and_what_returns(run):
+    out = run("--score oe --score reap --score set --score contrast")
+    table = read_table(out / "scores.parquet").set_index("score")
+    assert list(table.index) == ["oe:2", "reap:2", "set:2", "contrast:2"]
+    lens = MoELens.from_pretrained("organism:planted")
+    train = load_examples("swap", split="train", limit=8)
+    [usage] = lens.measure(train, ExpertUsage(), progress=False)
+    [contrast] = Contrast.tables([Contrast()], lens, train, load=load_examples, batch_size=8)
+    chosen = {name: ExpertSet.parse(text) for name, text in table["experts"].items()}
+    assert chosen["oe:2"] == ExpertSet.top(usage.table(), 2)
+    assert chosen["contrast:2"] == ExpertSet.top(contrast, 2)
+    for name, experts in chosen.items():
+        assert ExpertSet.from_json((out / "sets" / f"{file_name(name)}.json").read_text()) == experts
+    planted = planted_experts("organism:planted")
+    assert table.loc["oe:2", "precision"] == len(chosen["oe:2"] & planted) / 8
+    assert (table["seconds"] > 0).all()
+    assert table["shared_by"].tolist() == [2, 2, 1, 1]
+    assert table.loc["oe:2", "passes"] == pytest.approx(1, abs=0.2)  # pads go in too
+    assert table.loc["contrast:2", "passes"] > 1.3  # with and without the contexts
+    assert table["returned"].between(0, 1).all()
+    agreement = read_table(out / "agreement.parquet")
+    assert list(zip(agreement["first"], agreement["second"], strict=True)) == list(combinations(table.index, 2))
+    masking = read_table(out / "masking.parquet").set_index("set")
+    assert table["em"].to_dict() == masking.loc[table.index, "em"].to_dict()
+    assert {"below_random", "random_p", "rank"} <= set(table)
+
+
+def test_the_same_command_goes_on_without_measuring_again(run, monkeypatch):
+    options = "--score oe --score set --spare closed_book"
+    out = run(options)
+    matrix = read_table(out / "selectivity.parquet")
+    assert set(matrix["task"]) == {"swap", "closed_book"}
+    first = {file.name: file.read_bytes() for file in out.glob("*.parquet")}
+
+    def refused(*arguments, **named):
+        raise AssertionError("measured again")
+
+    for name in ("measure", "generate", "answer_gradients"):
+        monkeypatch.setattr(MoELens, name, refused)
+    run(options)
+    assert {file.name: file.read_bytes() for file in out.glob("*.parquet")} == first
+
+
+def test_what_suffices_is_judged_with_all_others_masked(run):
+    out = run("--score set:2;keep")
+    own = ExpertSet.from_json((out / "sets" / "set_2_keep.json").read_text())
+    masked = read_table(out / "masking.parquet").set_index("set").loc["all but set:2;keep", "experts"]
+    every = ExpertSet.of({layer: range(16) for layer in range(4)})
+    assert ExpertSet.parse(masked) == every - own
+    assert read_table(out / "scores.parquet")["score"].tolist() == ["set:2;keep"]
+
+
+@pytest.mark.parametrize(("options", "says"), [
+    ("--score random:2", "--score names what ranks"), ("--score nothing", "cannot read the experts 'nothing:1'"),
+    ("--score set:2;spare=swap;keep", "spares no others"), ("--score oe --spare swap", "named twice"),
+    ("--score ce-gain", "give --delta"), ("--score set:16", "fewer than all 16"),
+])  # fmt: skip
+def test_what_cannot_be_found_is_refused(run, options, says, capsys):
+    run(options, code=2)
+    assert says in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_by_default_all_scores_are_taken_that_the_model_allows(run):
+    rows = [
+        {"context": one.context, "question": one.question, "answer": one.answers[0]}
+        for one in load_examples("novel", split="train", limit=8)
+    ]
+    Path("mine.json").write_text(json.dumps(rows), encoding="utf-8")
+    out = run("--data mine.json")
+    names = set(read_table(out / "scores.parquet")["score"])
+    assert {"oe:2", "set:2", "contrast:2", "esft-gate:2", "attribution:2"} <= names
+    assert not {name for name in names if name.startswith(("ce", "effect"))}
