@@ -14,6 +14,9 @@ from moe_lens.routing import IN_TURN, SHARED_IN_SUM
 OUTPUT_WEIGHT_NAMES = ("down_proj", "down_proj_bias", "mlp.w2", "output_linear.weight")
 LISTED_OUTPUT_NAMES = ("down_proj", "w2", "fc2")
 
+HIDDEN = (0, "hidden_states")
+"""Position and name of the residual stream among the experts' arguments."""
+
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 """The positional and keyword arguments of a module's call."""
 
@@ -93,6 +96,11 @@ class MoELayer:
         return "adds its shared experts in its own way" if self.shared_scale is None else ""
 
     @property
+    def takes_slots(self) -> bool:
+        """Whether the experts can be called with some of their tokens alone, each with experts and weights of its own."""
+        return self.gating_side == "inputs" and not self.no_single_outputs
+
+    @property
     def gating_module(self) -> str:
         """Path of the module at whose call the gating is read and edited."""
         return self.experts
@@ -138,17 +146,37 @@ class MoELayer:
         Each token is given once per selected expert, with one expert of gating weight 1.
         tokens: int64 [token], which tokens of the call to take; None for all.
         """
-        (args, kwargs), name = call, (0, "hidden_states")
         indices, weights = (_argument(call, at) for at in (self.index_argument, self.weight_argument))
-        hidden = _argument(call, name).flatten(0, -2)
+        hidden = _argument(call, HIDDEN).flatten(0, -2)
         if tokens is not None:
             indices, hidden = indices[tokens], hidden[tokens]
         single = indices.reshape(-1, 1)
-        repeated = _replaced((args, kwargs), name, hidden.repeat_interleave(indices.shape[-1], dim=0))
+        repeated = _replaced(call, HIDDEN, hidden.repeat_interleave(indices.shape[-1], dim=0))
         ones = torch.zeros_like(single, dtype=weights.dtype).expand(-1, self.slots_per_call).clone()
         ones[:, 0] = 1
         single = single.expand(-1, self.slots_per_call)
         return _replaced(_replaced(repeated, self.index_argument, single), self.weight_argument, ones)
+
+    def of_tokens(self, call: Inputs, tokens: Tensor) -> Inputs:
+        """A call of the experts with these tokens of `call` alone, int64 [token]."""
+        indices, weights = (_argument(call, at)[tokens] for at in (self.index_argument, self.weight_argument))
+        named = (self.index_argument, indices), (self.weight_argument, weights)
+        for argument, value in ((HIDDEN, _argument(call, HIDDEN).flatten(0, -2)[tokens]), *named):
+            call = _replaced(call, argument, value)
+        return call
+
+    def of_slots(self, call: Inputs, tokens: Tensor, experts: Tensor, weights: Tensor) -> Inputs:
+        """A call of the experts that returns what single ones add to a token's sum, [slot, d_model].
+
+        tokens, experts, weights: which token of `call`, which expert and with which gating weight, [slot] each.
+        """
+        dtype = _argument(call, self.weight_argument).dtype
+        hidden = _argument(call, HIDDEN).flatten(0, -2)[tokens]
+        alone = torch.zeros(len(tokens), self.slots_per_call, dtype=dtype, device=weights.device)
+        alone[:, 0] = weights
+        return self.with_gating(
+            _replaced(call, HIDDEN, hidden), experts[:, None].expand(-1, self.slots_per_call), alone
+        )
 
     def output_weights(self, module: nn.Module) -> list[list[Tensor]]:
         """Per routed expert of `module`, the whole model, its last weight and bias, if any; writing to them changes it.

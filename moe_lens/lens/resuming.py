@@ -1,0 +1,168 @@
+"""The answers' log-probabilities under many masks at once: resumed where that is exact, else one whole run for each."""
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from moe_lens.data import Encoded
+from moe_lens.lens.interventions import Intervention, Rows
+from moe_lens.lens.resumed import Plain, ResumedRunner, rows_of
+from moe_lens.lens.runner import BatchRunner
+
+Mask = tuple[Intervention, ...]
+"""What acts together."""
+
+EXACT = 1e-4
+"""Nats by which a resumed run may differ from the whole one."""
+TOGETHER = 4
+"""Masks whose first layer is run in one batch."""
+CHECKED = 4
+"""Examples that a mask is run on in the plain way, to see whether resuming it is exact."""
+
+
+class Resuming:
+    """Runs batches of a lens under many masks; remembers by which kinds of masks resuming has been found exact."""
+
+    def __init__(self, runner: BatchRunner) -> None:
+        self._runner, self._stack = runner, runner.stack
+        self._resumed = ResumedRunner(runner)
+        self._exact: dict[frozenset[type], bool] = {}
+
+    def answers_under(
+        self, places: Sequence[int], prompts: Sequence[Encoded], masks: Sequence[Mask], done: Callable[[int], object]
+    ) -> list[list[float]]:
+        """The log-probability (nats) of each prompt's answer under each mask, [mask][prompt].
+
+        places: of the examples in the data, for what differs by example. done: told how many answers are there.
+        """
+        kinds = frozenset(type(own) for mask in (*masks, self._stack.interventions) for own in mask)
+        why = self._no_resuming(masks)
+        if self._exact.get(kinds, True) and not why:
+            found = self._resumed_answers(places, prompts, masks, done)
+            if kinds not in self._exact:
+                why = self._differing(places, prompts, masks, found)
+                self._exact[kinds] = not why
+            if not why:
+                return found
+        if why:
+            warnings.warn(f"{why}; each mask is run whole instead, which takes longer", stacklevel=2)
+        return [self._plain_answers(places, prompts, mask, done) for mask in masks]
+
+    def _no_resuming(self, masks: Sequence[Mask]) -> str:
+        """Why none of the masks can be resumed; empty where they may be."""
+        acting = (own for mask in (*masks, self._stack.interventions) for own in mask)
+        other = next((own for own in acting if own.sites), None)
+        return "" if other is None else f"{other!r} changes more than routing, so its layer's own input may differ"
+
+    def _plain_answers(
+        self, places: Sequence[int], prompts: Sequence[Encoded], mask: Mask, done: Callable[[int], object]
+    ) -> list[float]:
+        with self._stack.adding(mask), self._stack.for_examples(places):
+            found = self._runner.answer_log_probabilities(prompts)
+        done(len(prompts))
+        return found
+
+    def _differing(
+        self, places: Sequence[int], prompts: Sequence[Encoded], masks: Sequence[Mask], found: Sequence[Sequence[float]]
+    ) -> str:
+        """How far resumed answers are from the plain way's, where that is too far: of each first layer's strongest mask."""
+        numbers = torch.tensor(found, dtype=torch.float64)
+        effects = (numbers - numbers.median(0).values).abs()  # [mask, prompt]
+        strongest = {
+            layer: max(own, key=lambda number: float(effects[number].max()))
+            for layer, own in self._by_first_layer(masks).items()
+        }
+        for number in strongest.values():
+            rows = effects[number].topk(min(CHECKED, len(prompts))).indices.tolist()
+            plain = self._plain_answers(
+                [places[row] for row in rows], [prompts[row] for row in rows], masks[number], lambda _: None
+            )
+            far = float((numbers[number, rows] - torch.tensor(plain, dtype=torch.float64)).abs().max())
+            if not far <= EXACT:
+                return f"under {masks[number]!r} a resumed run differs from a whole one by {far:.2g} nats"
+        return ""
+
+    def _by_first_layer(self, masks: Sequence[Mask]) -> dict[int, list[int]]:
+        """The masks' numbers by the first layer that they act in, in rising order; nowhere those that act in none."""
+        found: dict[int, list[int]] = {}
+        for number, mask in enumerate(masks):
+            layers = self._layers(mask)
+            if layers:
+                found.setdefault(min(layers), []).append(number)
+        return dict(sorted(found.items()))
+
+    def _layers(self, mask: Mask) -> set[int]:
+        return {layer for own in mask for layer in own.layers_in(self._runner.reader.architecture)}
+
+    def _resumed_answers(
+        self, places: Sequence[int], prompts: Sequence[Encoded], masks: Sequence[Mask], done: Callable[[int], object]
+    ) -> list[list[float]]:
+        with self._stack.for_examples(places):
+            plain = self._resumed.plain(prompts)
+        found = [list(plain.found) for _ in masks]
+        for layer, own in self._by_first_layer(masks).items():
+            for numbers in self._packs(masks, own):
+                together = [masks[number] for number in numbers]
+                answers = self._pack(plain, places, layer, together)
+                for place, number in enumerate(numbers):
+                    found[number] = answers[place * len(prompts) : (place + 1) * len(prompts)]
+                done(len(answers))
+        done(len(prompts) * sum(not self._layers(mask) for mask in masks))
+        return found
+
+    def _packs(self, masks: Sequence[Mask], numbers: Sequence[int]) -> list[Sequence[int]]:
+        """Masks that may be run in one batch: several of one intervention each, where none differs by example."""
+        if any(isinstance(own, Rows) for own in self._stack.interventions):
+            return _pieces(numbers, 1)
+        alone = [n for n in numbers if len(masks[n]) > 1 or isinstance(masks[n][0], Rows)]
+        shared = [n for n in numbers if n not in set(alone)]
+        return [*_pieces(shared, TOGETHER), *_pieces(alone, 1)]
+
+    def _pack(self, plain: Plain, places: Sequence[int], layer: int, together: Sequence[Mask]) -> list[float]:
+        """The log-probabilities of the answers under each of some masks that begin in `layer`, one after another."""
+        size = len(places)
+        packed = plain.of_rows([*range(size)] * len(together))
+        with self._masking(together, size, places, range(len(packed.places))):
+            output, changed = self._resumed.masked_layer(packed, layer)
+        wanted, rows = self._reach(packed, layer, changed, together)
+        found = list(packed.found)
+        for chunk in _pieces(rows, size):
+            of_chunk = rows_of(output, chunk, len(found))
+            with self._masking(together, size, places, chunk):
+                answers = self._resumed.rest(packed.of_rows(chunk), layer, of_chunk, wanted[list(chunk)])
+            for row, answer in zip(chunk, answers, strict=True):
+                found[row] = answer
+        return found
+
+    def _reach(
+        self, packed: Plain, layer: int, changed: torch.Tensor, together: Sequence[Mask]
+    ) -> tuple[torch.Tensor, list[int]]:
+        """Which positions [row, pos] can differ from the plain pass's after `layer`, and which rows.
+
+        Those from the first that changed on; all, where something acts in later layers too.
+        """
+        real = packed.inputs["attention_mask"].bool()
+        if any(self._layers(mask) != {layer} for mask in together):
+            return real, [*range(len(real))]
+        changed = changed.to(real.device)
+        return (changed.cumsum(-1) > 0) & real, changed.any(-1).nonzero()[:, 0].tolist()
+
+    @contextmanager
+    def _masking(
+        self, together: Sequence[Mask], size: int, places: Sequence[int], rows: Sequence[int]
+    ) -> Iterator[None]:
+        """Inside the block these rows of the masks' common batch run, each under its own mask."""
+        if len(together) == 1:
+            mask, of_examples = together[0], [places[row] for row in rows]
+        else:
+            mask, of_examples = (Rows(tuple(own for [own] in together for _ in range(size))),), [*rows]
+        with self._stack.adding(mask), self._stack.for_examples(of_examples):
+            yield
+
+
+def _pieces(whole: Sequence[int], size: int) -> list[Sequence[int]]:
+    """A sequence in pieces of so many, the last of what is left."""
+    return [whole[start : start + size] for start in range(0, len(whole), size)]
