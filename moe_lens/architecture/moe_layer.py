@@ -97,7 +97,7 @@ class MoELayer:
 
     @property
     def takes_slots(self) -> bool:
-        """Whether the experts can be called with some of their tokens alone, each with experts and weights of its own."""
+        """Whether the experts can be called with some tokens alone, each with experts and weights of its own."""
         return self.gating_side == "inputs" and not self.no_single_outputs
 
     @property

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -109,12 +109,9 @@ def _outputs(
     asked = [examples[place] for place in unit.places]
 
     def computed() -> pd.DataFrame:
-        rows = unit.places  # of `Rows`: an example has one for each text that the lens is given for it
-        if unit.reads == OPTIONS:
-            rows = tuple(place for place in unit.places for _ in examples[place].options)
-        if unit.reads == RIVALS:
-            rows = tuple(place for place in unit.places for _ in _rivals(lens, examples[place]))
-        read = READERS[unit.reads]
+        read, rows = READERS[unit.reads], unit.places
+        if isinstance(read, Reading):  # of `Rows` an example has one for each text that the lens is given for it
+            rows = tuple(place for place in unit.places for _ in read.asked(lens, examples[place]))
         with lens.intervene(*(intervention.take(rows) for intervention in interventions)):
             return pd.DataFrame({"id": [example.id for example in asked], "output": list(read(lens, asked, run))})
 
@@ -134,32 +131,46 @@ def predictions(lens: MoELens, examples: Sequence[Example], run: Run) -> list[st
     return [without_thoughts(text).strip() for text in texts]
 
 
-def option_log_probabilities(lens: MoELens, examples: Sequence[Example], run: Run) -> list[tuple[float, ...] | None]:
-    """The log-probability (nats) of each example's options after its prompt, end-of-sequence not counted.
+@dataclass(frozen=True)
+class Reading:
+    """What is read of the log-probabilities (nats) of given answers, end-of-sequence not counted.
 
-    None for an example without options.
+    asked: the example once for each answer, that one its first gold answer; ids may repeat. first_token: whether only
+    the answers' first tokens count. value: what is read of an example's log-probabilities.
     """
-    asked = [replace(example, answers=(option,)) for example in examples for option in example.options]
-    found = iter(lens.answer_log_probabilities(asked, batch_size=run.batch_size, progress=False, with_end=False))
-    return [tuple(next(found) for _ in example.options) or None for example in examples]
 
+    asked: Callable[[MoELens, Example], Sequence[Example]]
+    value: Callable[[tuple[float, ...]], Any]
+    first_token: bool = False
 
-def answer_log_probabilities(lens: MoELens, examples: Sequence[Example], run: Run) -> list[float]:
-    """The log-probability (nats) of each example's first gold answer after its prompt, end-of-sequence not counted."""
-    return lens.answer_log_probabilities(examples, batch_size=run.batch_size, progress=False, with_end=False)
+    def __call__(self, lens: MoELens, examples: Sequence[Example], run: Run) -> list[Any]:
+        """What is read of each example, as the lens is."""
+        [found] = self.under(lens, examples, None, batch_size=run.batch_size, progress=False)
+        return found
 
+    def under(
+        self,
+        lens: MoELens,
+        examples: Sequence[Example],
+        masks: Sequence[Intervention | Sequence[Intervention]] | None,
+        *,
+        batch_size: int,
+        progress: bool,
+    ) -> list[list[Any]]:
+        """What is read of each example under each mask, [mask][example]; masks: None for the lens as it is."""
+        asked = [self.asked(lens, example) for example in examples]
+        texts = [text for several in asked for text in several]
+        settings: dict[str, Any] = {"with_end": False, "first_token": self.first_token, "batch_size": batch_size}
+        if not texts:
+            found: list[list[float]] = [[] for _ in masks or [()]]
+        elif masks is None:
+            found = [lens.answer_log_probabilities(texts, progress=progress, **settings)]
+        else:
+            found = lens.answer_log_probabilities_under(texts, masks, progress=progress, **settings)
+        return [self._by_example(asked, iter(of_mask)) for of_mask in found]
 
-def rival_log_probabilities(lens: MoELens, examples: Sequence[Example], run: Run) -> list[tuple[float, float] | None]:
-    """The log-probabilities (nats) of the first tokens of each example's gold answer and of what memory says.
-
-    Their difference is that of their logits. None for an example without memory, or where both are one token.
-    """
-    asked = [_rivals(lens, example) for example in examples]  # ids may repeat
-    both = [rival for rivals in asked for rival in rivals]
-    if not both:
-        return [None] * len(examples)
-    found = iter(lens.answer_log_probabilities(both, batch_size=run.batch_size, progress=False, first_token=True))
-    return [(next(found), next(found)) if rivals else None for rivals in asked]
+    def _by_example(self, asked: Sequence[Sequence[Example]], found: Iterator[float]) -> list[Any]:
+        return [self.value(tuple(next(found) for _ in several)) for several in asked]
 
 
 def _rivals(lens: MoELens, example: Example) -> tuple[Example, ...]:
@@ -170,10 +181,14 @@ def _rivals(lens: MoELens, example: Example) -> tuple[Example, ...]:
     return both if len(first) == 2 else ()
 
 
-READERS: dict[str, Callable[[MoELens, Sequence[Example], Run], Sequence[Any]]] = {
-    PREDICTION: predictions,
-    OPTIONS: option_log_probabilities,
-    ANSWER: answer_log_probabilities,
-    RIVALS: rival_log_probabilities,
+READINGS = {
+    OPTIONS: Reading(
+        lambda _, example: [replace(example, answers=(option,)) for option in example.options],
+        lambda found: found or None,
+    ),
+    ANSWER: Reading(lambda _, example: [example], lambda found: found[0]),
+    RIVALS: Reading(_rivals, lambda found: found or None, first_token=True),
 }
+"""What metrics read of answers that are given; the difference of two rivals is that of their logits."""
+READERS: dict[str, Callable[[MoELens, Sequence[Example], Run], Sequence[Any]]] = {PREDICTION: predictions, **READINGS}
 """How each thing that metrics read is got."""

@@ -1,4 +1,4 @@
-"""One batch under masks of its routing, each resumed at the first layer that it changes: only what it can change runs."""
+"""One batch under masks of its routing, each resumed at the first layer that it changes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -15,7 +15,7 @@ from moe_lens.lens.holding import measuring
 from moe_lens.lens.runner import BatchRunner, log_probabilities
 from moe_lens.lens.taken import kept_logits
 
-SAME = 1e-5
+SAME = 1e-6
 """Differences of gating weights up to this share of the largest are another order of summing, not an intervention."""
 
 
@@ -23,9 +23,8 @@ SAME = 1e-5
 class Plain:
     """What a pass over a batch holds, of which others are resumed.
 
-    prompts, batch, inputs, scored, found: of its rows, which are `places` of the batch that was run: the model's inputs,
-        at which positions a token of the answer is predicted, bool [batch, pos], and the answers' log-probabilities
-        (nats).
+    prompts, batch, inputs, scored, found: of its rows, which are `places` of the batch that was run: what the model was
+        given, where a token of the answer is predicted, bool [batch, pos], and the answers' log-probabilities (nats).
     layers, attentions: of all that was run, the whole output of each decoder layer, and of the attention in those that
         have experts. gating: the experts' indices and weights, [batch, pos, k]. routed: their sum, as they give it,
         where they can be asked for some tokens alone.
@@ -179,7 +178,7 @@ class ResumedRunner:
 
 
 def _moved(old: tuple[Tensor, Tensor], new: tuple[Tensor, Tensor], site: MoELayer) -> Tensor:
-    """By how much each expert's gating weight differs, [batch, pos, expert]; of each: indices, weights [batch, pos, k]."""
+    """By how much each expert's weight differs, [batch, pos, expert]; of each, indices and weights [batch, pos, k]."""
     (old_indices, before), (new_indices, after) = old, new
     table = after.new_zeros(*after.shape[:2], site.observed.n_experts)
     table.scatter_add_(-1, new_indices, after).scatter_add_(-1, old_indices, -before.to(after.dtype))

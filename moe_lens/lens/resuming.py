@@ -3,7 +3,6 @@
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 
@@ -68,7 +67,7 @@ class Resuming:
     def _differing(
         self, places: Sequence[int], prompts: Sequence[Encoded], masks: Sequence[Mask], found: Sequence[Sequence[float]]
     ) -> str:
-        """How far resumed answers are from the plain way's, where that is too far: of each first layer's strongest mask."""
+        """How far resumed answers are from whole runs' where that is too far; of each first layer's strongest mask."""
         numbers = torch.tensor(found, dtype=torch.float64)
         effects = (numbers - numbers.median(0).values).abs()  # [mask, prompt]
         strongest = {

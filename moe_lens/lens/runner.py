@@ -180,7 +180,7 @@ class BatchRunner:
 
 
 def log_probabilities(logits: Tensor, labels: Tensor) -> list[float]:
-    """The log-probability (nats) of each row's labels [batch, row - 1], by the logits [batch, row, vocab] before them."""
+    """The log-probability (nats) of labels [batch, row - 1] together, by the logits [batch, row, vocab] before them."""
     labels = labels.to(logits.device)
     by_token = logits[:, :-1].float().log_softmax(-1)
     chosen = by_token.gather(-1, labels.clamp(min=0)[..., None])[..., 0]
