@@ -96,9 +96,9 @@ class MoELayer:
         return "adds its shared experts in its own way" if self.shared_scale is None else ""
 
     @property
-    def takes_slots(self) -> bool:
-        """Whether the experts can be called with some tokens alone, each with experts and weights of its own."""
-        return self.gating_side == "inputs" and not self.no_single_outputs
+    def takes_tokens(self) -> bool:
+        """Whether the experts can be called with some of their tokens alone."""
+        return self.gating_side == "inputs"
 
     @property
     def gating_module(self) -> str:
@@ -164,19 +164,6 @@ class MoELayer:
         for argument, value in ((HIDDEN, _argument(call, HIDDEN).flatten(0, -2)[tokens]), *named):
             call = _replaced(call, argument, value)
         return call
-
-    def of_slots(self, call: Inputs, tokens: Tensor, experts: Tensor, weights: Tensor) -> Inputs:
-        """A call of the experts that returns what single ones add to a token's sum, [slot, d_model].
-
-        tokens, experts, weights: which token of `call`, which expert and with which gating weight, [slot] each.
-        """
-        dtype = _argument(call, self.weight_argument).dtype
-        hidden = _argument(call, HIDDEN).flatten(0, -2)[tokens]
-        alone = torch.zeros(len(tokens), self.slots_per_call, dtype=dtype, device=weights.device)
-        alone[:, 0] = weights
-        return self.with_gating(
-            _replaced(call, HIDDEN, hidden), experts[:, None].expand(-1, self.slots_per_call), alone
-        )
 
     def output_weights(self, module: nn.Module) -> list[list[Tensor]]:
         """Per routed expert of `module`, the whole model, its last weight and bias, if any; writing to them changes it.

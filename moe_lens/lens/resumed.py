@@ -91,7 +91,7 @@ class ResumedRunner:
             if architecture.attentions[layer] is not None:
                 seen.attentions[layer] = _copied(self.runner.model.get(architecture.attentions[layer]).output)
             seen.gating[layer] = _copied(reader.used_gating(layer))
-            if architecture.at(layer).takes_slots:
+            if architecture.at(layer).takes_tokens:
                 routed = reader.experts(layer).output
                 if isinstance(routed, Tensor):
                     seen.routed[layer] = routed.clone()
@@ -120,21 +120,13 @@ class ResumedRunner:
 
     def _only_changed(self, plain: Plain, layer: int) -> Tensor:
         """Inside a trace: run the masked layer's experts where gating differs; where that counts, bool [batch, pos]."""
-        reader, site = self.runner.reader, self.runner.reader.architecture.at(layer)
-        moved = _moved(plain.own(plain.gating[layer]), reader.used_gating(layer), site)
-        counted = plain.scored if layer == reader.architecture.n_layers - 1 else plain.inputs["attention_mask"].bool()
-        moved = moved * counted.to(moved.device)[..., None]
+        reader = self.runner.reader
+        changed = _differs(plain.own(plain.gating[layer]), reader.used_gating(layer), reader.architecture.at(layer))
+        last = layer == reader.architecture.n_layers - 1
+        changed &= (plain.scored if last else plain.inputs["attention_mask"].bool()).to(changed.device)
         if layer in plain.routed:
-            experts, routed = reader.experts(layer), plain.own(plain.routed[layer])
-            call = experts.inputs
-            tokens, chosen = moved.flatten(0, 1).nonzero().T
-            if len(tokens):
-                weights = moved.flatten(0, 1)[tokens, chosen]
-                arguments, named = site.of_slots(call, tokens, chosen, weights)
-                added = experts(*arguments, **named).view(len(tokens), -1)
-                routed.view(-1, routed.shape[-1]).index_add_(0, tokens, added)
-            experts.skip(routed)
-        return moved.any(-1)
+            self._only_wanted(plain, layer, changed)
+        return changed
 
     def rest(self, plain: Plain, layer: int, output: Any, wanted: Tensor) -> list[float]:
         """The log-probability (nats) of each row's answer, if `layer` gives this whole output.
@@ -177,12 +169,15 @@ class ResumedRunner:
         return found
 
 
-def _moved(old: tuple[Tensor, Tensor], new: tuple[Tensor, Tensor], site: MoELayer) -> Tensor:
-    """By how much each expert's weight differs, [batch, pos, expert]; of each, indices and weights [batch, pos, k]."""
+def _differs(old: tuple[Tensor, Tensor], new: tuple[Tensor, Tensor], site: MoELayer) -> Tensor:
+    """At which positions some expert's gating weight differs, bool [batch, pos], in whatever order they stand.
+
+    old, new: indices and weights, [batch, pos, k].
+    """
     (old_indices, before), (new_indices, after) = old, new
-    table = after.new_zeros(*after.shape[:2], site.observed.n_experts)
-    table.scatter_add_(-1, new_indices, after).scatter_add_(-1, old_indices, -before.to(after.dtype))
-    return table.masked_fill(table.abs() <= SAME * before.abs().amax(), 0)
+    moved = after.new_zeros(*after.shape[:2], site.observed.n_experts)
+    moved.scatter_add_(-1, new_indices, after).scatter_add_(-1, old_indices, -before.to(after.dtype))
+    return (moved.abs() > SAME * before.abs().amax()).any(-1)
 
 
 def rows_of(value: Any, rows: Sequence[int], n_rows: int) -> Any:
