@@ -31,8 +31,8 @@ from moe_lens.lens.offloaded import expect_input_in_memory
 from moe_lens.lens.positions import Positions, check_positions
 from moe_lens.lens.reader import ByLayer, TraceReader
 from moe_lens.lens.record import Record, check_capture
+from moe_lens.lens.resumed import ResumedRunner
 from moe_lens.lens.resuming import Resuming
-from moe_lens.lens.runner import BatchRunner
 from moe_lens.lens.stack import InterventionStack
 from moe_lens.progress import progress_bar
 
@@ -105,7 +105,7 @@ class MoELens:
         self._stack = InterventionStack(self.architecture)
         self._edits: dict[int, Any] = {}  # one for each layer that any block acts on, also a block that is at rest
         greedy = Greedy(module, self.tokenizer)
-        self._runner = BatchRunner(self.module, self.model, self.tokenizer, reader, self._stack, greedy)
+        self._runner = ResumedRunner(self.module, self.model, self.tokenizer, reader, self._stack, greedy)
         self._resuming = Resuming(self._runner)
         self._logit_lens = LogitLens(module, self.architecture)
 

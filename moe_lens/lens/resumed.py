@@ -12,8 +12,8 @@ from moe_lens.architecture import MoELayer
 from moe_lens.data import Batch, Encoded
 from moe_lens.data.encoding import IGNORED_LABEL
 from moe_lens.lens.holding import measuring
-from moe_lens.lens.runner import BatchRunner, log_probabilities
-from moe_lens.lens.taken import kept_logits
+from moe_lens.lens.runner import BatchRunner
+from moe_lens.lens.taken import joint_log_probability, kept_logits
 
 SAME = 1e-6
 """Differences of gating weights up to this share of the largest are another order of summing, not an intervention."""
@@ -61,69 +61,67 @@ class Plain:
 
 
 @dataclass(frozen=True)
-class ResumedRunner:
-    """Runs batches from a layer on, under the interventions of the runner's stack, which change routing alone."""
-
-    runner: BatchRunner
+class ResumedRunner(BatchRunner):
+    """Also runs batches from a layer on, under interventions that change routing alone."""
 
     def plain(self, prompts: Sequence[Encoded]) -> Plain:
         """A whole pass over the prompts, which carry their answers."""
-        batch = self.runner.batch_of(prompts)
-        labels, inputs, rows = batch.answer_labels, self.runner.inputs(batch), len(prompts)
+        batch = self._batch(prompts)
+        labels, inputs, rows = batch.answer_labels, self._inputs(batch), len(prompts)
         kept = labels.shape[1] + 1
         scored = (batch.labels != IGNORED_LABEL).roll(-1, 1)  # of the first position there is no label
         seen = Plain(tuple(prompts), batch, inputs, scored.to(inputs["input_ids"].device), [], [*range(rows)], rows)
         with (
             torch.no_grad(),
-            measuring(self.runner.module),
-            self.runner.stack.for_batch(batch),
-            self.runner.model.trace(**inputs, logits_to_keep=kept),
+            measuring(self.module),
+            self.stack.for_batch(batch),
+            self.model.trace(**inputs, logits_to_keep=kept),
         ):
-            for layer in range(self.runner.reader.architecture.n_layers):
+            for layer in range(self.reader.architecture.n_layers):
                 self._keep(layer, seen)
-            logits = self.runner.model.output.logits.save()
+            logits = self.model.output.logits.save()
         return replace(seen, found=self._found(seen, logits))
 
     def _keep(self, layer: int, seen: Plain) -> None:
         """Inside a trace: what a layer gives, and its parts; copied, since blocks may write into it later."""
-        reader, architecture = self.runner.reader, self.runner.reader.architecture
+        reader, architecture = self.reader, self.reader.architecture
         if layer in architecture.moe_layers:
             if architecture.attentions[layer] is not None:
-                seen.attentions[layer] = _copied(self.runner.model.get(architecture.attentions[layer]).output)
+                seen.attentions[layer] = _copied(self.model.get(architecture.attentions[layer]).output)
             seen.gating[layer] = _copied(reader.used_gating(layer))
             if architecture.at(layer).takes_tokens:
                 routed = reader.experts(layer).output
                 if isinstance(routed, Tensor):
                     seen.routed[layer] = routed.clone()
-        seen.layers[layer] = _copied(self.runner.model.get(architecture.layers[layer]).output)
+        seen.layers[layer] = _copied(self.model.get(architecture.layers[layer]).output)
 
     def masked_layer(self, plain: Plain, layer: int) -> tuple[Any, Tensor]:
         """The whole output of the first masked layer, and which positions it differs at, bool [batch, pos]."""
-        runner, architecture = self.runner, self.runner.reader.architecture
+        architecture = self.reader.architecture
         seen: dict[str, Any] = {}
         with (
             torch.no_grad(),
-            measuring(runner.module),
-            runner.stack.for_batch(plain.batch),
-            runner.stack.resumed_at(layer),
-            runner.model.trace(**plain.inputs, logits_to_keep=1) as tracer,
+            measuring(self.module),
+            self.stack.for_batch(plain.batch),
+            self.stack.resumed_at(layer),
+            self.model.trace(**plain.inputs, logits_to_keep=1) as tracer,
         ):
             before_it = plain.own(plain.layers[layer - 1]) if layer else None
             for before in range(layer):
-                runner.model.get(architecture.layers[before]).skip(before_it)
+                self.model.get(architecture.layers[before]).skip(before_it)
             if layer in plain.attentions:
-                runner.model.get(architecture.attentions[layer]).skip(plain.own(plain.attentions[layer]))
+                self.model.get(architecture.attentions[layer]).skip(plain.own(plain.attentions[layer]))
             seen["changed"] = self._only_changed(plain, layer)
-            seen["output"] = runner.model.get(architecture.layers[layer]).output
+            seen["output"] = self.model.get(architecture.layers[layer]).output
             tracer.stop()
         return seen["output"], seen["changed"]
 
     def _only_changed(self, plain: Plain, layer: int) -> Tensor:
         """Inside a trace: run the masked layer's experts where gating differs; where that counts, bool [batch, pos]."""
-        reader = self.runner.reader
+        reader = self.reader
         changed = _differs(plain.own(plain.gating[layer]), reader.used_gating(layer), reader.architecture.at(layer))
-        last = layer == reader.architecture.n_layers - 1
-        changed &= (plain.scored if last else plain.inputs["attention_mask"].bool()).to(changed.device)
+        if layer == reader.architecture.n_layers - 1:
+            changed &= plain.scored.to(changed.device)
         if layer in plain.routed:
             self._only_wanted(plain, layer, changed)
         return changed
@@ -133,39 +131,39 @@ class ResumedRunner:
 
         wanted: the positions that can differ from the plain pass's, bool [batch, pos].
         """
-        runner, architecture = self.runner, self.runner.reader.architecture
+        architecture = self.reader.architecture
         with (
             torch.no_grad(),
-            measuring(runner.module),
-            runner.stack.for_batch(plain.batch),
-            runner.stack.resumed_at(layer + 1),
-            runner.model.trace(**plain.inputs, logits_to_keep=plain.batch.answer_labels.shape[1] + 1),
+            measuring(self.module),
+            self.stack.for_batch(plain.batch),
+            self.stack.resumed_at(layer + 1),
+            self.model.trace(**plain.inputs, logits_to_keep=plain.batch.answer_labels.shape[1] + 1),
         ):
             for before in range(layer + 1):
-                runner.model.get(architecture.layers[before]).skip(output)
+                self.model.get(architecture.layers[before]).skip(output)
             for later in range(layer + 1, architecture.n_layers):
                 if later in plain.routed:
                     last = later == architecture.n_layers - 1
-                    self._only_wanted(plain, later, wanted & plain.scored if last else wanted)
-            logits = runner.model.output.logits.save()
+                    self._only_wanted(plain, later, wanted.to(plain.scored.device) & plain.scored if last else wanted)
+            logits = self.model.output.logits.save()
         return self._found(plain, logits)
 
     def _only_wanted(self, plain: Plain, layer: int, wanted: Tensor) -> None:
         """Inside a trace: run a layer's experts on the wanted tokens, and give the others what the plain pass had."""
-        experts, routed = self.runner.reader.experts(layer), plain.own(plain.routed[layer])
+        experts, routed = self.reader.experts(layer), plain.own(plain.routed[layer])
         call = experts.inputs
         tokens = wanted.to(routed.device).flatten().nonzero()[:, 0]
         if len(tokens):
-            arguments, named = self.runner.reader.architecture.at(layer).of_tokens(call, tokens)
+            arguments, named = self.reader.architecture.at(layer).of_tokens(call, tokens)
             routed.view(-1, routed.shape[-1])[tokens] = experts(*arguments, **named).view(len(tokens), -1)
         experts.skip(routed)
 
     def _found(self, plain: Plain, logits: Tensor) -> list[float]:
         """The log-probabilities of the rows' answers, by the logits of the last positions or of all."""
         labels = plain.batch.answer_labels
-        found = log_probabilities(kept_logits(logits, labels.shape[1] + 1), labels)
+        found: list[float] = joint_log_probability(kept_logits(logits, labels.shape[1] + 1), labels).tolist()
         if not all(map(isfinite, found)):
-            self.runner.refuse(plain.prompts)
+            self._refuse(plain.prompts)
         return found
 
 

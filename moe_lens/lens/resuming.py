@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
 from moe_lens.data import Encoded
 from moe_lens.lens.interventions import Intervention, Rows
 from moe_lens.lens.resumed import Plain, ResumedRunner, rows_of
-from moe_lens.lens.runner import BatchRunner
 
 Mask = tuple[Intervention, ...]
 """What acts together."""
@@ -29,9 +29,8 @@ are in batches of other sizes too, select the other.
 class Resuming:
     """Runs batches of a lens under many masks; remembers by which kinds of masks resuming has been found exact."""
 
-    def __init__(self, runner: BatchRunner) -> None:
+    def __init__(self, runner: ResumedRunner) -> None:
         self._runner, self._stack = runner, runner.stack
-        self._resumed = ResumedRunner(runner)
         self._exact: dict[frozenset[type], bool] = {}
 
     def answers_under(
@@ -100,7 +99,7 @@ class Resuming:
         self, places: Sequence[int], prompts: Sequence[Encoded], masks: Sequence[Mask], done: Callable[[int], object]
     ) -> list[list[float]]:
         with self._stack.for_examples(places):
-            plain = self._resumed.plain(prompts)
+            plain = self._runner.plain(prompts)
         found = [list(plain.found) for _ in masks]
         for layer, own in self._by_first_layer(masks).items():
             for numbers in self._packs(masks, own):
@@ -125,29 +124,26 @@ class Resuming:
         size = len(places)
         packed = plain.of_rows([*range(size)] * len(together))
         with self._masking(together, size, places, range(len(packed.places))):
-            output, changed = self._resumed.masked_layer(packed, layer)
-        wanted, rows = self._reach(packed, layer, changed, together)
+            output, changed = self._runner.masked_layer(packed, layer)
+        wanted, rows = self._reach(layer, changed, together)
         found = list(packed.found)
         for chunk in _pieces(rows, size):
             of_chunk = rows_of(output, chunk, len(found))
             with self._masking(together, size, places, chunk):
-                answers = self._resumed.rest(packed.of_rows(chunk), layer, of_chunk, wanted[list(chunk)])
+                answers = self._runner.rest(packed.of_rows(chunk), layer, of_chunk, wanted[list(chunk)])
             for row, answer in zip(chunk, answers, strict=True):
                 found[row] = answer
         return found
 
-    def _reach(
-        self, packed: Plain, layer: int, changed: torch.Tensor, together: Sequence[Mask]
-    ) -> tuple[torch.Tensor, list[int]]:
+    def _reach(self, layer: int, changed: Tensor, together: Sequence[Mask]) -> tuple[Tensor, list[int]]:
         """Which positions [row, pos] can differ from the plain pass's after `layer`, and which rows.
 
-        Those from the first that changed on; all, where something acts in later layers too.
+        Those from the first that changed on; all, where something acts in later layers too. Pads are positions as
+        others: there are models in which they reach tokens.
         """
-        real = packed.inputs["attention_mask"].bool()
         if any(self._layers(mask) != {layer} for mask in together):
-            return real, [*range(len(real))]
-        changed = changed.to(real.device)
-        return (changed.cumsum(-1) > 0) & real, changed.any(-1).nonzero()[:, 0].tolist()
+            changed = torch.ones_like(changed)
+        return changed.cumsum(-1) > 0, changed.any(-1).nonzero()[:, 0].tolist()
 
     @contextmanager
     def _masking(

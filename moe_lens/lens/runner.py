@@ -12,7 +12,6 @@ from transformers import PreTrainedTokenizerBase
 
 from moe_lens.architecture.discovery import pretrained
 from moe_lens.data import Batch, Encoded, collate
-from moe_lens.data.encoding import IGNORED_LABEL
 from moe_lens.lens.devices import OnDevices, on_cpu
 from moe_lens.lens.finite import FiniteSteps, all_finite, finite_streams, not_finite
 from moe_lens.lens.greedy import Greedy
@@ -21,7 +20,7 @@ from moe_lens.lens.positions import Positions, any_position_mask
 from moe_lens.lens.reader import TraceReader
 from moe_lens.lens.record import CAPTURES, Record, read_layers
 from moe_lens.lens.stack import InterventionStack
-from moe_lens.lens.taken import expect_known, kept_logits, pad_id
+from moe_lens.lens.taken import expect_known, joint_log_probability, kept_logits, pad_id
 from moe_lens.routing import Routing
 
 
@@ -38,24 +37,24 @@ class BatchRunner:
 
     def answer_log_probabilities(self, prompts: Sequence[Encoded]) -> list[float]:
         """The log-probability (nats) of each prompt's answer, in the order given."""
-        batch = self.batch_of(prompts)
+        batch = self._batch(prompts)
         labels = batch.answer_labels
         kept = labels.shape[1] + 1
         with (
             torch.no_grad(),
             measuring(self.module),
             self.stack.for_batch(batch),
-            self.model.trace(**self.inputs(batch), logits_to_keep=kept),
+            self.model.trace(**self._inputs(batch), logits_to_keep=kept),
         ):
             whole = self.model.output.logits.save()
-        found = log_probabilities(kept_logits(whole, kept), labels)
+        found: list[float] = joint_log_probability(kept_logits(whole, kept), labels).tolist()
         if not all(map(isfinite, found)):
-            self.refuse(prompts)
+            self._refuse(prompts)
         return found
 
     def generate(self, prompts: Sequence[Encoded], max_new_tokens: int) -> list[str]:
         """The greedy continuation of each prompt, without special tokens, in the order given."""
-        batch, steps = self.batch_of(prompts), FiniteSteps()
+        batch, steps = self._batch(prompts), FiniteSteps()
         arguments = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "logits_processor": [steps]}
         with (
             torch.no_grad(),
@@ -70,7 +69,7 @@ class BatchRunner:
         running[:, :1] = True
         bad = running & ~torch.stack(steps.steps, -1).cpu()
         if bad.any():
-            self.refuse(prompts, new[:, : int(bad.any(0).nonzero()[0])])
+            self._refuse(prompts, new[:, : int(bad.any(0).nonzero()[0])])
         return self.greedy.texts(new)
 
     def record(
@@ -85,14 +84,14 @@ class BatchRunner:
 
         to_cpu: moved there, layer by layer where it is large, so that the device holds one layer's at a time.
         """
-        batch = self.batch_of(prompts)
+        batch = self._batch(prompts)
         spans = batch.context_spans, batch.question_spans
         counted = any_position_mask(batch.attention_mask, *spans, positions, batch.labels)
         kept = OnDevices(counted.any(0).nonzero()[:, 0])
         seen, before = self._seen(batch, capture, kept, to_cpu=to_cpu)
         projected_mask = batch.attention_mask[:, kept.values if "logits" in capture else slice(-1, None)]
         if not all_finite(seen["finite"], batch.attention_mask, seen["logits"], projected_mask):
-            self.refuse(prompts)
+            self._refuse(prompts)
         captured = seen["layers"]
         routing = captured.get("routing", {})
         logits = seen["logits"] if "logits" in capture else None
@@ -130,27 +129,27 @@ class BatchRunner:
                 around.enter_context(CAPTURES[name].around(self.module, kept))
             around.enter_context(self.stack.for_batch(batch))
             before = around.enter_context(self.stack.recording())
-            with self.model.trace(**self.inputs(batch), logits_to_keep=projected):
+            with self.model.trace(**self._inputs(batch), logits_to_keep=projected):
                 seen["layers"] = read_layers(self.reader, capture, kept, to_cpu=to_cpu)
                 [seen["finite"]] = finite_streams(self.reader, (self.reader.architecture.n_layers - 1,))
                 seen["logits"] = self.model.output.logits
         seen["logits"] = kept_logits(seen["logits"], projected)
         return seen, before
 
-    def batch_of(self, prompts: Sequence[Encoded]) -> Batch:
+    def _batch(self, prompts: Sequence[Encoded]) -> Batch:
         """The prompts padded; MoELensError for a token that the model does not know."""
         expect_known(prompts, self.module, self.tokenizer)
         return collate(prompts, self._pad_id)
 
-    def refuse(self, prompts: Sequence[Encoded], said: Tensor | None = None) -> NoReturn:
+    def _refuse(self, prompts: Sequence[Encoded], said: Tensor | None = None) -> NoReturn:
         """NotFiniteError, from a second pass that says where; said: what was generated until then, [batch, new]."""
         if said is not None:
             prompts = [
                 replace(prompt, input_ids=(*prompt.input_ids, *row), prompt_length=len(prompt.input_ids) + len(row))
                 for prompt, row in zip(prompts, said.tolist(), strict=True)
             ]
-        batch = self.batch_of(prompts)
-        inputs = self.inputs(batch)
+        batch = self._batch(prompts)
+        inputs = self._inputs(batch)
         seen: dict[str, Any] = {}
         with (
             torch.no_grad(),
@@ -163,7 +162,7 @@ class BatchRunner:
         with torch.no_grad():
             raise not_finite(self.module, self.reader.architecture, prompts, inputs, seen["streams"], under)
 
-    def inputs(self, batch: Batch) -> dict[str, Any]:
+    def _inputs(self, batch: Batch) -> dict[str, Any]:
         """What a forward pass over the whole batch takes; positions are counted from each row's first token."""
         device = pretrained(self.module).device
         mask = batch.attention_mask.to(device)
@@ -177,15 +176,6 @@ class BatchRunner:
     @property
     def _pad_id(self) -> int:
         return pad_id(self.module, self.tokenizer)
-
-
-def log_probabilities(logits: Tensor, labels: Tensor) -> list[float]:
-    """The log-probability (nats) of labels [batch, row - 1] together, by the logits [batch, row, vocab] before them."""
-    labels = labels.to(logits.device)
-    by_token = logits[:, :-1].float().log_softmax(-1)
-    chosen = by_token.gather(-1, labels.clamp(min=0)[..., None])[..., 0]
-    found: list[float] = chosen.masked_fill(labels == IGNORED_LABEL, 0).sum(-1).tolist()
-    return found
 
 
 def _on_cpu(routings: Mapping[int, Routing]) -> dict[int, Routing]:

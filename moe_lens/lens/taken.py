@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from moe_lens.architecture.discovery import pretrained, text_config
 from moe_lens.data import Encoded
+from moe_lens.data.encoding import IGNORED_LABEL
 from moe_lens.errors import MoELensError
 
 
@@ -51,3 +52,14 @@ def kept_logits(logits: Tensor, kept: int | Sequence[int]) -> Tensor:
     if isinstance(kept, int):
         return logits[:, -kept:]
     return logits if logits.shape[1] == len(kept) else logits[:, kept]
+
+
+def joint_log_probability(logits: Tensor, labels: Tensor) -> Tensor:
+    """The log-probability (nats) of each row's labels together, float32 [batch].
+
+    logits: [batch, row, vocab], at the tokens before those of labels [batch, pos] and at the last; ignored ones are 0.
+    """
+    labels = labels.to(logits.device)
+    log_probabilities = logits[:, :-1].float().log_softmax(-1)
+    chosen = log_probabilities.gather(-1, labels.clamp(min=0)[..., None])[..., 0]
+    return chosen.masked_fill(labels == IGNORED_LABEL, 0).sum(-1)
