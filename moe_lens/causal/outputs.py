@@ -175,7 +175,7 @@ class Reading:
 
 def _rivals(lens: MoELens, example: Example) -> tuple[Example, ...]:
     """The example with its gold answer, and with what memory says; nothing where their first tokens do not differ."""
-    both = tuple(replace(example, answers=(text,)) for text in (example.answers[0], *example.memory[:1]))
+    both = tuple(replace(example, answers=(text,), options=()) for text in (example.answers[0], *example.memory[:1]))
     encoded = (encode(one, lens.tokenizer, template=lens.template, with_answer=True) for one in both)
     first = {one.input_ids[one.prompt_length] for one in encoded}
     return both if len(first) == 2 else ()
