@@ -187,11 +187,12 @@ def provenance(
     }
 
 
-def data_digest(examples: "Sequence[Example]") -> dict[str, Any]:
-    """What tells examples from others: how many there are, and a hash over all that is in them."""
+def data_digest(examples: "Sequence[Example | str]") -> dict[str, Any]:
+    """What tells examples, or bare texts, from others: how many there are, and a hash over all that is in them."""
     digest = hashlib.sha256()
     for example in examples:
-        digest.update(as_json(asdict(example)).encode() + b"\n")
+        told = example if isinstance(example, str) else asdict(example)
+        digest.update(as_json(told).encode() + b"\n")
     return {"examples": len(examples), "sha256": digest.hexdigest()}
 
 

@@ -41,7 +41,7 @@ def main(
     batch_size: Annotated[int, Option(help="Examples per batch.")] = 32,
     repeats: Annotated[int, Option(help="Times that each is run, in turns.")] = 3,
 ) -> None:
-    """Time each in turns, and print its CPU time beside the whole runs', medians and quartiles, and how far it is off."""
+    """Time each in turns; print its CPU time beside the whole runs', medians and quartiles, and how far it is off."""
     try_folder(out)
     lens = opened(model)
     examples, rows, off = load_examples("swap", limit=limit), [], {}

@@ -15,7 +15,7 @@ OUTPUT_WEIGHT_NAMES = ("down_proj", "down_proj_bias", "mlp.w2", "output_linear.w
 LISTED_OUTPUT_NAMES = ("down_proj", "w2", "fc2")
 
 HIDDEN = (0, "hidden_states")
-"""Position and name of the residual stream among the experts' arguments."""
+"""Where the experts' call has their tokens."""
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 """The positional and keyword arguments of a module's call."""
@@ -72,6 +72,8 @@ class MoELayer:
     """How many experts a token needs when single outputs are asked for; those after the first get weight 0."""
     no_single_outputs: ClassVar[str] = ""
     """Why single experts' outputs cannot be told; empty where they can."""
+    no_output_of_any: ClassVar[str] = ""
+    """Why an expert cannot be given a token that does not select it; empty where it can."""
 
     @property
     def fixed_k(self) -> str:
@@ -146,16 +148,28 @@ class MoELayer:
         Each token is given once per selected expert, with one expert of gating weight 1.
         tokens: int64 [token], which tokens of the call to take; None for all.
         """
-        indices, weights = (_argument(call, at) for at in (self.index_argument, self.weight_argument))
+        indices, _ = self.gating(call)
         hidden = _argument(call, HIDDEN).flatten(0, -2)
         if tokens is not None:
             indices, hidden = indices[tokens], hidden[tokens]
-        single = indices.reshape(-1, 1)
-        repeated = _replaced(call, HIDDEN, hidden.repeat_interleave(indices.shape[-1], dim=0))
-        ones = torch.zeros_like(single, dtype=weights.dtype).expand(-1, self.slots_per_call).clone()
+        return self._one_each(call, hidden.repeat_interleave(indices.shape[-1], dim=0), indices.flatten())
+
+    def alone(self, call: Inputs, tokens: Tensor, expert: int) -> Inputs:
+        """A call of the experts in which each of these tokens, int64 [token], has one expert of gating weight 1 alone.
+
+        It returns what the expert makes of them, [token, d_model].
+        """
+        hidden = _argument(call, HIDDEN).flatten(0, -2)[tokens]
+        return self._one_each(call, hidden, tokens.new_full((len(tokens),), expert))
+
+    def _one_each(self, call: Inputs, hidden: Tensor, experts: Tensor) -> Inputs:
+        """The call for these tokens [token, d_model] with one expert each, int64 [token], of gating weight 1."""
+        _, weights = self.gating(call)
+        ones = weights.new_zeros(len(experts), self.slots_per_call)
         ones[:, 0] = 1
-        single = single.expand(-1, self.slots_per_call)
-        return _replaced(_replaced(repeated, self.index_argument, single), self.weight_argument, ones)
+        single = experts[:, None].expand(-1, self.slots_per_call)
+        made: Inputs = self.with_gating(_replaced(call, HIDDEN, hidden), single, ones)
+        return made
 
     def of_tokens(self, call: Inputs, tokens: Tensor) -> Inputs:
         """A call of the experts with these tokens of `call` alone, int64 [token]."""
@@ -217,6 +231,7 @@ class SortedSlots(MoELayer):
     """Experts that get the tokens sorted by expert: the router returns the order, tokens, weights, counts, logits."""
 
     gating_side: ClassVar[str] = "output"
+    no_output_of_any: ClassVar[str] = "experts get tokens that are sorted by expert"
     fixed_k: ClassVar[str] = "experts get tokens that are sorted by expert"
 
     @property

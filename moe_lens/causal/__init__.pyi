@@ -1,3 +1,6 @@
+from .attributing import TARGETS as TARGETS
+from .attributing import Attribution as Attribution
+from .attributing import attribution as attribution
 from .evaluation import Evaluation as Evaluation
 from .evaluation import answer_table as answer_table
 from .evaluation import evaluate as evaluate

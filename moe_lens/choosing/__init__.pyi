@@ -1,3 +1,5 @@
+from .contrast import Contrast as Contrast
+from .contrast import load_prompts as load_prompts
 from .controls import against_random as against_random
 from .controls import random_controls as random_controls
 from .masking import Masked as Masked
@@ -8,8 +10,12 @@ from .measuring import Models as Models
 from .measuring import score_tables as score_tables
 from .planted import has_planted as has_planted
 from .planted import planted_experts as planted_experts
+from .procedures import Attributed as Attributed
+from .procedures import Procedure as Procedure
+from .procedures import SingleEffects as SingleEffects
 from .scores import SCORES as SCORES
 from .scores import Score as Score
+from .scores import score_named as score_named
 from .selection import Choice as Choice
 from .selection import Given as Given
 from .selection import Ground as Ground

@@ -1,6 +1,8 @@
 """Measuring scores: one pass over the examples for each model that they are about, and the tables kept."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+import hashlib
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
@@ -9,8 +11,9 @@ from typing import Any
 
 import pandas as pd
 
+from moe_lens.choosing.contrast import load_prompts
+from moe_lens.choosing.procedures import Examples, Load, Procedure
 from moe_lens.choosing.scores import Score
-from moe_lens.data import Example
 from moe_lens.errors import MoELensError
 from moe_lens.lens.delta import with_delta
 from moe_lens.lens.lens import MoELens
@@ -49,33 +52,38 @@ class Models:
 def score_tables(
     scores: Iterable[Score],
     models: Models,
-    examples: Sequence[Example],
+    examples: Examples,
     *,
     out: Path | None = None,
     made_by: Mapping[str, Any] | None = None,
     batch_size: int | None = None,
+    load: Load = load_prompts,
 ) -> dict[str, pd.DataFrame]:
     """The score of every expert, by the score's name: columns layer, expert, score.
 
-    Every statistic is measured once, in one pass for each model.
+    Those that come with an interval have score_low and score_high too. Every statistic is measured once, in one pass
+    for each model; procedures share theirs.
     out, made_by: a folder in which each score is kept as score-NAME.parquet under this provenance; one that is there
         already, made in the same way, is not measured again. MoELensError for the one without the other.
+    load: gives the examples of data that a score names itself, as contrast(novel;swap) does.
     """
     if (out is None) != (made_by is None):
         raise MoELensError(
             "out and made_by belong together: a kept score is told from others by models, template and examples; give "
             "both, such as made_by=moe_lens.results.provenance(model=…, data=examples), or neither"
         )
+    load = cache(load)
     wanted = list(dict.fromkeys(scores))
-    files = {score: None if out is None else out / f"score-{score.name}.parquet" for score in wanted}
-    told = {score: {**(made_by or {}), **_facts(score)} for score in wanted}
+    files = {score: None if out is None else out / _file(score) for score in wanted}
+    told = {score: {**(made_by or {}), **_facts(score, load)} for score in wanted}
     missing = [score for score in wanted if read_if_made_by(files[score], told[score]) is None]
 
     @cache
     def measured() -> tuple[_Tables, _Tables]:
+        of_base, of_tuned = ([one for one in missing if one.needs_base], [one for one in missing if one.needs_tuned])
         return (
-            _measure(models.base, [score for score in missing if score.needs_base], examples, batch_size),
-            _measure(models.tuned, [score for score in missing if score.needs_tuned], examples, batch_size),
+            _measure(models.base, of_base, examples, batch_size, load),
+            _measure(models.tuned, of_tuned, examples, batch_size, load),
         )
 
     def one(score: Score) -> pd.DataFrame:
@@ -88,32 +96,56 @@ def score_tables(
 _Tables = Mapping[tuple[str, str], pd.DataFrame]
 
 
-def _measure(opened: Opened, scores: Collection[Score], examples: Sequence[Example], batch_size: int | None) -> _Tables:
-    """The tables of the statistics that these scores are taken from, each measured once, in one pass."""
+def _measure(
+    opened: Opened, scores: Collection[Score], examples: Examples, batch_size: int | None, load: Load
+) -> _Tables:
+    """The tables of what these scores are taken from: of all statistics in one pass, of procedures kind by kind."""
     if not scores:
         return {}
-    statistics = {_key(statistic): statistic for statistic in (score.statistic() for score in scores)}
+    sources = {_key(source): source for source in (score.measured_by() for score in scores)}
+    procedures = {key: source for key, source in sources.items() if isinstance(source, Procedure)}
+    statistics = {key: source for key, source in sources.items() if not isinstance(source, Procedure)}
+    tables: dict[tuple[str, str], pd.DataFrame] = {}
     with opened() as lens:
-        found = lens.measure(examples, *statistics.values(), batch_size=batch_size)
-    return {key: statistic.table() for key, statistic in zip(statistics, found, strict=True)}
+        if statistics:
+            found = lens.measure(examples, *statistics.values(), batch_size=batch_size)
+            tables |= {key: statistic.table() for key, statistic in zip(statistics, found, strict=True)}
+        for kind in dict.fromkeys(name for name, _ in procedures):
+            own = {key: source for key, source in procedures.items() if key[0] == kind}
+            wanted = list(own.values())
+            made = type(wanted[0]).tables(wanted, lens, examples, load=load, batch_size=batch_size)
+            tables |= dict(zip(own, made, strict=True))
+    return tables
 
 
-def _facts(score: Score) -> dict[str, Any]:
+def _facts(score: Score, load: Load) -> dict[str, Any]:
     """What tells a score from others, also from one that had its name before."""
-    measured = {"of": score.of, "statistic": _key(score.statistic()), "column": score.column}
-    return {"score": score.name, "about": score.about, **measured}
+    source = score.measured_by()
+    measured = {"of": score.of, "statistic": _key(source), "column": score.column}
+    own = {"measured": source.facts(load)} if isinstance(source, Procedure) else {}
+    return {"score": score.name, "about": score.about, **measured, **own}
 
 
-def _key(statistic: Statistic) -> tuple[str, str]:
-    """What tells a statistic from others."""
-    return type(statistic).__name__, repr(sorted(statistic.settings.items()))
+def _file(score: Score) -> str:
+    """A file name, different for different scores."""
+    plain = re.sub(r"[^\w.-]+", "_", score.name)
+    digest = "" if plain == score.name else "-" + hashlib.sha256(score.name.encode()).hexdigest()[:8]
+    return f"score-{plain[:60]}{digest}.parquet"
+
+
+def _key(source: Statistic | Procedure) -> tuple[str, str]:
+    """What tells a statistic or procedure from others."""
+    return type(source).__name__, repr(sorted(source.settings.items()))
 
 
 def _table(score: Score, base: _Tables, tuned: _Tables) -> pd.DataFrame:
     """The score of every expert: columns layer, expert, score, name. base, tuned: the statistics' tables."""
-    key = _key(score.statistic())
+    key = _key(score.measured_by())
     table = (base if score.of == "base" else tuned)[key]
-    values = table[score.column]
+    found = table[["layer", "expert"]].assign(score=table[score.column], name=score.name)
     if score.of == "gain":
-        values = values - base[key][score.column]
-    return table[["layer", "expert"]].assign(score=values, name=score.name)
+        return found.assign(score=found["score"] - base[key][score.column])
+    ends = {
+        f"score_{end}": table[f"{score.column}_{end}"] for end in ("low", "high") if f"{score.column}_{end}" in table
+    }
+    return found.assign(**ends)

@@ -229,18 +229,19 @@ class Choice:
 def parse(text: str) -> tuple[Selection, ...]:
     """The selections that a text names: what --experts and its like take.
 
-    SCORE:4 (or SCORE:1,2,4 for several) the highest of each layer by a score of `SCORES`; SCORE:p=0.2 the highest until
-    their scores sum to 0.2; random:8; planted; FILE.json, an object of {layer: [experts]}; or literally 3:5,7;4:0.
+    SCORE:4 (or SCORE:1,2,4 for several) the highest of each layer by a score of `SCORES`, also with what it takes in
+    brackets, contrast(novel;swap):4; SCORE:p=0.2 the highest until their scores sum to 0.2; random:8; planted;
+    FILE.json, an object of {layer: [experts]}; or literally 3:5,7;4:0.
     Raises MoELensError for anything else.
     """
-    name, _, rest = text.strip().partition(":")
-    if name in SCORES or name == "random":
-        return tuple(_ranked_or_drawn(name, rest, text))
+    written = re.match(r"([a-z][\w-]*)(?:\((.*)\))?(?::|$)", text.strip())
+    if written and (written[1] in SCORES or (written[1] == "random" and written[2] is None)):
+        return tuple(_ranked_or_drawn(written[1], written[2], text.strip()[written.end() :], text))
     if text.strip() == "planted":
         return (Planted(),)
     if text.endswith(".json"):
         return (Given(ExpertSet.from_json(_read(text)), called=Path(text).stem),)
-    if name.isdigit():
+    if text.strip().partition(":")[0].isdigit():
         return (Given(ExpertSet.parse(text)),)
     raise MoELensError(
         f"cannot read the experts {text!r}; expected a score and size such as ce:4 or esft-gate:p=0.2 (scores: "
@@ -284,15 +285,19 @@ def _check_size(selection: Top | Random) -> None:
         raise MoELensError(f"{selection.name.partition(':')[0]}:N takes N from 1, whole; got {selection.name!r}")
 
 
-def _ranked_or_drawn(name: str, rest: str, text: str) -> Iterable[Selection]:
-    """The selections of a name with sizes (`4`, `1,2,4`) or with options (`p=0.2`)."""
+def _ranked_or_drawn(name: str, argument: str | None, rest: str, text: str) -> Iterable[Selection]:
+    """The selections of a name, with what was given in brackets, and sizes (`4`, `1,2,4`) or options (`p=0.2`)."""
+    score = None
+    if name != "random":
+        score = SCORES[name] if argument is None else SCORES[name].given(argument)
+        name = score.name
     if re.fullmatch(r"[0-9]{1,9}(,[0-9]{1,9})*", rest):
         sizes = map(int, rest.split(","))
-        return [Random(size) if name == "random" else Top(SCORES[name], size) for size in sizes]
+        return [Random(size) if score is None else Top(score, size) for size in sizes]
     option, equals, value = rest.partition("=")
-    if name in SCORES and option == "p" and equals and re.fullmatch(r"[0-9]*\.?[0-9]+", value):
-        return [Share(SCORES[name], float(value))]
-    shares = "" if name == "random" else f", or {name}:p=0.2 for the highest until their scores sum to 0.2"
+    if score is not None and option == "p" and equals and re.fullmatch(r"[0-9]*\.?[0-9]+", value):
+        return [Share(score, float(value))]
+    shares = "" if score is None else f", or {name}:p=0.2 for the highest until their scores sum to 0.2"
     raise MoELensError(f"expected {name}:N or {name}:N,M with whole numbers, such as {name}:4{shares}; got {text!r}")
 
 

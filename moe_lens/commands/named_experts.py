@@ -6,8 +6,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from moe_lens.choosing.contrast import load_prompts
 from moe_lens.choosing.masking import check_choices
 from moe_lens.choosing.measuring import Models, score_tables
+from moe_lens.choosing.procedures import Examples
 from moe_lens.choosing.selection import Choice, Ground, choices, parse, scores_of
 from moe_lens.commands import console
 from moe_lens.commands.options import Opening, Reading, Scoring
@@ -83,10 +85,26 @@ class NamedExperts:
                 facts |= {"base": portable(self._scoring.base), "base_weights": weights_digest(self.base().module)}
             made_by = provenance(model=self._opening.model, delta=self._opening.delta, data=examples, facts=facts)
             models = Models.opened(self.base, lens)
-            tables = score_tables(self.scores, models, examples, out=out, made_by=made_by, batch_size=lens.batch_size)
+            tables = score_tables(
+                self.scores,
+                models,
+                examples,
+                out=out,
+                made_by=made_by,
+                batch_size=lens.batch_size,
+                load=lambda spec: self._load(spec, lens),
+            )
         found = [*self._of_the_router, *choices(self.selections, replace(self._ground(lens), tables=tables))]
         check_choices(lens, found, self._mode)
         return found
+
+    def _load(self, spec: str, lens: MoELens) -> Examples:
+        """What a score names itself, read as --data is; of [column=value] alone that part of --data."""
+        if spec.endswith(".txt"):
+            return load_prompts(spec)
+        spec = self._data + spec if spec.startswith("[") else spec
+        found = self._reading.load(spec, split=self._scoring.score_split, limit=self._scoring.score_limit)
+        return self._reading.fit(found, lens, of=f"{spec}, {self._scoring.score_split}").examples
 
     @property
     def _of_the_router(self) -> list[Choice]:

@@ -1,5 +1,6 @@
 """Loading examples from whatever a specification of data names, with a place for everything that is wrong."""
 
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -8,10 +9,12 @@ from pathlib import Path
 from moe_lens.data.dataset import Source, carve
 from moe_lens.data.example import Example
 from moe_lens.data.lookup import Found, find
-from moe_lens.data.rows import check_columns, example_of, rename
+from moe_lens.data.rows import check_columns, example_of, has, rename
 from moe_lens.errors import MoELensError
 
 PLAIN = ("context", "question", "answer")
+PART = re.compile(r"(.*)\[([^][=]+)=([^][]*)\]", re.DOTALL)
+"""How a part of data is written: the rows with this value in this column."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ def load_examples(
         NAME@REVISION  a data set at another revision of the hub
         FOLDER         with a file of rows for each split, SPLIT.json, SPLIT.csv, …
         ID, ID@REVISION, ID/CONFIG@REVISION, FOLDER: whatever `datasets` can load
+        …[COLUMN=VALUE] of any of these the rows that have this value in this column, such as answers.csv[label=refuses]
     split: of a task, data set or folder; a file has none and is taken whole.
     columns: the names that a row's fields have, such as {"question": "query", "answer": "gold.text"}.
     skip_bad: leave out rows that make no example, with a warning that counts them and quotes the first;
@@ -75,7 +79,10 @@ def read_examples(
     if limit is not None and limit < 1:
         raise MoELensError(f"limit is a number of examples, at least 1; got {limit}")
     check_columns(columns or {})
-    found = find(str(spec), split, streaming=limit is not None)
+    part = None if Path(spec).exists() else PART.fullmatch(str(spec))
+    found = find(part[1] if part else str(spec), split, streaming=limit is not None)
+    if part:
+        found = replace(found, records=(own for own in found.records if has(own[1], part[2], part[3])))
     loaded = _examples(found, str(spec), None if found.parts else limit, columns or {}, skip_bad)
     if not found.parts:
         return loaded

@@ -38,6 +38,14 @@ def rename(record: object, columns: Mapping[str, str]) -> object:
     return {**record, **{field: _nested(record, column) for field, column in columns.items()}}
 
 
+def has(record: object, column: str, value: str) -> bool:
+    """Whether a record has this value in a column; a dot leads into a nested object.
+
+    Raises MoELensError for a column that the record lacks.
+    """
+    return isinstance(record, Mapping) and str(_nested(record, column)) == value
+
+
 def example_of(row: object, *, number: int, task: str) -> Example:
     """The example of one row; its number is its id where it has none or an empty one.
 

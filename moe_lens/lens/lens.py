@@ -22,6 +22,7 @@ from moe_lens.errors import MoELensError
 from moe_lens.lens.batching import encode_prompt, prompt_batches, run_batches, run_pieces
 from moe_lens.lens.delta import apply_delta
 from moe_lens.lens.devices import has_float64
+from moe_lens.lens.gradients import Effect, Gradients, Levers, LogitLevers, Value, expect_effects
 from moe_lens.lens.greedy import Greedy, until
 from moe_lens.lens.interventions import Intervention
 from moe_lens.lens.loading import load_model, load_tokenizer
@@ -37,6 +38,9 @@ from moe_lens.lens.stack import InterventionStack
 from moe_lens.progress import progress_bar
 
 S = TypeVar("S", bound=Statistic)
+
+GATE: tuple[Effect, ...] = ("gate",)
+EVERYWHERE: tuple[Positions, ...] = ("all",)
 
 __all__ = ["MoELens", "OutOfOrderError"]
 
@@ -356,7 +360,8 @@ class MoELens:
         A mask that changes routing alone is resumed at its first layer from one pass that all masks share, and of that
         layer and those after it only what can differ is run: the examples and positions that the mask can reach. That
         this is exact is seen once for each kind of mask, against whole runs of those that have the largest effects
-        (1e-4 nats). Where it is not, or a mask changes something else, each is run whole, and a warning says so.
+        (1e-4 nats). Where it is not, each is run whole, and a warning says so; whole runs are also what masks take that
+        change something else.
         """
         several = [(mask,) if isinstance(mask, Intervention) else tuple(mask) for mask in masks]
         layers = {layer for mask in several for own in mask for layer in own.layers_in(self.architecture)}
@@ -375,6 +380,59 @@ class MoELens:
             batches = self._batches(asked, batch_size, progress=False, with_answer=True)
             found = [of_one for _, of_one in sorted(run_batches(batches, run))]
         return [list(of_mask) for of_mask in zip(*found, strict=True)]
+
+    def gradients(
+        self,
+        examples: Iterable[Example | str],
+        value: Value,
+        *,
+        effects: Collection[Effect] = GATE,
+        positions: Collection[Positions] = EVERYWHERE,
+        scale: float = 1.0,
+        with_answer: bool = False,
+        continuations: Iterable[str] | None = None,
+        batch_size: int | None = None,
+        progress: bool | None = None,
+    ) -> Iterator[Gradients]:
+        """First-order effects of every expert on a number of each example, batch by batch, under what is in force.
+
+        value: the number. effects: which, see `Gradients`. positions: at which experts are run for "output". scale:
+        what all gating weights are multiplied by. The rest as in `records`; memory is that of a training step of the
+        routers, and of "output" what experts are given.
+        Raises MoELensError for effects that the model cannot tell, or where no gradient goes through.
+        """
+        expect_effects(self._reader, effects)
+        layers, n_experts = self.architecture.moe_layers, self.architecture.n_experts
+        batches = self._batches(examples, batch_size, progress, with_answer=with_answer, continuations=continuations)
+
+        def run(places: Sequence[int], prompts: Sequence[Encoded]) -> Gradients:
+            width = max(len(prompt.input_ids) for prompt in prompts)
+            bias = LogitLevers.of(layers, len(prompts), width, n_experts) if "logit" in effects else None
+            with self.intervene(*([bias] if bias else [])), self._stack.for_examples(places):
+                return self._runner.gradients(prompts, places, value, Levers(effects, scale), bias, positions)
+
+        return (found for _, found in run_pieces(batches, run))
+
+    def weight_gradients(
+        self,
+        examples: Iterable[Example | str],
+        value: Value,
+        names: Collection[str],
+        *,
+        with_answer: bool = False,
+        batch_size: int | None = None,
+        progress: bool | None = None,
+    ) -> dict[str, Tensor]:
+        """The gradient of the sum over examples of a number of each, by name of the module's parameters, float32."""
+        total: dict[str, Tensor] = {}
+
+        def run(places: Sequence[int], prompts: Sequence[Encoded]) -> dict[str, Tensor]:
+            with self._stack.for_examples(places):
+                return self._runner.weight_gradients(prompts, places, value, names)
+
+        for _, found in run_pieces(self._batches(examples, batch_size, progress, with_answer=with_answer), run):
+            total = {name: total[name] + own if total else own for name, own in found.items()}
+        return total
 
     def project_on_vocab(self, residual: Tensor) -> Tensor:
         """The logit lens: logits [..., vocab] of residual streams [..., d_model], by the model's own norm and head.

@@ -148,6 +148,11 @@ class TraceReader:
         change = outputs.float() - self.expert_outputs(layer).float()
         self.add_to_routed(layer, contribution(indices, weights, change, None))
 
+    def routed_sum(self, layer: int) -> Tensor:
+        """What the routed experts put out together, [batch, pos, d_model]."""
+        output = _first(self.experts(layer).output)
+        return output.reshape(self.n_rows(), -1, output.shape[-1])
+
     def add_to_routed(self, layer: int, change: Tensor) -> None:
         """Add a change [batch, pos, d_model] to the sum that the routed experts put out."""
         site = self.architecture.at(layer)

@@ -10,7 +10,7 @@ from test_methods import TEXTS
 from training_cases import EXAMPLES, fresh
 
 from moe_lens import SCORES, ExpertSaliency, ExpertSet, ExpertUsage, MoELens, MoELensError
-from moe_lens.choosing import Ground, Models, Score, Top, choices, parse, score_tables
+from moe_lens.choosing import Ground, Models, Procedure, Score, Top, choices, parse, score_tables
 from moe_lens.lens.delta import with_delta
 from moe_lens.lens.needs import Needs
 from moe_lens.results import read_provenance
@@ -50,18 +50,22 @@ def passes(lenses, monkeypatch) -> list[tuple[str, list[str]]]:
     return made
 
 
+MEASURED = [score for score in SCORES.values() if not isinstance(score.measured_by(), Procedure)]
+"""Those of a statistic."""
+
+
 def refused():
     raise AssertionError("a model was opened that no score asks for")
 
 
 def test_scores_are_usage_of_tuned_base_or_their_difference_and_saliency(models, lenses):
-    tables = score_tables(SCORES.values(), models, EXAMPLES)
+    tables = score_tables(MEASURED, models, EXAMPLES)
     assert {tuple(table.columns) for table in tables.values()} == {("layer", "expert", "score")}
     scores = {name: table["score"] for name, table in tables.items()}
     for end in ("", "-last", "-question", "-mass"):
         assert scores[f"ce-gain{end}"].to_numpy() == pytest.approx((scores[f"ce{end}"] - scores[f"oe{end}"]).to_numpy())
     assert scores["ce"].sum() == pytest.approx(3.0)  # frequencies sum to 1 in each layer
-    assert len({tuple(score) for score in scores.values()}) == len(SCORES)
+    assert len({tuple(score) for score in scores.values()}) == len(MEASURED)
     usage, saliency = lenses["olmoe"].measure(EXAMPLES, ExpertUsage(), ExpertSaliency())
     assert scores["oe"].to_numpy() == pytest.approx(usage.table()["score"].to_numpy())
     for name in ("reap", "ean"):
@@ -69,7 +73,7 @@ def test_scores_are_usage_of_tuned_base_or_their_difference_and_saliency(models,
 
 
 def test_each_statistic_is_measured_once_and_each_model_in_one_pass(models, passes):
-    score_tables([*SCORES.values(), SCORES["ce"]], models, EXAMPLES)
+    score_tables([*MEASURED, SCORES["ce"]], models, EXAMPLES)
     assert [(model, len(statistics)) for model, statistics in passes] == [("base", 7), ("tuned", 4)]
     assert passes[0][1].count("ExpertSaliency") == 1  # of which reap and ean are two columns
 

@@ -1,0 +1,99 @@
+"""Procedures: ways to score experts that take more than one pass of a statistic, each with all of its kind at once."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import pandas as pd
+
+from moe_lens.causal.attributing import Attribution, attribution
+from moe_lens.causal.direct import direct_logit_attribution
+from moe_lens.causal.sweep import single_expert_effects
+from moe_lens.data import Example
+from moe_lens.errors import MoELensError
+from moe_lens.lens.lens import MoELens
+
+Examples = Sequence[Example | str]
+Load = Callable[[str], Examples]
+"""The examples, or bare texts, that a name of data stands for."""
+
+
+class Procedure(ABC):
+    """A way to measure a table of experts on a model; frozen, and told from others by its `settings`."""
+
+    @property
+    @abstractmethod
+    def settings(self) -> dict[str, object]:
+        """What it is asked to do, as in `Statistic`."""
+
+    def facts(self, load: Load) -> dict[str, Any]:
+        """What tells it from others, with the data that it names itself."""
+        return self.settings
+
+    @classmethod
+    @abstractmethod
+    def tables(
+        cls, wanted: Sequence[Self], lens: MoELens, examples: Examples, *, load: Load, batch_size: int | None
+    ) -> list[pd.DataFrame]:
+        """The table of each, one row per expert: layer, expert and what a score takes; passes are shared."""
+
+
+@dataclass(frozen=True)
+class Attributed(Procedure):
+    """Attribution by gradients, as `attribution` makes it."""
+
+    way: Attribution
+
+    @property
+    def settings(self) -> dict[str, object]:
+        target = self.way.target if isinstance(self.way.target, str) else self.way.target.__qualname__
+        own = self.way
+        return {"effect": own.effect, "positions": own.positions, "target": target, "steps": own.steps}
+
+    @classmethod
+    def tables(
+        cls, wanted: Sequence[Self], lens: MoELens, examples: Examples, *, load: Load, batch_size: int | None
+    ) -> list[pd.DataFrame]:
+        return attribution(lens, examples, *(own.way for own in wanted), batch_size=batch_size)
+
+
+@dataclass(frozen=True)
+class SingleEffects(Procedure):
+    """What the right answer loses when one expert is masked: exact, a run for each expert."""
+
+    mode: str = "zero"
+
+    @property
+    def settings(self) -> dict[str, object]:
+        return {"mode": self.mode}
+
+    @classmethod
+    def tables(
+        cls, wanted: Sequence[Self], lens: MoELens, examples: Examples, *, load: Load, batch_size: int | None
+    ) -> list[pd.DataFrame]:
+        asked = expect_answers(examples)
+        return [single_expert_effects(lens, asked, mode=own.mode, batch_size=batch_size) for own in wanted]
+
+
+@dataclass(frozen=True)
+class DirectLogits(Procedure):
+    """Direct logit attribution, as `direct_logit_attribution` makes it."""
+
+    @property
+    def settings(self) -> dict[str, object]:
+        return {}
+
+    @classmethod
+    def tables(
+        cls, wanted: Sequence[Self], lens: MoELens, examples: Examples, *, load: Load, batch_size: int | None
+    ) -> list[pd.DataFrame]:
+        return [direct_logit_attribution(lens, examples, batch_size=batch_size) for _ in wanted]
+
+
+def expect_answers(examples: Examples) -> list[Example]:
+    """The examples; MoELensError, naming it, for a bare text, which has no answer."""
+    for place, example in enumerate(examples):
+        if not isinstance(example, Example):
+            raise MoELensError(f"text {place} has no answer, which this score is of; give examples with answers")
+    return [example for example in examples if isinstance(example, Example)]
