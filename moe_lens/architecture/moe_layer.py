@@ -101,6 +101,11 @@ class MoELayer:
         return "adds its shared experts in its own way" if self.shared_scale is None else ""
 
     @property
+    def takes_tokens(self) -> bool:
+        """Whether the experts can be called with some of their tokens alone."""
+        return self.gating_side == "inputs"
+
+    @property
     def gating_module(self) -> str:
         """Path of the module at whose call the gating is read and edited."""
         return self.experts
@@ -176,6 +181,14 @@ class MoELayer:
         single = experts[:, None].expand(-1, self.slots_per_call)
         made: Inputs = self.with_gating(_replaced(call, HIDDEN, hidden), single, ones)
         return made
+
+    def of_tokens(self, call: Inputs, tokens: Tensor) -> Inputs:
+        """A call of the experts with these tokens of `call` alone, int64 [token]."""
+        indices, weights = (_argument(call, at)[tokens] for at in (self.index_argument, self.weight_argument))
+        named = (self.index_argument, indices), (self.weight_argument, weights)
+        for argument, value in ((HIDDEN, _argument(call, HIDDEN).flatten(0, -2)[tokens]), *named):
+            call = _replaced(call, argument, value)
+        return call
 
     def output_weights(self, module: nn.Module) -> list[list[Tensor]]:
         """Per routed expert of `module`, the whole model, its last weight and bias, if any; writing to them changes it.

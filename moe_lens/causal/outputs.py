@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -123,13 +123,14 @@ def _outputs(
     def computed() -> pd.DataFrame:
         read: Callable[[MoELens, Sequence[Example], Run], Sequence[Any]]
         rows = unit.places  # of `Rows`: an example has one for each text that the lens is given for it
-        if unit.reads == OPTIONS:
-            rows = tuple(place for place in unit.places for _ in examples[place].options)
         if unit.reads == RIVALS:
             rows = tuple(place for place in unit.places if rivals[place])
             read = partial(rival_log_probabilities, tokens=[rivals[place] for place in unit.places])
+        elif unit.reads == PREDICTION:
+            read = predictions
         else:
-            read = READERS[unit.reads]
+            read = READINGS[unit.reads]
+            rows = tuple(place for place in unit.places for _ in read.asked(lens, examples[place]))
         with lens.intervene(*(intervention.take(rows) for intervention in interventions)):
             return pd.DataFrame({"id": [example.id for example in asked], "output": list(read(lens, asked, run))})
 
@@ -149,19 +150,46 @@ def predictions(lens: MoELens, examples: Sequence[Example], run: Run) -> list[st
     return [without_thoughts(text).strip() for text in texts]
 
 
-def option_log_probabilities(lens: MoELens, examples: Sequence[Example], run: Run) -> list[tuple[float, ...] | None]:
-    """The log-probability (nats) of each example's options after its prompt, end-of-sequence not counted.
+@dataclass(frozen=True)
+class Reading:
+    """What is read of the log-probabilities (nats) of given answers, end-of-sequence not counted.
 
-    None for an example without options.
+    asked: the example once for each answer, that one its first gold answer; ids may repeat. first_token: whether only
+    the answers' first tokens count. value: what is read of an example's log-probabilities.
     """
-    asked = [replace(example, answers=(option,)) for example in examples for option in example.options]
-    found = iter(lens.answer_log_probabilities(asked, batch_size=run.batch_size, progress=False, with_end=False))
-    return [tuple(next(found) for _ in example.options) or None for example in examples]
 
+    asked: Callable[[MoELens, Example], Sequence[Example]]
+    value: Callable[[tuple[float, ...]], Any]
+    first_token: bool = False
 
-def answer_log_probabilities(lens: MoELens, examples: Sequence[Example], run: Run) -> list[float]:
-    """The log-probability (nats) of each example's first gold answer after its prompt, end-of-sequence not counted."""
-    return lens.answer_log_probabilities(examples, batch_size=run.batch_size, progress=False, with_end=False)
+    def __call__(self, lens: MoELens, examples: Sequence[Example], run: Run) -> list[Any]:
+        """What is read of each example, as the lens is."""
+        [found] = self.under(lens, examples, None, batch_size=run.batch_size, progress=False)
+        return found
+
+    def under(
+        self,
+        lens: MoELens,
+        examples: Sequence[Example],
+        masks: Sequence[Intervention | Sequence[Intervention]] | None,
+        *,
+        batch_size: int,
+        progress: bool,
+    ) -> list[list[Any]]:
+        """What is read of each example under each mask, [mask][example]; masks: None for the lens as it is."""
+        asked = [self.asked(lens, example) for example in examples]
+        texts = [text for several in asked for text in several]
+        settings: dict[str, Any] = {"with_end": False, "first_token": self.first_token, "batch_size": batch_size}
+        if not texts:
+            found: list[list[float]] = [[] for _ in masks or [()]]
+        elif masks is None:
+            found = [lens.answer_log_probabilities(texts, progress=progress, **settings)]
+        else:
+            found = lens.answer_log_probabilities_under(texts, masks, progress=progress, **settings)
+        return [self._by_example(asked, iter(of_mask)) for of_mask in found]
+
+    def _by_example(self, asked: Sequence[Sequence[Example]], found: Iterator[float]) -> list[Any]:
+        return [self.value(tuple(next(found) for _ in several)) for several in asked]
 
 
 def rival_log_probabilities(
@@ -181,17 +209,29 @@ def rival_log_probabilities(
     return [tuple(next(found)) if pair else None for pair in tokens]
 
 
+def _both_answered(example: Example) -> list[Example]:
+    """The example with its gold answer, and with what memory says."""
+    return [replace(example, answers=(text,), options=()) for text in (example.answers[0], *example.memory[:1])]
+
+
 def _rivals(lens: MoELens, example: Example) -> tuple[int, ...]:
     """The first tokens of the gold answer and of what memory says; nothing where there are not two."""
-    both = (replace(example, answers=(text,)) for text in (example.answers[0], *example.memory[:1]))
+    both = _both_answered(example)
     encoded = (encode(one, lens.tokenizer, template=lens.template, with_answer=True) for one in both)
     first = tuple(one.input_ids[one.prompt_length] for one in encoded)
     return first if len(set(first)) == 2 else ()
 
 
-READERS: dict[str, Callable[[MoELens, Sequence[Example], Run], Sequence[Any]]] = {
-    PREDICTION: predictions,
-    OPTIONS: option_log_probabilities,
-    ANSWER: answer_log_probabilities,
+READINGS = {
+    OPTIONS: Reading(
+        lambda _, example: [replace(example, answers=(option,)) for option in example.options],
+        lambda found: found or None,
+    ),
+    ANSWER: Reading(lambda _, example: [example], lambda found: found[0]),
+    RIVALS: Reading(
+        lambda lens, example: _both_answered(example) if _rivals(lens, example) else (),
+        lambda found: found or None,
+        first_token=True,
+    ),
 }
-"""How each thing that metrics read is got, but for rivals."""
+"""What metrics read of answers that are given; the difference of two rivals is that of their logits."""

@@ -33,8 +33,10 @@ from moe_lens.lens.offloaded import expect_input_in_memory
 from moe_lens.lens.positions import Positions, check_positions
 from moe_lens.lens.reader import ByLayer, TraceReader
 from moe_lens.lens.record import Record, check_capture
-from moe_lens.lens.runner import BatchRunner
+from moe_lens.lens.resumed import ResumedRunner
+from moe_lens.lens.resuming import Resuming
 from moe_lens.lens.stack import InterventionStack
+from moe_lens.progress import progress_bar
 
 S = TypeVar("S", bound=Statistic)
 
@@ -108,7 +110,8 @@ class MoELens:
         self._stack = InterventionStack(self.architecture)
         self._edits: dict[int, Any] = {}  # one for each layer that any block acts on, also a block that is at rest
         greedy = Greedy(module, self.tokenizer)
-        self._runner = BatchRunner(self.module, self.model, self.tokenizer, reader, self._stack, greedy)
+        self._runner = ResumedRunner(self.module, self.model, self.tokenizer, reader, self._stack, greedy)
+        self._resuming = Resuming(self._runner)
         self._logit_lens = LogitLens(module, self.architecture)
 
     @classmethod
@@ -187,15 +190,8 @@ class MoELens:
 
         Raises MoELensError for layers or experts that the model lacks, or if a reroute leaves too few.
         """
-        with self._stack.adding(interventions):
-            own = {layer: self._edit(layer) for layer in self._stack.layers if layer not in self._edits}
-            self._edits |= own
-            try:
-                yield self
-            finally:
-                self._edits = {layer: edit for layer, edit in self._edits.items() if layer not in own}
-                # nnsight can only clear all edits at once; the user's own have to stay.
-                self.model._edits = [edit for edit in self.model._edits if edit not in own.values()]
+        with self._stack.adding(interventions), self._edited(self._stack.layers):
+            yield self
 
     @contextmanager
     def at_rest(self) -> Iterator["MoELens"]:
@@ -331,21 +327,23 @@ class MoELens:
         batch_size: int | None = None,
         progress: bool | None = None,
         with_end: bool = True,
+        first_token: bool = False,
     ) -> list[float]:
         """The log-probability (nats) of each example's first gold answer, or of its continuation, in the order given.
 
         Of all its tokens together, each given the prompt and the answer's tokens before it; with_end: of
-        end-of-sequence after it, too. Batches that do not fit in memory are halved, with a warning.
+        end-of-sequence after it, too; first_token: of its first token alone. Batches that do not fit in memory are
+        halved, with a warning.
         """
 
         def run(places: Sequence[int], prompts: Sequence[Encoded]) -> list[float]:
-            kept = prompts if with_end else [replace(one, input_ids=one.input_ids[:-1]) for one in prompts]
+            answered = _with_answers(prompts, with_end=with_end, first_token=first_token)
             with torch.no_grad(), self._stack.for_examples(places):
-                found: list[float] = self._runner.answer_log_probabilities(kept).tolist()
+                found: list[float] = self._runner.answer_log_probabilities(answered).tolist()
             return found
 
-        answered = continuations is None
-        batches = self._batches(examples, batch_size, progress, with_answer=answered, continuations=continuations)
+        golds = continuations is None
+        batches = self._batches(examples, batch_size, progress, with_answer=golds, continuations=continuations)
         return [found for _, found in sorted(run_batches(batches, run))]
 
     def next_token_log_probabilities(
@@ -385,6 +383,45 @@ class MoELens:
             found = self._runner.answer_log_probabilities(prompts)
             [gradient] = torch.autograd.grad(found.sum(), [factors])
         return found.detach().to(factors.device), gradient
+
+    def answer_log_probabilities_under(
+        self,
+        examples: Iterable[Example],
+        masks: Sequence[Intervention | Sequence[Intervention]],
+        *,
+        batch_size: int | None = None,
+        progress: bool | None = None,
+        with_end: bool = True,
+        first_token: bool = False,
+    ) -> list[list[float]]:
+        """`answer_log_probabilities` under each of many masks, [mask][example], at a fraction of their cost.
+
+        masks: one intervention each, or several that act in that order; none for the model as it is. They are added to
+            those in force.
+
+        A mask that changes routing alone is resumed at its first layer from one pass that all masks share, and of that
+        layer and those after it only what can differ is run: the examples and positions that the mask can reach. That
+        this is exact is seen once for each kind of mask, against whole runs of those that have the largest effects
+        (1e-4 nats). Where it is not, each is run whole, and a warning says so; whole runs are also what masks take that
+        change something else.
+        """
+        several = [(mask,) if isinstance(mask, Intervention) else tuple(mask) for mask in masks]
+        layers = {layer for mask in several for own in mask for layer in own.layers_in(self.architecture)}
+        asked = list(examples)
+        shown = self.progress if progress is None else progress
+        with (
+            self._edited(sorted(layers)),
+            progress_bar(total=len(asked) * len(several), unit="answer", disable=not shown) as bar,
+        ):
+
+            def run(places: Sequence[int], prompts: Sequence[Encoded]) -> list[list[float]]:
+                answered = _with_answers(prompts, with_end=with_end, first_token=first_token)
+                of_masks = self._resuming.answers_under(places, answered, several, bar.update)
+                return [list(of_one) for of_one in zip(*of_masks, strict=True)]
+
+            batches = self._batches(asked, batch_size, progress=False, with_answer=True)
+            found = [of_one for _, of_one in sorted(run_batches(batches, run))]
+        return [list(of_mask) for of_mask in zip(*found, strict=True)]
 
     def gradients(
         self,
@@ -466,6 +503,18 @@ class MoELens:
             continuations=continuations,
         )
 
+    @contextmanager
+    def _edited(self, layers: Iterable[int]) -> Iterator[None]:
+        """Inside the block every trace of `self.model` applies what is in force in these layers."""
+        own = {layer: self._edit(layer) for layer in layers if layer not in self._edits}
+        self._edits |= own
+        try:
+            yield
+        finally:
+            self._edits = {layer: edit for layer, edit in self._edits.items() if layer not in own}
+            # nnsight can only clear all edits at once; the user's own have to stay.
+            self.model._edits = [edit for edit in self.model._edits if edit not in own.values()]
+
     def _edit(self, layer: int) -> Any:
         """Make every trace of `self.model` apply the active interventions at `layer`, at each step."""
         with self.model.edit(inplace=True) as tracer:
@@ -495,6 +544,14 @@ def _update_once(
             had.update(places)
     for had in counted:
         had.difference_update(places)
+
+
+def _with_answers(prompts: Sequence[Encoded], *, with_end: bool, first_token: bool) -> list[Encoded]:
+    """The prompts with what counts of their answers: all, all but end-of-sequence, or the first token."""
+    if with_end and not first_token:
+        return list(prompts)
+    ends = [prompt.prompt_length + 1 if first_token else -1 for prompt in prompts]
+    return [replace(one, input_ids=one.input_ids[:end]) for one, end in zip(prompts, ends, strict=True)]
 
 
 def _several(positions: Positions | Set[Positions]) -> frozenset[Positions]:

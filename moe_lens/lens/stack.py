@@ -65,6 +65,16 @@ class InterventionStack:
             yield
 
     @contextmanager
+    def resumed_at(self, layer: int) -> Iterator[None]:
+        """Inside the block nothing acts before `layer`, where a pass is resumed that has had it before."""
+        outer = self._acting_in
+        self._acting_in = {later: acting for later, acting in outer.items() if later >= layer}
+        try:
+            yield
+        finally:
+            self._acting_in = outer
+
+    @contextmanager
     def for_batch(self, batch: Batch) -> Iterator[None]:
         """Inside the block, this batch runs; MoELensError, naming the example, for one where nothing could act."""
         for own in self._acting:
