@@ -57,8 +57,8 @@ class Resuming:
     def _plain_answers(
         self, places: Sequence[int], prompts: Sequence[Encoded], mask: Mask, done: Callable[[int], object]
     ) -> list[float]:
-        with self._stack.adding(mask), self._stack.for_examples(places):
-            found = self._runner.answer_log_probabilities(prompts)
+        with torch.no_grad(), self._stack.adding(mask), self._stack.for_examples(places):
+            found: list[float] = self._runner.answer_log_probabilities(prompts).tolist()
         done(len(prompts))
         return found
 
