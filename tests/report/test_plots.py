@@ -685,5 +685,5 @@ def test_the_matrix_of_several_metrics_has_a_row_for_each_and_says_drops_in_thei
 
 
 def test_the_matrix_refuses_two_rows_for_a_cell():
-    with pytest.raises(MoELensError, match="one row per intervention, metric and task"):
+    with pytest.raises(MoELensError, match="one row per intervention and metric and task"):
         selectivity_figure(pd.concat([matrix_table(), matrix_table().head(1)]))
