@@ -683,17 +683,15 @@ def test_the_matrix_has_targets_first_and_says_every_effect_and_verdict():
 
 def test_the_matrix_of_several_metrics_has_a_row_for_each_and_says_drops_in_their_unit():
     drops = matrix_table().assign(metric="logit_difference", measure="drop")
-    drops["effect"], drops["effect_low"], drops["effect_high"] = (
-        drops[name] * 10 for name in ("effect", "effect", "effect")
-    )
+    drops[["effect", "effect_low", "effect_high"]] *= 10
     figure = selectivity_figure(pd.concat([matrix_table(), drops]))
     [cells] = figure.data
-    names = ["ce:4, em", "oe:4, em", "ce:4, logit_difference", "oe:4, logit_difference"]
+    names = ["ce:4 (em)", "oe:4 (em)", "ce:4 (logit_difference)", "oe:4 (logit_difference)"]
     assert list(figure.layout.yaxis.ticktext) == names
     np.testing.assert_allclose(np.asarray(cells.z)[2:], [[1, 0.025], [0.25, 0.375]])  # of the largest drop, 8
     told = {(note.x, note.y): note.text for note in figure.layout.annotations}
     assert told[0, 2] == "-8.00<br>[-9.00, -7.00]"
-    assert "or of logit_difference the amount" in str(figure.layout.title)
+    assert "or of logit_difference the amount" in figure.layout.title.subtitle.text
 
 
 def test_a_matrix_of_many_tasks_is_wide_enough_for_what_its_cells_say():
@@ -712,7 +710,7 @@ def test_a_matrix_of_many_tasks_is_wide_enough_for_what_its_cells_say():
 
 
 def test_the_matrix_refuses_two_rows_for_a_cell():
-    with pytest.raises(MoELensError, match="one row per intervention, metric and task"):
+    with pytest.raises(MoELensError, match="one row per intervention and metric and task"):
         selectivity_figure(pd.concat([matrix_table(), matrix_table().head(1)]))
 
 

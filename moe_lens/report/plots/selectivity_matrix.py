@@ -86,7 +86,7 @@ def _with_colour(table: pd.DataFrame) -> pd.DataFrame:
     largest = table.groupby("metric")["effect"].transform(lambda effect: effect.abs().max()).replace(0, 1)
     colour = table["effect"].where(table["measure"] == "share", table["effect"] / largest)
     if table["metric"].nunique() > 1:
-        table = table.assign(intervention=table["intervention"] + ", " + table["metric"])
+        table = table.assign(intervention=table["intervention"] + " (" + table["metric"] + ")")
     return table.assign(colour=colour)
 
 
