@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from moe_lens.lens.needs import Statistic
     from moe_lens.lens.positions import Positions
 
+BRACKETS = "some take something in brackets, such as contrast(novel;swap) and attribution(answer)"
+"""For help."""
 STEPS = 4
 """Of integrated gradients."""
 

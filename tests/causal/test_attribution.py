@@ -60,12 +60,12 @@ def test_it_is_the_mean_derivative_of_the_target_where_the_positions_are(lens, t
 
 
 def test_integrated_over_all_strengths_the_effects_of_all_experts_sum_to_what_all_of_them_do(lens):
-    [table] = attribution(lens, EXAMPLES, Attribution(steps=32))
+    [table] = attribution(lens, EXAMPLES, Attribution(steps=8))
     every = ExpertSet.of({layer: range(lens.architecture.n_experts) for layer in lens.architecture.moe_layers})
     whole = targets(lens)["difference"].mean()
     with lens.intervene(Zero(every)):
         none = targets(lens)["difference"].mean()
-    assert table["score"].sum() == pytest.approx(whole - none, rel=0.05)
+    assert table["score"].sum() == pytest.approx(whole - none, rel=0.1)
     [plain] = attribution(lens, EXAMPLES, Attribution())
     assert abs(plain["score"].sum() - (whole - none)) > abs(table["score"].sum() - (whole - none))
 
