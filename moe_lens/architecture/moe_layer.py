@@ -163,7 +163,8 @@ class MoELayer:
         ones = weights.new_zeros(len(experts), self.slots_per_call)
         ones[:, 0] = 1
         single = experts[:, None].expand(-1, self.slots_per_call)
-        return self.with_gating(_replaced(call, HIDDEN, hidden), single, ones)
+        made: Inputs = self.with_gating(_replaced(call, HIDDEN, hidden), single, ones)
+        return made
 
     def output_weights(self, module: nn.Module) -> list[list[Tensor]]:
         """Per routed expert of `module`, the whole model, its last weight and bias, if any; writing to them changes it.

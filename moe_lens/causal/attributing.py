@@ -4,18 +4,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
 from moe_lens.data import Batch, Example, encode
 from moe_lens.errors import MoELensError
-from moe_lens.lens.devices import on_cpu
 from moe_lens.lens.gradients import Effect, Gradients, Value, answer_log_probability
 from moe_lens.lens.lens import MoELens
 from moe_lens.lens.positions import Positions, check_positions
-from moe_lens.statistics.jackknife import GROUPS, groups_of, with_interval
+from moe_lens.statistics.jackknife import GroupedSums
 
 Function = Callable[[Tensor, Sequence[Example | str]], Tensor]
 """A target of one's own: of the logits [batch, vocab] after each prompt, and the examples, a number of each [batch]."""
@@ -51,16 +49,10 @@ def _answer(lens: MoELens, examples: Examples) -> list[Pass]:
 
 
 def _logit_difference(lens: MoELens, examples: Examples) -> list[Pass]:
-    ids = torch.tensor([_first_tokens(lens, example, place) for place, example in enumerate(examples)])
-    if bool((ids[:, 0] == ids[:, 1]).all()):
-        raise MoELensError(
-            "what context and memory answer begins with the same token in all examples, so that their logits do not "
-            "differ; take the target 'difference'"
-        )
+    ids = first_tokens(lens, examples)
 
     def value(logits: Tensor, batch: Batch, places: Sequence[int]) -> Tensor:
-        gold, memory = logits[:, -1].float().gather(-1, ids[list(places)].to(logits.device)).unbind(-1)
-        return gold - memory
+        return difference_of(logits[:, -1], ids[list(places)])
 
     return [Pass(1.0, value)]
 
@@ -133,14 +125,16 @@ def attribution(
     """
     if not wanted or not examples:
         raise MoELensError("expected examples and one way to attribute or more, such as Attribution()")
-    sums = {own: _Sums(own) for own in wanted}
+    sums = {own: GroupedSums() for own in wanted}
     order = sorted(sums, key=lambda own: (str(own.target), own.steps))
     for (_, _), group in groupby(order, key=lambda own: (str(own.target), own.steps)):
         together = list(group)
         for weight, found in _gradients(lens, examples, together, batch_size, progress):
             for own in together:
-                sums[own].add(weight, found)
-    return [sums[own].table(examples) for own in wanted]
+                mask, effects = found.position_mask(own.positions), found.effects[own.effect]
+                summed = {layer: torch.einsum("bpe,bp->be", one, mask.to(one)) for layer, one in effects.items()}
+                sums[own].add(found.batch.ids, summed, weight=weight)
+    return [sums[own].means(names_of(examples)) for own in wanted]
 
 
 def _gradients(
@@ -164,37 +158,33 @@ def _gradients(
             yield from ((one.weight / ways[0].steps, gradients) for gradients in found)
 
 
-class _Sums:
-    """The sums of one way to attribute, by group of examples: memory does not grow with their number."""
+def first_tokens(lens: MoELens, examples: Examples) -> Tensor:
+    """The first tokens of what the context and what memory answer, int64 [example, 2].
 
-    def __init__(self, own: Attribution) -> None:
-        self.own = own
-        self.sums: dict[int, Tensor] = {}  # [group, expert]
-
-    def add(self, weight: float, found: Gradients) -> None:
-        mask, groups = found.position_mask(self.own.positions), groups_of(found.batch.ids)
-        effects = found.effects[self.own.effect]
-        rows = on_cpu(torch.einsum("bpe,bp->be", own, mask.to(own)) for own in effects.values())  # [batch, expert]
-        for layer, own in zip(effects, rows, strict=True):
-            empty = torch.zeros(GROUPS, own.shape[1], dtype=torch.float64)
-            self.sums.setdefault(layer, empty).index_add_(0, groups, weight * own.double())
-
-    def table(self, examples: Examples) -> pd.DataFrame:
-        """The mean per example, with its interval."""
-        names = [example.id if isinstance(example, Example) else str(place) for place, example in enumerate(examples)]
-        counts = np.bincount(groups_of(names), minlength=GROUPS).astype(float)[:, None]
-        parts = []
-        for layer, sums in sorted(self.sums.items()):
-            own = {"effect": sums.numpy(), "examples": counts}
-            value, low, high = with_interval(_mean, own, size="examples")
-            columns = {"layer": layer, "expert": np.arange(len(value)), "score": value}
-            parts.append(pd.DataFrame(columns | {"score_low": low, "score_high": high}))
-        return pd.concat(parts, ignore_index=True)
+    Raises MoELensError, naming it, for an example without memory, and where both are one in all.
+    """
+    found = []
+    for place, example in enumerate(examples):
+        own, rivals = _example(example, place), _rivals(example, place)
+        encoded = [encode(own, lens.tokenizer, template=lens.template, continuation=text) for text in rivals]
+        found.append([one.input_ids[one.prompt_length] for one in encoded])
+    if all(gold == memory for gold, memory in found):
+        raise MoELensError(
+            "what context and memory answer begins with the same token in all examples, so that their logits do not "
+            "differ; take the target 'difference'"
+        )
+    return torch.tensor(found)
 
 
-def _mean(sums: Mapping[str, np.ndarray]) -> np.ndarray:
-    mean: np.ndarray = sums["effect"] / sums["examples"]
-    return mean
+def difference_of(logits: Tensor, ids: Tensor) -> Tensor:
+    """Of logits [batch, vocab] and two tokens of each row [batch, 2] the first's less the second's, float32 [batch]."""
+    first, second = logits.float().gather(-1, ids.to(logits.device)).unbind(-1)
+    return first - second
+
+
+def names_of(examples: Examples) -> list[str]:
+    """What the examples are called in batches: a bare text by its place."""
+    return [example.id if isinstance(example, Example) else str(place) for place, example in enumerate(examples)]
 
 
 def _example(example: Example | str, place: int) -> Example:
@@ -215,12 +205,3 @@ def _rivals(example: Example | str, place: int) -> tuple[str, str]:
             "target is their difference; leave such examples out, or take the target 'answer'"
         )
     return own.answers[0], own.original_answer
-
-
-def _first_tokens(lens: MoELens, example: Example | str, place: int) -> tuple[int, int]:
-    """The first tokens of what the context and what memory answer."""
-    own = _example(example, place)
-    rivals = _rivals(example, place)
-    encoded = [encode(own, lens.tokenizer, template=lens.template, continuation=text) for text in rivals]
-    gold, memory = (one.input_ids[one.prompt_length] for one in encoded)
-    return gold, memory

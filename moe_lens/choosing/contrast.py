@@ -47,7 +47,7 @@ class Contrast(Procedure):
                 f"a contrast is of two different sides, such as contrast(novel;swap), contrast(a.txt;b.txt), "
                 f"contrast(DATA[column=value];DATA[column=other]) or contrast(wrong;right); got ({text})"
             )
-        return cls(*sides, positions)
+        return cls(sides[0], sides[1], positions)
 
     @property
     def sides(self) -> tuple[Side, Side]:

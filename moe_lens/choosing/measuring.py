@@ -105,14 +105,15 @@ def _measure(
     sources = {_key(source): source for source in (score.measured_by() for score in scores)}
     procedures = {key: source for key, source in sources.items() if isinstance(source, Procedure)}
     statistics = {key: source for key, source in sources.items() if not isinstance(source, Procedure)}
-    tables = {}
+    tables: dict[tuple[str, str], pd.DataFrame] = {}
     with opened() as lens:
         if statistics:
             found = lens.measure(examples, *statistics.values(), batch_size=batch_size)
             tables |= {key: statistic.table() for key, statistic in zip(statistics, found, strict=True)}
-        for kind in dict.fromkeys(map(type, procedures.values())):
-            own = {key: source for key, source in procedures.items() if type(source) is kind}
-            made = kind.tables(list(own.values()), lens, examples, load=load, batch_size=batch_size)
+        for kind in dict.fromkeys(name for name, _ in procedures):
+            own = {key: source for key, source in procedures.items() if key[0] == kind}
+            wanted = list(own.values())
+            made = type(wanted[0]).tables(wanted, lens, examples, load=load, batch_size=batch_size)
             tables |= dict(zip(own, made, strict=True))
     return tables
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Self
 import pandas as pd
 
 from moe_lens.causal.attributing import Attribution, attribution
+from moe_lens.causal.direct import direct_logit_attribution
 from moe_lens.causal.sweep import single_expert_effects
 from moe_lens.data import Example
 from moe_lens.errors import MoELensError
@@ -80,6 +81,21 @@ class SingleEffects(Procedure):
     ) -> list[pd.DataFrame]:
         asked = expect_answers(examples)
         return [single_expert_effects(lens, asked, mode=own.mode, batch_size=batch_size) for own in wanted]
+
+
+@dataclass(frozen=True)
+class DirectLogits(Procedure):
+    """Direct logit attribution, as `direct_logit_attribution` makes it."""
+
+    @property
+    def settings(self) -> dict[str, object]:
+        return {}
+
+    @classmethod
+    def tables(
+        cls, wanted: Sequence[Self], lens: MoELens, examples: Examples, *, load: Load, batch_size: int | None
+    ) -> list[pd.DataFrame]:
+        return [direct_logit_attribution(lens, examples, batch_size=batch_size) for _ in wanted]
 
 
 def expect_answers(examples: Examples) -> list[Example]:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from moe_lens.lens.needs import Statistic
     from moe_lens.lens.positions import Positions
 
+BRACKETS = "some take something in brackets, such as contrast(novel;swap) and attribution(answer)"
+"""For help."""
 STEPS = 4
 """Of integrated gradients."""
 
@@ -136,18 +138,42 @@ def _attributions() -> list[Score]:
     ]
 
 
+def _steps() -> list[Score]:
+    """What a first step of router tuning would bring."""
+
+    def step(positions: "Positions") -> "Procedure":
+        from moe_lens.choosing.router_step import RouterStep
+
+        return RouterStep(positions)
+
+    about = "one gradient step of the base model's routers on log p(answer)"
+    kinds = (("step", f"frequency after {about}", "score"), ("step-gain", f"gain of the frequency by {about}", "gain"))
+    return [
+        Score(name + end, f"{what}, {told}", "base", partial(step, where), column)
+        for name, what, column in kinds
+        for end, where, told in SPANS
+        if where != "from_question"
+    ]
+
+
 def _effects() -> list[Score]:
-    """What masking one expert costs, in both models."""
+    """What masking one expert costs, in both models, and what one writes to the logits."""
 
     def single() -> "Procedure":
         from moe_lens.choosing.procedures import SingleEffects
 
         return SingleEffects()
 
+    def direct() -> "Procedure":
+        from moe_lens.choosing.procedures import DirectLogits
+
+        return DirectLogits()
+
     about = "exact effect on log p(answer) of zeroing one expert"
     return [
         Score("effect", f"{about}, base model", "base", single, "effect"),
         Score("effect-tuned", f"{about}, tuned model", "tuned", single, "effect"),
+        Score("dla", "direct logit attribution: context's minus memory's first token, base model", "base", direct),
     ]
 
 
@@ -187,6 +213,7 @@ SCORES: Mapping[str, Score] = {
         ),
         *_contrasts(),
         *_attributions(),
+        *_steps(),
         *_effects(),
     )
 }

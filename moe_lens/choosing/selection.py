@@ -261,26 +261,22 @@ class Choice:
 def parse(text: str) -> tuple[Selection, ...]:
     """The selections that a text names: what --experts and its like take.
 
-    SCORE:4 (or SCORE:1,2,4 for several) the highest of each layer by a score of `SCORES`, also one that takes something
-    in brackets, contrast(novel;swap):4; SCORE:p=0.2 the highest until their scores sum to 0.2; set:4, set:4;keep or
+    SCORE:4 (or SCORE:1,2,4 for several) the highest of each layer by a score of `SCORES`, also with what it takes in
+    brackets, contrast(novel;swap):4; SCORE:p=0.2 the highest until their scores sum to 0.2; set:4, set:4;keep or
     set:budget=16;spare=closed_book, a set that is learned as a whole (`LearnedSet`); random:8; planted; FILE.json, an
     object of {layer: [experts]}; or literally 3:5,7;4:0.
     Raises MoELensError for anything else.
     """
     written = re.match(r"([a-z][\w-]*)(?:\((.*)\))?(?::|$)", text.strip())
-    name, rest = (written[1], text.strip()[written.end() :]) if written else ("", "")
-    if name == "set":
-        return tuple(map(Learned, LearnedSet.parse(rest, text)))
-    if name == "random":
-        return tuple(_ranked_or_drawn(name, rest, text))
-    if name in SCORES:
-        score = SCORES[name] if written[2] is None else SCORES[name].given(written[2])
-        return tuple(_ranked_or_drawn(score.name, rest, text, score))
+    if written and written[1] == "set" and written[2] is None:
+        return tuple(map(Learned, LearnedSet.parse(text.strip()[written.end() :], text)))
+    if written and (written[1] in SCORES or (written[1] == "random" and written[2] is None)):
+        return tuple(_ranked_or_drawn(written[1], written[2], text.strip()[written.end() :], text))
     if text.strip() == "planted":
         return (Planted(),)
     if text.endswith(".json"):
         return (Given(ExpertSet.from_json(_read(text)), called=Path(text).stem),)
-    if re.match(r"\s*[0-9]+\s*:", text):
+    if text.strip().partition(":")[0].isdigit():
         return (Given(ExpertSet.parse(text)),)
     raise MoELensError(
         f"cannot read the experts {text!r}; expected a score and size such as ce:4 or esft-gate:p=0.2 (scores: "
@@ -324,8 +320,12 @@ def _check_size(selection: Top | Random) -> None:
         raise MoELensError(f"{selection.name.partition(':')[0]}:N takes N from 1, whole; got {selection.name!r}")
 
 
-def _ranked_or_drawn(name: str, rest: str, text: str, score: Score | None = None) -> Iterable[Selection]:
-    """The selections of a name with sizes (`4`, `1,2,4`) or with options (`p=0.2`)."""
+def _ranked_or_drawn(name: str, argument: str | None, rest: str, text: str) -> Iterable[Selection]:
+    """The selections of a name, with what was given in brackets, and sizes (`4`, `1,2,4`) or options (`p=0.2`)."""
+    score = None
+    if name != "random":
+        score = SCORES[name] if argument is None else SCORES[name].given(argument)
+        name = score.name
     if re.fullmatch(r"[0-9]{1,9}(,[0-9]{1,9})*", rest):
         sizes = map(int, rest.split(","))
         return [Random(size) if score is None else Top(score, size) for size in sizes]

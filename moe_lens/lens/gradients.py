@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from moe_lens.lens.positions import Positions, any_position_mask, position_mask
 from moe_lens.lens.reader import TraceReader
 from moe_lens.lens.taken import joint_log_probability
 
+Key = TypeVar("Key", int, str)
 Effect = Literal["gate", "logit", "output"]
 """What `Gradients` can hold of each expert."""
 Value = Callable[[Tensor, Batch, Sequence[int]], Tensor]
@@ -121,20 +122,22 @@ def expect_values(values: object, rows: int) -> None:
         )
 
 
-def gradients_of(values: Tensor, levers: Mapping[str, Mapping[int, Tensor]]) -> dict[str, dict[int, Tensor]]:
-    """The gradient of the sum of `values` with respect to each lever.
+def gradients_of(values: Tensor, levers: Mapping[str, Mapping[Key, Tensor]]) -> dict[str, dict[Key, Tensor]]:
+    """The gradient of the sum of `values` with respect to each lever, by kind and layer or name.
 
-    Raises MoELensError, naming the layer, where none goes through, and NotFiniteError for one that is not finite.
+    Raises MoELensError, naming it, where none goes through, and NotFiniteError for one that is not finite.
     """
     flat = [(kind, layer, lever) for kind, own in levers.items() for layer, lever in own.items()]
     found = torch.autograd.grad(values.sum(), [lever for *_, lever in flat], allow_unused=True)
-    gradients: dict[str, dict[int, Tensor]] = {kind: {} for kind in levers}
+    gradients: dict[str, dict[Key, Tensor]] = {kind: {} for kind in levers}
     for (kind, layer, _), gradient in zip(flat, found, strict=True):
         if gradient is None:
-            raise MoELensError(f"no gradient goes through the {kind}s of layer {layer}: the model's code detaches them")
+            raise MoELensError(
+                f"no gradient goes through the {kind} of {layer}: the model's code detaches it, or uses it nowhere"
+            )
         if not bool(gradient.isfinite().all()):
             raise NotFiniteError(
-                f"the gradient with respect to the {kind}s of layer {layer} is not finite, though the model's numbers "
+                f"the gradient with respect to the {kind} of {layer} is not finite, though the model's numbers "
                 "are; open the model in float32 (--dtype float32)"
             )
         gradients[kind][layer] = gradient.float()
@@ -183,16 +186,18 @@ def _of_outputs(
 
 
 @contextmanager
-def without_weights(module: nn.Module) -> Iterator[None]:
-    """Inside the block no parameter asks for a gradient; afterwards those that did do again."""
-    asking = [parameter for parameter in module.parameters() if parameter.requires_grad]
+def learning(module: nn.Module, parameters: Collection[nn.Parameter]) -> Iterator[None]:
+    """Inside the block these parameters of the module, and no others, ask for gradients; afterwards as before."""
+    before = {parameter: parameter.requires_grad for parameter in module.parameters()}
     try:
-        for parameter in asking:
+        for parameter in before:
             parameter.requires_grad_(False)
+        for parameter in parameters:
+            parameter.requires_grad_(True)
         yield
     finally:
-        for parameter in asking:
-            parameter.requires_grad_(True)
+        for parameter, asked in before.items():
+            parameter.requires_grad_(asked)
 
 
 def answer_log_probability(logits: Tensor, batch: Batch, places: Sequence[int] = ()) -> Tensor:

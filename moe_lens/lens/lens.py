@@ -38,6 +38,9 @@ from moe_lens.lens.stack import InterventionStack
 
 S = TypeVar("S", bound=Statistic)
 
+GATE: tuple[Effect, ...] = ("gate",)
+EVERYWHERE: tuple[Positions, ...] = ("all",)
+
 __all__ = ["MoELens", "OutOfOrderError"]
 
 
@@ -371,8 +374,8 @@ class MoELens:
         examples: Iterable[Example | str],
         value: Value,
         *,
-        effects: Collection[Effect] = ("gate",),
-        positions: Collection[Positions] = ("all",),
+        effects: Collection[Effect] = GATE,
+        positions: Collection[Positions] = EVERYWHERE,
         scale: float = 1.0,
         with_answer: bool = False,
         continuations: Iterable[str] | None = None,
@@ -397,6 +400,27 @@ class MoELens:
                 return self._runner.gradients(prompts, places, value, Levers(effects, scale), bias, positions)
 
         return (found for _, found in run_pieces(batches, run))
+
+    def weight_gradients(
+        self,
+        examples: Iterable[Example | str],
+        value: Value,
+        names: Collection[str],
+        *,
+        with_answer: bool = False,
+        batch_size: int | None = None,
+        progress: bool | None = None,
+    ) -> dict[str, Tensor]:
+        """The gradient of the sum over examples of a number of each, by name of the module's parameters, float32."""
+        total: dict[str, Tensor] = {}
+
+        def run(places: Sequence[int], prompts: Sequence[Encoded]) -> dict[str, Tensor]:
+            with self._stack.for_examples(places):
+                return self._runner.weight_gradients(prompts, places, value, names)
+
+        for _, found in run_pieces(self._batches(examples, batch_size, progress, with_answer=with_answer), run):
+            total = {name: total[name] + own if total else own for name, own in found.items()}
+        return total
 
     def project_on_vocab(self, residual: Tensor) -> Tensor:
         """The logit lens: logits [..., vocab] of residual streams [..., d_model], by the model's own norm and head.

@@ -21,7 +21,7 @@ from moe_lens.lens.gradients import (
     effects_of,
     expect_values,
     gradients_of,
-    without_weights,
+    learning,
 )
 from moe_lens.lens.greedy import Greedy
 from moe_lens.lens.holding import measuring
@@ -133,14 +133,29 @@ class BatchRunner:
 
         One pass forward and back; no weight gets a gradient.
         """
+        with learning(self.module, ()):
+            batch, values = self._valued(prompts, places, value, levers)
+            asked = {"gate": levers.gates, "output": levers.sums, "logit": {} if logits is None else logits.levers}
+            found = gradients_of(values, asked)
+        effects = effects_of(self.module, self.reader, batch, levers, found, positions)
+        return Gradients(batch, places, values.detach().double().cpu(), effects)
+
+    def weight_gradients(
+        self, prompts: Sequence[Encoded], places: Sequence[int], value: Value, names: Collection[str]
+    ) -> dict[str, Tensor]:
+        """The gradient of the sum of `value` with respect to parameters of the module, float32, by their names."""
+        own = {name: self.module.get_parameter(name) for name in names}
+        with learning(self.module, own.values()):
+            _, values = self._valued(prompts, places, value, Levers((), 1))
+            return gradients_of(values, {"weight": own})["weight"]
+
+    def _valued(
+        self, prompts: Sequence[Encoded], places: Sequence[int], value: Value, levers: Levers
+    ) -> tuple[Batch, Tensor]:
+        """The prompts as a batch, and their numbers [batch], with what gradients are taken from."""
         batch = self._batch(prompts)
         kept = 1 if batch.labels is None else batch.answer_labels.shape[1] + 1
-        with (
-            torch.enable_grad(),
-            without_weights(self.module),
-            measuring(self.module),
-            self.stack.for_batch(batch),
-        ):
+        with torch.enable_grad(), measuring(self.module), self.stack.for_batch(batch):
             with self.model.trace(**self._inputs(batch), logits_to_keep=kept):
                 levers.pull(self.reader)
                 whole = self.model.output.logits.save()
@@ -148,10 +163,7 @@ class BatchRunner:
             expect_values(values, len(prompts))
             if not bool(values.isfinite().all()):
                 self._refuse(prompts)
-            asked = {"gate": levers.gates, "output": levers.sums, "logit": {} if logits is None else logits.levers}
-            found = gradients_of(values, asked)
-            effects = effects_of(self.module, self.reader, batch, levers, found, positions)
-        return Gradients(batch, places, values.detach().double().cpu(), effects)
+        return batch, values
 
     def _seen(
         self, batch: Batch, capture: Collection[str], kept: OnDevices, *, to_cpu: bool

@@ -24,6 +24,7 @@ from .matching import normalize_unicode as normalize_unicode
 from .ranking import auc as auc
 from .ranking import precision_at as precision_at
 from .ranking import rank_correlation as rank_correlation
+from .ranking import rank_correlation_interval as rank_correlation_interval
 from .resampling import SUPPORTING as SUPPORTING
 from .resampling import Interval as Interval
 from .resampling import bootstrap_interval as bootstrap_interval

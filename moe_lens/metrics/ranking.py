@@ -7,6 +7,7 @@ from sklearn.metrics import roc_auc_score
 
 from moe_lens.errors import MoELensError
 from moe_lens.experts import ExpertSet
+from moe_lens.metrics.resampling import Interval
 
 
 def auc(table: pd.DataFrame, truth: ExpertSet) -> float:
@@ -39,17 +40,34 @@ def rank_correlation(table: pd.DataFrame, effects: pd.DataFrame) -> float:
     either is constant has no rank correlation and is left out; NaN if all are.
     Raises MoELensError if the tables are not about the same experts.
     """
+    return rank_correlation_interval(table, effects).mean
+
+
+def rank_correlation_interval(table: pd.DataFrame, effects: pd.DataFrame) -> Interval:
+    """`rank_correlation` with its 95 % interval over experts, as if a layer's were drawn from many.
+
+    By Fisher's z with Fieller's variance, 1.06 / (n - 3), for n experts of a layer (Fieller et al. 1957), and its mean
+    over layers; NaN ends for layers of three experts or fewer.
+    """
     both = table.merge(effects, on=["layer", "expert"], validate="one_to_one")
     if not len(both) == len(table) == len(effects):
         raise MoELensError(
             f"expected the same experts in both tables; got {len(table)} and {len(effects)}, {len(both)} shared"
         )
-    correlations = [
-        spearmanr(part["score"], part["effect"]).statistic
+    ranked = [
+        (len(part), float(spearmanr(part["score"], part["effect"]).statistic))
         for _, part in both.groupby("layer")
         if part["score"].nunique() > 1 and part["effect"].nunique() > 1
     ]
-    return float(np.mean(correlations)) if correlations else float("nan")
+    if not ranked:
+        return Interval(float("nan"), float("nan"), float("nan"))
+    sizes, correlations = map(np.array, zip(*ranked, strict=True))
+    if sizes.min() <= 3:
+        return Interval(float(correlations.mean()), float("nan"), float("nan"))
+    center = np.arctanh(correlations.clip(-1 + 1e-9, 1 - 1e-9)).mean()
+    reach = 1.96 * np.sqrt((1.06 / (sizes - 3)).sum()) / len(sizes)
+    low, high = np.tanh([center - reach, center + reach])
+    return Interval(float(correlations.mean()), float(low), float(high))
 
 
 def _layer(table: pd.DataFrame, layer: int) -> pd.DataFrame:

@@ -1,14 +1,15 @@
 """How sure a streamed number is: examples fall into groups, and leaving out each in turn shows how much it moves."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from zlib import crc32
 
 import numpy as np
+import pandas as pd
 import torch
 from scipy.stats import t as student
 from torch import Tensor
 
-from moe_lens.lens.devices import OnDevices
+from moe_lens.lens.devices import OnDevices, on_cpu
 
 GROUPS = 10
 """Into which examples fall by a hash of their id: memory stays constant, and neither order nor batches matter."""
@@ -45,3 +46,32 @@ def with_interval(estimate: Callable[[Sums], np.ndarray], sums: Sums, *, size: s
     error = np.sqrt((count - 1) / count * np.square(without - without.mean(0)).sum(0))
     reach = student.ppf(0.975, count - 1) * error
     return value, value - reach, value + reach
+
+
+class GroupedSums:
+    """Sums over examples of a value of every expert, by layer and group: memory does not grow with their number."""
+
+    def __init__(self) -> None:
+        self._sums: dict[int, Tensor] = {}  # [group, expert]
+
+    def add(self, ids: Sequence[str], values: Mapping[int, Tensor], *, weight: float = 1.0) -> None:
+        """Adds `weight` times the values [example, expert] of these examples, by layer."""
+        groups = groups_of(ids)
+        for layer, own in zip(values, on_cpu(values.values()), strict=True):
+            empty = torch.zeros(GROUPS, own.shape[1], dtype=torch.float64)
+            self._sums.setdefault(layer, empty).index_add_(0, groups, weight * own.double())
+
+    def means(self, ids: Iterable[str]) -> pd.DataFrame:
+        """Per expert the sum over the number of all examples: layer, expert, score, score_low, score_high."""
+        counts = np.bincount(groups_of(list(ids)), minlength=GROUPS).astype(np.float64)[:, None]
+        parts = []
+        for layer, sums in sorted(self._sums.items()):
+            value, low, high = with_interval(_mean, {"sum": sums.numpy(), "examples": counts}, size="examples")
+            columns = {"layer": layer, "expert": np.arange(len(value)), "score": value}
+            parts.append(pd.DataFrame(columns | {"score_low": low, "score_high": high}))
+        return pd.concat(parts, ignore_index=True)
+
+
+def _mean(sums: Sums) -> np.ndarray:
+    mean: np.ndarray = sums["sum"] / sums["examples"]
+    return mean
