@@ -261,18 +261,17 @@ class Choice:
 def parse(text: str) -> tuple[Selection, ...]:
     """The selections that a text names: what --experts and its like take.
 
-    SCORE:4 (or SCORE:1,2,4 for several) the highest of each layer by a score of `SCORES`, also one that takes something
-    in brackets, contrast(novel;swap):4; SCORE:p=0.2 the highest until their scores sum to 0.2; set:4, set:4;keep or
+    SCORE:4 (or SCORE:1,2,4 for several) the highest of each layer by a score of `SCORES`, also with what it takes in
+    brackets, contrast(novel;swap):4; SCORE:p=0.2 the highest until their scores sum to 0.2; set:4, set:4;keep or
     set:budget=16;spare=closed_book, a set that is learned as a whole (`LearnedSet`); random:8; planted; FILE.json, an
     object of {layer: [experts]}; or literally 3:5,7;4:0.
     Raises MoELensError for anything else.
     """
     written = re.match(r"([a-z][\w-]*)(?:\((.*)\))?(?::|$)", text.strip())
-    name, given, rest = (written[1], written[2], text.strip()[written.end() :]) if written else ("", None, "")
-    if name == "set" and given is None:
-        return tuple(map(Learned, LearnedSet.parse(rest, text)))
-    if name in SCORES or (name == "random" and given is None):
-        return tuple(_ranked_or_drawn(name, given, rest, text))
+    if written and written[1] == "set" and written[2] is None:
+        return tuple(map(Learned, LearnedSet.parse(text.strip()[written.end() :], text)))
+    if written and (written[1] in SCORES or (written[1] == "random" and written[2] is None)):
+        return tuple(_ranked_or_drawn(written[1], written[2], text.strip()[written.end() :], text))
     if text.strip() == "planted":
         return (Planted(),)
     if text.endswith(".json"):
