@@ -127,6 +127,8 @@ def patching_map(
     what = what or ("expert_outputs" if over == "experts" else "residual")
     tokens = _tokens(lens, examples, source) if over == "tokens" else {}
     cells = list(_cells(lens, over, what, positions, layers, tokens))
+    if not cells:
+        raise MoELensError(f"nothing is to be patched: expected layers and positions; got {layers} and {positions}")
     at = frozenset(cell.positions for cell in cells)
     remembered = Remembered(source.lens, source.examples, source.under, source.with_answer, at)
     patches = {cell.name: (cell.patch(remembered, what, align),) for cell in cells}

@@ -356,14 +356,15 @@ class MoELens:
     ) -> list[list[float]]:
         """The log-probabilities (nats) right after each prompt of the ids in its row of `tokens`, in the order given.
 
-        Batches that do not fit in memory are halved, with a warning.
+        tokens: [example, token], as many for each. Batches that do not fit in memory are halved, with a warning.
         """
 
         def run(places: Sequence[int], prompts: Sequence[Encoded]) -> list[list[float]]:
             with self._stack.for_examples(places):
                 logits = cast(Tensor, self._runner.record(prompts, {"logits"}, ("last",)).logits)[:, -1]
-            found = logits.float().log_softmax(-1)
-            return [found[row, list(tokens[place])].tolist() for row, place in enumerate(places)]
+            asked = torch.tensor([list(tokens[place]) for place in places], device=logits.device)
+            found: list[list[float]] = logits.float().log_softmax(-1).gather(1, asked).tolist()
+            return found
 
         return [found for _, found in sorted(run_batches(self._batches(examples, batch_size, progress), run))]
 

@@ -209,5 +209,9 @@ def test_what_no_map_can_be_made_of_is_refused(olmoe, pairs):
         patching_map(olmoe, corrupted, source, over="heads", **QUIET)
     with pytest.raises(MoELensError, match="patches their expert_outputs"):
         patching_map(olmoe, corrupted, source, over="experts", what="residual", **QUIET)
+    with pytest.raises(MoELensError, match="nothing is to be patched"):
+        patching_map(olmoe, corrupted, source, layers=[], **QUIET)
+    with pytest.raises(MoELensError, match="the model has layers 0 to 2"):
+        patching_map(olmoe, corrupted, source, layers=[3], **QUIET)
     with pytest.raises(MoELensError, match="call it outside"), olmoe.intervene(Zero(ExpertSet.of({0: [1]}))):
         patching_map(olmoe, corrupted, source, **QUIET)
