@@ -8,4 +8,6 @@ from .evaluation import summarise as summarise
 from .evaluation import summary_table as summary_table
 from .judge import Judge as Judge
 from .judge import Verdict as Verdict
+from .screening import Screened as Screened
+from .screening import screened_effects as screened_effects
 from .sweep import single_expert_effects as single_expert_effects
