@@ -10,4 +10,6 @@ from .judge import Judge as Judge
 from .judge import Verdict as Verdict
 from .patched_runs import PatchingMap as PatchingMap
 from .patched_runs import patching_map as patching_map
+from .screening import Screened as Screened
+from .screening import screened_effects as screened_effects
 from .sweep import single_expert_effects as single_expert_effects

@@ -31,6 +31,7 @@ from moe_lens.progress import progress_bar
 from moe_lens.results import kept, provenance
 from moe_lens.storage import as_json, try_folder
 
+Expert = tuple[int, int]
 Change = Callable[[ExpertSet], Intervention]
 UNMASKED = "none"
 ENDED_ANSWER = "answer with its end"
@@ -46,6 +47,7 @@ def single_expert_effects(
     *,
     mode: str | Mode | Change = "zero",
     metric: Named = WITH_END,
+    only: Sequence[Expert] | None = None,
     max_new_tokens: int = 16,
     batch_size: int | None = None,
     out: Path | None = None,
@@ -67,6 +69,7 @@ def single_expert_effects(
         default the log-probability (nats) of the first gold answer, end-of-sequence included. Metrics of
         log-probabilities take a fraction of one whole run for each expert, see `lens.answer_log_probabilities_under`;
         those of generated answers (of at most max_new_tokens) take whole runs.
+    only: the experts to measure, (layer, expert) each; by default all.
     out: folder in which finished parts of the work are kept: the same call goes on where an interrupted one stopped.
 
     Under torchrun or `accelerate launch` the processes share the work, and each gets the whole table.
@@ -74,7 +77,7 @@ def single_expert_effects(
     [scored] = metrics_named([metric])
     batch_size = lens.batch_size if batch_size is None else batch_size
     shown = lens.progress if progress is None else progress
-    sweep = _Sweep(lens, scored, _changes(lens, mode), Run(max_new_tokens, batch_size, out, {}, shown))
+    sweep = _Sweep(lens, scored, _changes(lens, mode, only), Run(max_new_tokens, batch_size, out, {}, shown))
     _check(lens, examples, scored)
     scores = sweep.scores(examples)
     drops = scores[:, :1] - scores[:, 1:]
@@ -84,15 +87,19 @@ def single_expert_effects(
     return pd.DataFrame(list(sweep.changes), columns=["layer", "expert"]).join(_effects(drops[defined], seed))
 
 
-def _changes(lens: MoELens, mode: str | Mode | Change) -> dict[tuple[int, int], Intervention]:
+def _changes(lens: MoELens, mode: str | Mode | Change, only: Sequence[Expert] | None) -> dict[Expert, Intervention]:
     """What is done to each expert, by layer and expert; MoELensError for a mode that is not of one intervention."""
     if not callable(mode):
         parsed = parse_mode(mode)
         if len(parsed.doses) != 1 or not parsed.needs_experts:
             raise MoELensError(f"a sweep changes one expert at a time, at one strength, such as bias:2; got {parsed}")
-        return _changes(lens, lambda experts: parsed.on(experts, parsed.doses[0]))
+        return _changes(lens, lambda experts: parsed.on(experts, parsed.doses[0]), only)
     every = [(layer, e) for layer in lens.architecture.moe_layers for e in range(lens.architecture.n_experts)]
-    return {(layer, expert): mode(ExpertSet.of({layer: [expert]})) for layer, expert in every}
+    unknown = [one for one in only or () if one not in every]
+    if unknown or only == []:
+        raise MoELensError(f"only= takes experts of the model, (layer, expert) each, one or more; got {unknown}")
+    wanted = every if only is None else [one for one in every if one in set(only)]
+    return {(layer, expert): mode(ExpertSet.of({layer: [expert]})) for layer, expert in wanted}
 
 
 def _check(lens: MoELens, examples: Sequence[Example], metric: Metric) -> None:
@@ -117,7 +124,7 @@ class _Sweep:
 
     lens: MoELens
     metric: Metric
-    changes: Mapping[tuple[int, int], Intervention]
+    changes: Mapping[Expert, Intervention]
     run: Run
 
     def scores(self, examples: Sequence[Example]) -> np.ndarray:
