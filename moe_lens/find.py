@@ -81,6 +81,7 @@ def main(
             --experts RUN/find/sets/set_4.json --mode reroute --out RUN/rerouted
     """
     from moe_lens.choosing.agreement import agreement_table
+    from moe_lens.choosing.controls import Controls
     from moe_lens.choosing.selection import parse
     from moe_lens.commands import finding
     from moe_lens.commands.masking_results import leave_masked, leave_selectivity
@@ -91,7 +92,7 @@ def main(
     from moe_lens.storage import try_folder
 
     try_folder(out)
-    controls, tasks, ends = options.control_count(control), Tasks.parse(data, spare), options.ends(stop)
+    controls, tasks, ends = Controls.parse(control), Tasks.parse(data, spare), options.ends(stop)
     first, mode = tasks.targets[0], parse_mode("zero")
     for name in score or ():
         if any(one.score is None for one in parse(name if ":" in name else f"{name}:1")):
@@ -109,7 +110,7 @@ def main(
     facts = mode.facts() | {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "stop": ends}
     facts |= opening.facts(lens) | reading.facts(*fitted.values())
     made_by = provenance(model=opening.model, delta=opening.delta, data=examples[first], seed=seed, facts=facts)
-    asked = {"experts": wanted.told(), "control": controls, "parts": parts} | tasks.facts(examples)
+    asked = {"experts": wanted.told(), "control": controls.told, "parts": parts} | tasks.facts(examples)
     claim(out, made_by | asked)
     finder = finding.Finder(lens, wanted.measuring(lens), out, size, parts, seed, lenient=not score)
     ranked = finder.ranked(wanted.scores)
@@ -118,12 +119,13 @@ def main(
     chosen = wanted.chosen(lens, ranked.tables)
     finding.write_sets(chosen, out)
     masked = [finding.judged_by(*pair, lens) for pair in zip(wanted.selections, chosen, strict=True)]
+    controls = controls.measured(lens, examples[first], mode)
     run = TaskRun(masked, mode, {}, [], controls, max_new_tokens, ends, out, made_by, seed)
     found = run.on_all(lens, wanted.base if has_tuned else None, examples, tasks.spared)
     made_by |= asked
     leave_masked(found, out, made_by, title="Answers with each set masked")
     if tasks.spared:
-        leave_selectivity(found, tasks, out, made_by, seed=seed)
+        leave_selectivity(found, tasks, out, made_by, [], seed=seed)
     rows = found.rows[found.rows["task"] == first]
     table = finding.found_table(wanted.selections, chosen, masked, ranked, rows, opening.model)
     named = {one.name: ranked.tables[own.score.name] for own, one in zip(wanted.selections, chosen, strict=True)}
