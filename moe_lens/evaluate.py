@@ -49,6 +49,7 @@ def main(
     batch_size: Annotated[int, Option(min=1, help="Examples per batch; halved where memory is too small.")] = 32,
     max_new_tokens: Annotated[int, Option(min=1, help="Longest answer, in tokens.")] = 16,
     stop: options.Stop = None,
+    decoding: options.Decoding = "plain",
     seed: Annotated[int, Option(min=0, help="Of random experts, the bootstrap and the permutation tests.")] = 0,
 ) -> None:
     """Score a model's answers, as it is and with experts masked.
@@ -65,6 +66,7 @@ def main(
     from moe_lens.choosing.controls import compared_summary, random_controls
     from moe_lens.choosing.masking import named, with_saved
     from moe_lens.commands.named_experts import NamedExperts
+    from moe_lens.decoding import PLAIN, parse_decoding
     from moe_lens.lens.parallel import connected, from_first_process
     from moe_lens.metrics.catalogue import metrics_named
     from moe_lens.results import claim, provenance, write_table
@@ -75,7 +77,7 @@ def main(
     if controls and not mask:
         raise MoELensError("--control compares masks with random sets of their shape; give --mask, or leave it out")
     mode, saved = doing.parsed(), doing.saved()
-    ends = options.ends(stop)
+    ends, answering = options.ends(stop), parse_decoding(decoding)
     scored = metrics_named(metrics.split(","))
     names = [metric.name for metric in scored]
     if (judge is None) != (judge_model is None):
@@ -91,6 +93,7 @@ def main(
     wanted.check(lens)
     fitted = reading.fit(loaded, lens, of=data)
     facts = mode.facts() | {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "stop": ends}
+    facts |= {} if answering == PLAIN else {"decoding": str(answering)}
     facts |= opening.facts(lens) | reading.facts(fitted)
     made_by = provenance(model=opening.model, delta=opening.delta, data=fitted.examples, facts=facts)
     check_metrics(scored, fitted.examples, asked)
@@ -107,6 +110,7 @@ def main(
         metrics=scored,
         max_new_tokens=max_new_tokens,
         stop=ends,
+        decoding=answering,
         judge=asked,
         out=out,
         made_by=made_by,

@@ -62,6 +62,7 @@ def main(
     batch_size: Annotated[int, Option(min=1, help="Examples per batch.")] = 32,
     max_new_tokens: Annotated[int, Option(min=1, help="Longest answer, in tokens.")] = 16,
     stop: options.Stop = None,
+    decoding: options.Decoding = "plain",
     seed: Annotated[
         int, Option(min=0, help="Of random experts, the random sets, the bootstrap and the permutation test.")
     ] = 0,
@@ -88,13 +89,14 @@ def main(
     from moe_lens.commands.masking_tasks import TaskRun, Tasks
     from moe_lens.commands.named_experts import NamedExperts
     from moe_lens.commands.plans import hold_to_plan, planned
+    from moe_lens.decoding import PLAIN, parse_decoding
     from moe_lens.metrics import metrics_named
     from moe_lens.results import claim, provenance
     from moe_lens.storage import try_folder
 
     try_folder(out)
     controls, tasks = options.control_count(control), Tasks.parse(data, spare)
-    ends = options.ends(stop)
+    ends, answering = options.ends(stop), parse_decoding(decoding)
     within = None if layers is None else console.numbers(layers, int, what="--layers")
     mode, saved = doing.parsed(within), doing.saved()
     more = metrics_named(metrics.split(",")) if metrics else []
@@ -108,6 +110,7 @@ def main(
     wanted.check(lens)
     fitted = {task: reading.fit(examples, lens, of=f"{task}, {split}") for task, examples in loaded.items()}
     facts = mode.facts() | {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "stop": ends}
+    facts |= {} if answering == PLAIN else {"decoding": str(answering)}
     facts |= opening.facts(lens) | reading.facts(*fitted.values())
     examples = {task: one.examples for task, one in fitted.items()}
     made_by = provenance(model=opening.model, delta=opening.delta, data=examples[first], seed=seed, facts=facts)
@@ -120,7 +123,9 @@ def main(
     asked = tasks.facts(examples) | ({"saved": digests} if saved else {})
     asked |= {"metrics": [metric.name for metric in more]} if more else {}
     claim(out, made_by | {"experts": wanted.told(), "control": controls} | asked)
-    run = TaskRun(wanted.choose(lens, out), mode, saved, more, controls, max_new_tokens, ends, out, made_by, seed)
+    run = TaskRun(
+        wanted.choose(lens, out), mode, saved, more, controls, max_new_tokens, ends, answering, out, made_by, seed
+    )
     base = wanted.base if opening.delta is not None or scoring.base is not None else None
     found = run.on_all(lens, base, examples, tasks.spared)
     made_by |= asked

@@ -12,6 +12,7 @@ from accelerate.utils import gather_object
 
 from moe_lens.data import Example, encode
 from moe_lens.data.thoughts import without_thoughts
+from moe_lens.decoding import PLAIN, Decoding
 from moe_lens.lens.interventions import Intervention
 from moe_lens.lens.lens import MoELens
 from moe_lens.lens.parallel import connected
@@ -26,7 +27,10 @@ SHARD_BATCHES = 8
 
 @dataclass(frozen=True)
 class Run:
-    """How a lens is asked (answers end before `stop`), and where parts are kept (None: nowhere) by which provenance."""
+    """How a lens is asked (answers end before `stop`), and where parts are kept (None: nowhere) by which provenance.
+
+    decoding: how it comes by its answers, and by the log-probabilities of given ones.
+    """
 
     max_new_tokens: int
     batch_size: int
@@ -34,6 +38,7 @@ class Run:
     provenance: dict[str, Any]
     progress: bool = True
     stop: tuple[str, ...] = ()
+    decoding: Decoding = PLAIN
 
 
 @dataclass(frozen=True)
@@ -104,6 +109,7 @@ def _outputs(
         "batch_size": run.batch_size,
         "max_new_tokens": run.max_new_tokens,
         **({"stop": list(run.stop)} if run.stop else {}),
+        **({} if run.decoding == PLAIN else {"decoding": str(run.decoding)}),
     }
     part = None if run.out is None else run.out / "parts" / unit.file(made_by)
     asked = [examples[place] for place in unit.places]
@@ -124,7 +130,8 @@ def _outputs(
 
 def predictions(lens: MoELens, examples: Sequence[Example], run: Run) -> list[str]:
     """The greedy continuations, without the thoughts in them and the space around them."""
-    texts = lens.generate(
+    texts = run.decoding.generate(
+        lens,
         examples,
         max_new_tokens=run.max_new_tokens,
         stop=run.stop,
@@ -140,13 +147,13 @@ def option_log_probabilities(lens: MoELens, examples: Sequence[Example], run: Ru
     None for an example without options.
     """
     asked = [replace(example, answers=(option,)) for example in examples for option in example.options]
-    found = iter(lens.answer_log_probabilities(asked, batch_size=run.batch_size, progress=False, with_end=False))
+    found = iter(_log_probabilities(lens, asked, run))
     return [tuple(next(found) for _ in example.options) or None for example in examples]
 
 
 def answer_log_probabilities(lens: MoELens, examples: Sequence[Example], run: Run) -> list[float]:
     """The log-probability (nats) of each example's first gold answer after its prompt, end-of-sequence not counted."""
-    return lens.answer_log_probabilities(examples, batch_size=run.batch_size, progress=False, with_end=False)
+    return _log_probabilities(lens, examples, run)
 
 
 def rival_log_probabilities(lens: MoELens, examples: Sequence[Example], run: Run) -> list[tuple[float, float] | None]:
@@ -158,8 +165,16 @@ def rival_log_probabilities(lens: MoELens, examples: Sequence[Example], run: Run
     both = [rival for rivals in asked for rival in rivals]
     if not both:
         return [None] * len(examples)
-    found = iter(lens.answer_log_probabilities(both, batch_size=run.batch_size, progress=False, first_token=True))
+    found = iter(_log_probabilities(lens, both, run, first_token=True))
     return [(next(found), next(found)) if rivals else None for rivals in asked]
+
+
+def _log_probabilities(
+    lens: MoELens, examples: Sequence[Example], run: Run, *, first_token: bool = False
+) -> list[float]:
+    return run.decoding.answer_log_probabilities(
+        lens, examples, batch_size=run.batch_size, progress=False, with_end=False, first_token=first_token
+    )
 
 
 def _rivals(lens: MoELens, example: Example) -> tuple[Example, ...]:

@@ -15,6 +15,7 @@ from moe_lens.causal.evaluation import UNMASKED, evaluate, q_values, summarise
 from moe_lens.choosing.controls import CONTROL, against_random, compared_summary, random_controls
 from moe_lens.choosing.selection import Choice
 from moe_lens.data import Example
+from moe_lens.decoding import PLAIN, Decoding
 from moe_lens.errors import MoELensError
 from moe_lens.experts import ExpertSet
 from moe_lens.lens.interventions import Intervention, Mode, check_interventions, parse_mode
@@ -52,6 +53,7 @@ def mask(
     controls: int = 20,
     max_new_tokens: int = 16,
     stop: Sequence[str] = (),
+    decoding: Decoding = PLAIN,
     batch_size: int | None = None,
     out: Path | None = None,
     made_by: dict[str, Any] | None = None,
@@ -63,7 +65,7 @@ def mask(
     answered at every strength. saved: more interventions by name, which no random sets are compared with.
     metrics: more than DEFAULT_METRICS, as `evaluate` takes them; the answers are scored by these too.
     controls: random sets for every shape among the choices, 0 for none. seed: of these, the bootstrap and the
-    permutation tests. stop, out, made_by: as in `evaluate`, where parts are kept.
+    permutation tests. stop, decoding, out, made_by: as in `evaluate`, where parts are kept.
     Every choice is checked before the first is answered; MoELensError for experts the model lacks or cannot spare. One
     that is there twice counts once.
     """
@@ -77,6 +79,7 @@ def mask(
         metrics=[*DEFAULT_METRICS, *metrics],
         max_new_tokens=max_new_tokens,
         stop=stop,
+        decoding=decoding,
         batch_size=batch_size,
         out=out,
         made_by=None if made_by is None else made_by | mode.facts(),

@@ -41,6 +41,14 @@ Stop = Annotated[
         "break."
     ),
 ]
+Decoding = Annotated[
+    str,
+    Option(
+        help="How answers come about: plain (the most likely token each time); cad:ALPHA, context-aware decoding: "
+        "ALPHA times the logits without the context are taken off, ALPHA times those with it added; adacad: ALPHA is "
+        "how much both differ at each token (adacad:PLUS: and so much more)."
+    ),
+]
 NOT_JSON = {"true": "true", "yes": "true", "on": "true", "false": "false", "no": "false", "off": "false"} | {
     "none": "null",
     "null": "null",
