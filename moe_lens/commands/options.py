@@ -195,7 +195,7 @@ class Doing:
         from moe_lens.lens.interventions import parse_mode
 
         within = None if layers is None else tuple(layers)
-        positions, steps = _place(self.positions), _place(self.steps)
+        positions, steps = place(self.positions), place(self.steps)
         return parse_mode(self.mode, layers=within, positions=positions, steps=steps)
 
     def saved(self) -> "dict[str, Intervention]":
@@ -209,7 +209,7 @@ class Doing:
         return {name: load_intervention(folder) for name, folder in zip(names, folders, strict=True)}
 
 
-def _place(text: str) -> Any:
+def place(text: str) -> Any:
     """A word, or a tuple of numbers."""
     numbers = re.fullmatch(r"-?\d+(,-?\d+)*", text.strip())
     return tuple(map(int, text.split(","))) if numbers else text.strip()
