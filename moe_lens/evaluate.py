@@ -98,7 +98,7 @@ def main(
     made_by = provenance(model=opening.model, delta=opening.delta, data=fitted.examples, facts=facts)
     check_metrics(scored, fitted.examples, asked)
     told = made_by | {"seed": seed, "metrics": names, "judge": judge_model}
-    told |= {"saved": {name: one.digest for name, one in saved.items()}} if saved else {}
+    told |= {"saved": {name: one.intervention.digest for name, one in saved.items()}} if saved else {}
     if processes.is_main_process:
         claim(out, told | {"experts": wanted.told(), "control": controls})
     chosen = from_first_process(lambda: wanted.choose(lens, out))
@@ -106,7 +106,7 @@ def main(
     found = evaluate(
         lens,
         fitted.examples,
-        with_saved(named([*chosen, *drawn], mode), saved),
+        with_saved(named([*chosen, *drawn], mode), {name: one.intervention for name, one in saved.items()}),
         metrics=scored,
         max_new_tokens=max_new_tokens,
         stop=ends,

@@ -44,6 +44,21 @@ def main(
             "ones are held to it, so that a run on other data or another training is confirmatory."
         ),
     ] = None,
+    choose_dose: Annotated[
+        bool,
+        Option(
+            "--choose-dose",
+            help="First choose a strength of --mode or --intervention: on --dev-split, of each set the one with the "
+            "highest EM on --data of those that leave every --spare task .95 of its EM. Only what is chosen, its "
+            "random sets and the model as it is are then answered on --split.",
+        ),
+    ] = False,
+    dev_split: Annotated[
+        str, Option(help="--choose-dose: the split to choose on, with 96 examples of each task or more.")
+    ] = "dev",
+    dev_limit: Annotated[
+        int | None, Option(min=96, help="--choose-dose: choose on the first so many of each task only.")
+    ] = None,
     scoring: options.Scoring = options.Scoring(),
     compare: Annotated[list[str] | None, Option(help="More sets to mask, to compare with; as --experts.")] = None,
     control: options.Control = "random:20",
@@ -83,8 +98,12 @@ def main(
     \b
         python -m moe_lens.intervene --model organism:planted --data swap --spare closed_book \\
             --experts planted --mode bias:1,3,5 --positions from_question --out RUN/doses
+
+    With --choose-dose the strength is chosen on the dev split, and the test split is answered at that one alone.
     """
     from moe_lens.causal.evaluation import check_metrics
+    from moe_lens.choosing.doses import merged
+    from moe_lens.commands import dose_choosing
     from moe_lens.commands.masking_results import leave_masked, leave_selectivity
     from moe_lens.commands.masking_tasks import TaskRun, Tasks
     from moe_lens.commands.named_experts import NamedExperts
@@ -105,6 +124,8 @@ def main(
     wanted = NamedExperts(texts, opening, scoring, reading, first, mode=mode, layers=within, seed=seed)
     if not texts and mode.needs_experts and not saved:
         raise MoELensError("nothing is to be done: name experts with --experts, or a saved --intervention")
+    if choose_dose:
+        dose_choosing.expect_doses(mode, texts, saved)
     lens = opening.load()
     lens.batch_size = batch_size
     wanted.check(lens)
@@ -114,20 +135,27 @@ def main(
     facts |= opening.facts(lens) | reading.facts(*fitted.values())
     examples = {task: one.examples for task, one in fitted.items()}
     made_by = provenance(model=opening.model, delta=opening.delta, data=examples[first], seed=seed, facts=facts)
-    digests = {name: one.digest for name, one in saved.items()}
+    digests = {name: one.intervention.digest for name, one in saved.items()}
     for asked_of in examples.values():
         check_metrics(more, asked_of, None)
+    dev = {}
+    if choose_dose:
+        dev = dose_choosing.dev_examples(reading, lens, examples, split=dev_split, limit=dev_limit)
+    by = dose_choosing.facts(dev)
     if plan is not None:
         wished = planned(tasks, mode, wanted.told(), digests, controls, max_new_tokens)
+        wished |= by | {name: fact for name, fact in facts.items() if name == "decoding"}
         made_by["stage"] = hold_to_plan(plan, wished, facts["weights"], chain.from_iterable(examples.values()))
     asked = tasks.facts(examples) | ({"saved": digests} if saved else {})
     asked |= {"metrics": [metric.name for metric in more]} if more else {}
+    asked |= by
     claim(out, made_by | {"experts": wanted.told(), "control": controls} | asked)
-    run = TaskRun(
-        wanted.choose(lens, out), mode, saved, more, controls, max_new_tokens, ends, answering, out, made_by, seed
-    )
+    own = {name: one.intervention for name, one in saved.items()}
+    chosen, limits = wanted.choose(lens, out), (max_new_tokens, ends, answering)
+    run = TaskRun(chosen, mode, own, more, controls, *limits, out, made_by, seed)
+    runs = dose_choosing.choose_doses(run, saved, lens, dev, tasks) if dev else [run]
     base = wanted.base if opening.delta is not None or scoring.base is not None else None
-    found = run.on_all(lens, base, examples, tasks.spared)
+    found = merged([one.on_all(lens, base, examples, tasks.spared) for one in runs])
     made_by |= asked
     leave_masked(found, out, made_by, title=f"Answers under interventions ({mode})")
     if tasks.spared:

@@ -181,7 +181,7 @@ def masking_rows(
     unmasked = answers[answers["intervention"] == UNMASKED]
     nothing = {"intervention": UNMASKED, "set": UNMASKED, "family": UNMASKED, "experts": "", "size": 0.0}
     parts = [pd.DataFrame([nothing | {"mode": None} | summarise(unmasked, seed=seed)])]
-    for dose in mode.doses:
+    for dose in mode.doses if chosen else ():
         labels = {mode.label(choice.name, dose): choice.name for choice in chosen}
         own = answers[answers["intervention"].isin([UNMASKED, *labels])].replace({"intervention": labels})
         rows = _rows(own, chosen, seed).assign(mode=mode.name, strength=dose)
