@@ -57,7 +57,7 @@ def main(
         str, Option(help="--choose-dose: the split to choose on, with 96 examples of each task or more.")
     ] = "dev",
     dev_limit: Annotated[
-        int | None, Option(min=96, help="--choose-dose: choose on the first so many of each task only.")
+        int | None, Option(min=1, help="--choose-dose: choose on the first so many of each task only.")
     ] = None,
     scoring: options.Scoring = options.Scoring(),
     compare: Annotated[list[str] | None, Option(help="More sets to mask, to compare with; as --experts.")] = None,

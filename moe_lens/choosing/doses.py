@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from moe_lens.causal.evaluation import UNMASKED, q_values, summarise
+from moe_lens.causal.evaluation import UNMASKED, q_values
 from moe_lens.choosing.controls import CONTROL
 from moe_lens.choosing.masking import MEAN, Masked
+from moe_lens.metrics import bootstrap_interval
 
 KEPT = 0.95
 """The share of its unmasked EM that every spared task has to keep."""
@@ -50,10 +51,11 @@ def dose_table(
     for one in candidates:
         for task in (*targets, *spared):
             own = answers[(answers["task"] == task) & (answers["intervention"] == one.name)]
-            told = {name: summarise(own, seed=seed)[name] for name in ("n", "em", "em_low", "em_high")}
+            interval = bootstrap_interval(own["em"].to_numpy(), bounds=(0, 1), seed=seed)
             before, em = float(means[task, UNMASKED]), float(means[task, one.name])
             row = {"set": one.of, "intervention": one.name, "strength": one.strength, "task": task}
-            row |= {"role": "target" if task in targets else "spared", "unmasked": before, **told}
+            row |= {"role": "target" if task in targets else "spared", "n": len(own), "unmasked": before}
+            row |= {"em": em, "em_low": interval.low, "em_high": interval.high}
             rows.append(row | {"kept": em / before if before else None, "keeps": em >= KEPT * before - 1e-12})
     table = pd.DataFrame(rows)
     table["keeps"] = table["keeps"].where(table["role"] == "spared")
