@@ -50,6 +50,7 @@ def main(
     batch_size: Annotated[int, Option(min=1, help="Examples per batch; halved where memory is too small.")] = 32,
     max_new_tokens: Annotated[int, Option(min=1, help="Longest answer, in tokens.")] = 16,
     stop: options.Stop = None,
+    decoding: options.Decoding = "plain",
     seed: Annotated[int, Option(min=0, help="Of random experts, the bootstrap and the permutation tests.")] = 0,
 ) -> None:
     """Score a model's answers, as it is and with experts masked.
@@ -66,6 +67,7 @@ def main(
     from moe_lens.choosing.controls import Controls, compared_summary
     from moe_lens.choosing.masking import named, with_saved
     from moe_lens.commands.named_experts import NamedExperts
+    from moe_lens.decoding import PLAIN, parse_decoding
     from moe_lens.lens.parallel import connected, from_first_process
     from moe_lens.metrics.catalogue import metrics_named
     from moe_lens.results import claim, provenance, write_table
@@ -76,7 +78,7 @@ def main(
     if controls.count and not mask:
         raise MoELensError("--control compares masks with random sets of their shape; give --mask, or leave it out")
     mode, saved = doing.parsed(), doing.saved()
-    ends = options.ends(stop)
+    ends, answering = options.ends(stop), parse_decoding(decoding)
     scored = metrics_named(metrics.split(","))
     names = [metric.name for metric in scored]
     if (judge is None) != (judge_model is None):
@@ -92,11 +94,12 @@ def main(
     wanted.check(lens)
     fitted = reading.fit(loaded, lens, of=data)
     facts = mode.facts() | {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "stop": ends}
+    facts |= {} if answering == PLAIN else {"decoding": str(answering)}
     facts |= opening.facts(lens) | reading.facts(fitted)
     made_by = provenance(model=opening.model, delta=opening.delta, data=fitted.examples, facts=facts)
     check_metrics(scored, fitted.examples, asked)
     told = made_by | {"seed": seed, "metrics": names, "judge": judge_model}
-    told |= {"saved": {name: one.digest for name, one in saved.items()}} if saved else {}
+    told |= {"saved": {name: one.intervention.digest for name, one in saved.items()}} if saved else {}
     if processes.is_main_process:
         claim(out, told | {"experts": wanted.told(), "control": controls.told})
     chosen = from_first_process(lambda: wanted.choose(lens, out))
@@ -105,10 +108,11 @@ def main(
     found = evaluate(
         lens,
         fitted.examples,
-        with_saved(named([*chosen, *drawn], mode), saved),
+        with_saved(named([*chosen, *drawn], mode), {name: one.intervention for name, one in saved.items()}),
         metrics=scored,
         max_new_tokens=max_new_tokens,
         stop=ends,
+        decoding=answering,
         judge=asked,
         out=out,
         made_by=made_by,

@@ -87,6 +87,7 @@ def main(
     from moe_lens.commands.masking_results import leave_masked, leave_selectivity
     from moe_lens.commands.masking_tasks import TaskRun, Tasks
     from moe_lens.commands.named_experts import NamedExperts
+    from moe_lens.decoding import PLAIN
     from moe_lens.lens.interventions import parse_mode
     from moe_lens.results import claim, provenance
     from moe_lens.storage import try_folder
@@ -120,7 +121,7 @@ def main(
     finding.write_sets(chosen, out)
     masked = [finding.judged_by(*pair, lens) for pair in zip(wanted.selections, chosen, strict=True)]
     controls = controls.measured(lens, examples[first], mode)
-    run = TaskRun(masked, mode, {}, [], controls, max_new_tokens, ends, out, made_by, seed)
+    run = TaskRun(masked, mode, {}, [], controls, max_new_tokens, ends, PLAIN, out, made_by, seed)
     found = run.on_all(lens, wanted.base if has_tuned else None, examples, tasks.spared)
     made_by |= asked
     leave_masked(found, out, made_by, title="Answers with each set masked")

@@ -47,6 +47,21 @@ def main(
         ),
     ] = None,
     patching: Patching = Patching(),
+    choose_dose: Annotated[
+        bool,
+        Option(
+            "--choose-dose",
+            help="First choose a strength of --mode or --intervention: on --dev-split, of each set the one with the "
+            "highest EM on --data of those that leave every --spare task .95 of its EM. Only what is chosen, its "
+            "random sets and the model as it is are then answered on --split.",
+        ),
+    ] = False,
+    dev_split: Annotated[
+        str, Option(help="--choose-dose: the split to choose on, with 96 examples of each task or more.")
+    ] = "dev",
+    dev_limit: Annotated[
+        int | None, Option(min=1, help="--choose-dose: choose on the first so many of each task only.")
+    ] = None,
     scoring: options.Scoring = options.Scoring(),
     compare: Annotated[list[str] | None, Option(help="More sets to mask, to compare with; as --experts.")] = None,
     control: options.Control = "random:20",
@@ -65,6 +80,7 @@ def main(
     batch_size: Annotated[int, Option(min=1, help="Examples per batch.")] = 32,
     max_new_tokens: Annotated[int, Option(min=1, help="Longest answer, in tokens.")] = 16,
     stop: options.Stop = None,
+    decoding: options.Decoding = "plain",
     seed: Annotated[
         int, Option(min=0, help="Of random experts, the random sets, the bootstrap and the permutation test.")
     ] = 0,
@@ -86,6 +102,8 @@ def main(
         python -m moe_lens.intervene --model organism:planted --data swap --spare closed_book \\
             --experts planted --mode bias:1,3,5 --positions from_question --out RUN/doses
 
+    With --choose-dose the strength is chosen on the dev split, and the test split is answered at that one alone.
+
     Or a map of where it comes in what the context says, by activation patching:
 
     \b
@@ -94,24 +112,28 @@ def main(
     """
     from moe_lens.causal.evaluation import check_metrics
     from moe_lens.choosing.controls import Controls
+    from moe_lens.choosing.doses import merged
     from moe_lens.choosing.verdicts import check_judged
+    from moe_lens.commands import dose_choosing
     from moe_lens.commands.masking_results import leave_masked, leave_selectivity
     from moe_lens.commands.masking_tasks import TaskRun, Tasks
     from moe_lens.commands.named_experts import NamedExperts
     from moe_lens.commands.plans import hold_to_plan, planned
+    from moe_lens.decoding import PLAIN, parse_decoding
     from moe_lens.metrics import metrics_named
     from moe_lens.results import claim, provenance
     from moe_lens.storage import try_folder
 
     try_folder(out)
     if patching.patch is not None:
-        others = {"--experts": experts, "--compare": compare, "--spare": spare, "--plan": plan, "--stop": stop}
+        others: dict[str, object] = {"--experts": experts, "--compare": compare, "--spare": spare, "--plan": plan}
+        others |= {"--stop": stop, "--choose-dose": choose_dose, "--decoding": decoding != "plain"}
         patching.expect_alone(others, doing)
         data_of, place = (opening, reading, data, split, limit), (doing.positions, doing.within)
         MapRun(*data_of, *place, metrics, max_new_tokens, batch_size, out, seed).leave(patching)
         return
     controls, tasks = Controls.parse(control), Tasks.parse(data, spare)
-    ends = options.ends(stop)
+    ends, answering = options.ends(stop), parse_decoding(decoding)
     mode, saved = doing.parsed(), doing.saved()
     more = metrics_named(metrics.split(",")) if metrics else []
     more = check_judged(more) if tasks.spared and more else more
@@ -120,28 +142,39 @@ def main(
     wanted = NamedExperts(texts, opening, scoring, reading, first, mode=mode, layers=doing.within, seed=seed)
     if not texts and mode.needs_experts and not saved:
         raise MoELensError("nothing is to be done: name experts with --experts, or a saved --intervention")
+    if choose_dose:
+        dose_choosing.expect_doses(mode, texts, saved)
     lens = opening.load()
     lens.batch_size = batch_size
     wanted.check(lens)
     fitted = {task: reading.fit(examples, lens, of=f"{task}, {split}") for task, examples in loaded.items()}
     facts = mode.facts() | {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "stop": ends}
+    facts |= {} if answering == PLAIN else {"decoding": str(answering)}
     facts |= opening.facts(lens) | reading.facts(*fitted.values())
     examples = {task: one.examples for task, one in fitted.items()}
     made_by = provenance(model=opening.model, delta=opening.delta, data=examples[first], seed=seed, facts=facts)
-    digests = {name: one.digest for name, one in saved.items()}
+    digests = {name: one.intervention.digest for name, one in saved.items()}
     for asked_of in examples.values():
         check_metrics(more, asked_of, None)
+    dev = {}
+    if choose_dose:
+        dev = dose_choosing.dev_examples(reading, lens, examples, split=dev_split, limit=dev_limit)
+    by = dose_choosing.facts(dev)
     if plan is not None:
         wished = planned(tasks, mode, wanted.told(), digests, controls.told, max_new_tokens, more)
+        wished |= by | {name: fact for name, fact in facts.items() if name == "decoding"}
         made_by["stage"] = hold_to_plan(plan, wished, facts["weights"], chain.from_iterable(examples.values()))
     asked = tasks.facts(examples) | ({"saved": digests} if saved else {})
     asked |= {"metrics": [metric.name for metric in more]} if more else {}
+    asked |= by
     claim(out, made_by | {"experts": wanted.told(), "control": controls.told} | asked)
-    chosen = wanted.choose(lens, out)
+    own = {name: one.intervention for name, one in saved.items()}
+    chosen, limits = wanted.choose(lens, out), (max_new_tokens, ends, answering)
     controls = controls.measured(lens, examples[first], mode)
-    run = TaskRun(chosen, mode, saved, more, controls, max_new_tokens, ends, out, made_by, seed)
+    run = TaskRun(chosen, mode, own, more, controls, *limits, out, made_by, seed)
+    runs = dose_choosing.choose_doses(run, saved, lens, dev, tasks) if dev else [run]
     base = wanted.base if opening.delta is not None or scoring.base is not None else None
-    found = run.on_all(lens, base, examples, tasks.spared)
+    found = merged([one.on_all(lens, base, examples, tasks.spared) for one in runs])
     made_by |= asked
     leave_masked(found, out, made_by, title=f"Answers under interventions ({mode})")
     if tasks.spared:

@@ -37,7 +37,8 @@ RUN_FILE = "run.json"
 """What tells in a run's folder how it is made."""
 WRITTEN = (
     *("*.parquet", "*.safetensors", "*.pt", "*.html", "figure3.png", "tuning.png", "log.jsonl"),
-    *("summary.json", "delta.json", "cost.json", "dev.json", "parts/*", "sets/*", "judge/*", "merged/*"),
+    *("summary.json", "delta.json", "intervention.json", "cost.json", "dev.json"),
+    *("parts/*", "sets/*", "judge/*", "merged/*"),
 )
 """What commands write into the folder of a run."""
 _PROVENANCE_KEY = b"moe_lens.provenance"

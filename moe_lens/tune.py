@@ -26,7 +26,8 @@ def main(
         str,
         Option(
             help="What learns. router: the routers only (Router Lens, Eq. 6-7). ceft: the context-faithful experts "
-            "only (Algorithm 1). esft: the experts that the base model uses most. fft: everything."
+            "only (Algorithm 1). esft: the experts that the base model uses most. fft: everything. bias: a number for "
+            "each expert, added to its router logit; the model stays as it is, and OUT is an --intervention."
         ),
     ] = "router",
     experts: Annotated[
@@ -81,7 +82,14 @@ def main(
     ] = 0.0,
     reading: options.Reading = options.Reading(max_length=300),
     layers: Annotated[
-        str | None, Option(help="Train routers or experts of these layers only, such as 0,2; default all.")
+        str | None, Option(help="Train routers, experts or biases of these layers only, such as 0,2; default all.")
+    ] = None,
+    positions: Annotated[
+        str | None,
+        Option(
+            help="bias: where it acts, as --positions of moe_lens.intervene; default all. Train one for each place and "
+            "take the best on the dev data (from_question spares what comes before)."
+        ),
     ] = None,
     split: Annotated[str, Option(help="Which split of --data is trained on; a file has no splits.")] = "train",
     dev: Annotated[
@@ -147,10 +155,15 @@ def main(
     from moe_lens.tuning.processes import Processes
     from moe_lens.tuning.training import check_rates
 
+    if method == "bias" and (merge or shard):
+        raise MoELensError(
+            "a bias is no part of the model, which is neither merged nor split: leave --merge, --shard out"
+        )
     try_folder(out)
     within = None if layers is None else tuple(console.numbers(layers, int, what="--layers"))
     selection = None if experts is None else parse_one(experts)
-    asked = Asked(method, selection, within, router_delta, router_rate, lora_rank, lora_alpha, seed)
+    acts = None if positions is None else options.place_named(positions)
+    asked = Asked(method, selection, within, router_delta, router_rate, lora_rank, lora_alpha, seed, acts)
     if dev is None and ending(data) is not None:
         raise MoELensError(f"{data} has no dev split to choose and test on; give other examples with --dev")
     rates = _rates(learning_rate, what="--learning-rate")
@@ -193,7 +206,8 @@ def main(
     if merge:
         save_merged(lens, out / "merged")
     if not shard:
-        write_json(out / "dev.json", summarise(answer_table(lens, held_out, max_new_tokens=max_new_tokens)))
+        with lens.intervene(*tuned.trained.interventions()):
+            write_json(out / "dev.json", summarise(answer_table(lens, held_out, max_new_tokens=max_new_tokens)))
     console.show(tuned.candidates, title="On the dev data, by learning rate")
     console.say(f"kept rate {tuned.schedule.learning_rate:g}")
     console.say(f"written to {out}: {', '.join(sorted(file.name for file in out.iterdir()))}")

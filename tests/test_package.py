@@ -24,6 +24,7 @@ GROUPS = (
     ("architecture", "metrics"),
     ("lens",),
     ("statistics", "checks", "report"),
+    ("decoding",),
     ("causal",),
     ("choosing",),
     ("tuning",),

@@ -13,6 +13,7 @@ from moe_lens.causal.judge import Judge
 from moe_lens.causal.outputs import Run, outputs
 from moe_lens.data import Example
 from moe_lens.data.thoughts import without_thoughts
+from moe_lens.decoding import PLAIN, Decoding
 from moe_lens.errors import MoELensError
 from moe_lens.lens.delta import weights_digest
 from moe_lens.lens.interventions import Intervention, check_interventions
@@ -57,6 +58,7 @@ def evaluate(
     metrics: Sequence[Named] = DEFAULT_METRICS,
     max_new_tokens: int = 16,
     stop: Sequence[str] = (),
+    decoding: Decoding = PLAIN,
     batch_size: int | None = None,
     judge: Judge | None = None,
     out: Path | None = None,
@@ -68,6 +70,7 @@ def evaluate(
 
     interventions: name -> one, or several that act in that order. metrics: names of `metrics.METRICS`,
         or functions of one's own, see `metrics_named`.
+    decoding: how the answers come about, such as `CAD(1)` of moe_lens.decoding; the model as it is, too.
     stop: texts before which an answer ends, as in `lens.generate`. judge: whom the metric "acc_llm" asks.
     out: folder in which finished parts of the work are kept: the same call goes on where an interrupted one stopped.
     made_by: the provenance of the parts; by default the weights and the data.
@@ -88,6 +91,7 @@ def evaluate(
         made_by or _provenance(lens, examples, out),
         lens.progress if progress is None else progress,
         tuple(stop),
+        decoding=decoding,
     )
     reads = {PREDICTION if metric.reads == JUDGE else metric.reads for metric in scored}
     if PREDICTION in reads:

@@ -13,6 +13,7 @@ from accelerate.utils import gather_object
 
 from moe_lens.data import Example, encode
 from moe_lens.data.thoughts import without_thoughts
+from moe_lens.decoding import PLAIN, Decoding
 from moe_lens.lens.interventions import Intervention
 from moe_lens.lens.lens import MoELens
 from moe_lens.lens.parallel import connected
@@ -27,6 +28,7 @@ class Run:
     """How a lens is asked (answers end before `stop`), and where parts are kept (None: nowhere) by which provenance.
 
     batches: in a part, which is what an interruption can cost, and the share that one process takes at a time.
+    decoding: how it comes by its answers, and by the log-probabilities of given ones.
     """
 
     max_new_tokens: int
@@ -36,6 +38,7 @@ class Run:
     progress: bool = True
     stop: tuple[str, ...] = ()
     batches: int = 8
+    decoding: Decoding = PLAIN
 
 
 @dataclass(frozen=True)
@@ -116,6 +119,7 @@ def _outputs(
         "batch_size": run.batch_size,
         "max_new_tokens": run.max_new_tokens,
         **({"stop": list(run.stop)} if run.stop else {}),
+        **({} if run.decoding == PLAIN else {"decoding": str(run.decoding)}),
     }
     part = None if run.out is None else run.out / "parts" / unit.file(made_by)
     asked = [examples[place] for place in unit.places]
@@ -123,7 +127,7 @@ def _outputs(
     def computed() -> pd.DataFrame:
         read: Callable[[MoELens, Sequence[Example], Run], Sequence[Any]]
         rows = unit.places  # of `Rows`: an example has one for each text that the lens is given for it
-        if unit.reads == RIVALS:
+        if unit.reads == RIVALS and run.decoding.contrast is None:
             rows = tuple(place for place in unit.places if rivals[place])
             read = partial(rival_log_probabilities, tokens=[rivals[place] for place in unit.places])
         elif unit.reads == PREDICTION:
@@ -140,7 +144,8 @@ def _outputs(
 
 def predictions(lens: MoELens, examples: Sequence[Example], run: Run) -> list[str]:
     """The greedy continuations, without the thoughts in them and the space around them."""
-    texts = lens.generate(
+    texts = run.decoding.generate(
+        lens,
         examples,
         max_new_tokens=run.max_new_tokens,
         stop=run.stop,
@@ -164,8 +169,11 @@ class Reading:
 
     def __call__(self, lens: MoELens, examples: Sequence[Example], run: Run) -> list[Any]:
         """What is read of each example, as the lens is."""
-        [found] = self.under(lens, examples, None, batch_size=run.batch_size, progress=False)
-        return found
+        asked = [self.asked(lens, example) for example in examples]
+        texts = [text for several in asked for text in several]
+        settings: dict[str, Any] = {"with_end": False, "first_token": self.first_token, "batch_size": run.batch_size}
+        found = run.decoding.answer_log_probabilities(lens, texts, progress=False, **settings) if texts else []
+        return self._by_example(asked, iter(found))
 
     def under(
         self,

@@ -15,6 +15,7 @@ from moe_lens.causal.evaluation import UNMASKED, evaluate, q_values, summarise
 from moe_lens.choosing.controls import CONTROL, Controls, against_random, compared_summary
 from moe_lens.choosing.selection import Choice
 from moe_lens.data import Example
+from moe_lens.decoding import PLAIN, Decoding
 from moe_lens.errors import MoELensError
 from moe_lens.experts import ExpertSet
 from moe_lens.lens.interventions import Intervention, Mode, check_interventions, parse_mode
@@ -52,6 +53,7 @@ def mask(
     controls: int | Controls = 20,
     max_new_tokens: int = 16,
     stop: Sequence[str] = (),
+    decoding: Decoding = PLAIN,
     batch_size: int | None = None,
     out: Path | None = None,
     made_by: dict[str, Any] | None = None,
@@ -64,7 +66,7 @@ def mask(
     metrics: more than DEFAULT_METRICS, as `evaluate` takes them; the answers are scored by these too.
     controls: random sets for every shape among the choices, 0 for none; or `Controls`, such as sets that are matched by
     usage, which is measured on these examples unless it was before. seed: of these, the bootstrap and the
-    permutation tests. stop, out, made_by: as in `evaluate`, where parts are kept.
+    permutation tests. stop, decoding, out, made_by: as in `evaluate`, where parts are kept.
     Every choice is checked before the first is answered; MoELensError for experts the model lacks or cannot spare. One
     that is there twice counts once.
     """
@@ -79,6 +81,7 @@ def mask(
         metrics=[*DEFAULT_METRICS, *metrics],
         max_new_tokens=max_new_tokens,
         stop=stop,
+        decoding=decoding,
         batch_size=batch_size,
         out=out,
         made_by=None if made_by is None else made_by | mode.facts(),
@@ -181,7 +184,7 @@ def masking_rows(
     unmasked = answers[answers["intervention"] == UNMASKED]
     nothing = {"intervention": UNMASKED, "set": UNMASKED, "family": UNMASKED, "experts": "", "size": 0.0}
     parts = [pd.DataFrame([nothing | {"mode": None} | summarise(unmasked, seed=seed)])]
-    for dose in mode.doses:
+    for dose in mode.doses if chosen else ():
         labels = {mode.label(choice.name, dose): choice.name for choice in chosen}
         own = answers[answers["intervention"].isin([UNMASKED, *labels])].replace({"intervention": labels})
         rows = _rows(own, chosen, usage, seed).assign(mode=mode.name, strength=dose)

@@ -11,6 +11,7 @@ from moe_lens.choosing.masking import Masked, joined, mask
 from moe_lens.choosing.selection import Choice
 from moe_lens.commands import console
 from moe_lens.data import Example
+from moe_lens.decoding import Decoding
 from moe_lens.errors import MoELensError
 from moe_lens.lens.delta import weights_digest
 from moe_lens.lens.interventions import Intervention, Mode
@@ -57,6 +58,7 @@ class TaskRun:
     controls: Controls
     max_new_tokens: int
     stop: Sequence[str]
+    decoding: Decoding
     out: Path
     made_by: dict[str, Any]
     seed: int
@@ -94,6 +96,7 @@ class TaskRun:
             controls=self.controls,
             max_new_tokens=self.max_new_tokens,
             stop=self.stop,
+            decoding=self.decoding,
             out=self.out,
             made_by=self._made_by(lens, examples, tuned=tuned),
             seed=self.seed,
@@ -110,6 +113,7 @@ class TaskRun:
                 examples,
                 max_new_tokens=self.max_new_tokens,
                 stop=self.stop,
+                decoding=self.decoding,
                 out=self.out,
                 made_by=made_by,
             ).answers

@@ -19,8 +19,9 @@ from moe_lens.progress import is_drawn, is_quiet
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from moe_lens.commands.saved_interventions import Saved
     from moe_lens.data import Example, Fitted
-    from moe_lens.lens.interventions import Intervention, Mode
+    from moe_lens.lens.interventions import Mode
     from moe_lens.lens.lens import MoELens
 
 Data = Annotated[
@@ -44,6 +45,14 @@ Stop = Annotated[
     Option(
         help="A text before which an answer ends (several times), for base models that go on after it; \\n is a line "
         "break."
+    ),
+]
+Decoding = Annotated[
+    str,
+    Option(
+        help="How answers come about: plain (the most likely token each time); cad:ALPHA, context-aware decoding: "
+        "ALPHA times the logits without the context are taken off, ALPHA times those with it added; adacad: ALPHA is "
+        "how much both differ at each token (adacad:PLUS: and so much more)."
     ),
 ]
 NOT_JSON = {"true": "true", "yes": "true", "on": "true", "false": "false", "no": "false", "off": "false"} | {
@@ -184,9 +193,10 @@ class Doing:
         Option(help="In which layers, of those with the experts: numbers, such as 0,2,3; default all."),
     ] = None
     intervention: Annotated[
-        list[Path] | None,
+        list[str] | None,
         Option(
-            help="Answer under this saved intervention too (several times), a folder that Intervention.save wrote. As "
+            help="Answer under this saved intervention too (several times): a folder that Intervention.save or tune "
+            "--method bias wrote, or one of several such folders; FOLDER:0.5,1,2 for so many times its strength. As "
             "every mask it acts alone, on the model with its --delta; its place is its own."
         ),
     ] = None
@@ -203,15 +213,11 @@ class Doing:
         positions, steps = place_named(self.positions), place_named(self.steps)
         return parse_mode(self.mode, layers=self.within, positions=positions, steps=steps)
 
-    def saved(self) -> "dict[str, Intervention]":
-        """The saved interventions by the names of their folders; MoELensError where two have one name."""
-        from moe_lens.lens.interventions import load_intervention
+    def saved(self) -> "dict[str, Saved]":
+        """The saved interventions by name; MoELensError where two have one name."""
+        from moe_lens.commands.saved_interventions import read_saved
 
-        folders = self.intervention or []
-        names = [folder.resolve().name for folder in folders]
-        if len(set(names)) < len(names):
-            raise MoELensError(f"saved interventions are told by their folders' names, which repeat: {names}")
-        return {name: load_intervention(folder) for name, folder in zip(names, folders, strict=True)}
+        return read_saved(self.intervention or [])
 
 
 def place_named(text: str) -> Any:

@@ -15,15 +15,17 @@ from moe_lens.errors import MoELensError
 from moe_lens.experts import ExpertSet
 from moe_lens.lens.delta import changed_parameters, restored, weights_digest, with_delta
 from moe_lens.lens.lens import MoELens
+from moe_lens.lens.positions import Positions
 from moe_lens.report.plots import tuning_figure
 from moe_lens.results import data_digest, provenance, write_json, write_table
 from moe_lens.tuning.low_rank import TuneLowRank, check_low_rank
 from moe_lens.tuning.methods import Method, TuneAll, TuneExperts, TuneRouters, router_parameters, save_trained
 from moe_lens.tuning.processes import Processes
+from moe_lens.tuning.router_bias import TuneBias
 from moe_lens.tuning.schedule import Schedule
 from moe_lens.tuning.training import DevMetric, Tuned, told, tune
 
-METHODS = ("router", "ceft", "esft", "fft")
+METHODS = ("router", "ceft", "esft", "fft", "bias")
 ESFT_DEFAULT = Share(SCORES["esft-token"], 0.2)
 
 
@@ -57,7 +59,7 @@ class Stage:
         return provenance(model=self.model, delta=routers, data=self.train, facts=facts)
 
     def run(self, method: Method, out: Path, rates: Sequence[float], *, shard: bool = False) -> Tuned:
-        """Train, or go on in `out`; afterwards the first process writes the delta, the log and the figure there."""
+        """Train, or go on in `out`; afterwards the first process writes what was learnt, log and figure there."""
         tuned = tune(
             self.lens,
             self.train,
@@ -127,7 +129,10 @@ class Stage:
         schedule = {name: value for name, value in asdict(tuned.schedule).items() if name != "seed"}
         facts = {**method.facts(), **schedule, **self.facts, "trainable": tuned.trained.count}
         made_by = provenance(model=self.model, data=self.train, seed=self.schedule.seed, facts=facts)
-        save_trained(self.lens.module, tuned.trained, out, facts=made_by)
+        if tuned.trained.added is None:
+            save_trained(self.lens.module, tuned.trained, out, facts=made_by)
+        else:
+            tuned.trained.added.intervention().save(out, made_by=made_by)
         write_table(tuned.log, out / "tuning.parquet", made_by)
         write_table(tuned.candidates, out / "learning_rates.parquet", made_by)
         write_json(out / "cost.json", {"seconds": tuned.seconds, "trainable": tuned.trained.count})
@@ -146,6 +151,7 @@ class Asked:
     lora_rank: int | None
     lora_alpha: float | None
     seed: int
+    positions: Positions | None = None
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -158,9 +164,15 @@ class Asked:
         elif self.router_delta is not None or self.router_rate is not None:
             self._check_routers()
         if self.layers is not None and self.method == "fft":
-            raise MoELensError("--layers is for router, ceft and esft; fft trains everything")
-        if self.lora_rank is not None and self.method == "fft":
-            raise MoELensError("--lora-rank is for router, ceft and esft, which say what it is put on; --method is fft")
+            raise MoELensError("--layers is for router, ceft, esft and bias; fft trains everything")
+        if self.lora_rank is not None and self.method in ("fft", "bias"):
+            raise MoELensError(
+                f"--lora-rank is for router, ceft and esft, which say what it is put on; --method is {self.method}"
+            )
+        if self.positions is not None and self.method != "bias":
+            raise MoELensError(
+                f"--positions says where a bias acts, and weights act everywhere; --method is {self.method}"
+            )
         if self.lora_alpha is not None and self.lora_rank is None:
             raise MoELensError("--lora-alpha scales the product of --lora-rank; give that too")
         if self.lora_rank is not None:
@@ -190,7 +202,8 @@ class Asked:
         """For the provenance: what is trained; neither the rates nor the router's delta."""
         experts = None if self.experts is None else self.experts.told
         lora = {"lora_rank": self.lora_rank, "lora_alpha": self.lora_alpha}
-        return {"method": self.method, "experts": experts, "layers": self.layers, "seed": self.seed, **lora}
+        own = {"positions": self.positions} if self.method == "bias" else lora
+        return {"method": self.method, "experts": experts, "layers": self.layers, "seed": self.seed, **own}
 
     def of(self, stage: Stage, out: Path, router_rates: Sequence[float]) -> Method:
         """The method, once its experts are chosen; routers are tuned for that, at these rates, where a score asks."""
@@ -198,6 +211,8 @@ class Asked:
         method: Method = TuneRouters(self.layers)
         if self.method == "fft":
             method = TuneAll()
+        elif self.method == "bias":
+            method = TuneBias(self.layers, self.positions or "all")
         elif self.method != "router":
             named = self._selection(architecture.top_k)
             experts = stage.chosen(named, out, router_rates, self.router_delta, self.layers)

@@ -23,6 +23,7 @@ from .interventions import SetTo as SetTo
 from .interventions import Steer as Steer
 from .interventions import TopK as TopK
 from .interventions import Zero as Zero
+from .interventions import context_vectors as context_vectors
 from .interventions import load_intervention as load_intervention
 from .interventions import mean_values as mean_values
 from .lens import MoELens as MoELens

@@ -1,7 +1,7 @@
 """MoELens: a Mixture-of-Experts model opened for reading and intervening; only this file imports nnsight."""
 
 import copy
-from collections.abc import Collection, Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +20,7 @@ from moe_lens.architecture.quantized import refuse_quantized_experts
 from moe_lens.data import FIGURE_10, Encoded, Example, PromptTemplate, template_named
 from moe_lens.errors import MoELensError
 from moe_lens.lens.batching import encode_prompt, prompt_batches, run_batches, run_pieces
+from moe_lens.lens.contrasting import Contrast, in_pairs, twin_of
 from moe_lens.lens.delta import apply_delta
 from moe_lens.lens.devices import has_float64
 from moe_lens.lens.factors import Factors
@@ -39,6 +40,8 @@ from moe_lens.lens.stack import InterventionStack
 from moe_lens.progress import progress_bar
 
 S = TypeVar("S", bound=Statistic)
+T = TypeVar("T")
+Asked = Callable[[Sequence[int], Sequence[Encoded]], Sequence[T]]
 
 GATE: tuple[Effect, ...] = ("gate",)
 EVERYWHERE: tuple[Positions, ...] = ("all",)
@@ -299,6 +302,7 @@ class MoELens:
         stop: Sequence[str] = (),
         batch_size: int | None = None,
         progress: bool | None = None,
+        contrast: Contrast | None = None,
     ) -> list[str]:
         """The greedy continuation of each example, in the order given, up to end-of-sequence.
 
@@ -307,16 +311,22 @@ class MoELens:
         thoughts. stop: texts before the first of which it ends too, once the answer has begun: thoughts and white space
         before it hold no such end. Batches that do not fit in memory are halved, with a warning. To sample, trace
         `lens.model.generate`, which is under interventions too.
+        contrast: each example that has a context is run beside its twin without it, in the same batch and under the
+        same interventions, and this makes one of the logits of both; see moe_lens.decoding.
         Raises NotFiniteError, as every measurement does, for a model whose numbers are not finite.
         """
         if max_new_tokens < 1:
             raise MoELensError(f"max_new_tokens is a number of tokens, at least 1; got {max_new_tokens}")
 
-        def run(places: Sequence[int], prompts: Sequence[Encoded]) -> list[str]:
+        def run(places: Sequence[int], prompts: Sequence[Encoded], paired: bool = False) -> list[str]:
             with self._stack.for_examples(places):
-                return self._runner.generate(prompts, max_new_tokens)
+                return self._runner.generate(prompts, max_new_tokens, contrast if paired else None)
 
-        found = sorted(run_batches(self._batches(examples, batch_size, progress), run))
+        asked: Asked[str] = run
+        if contrast is not None:
+            examples = [*examples]
+            asked = self._in_pairs(examples, run)
+        found = sorted(run_batches(self._batches(examples, batch_size, progress), asked))
         return [until(text, stop) for _, text in found]
 
     def answer_log_probabilities(
@@ -328,23 +338,29 @@ class MoELens:
         progress: bool | None = None,
         with_end: bool = True,
         first_token: bool = False,
+        contrast: Contrast | None = None,
     ) -> list[float]:
         """The log-probability (nats) of each example's first gold answer, or of its continuation, in the order given.
 
         Of all its tokens together, each given the prompt and the answer's tokens before it; with_end: of
         end-of-sequence after it, too; first_token: of its first token alone. Batches that do not fit in memory are
-        halved, with a warning.
+        halved, with a warning. contrast: as in `generate`.
         """
 
-        def run(places: Sequence[int], prompts: Sequence[Encoded]) -> list[float]:
+        def run(places: Sequence[int], prompts: Sequence[Encoded], paired: bool = False) -> list[float]:
             answered = _with_answers(prompts, with_end=with_end, first_token=first_token)
             with torch.no_grad(), self._stack.for_examples(places):
-                found: list[float] = self._runner.answer_log_probabilities(answered).tolist()
+                of_pairs = contrast if paired else None
+                found: list[float] = self._runner.answer_log_probabilities(answered, of_pairs).tolist()
             return found
 
+        asked: Asked[float] = run
+        if contrast is not None:
+            examples = [*examples]
+            asked = self._in_pairs(examples, run)
         golds = continuations is None
         batches = self._batches(examples, batch_size, progress, with_answer=golds, continuations=continuations)
-        return [found for _, found in sorted(run_batches(batches, run))]
+        return [found for _, found in sorted(run_batches(batches, asked))]
 
     def next_token_log_probabilities(
         self,
@@ -515,6 +531,18 @@ class MoELens:
             self._edits = {layer: edit for layer, edit in self._edits.items() if layer not in own}
             # nnsight can only clear all edits at once; the user's own have to stay.
             self.model._edits = [edit for edit in self.model._edits if edit not in own.values()]
+
+    def _in_pairs(
+        self,
+        examples: Sequence[Example | str],
+        run: Callable[[Sequence[int], Sequence[Encoded], bool], Sequence[T]],
+    ) -> Asked[T]:
+        """`run` of a batch with its twins; see `in_pairs`."""
+
+        def twin(place: int, prompt: Encoded) -> Encoded:
+            return twin_of(examples[place], prompt, self.tokenizer, self.template)
+
+        return lambda places, prompts: in_pairs(places, prompts, twin, run)
 
     def _edit(self, layer: int) -> Any:
         """Make every trace of `self.model` apply the active interventions at `layer`, at each step."""

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from moe_lens.architecture.discovery import pretrained
 from moe_lens.data import Batch, Encoded, collate
+from moe_lens.lens.contrasting import Contrast, ContrastSteps
 from moe_lens.lens.devices import OnDevices, on_cpu
 from moe_lens.lens.finite import FiniteSteps, all_finite, finite_streams, not_finite
 from moe_lens.lens.gradients import (
@@ -44,8 +45,12 @@ class BatchRunner:
     stack: InterventionStack
     greedy: Greedy
 
-    def answer_log_probabilities(self, prompts: Sequence[Encoded]) -> Tensor:
-        """The log-probability (nats) of each prompt's answer, in the order given, [batch]; with gradients where on."""
+    def answer_log_probabilities(self, prompts: Sequence[Encoded], contrast: Contrast | None = None) -> Tensor:
+        """The log-probability (nats) of each prompt's answer, in the order given, [batch]; with gradients where on.
+
+        contrast: of the first half of the prompts, by the logits that it makes of theirs and of their twins', which
+        are the second half.
+        """
         batch = self._batch(prompts)
         labels = batch.answer_labels
         kept = labels.shape[1] + 1
@@ -55,15 +60,24 @@ class BatchRunner:
             self.model.trace(**self._inputs(batch), logits_to_keep=kept),
         ):
             whole = self.model.output.logits.save()
-        found = joint_log_probability(kept_logits(whole, kept), labels)
+        logits = kept_logits(whole, kept)
+        if contrast is not None:
+            logits, labels = contrast(*logits.float().chunk(2)), labels[: len(prompts) // 2]
+        found = joint_log_probability(logits, labels)
         if not found.isfinite().all():
             self._refuse(prompts)
         return found
 
-    def generate(self, prompts: Sequence[Encoded], max_new_tokens: int) -> list[str]:
-        """The greedy continuation of each prompt, without special tokens, in the order given."""
+    def generate(self, prompts: Sequence[Encoded], max_new_tokens: int, contrast: Contrast | None = None) -> list[str]:
+        """The greedy continuation of each prompt, without special tokens, in the order given.
+
+        contrast: as in `answer_log_probabilities`; a twin says what its prompt does.
+        """
         batch, steps = self._batch(prompts), FiniteSteps()
-        arguments = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "logits_processor": [steps]}
+        processors = [steps] if contrast is None else [steps, ContrastSteps(contrast)]
+        arguments = {
+            "input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "logits_processor": processors,
+        }  # fmt: skip
         with (
             torch.no_grad(),
             measuring(self.module),

@@ -11,6 +11,7 @@ from .methods import TuneExperts as TuneExperts
 from .methods import TuneRouters as TuneRouters
 from .methods import router_parameters as router_parameters
 from .methods import save_trained as save_trained
+from .router_bias import TuneBias as TuneBias
 from .schedule import Schedule as Schedule
 from .training import Tuned as Tuned
 from .training import tune as tune

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import pandas as pd
@@ -15,6 +15,7 @@ from moe_lens.data import Encoded
 from moe_lens.errors import MoELensError
 from moe_lens.progress import progress_bar
 from moe_lens.tuning.checkpoint import Checkpoints, Progress
+from moe_lens.tuning.methods import Around
 from moe_lens.tuning.processes import Processes, empty, put, put_together, restore_training_state, training_state, whole
 from moe_lens.tuning.schedule import Schedule
 from moe_lens.tuning.state import evaluating, training
@@ -45,6 +46,7 @@ def fit(
     dev: DevScore | None = None,
     checkpoints: Checkpoints | None = None,
     shard: Sequence[str] = (),
+    around: Around = nullcontext,
     label: str = "training",
 ) -> Progress:
     """Trains the named parameters in place, all others frozen, and tells how it went; `log_table` has its log.
@@ -56,6 +58,7 @@ def fit(
     checkpoints: where to keep the run; if it was begun there, it goes on, on the CPU to the same bytes.
     shard: paths of the layers to split over the processes (FSDP2). Afterwards the module is whole in the first process,
         on the CPU, to be saved, and empty in the others; after an exception it is empty in all.
+    around: what the module runs each batch in, of a method that adds to the model (`Trainable.around`).
 
     Afterwards `module` is in evaluation mode, nothing in it requires a gradient, and all has its old dtype.
     Raises MoELensError for no prompts, no or unknown parameters, a loss or gradient that is not finite, and checkpoints
@@ -70,7 +73,7 @@ def fit(
     processes = Processes.current()
     with training(module, named, gradient_checkpointing=schedule.gradient_checkpointing) as autocast:
         shared = processes.share(module, shard)
-        data = StepData(prompts, schedule, pad_id, processes)
+        data = StepData(prompts, schedule, pad_id, processes, around)
         run = _Run(module, shared, dtypes, data, dev, checkpoints, autocast)
         if not processes.splits(shard):
             return run.to_the_end(label)

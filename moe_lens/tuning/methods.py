@@ -1,18 +1,34 @@
-"""What a method trains: the routers, chosen experts, or everything."""
+"""What a method trains: the routers, chosen experts, or everything; or what it adds to the model as it is."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar, Protocol
 
 from torch import nn
 
+from moe_lens.architecture import MoEArchitecture
+from moe_lens.data import Batch
 from moe_lens.errors import MoELensError
 from moe_lens.experts import ExpertSet, expect_experts
 from moe_lens.lens.delta import fingerprint, save_delta, weights_digest
+from moe_lens.lens.interventions import Intervention
 from moe_lens.lens.lens import MoELens
 from moe_lens.tuning.slices import fused_fields, grouped_experts, is_fused, trained_slices
+
+Around = Callable[[Batch], AbstractContextManager[object]]
+"""What the bare module has to run a batch in."""
+
+
+class Added(Protocol):
+    """What learns beside a model's weights, which stay as they are."""
+
+    def around(self, batch: Batch) -> AbstractContextManager[object]:
+        """Inside the block the bare module runs this batch with it."""
+
+    def intervention(self) -> Intervention:
+        """The same, as it is now, for `lens.intervene`; also when the method's block was left."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +41,7 @@ class Trainable:
     fingerprint: of these before training, as a delta records it. base: the whole model's `weights_digest` then.
     rows: for those of them in which only some experts change, the ids of these.
     template: how the lens asked its examples, text by name.
+    added: what of it is no part of the model; None for a method that changes the model itself.
     """
 
     names: tuple[str, ...]
@@ -35,6 +52,16 @@ class Trainable:
     base: str
     template: Mapping[str, str]
     rows: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    added: Added | None = None
+
+    @property
+    def around(self) -> Around:
+        """What the bare module runs each batch in."""
+        return nullcontext if self.added is None else self.added.around
+
+    def interventions(self) -> tuple[Intervention, ...]:
+        """What the lens has to be under, to answer as trained so far."""
+        return () if self.added is None else (self.added.intervention(),)
 
     def __str__(self) -> str:
         return f"{self.count:,} of {self.total:,} parameters are trained"
@@ -119,12 +146,17 @@ def router_parameters(lens: MoELens, layers: Iterable[int] | None = None) -> tup
     weights: with one expert per token and weights rescaled to sum to 1, that weight is 1 whatever the router says.
     """
     architecture = lens.architecture
+    expect_gradient(architecture)
+    paths = [architecture.at(layer).router for layer in (architecture.moe_layers if layers is None else layers)]
+    return tuple(name for path in paths for name in _names_below(lens.module, path))
+
+
+def expect_gradient(architecture: MoEArchitecture) -> None:
+    """MoELensError for a model that cannot learn from its gating weights."""
     if architecture.top_k == 1 and architecture.renormalizes:
         raise MoELensError(
             "with top_k = 1 and renormalised weights no gradient reaches the routers; choose another model"
         )
-    paths = [architecture.at(layer).router for layer in (architecture.moe_layers if layers is None else layers)]
-    return tuple(name for path in paths for name in _names_below(lens.module, path))
 
 
 def save_trained(module: nn.Module, trained: Trainable, folder: str | Path, *, facts: Mapping[str, object]) -> None:

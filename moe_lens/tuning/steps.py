@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from moe_lens.data import Encoded, collate
 from moe_lens.errors import MoELensError
 from moe_lens.lens.batching import unless_out_of_memory
+from moe_lens.tuning.methods import Around
 from moe_lens.tuning.objective import answer_loss, answer_tokens
 from moe_lens.tuning.processes import Processes
 from moe_lens.tuning.schedule import Schedule
@@ -21,8 +22,11 @@ from moe_lens.tuning.schedule import Schedule
 class StepData:
     """The examples of each step, of which this process takes its share."""
 
-    def __init__(self, prompts: Sequence[Encoded], schedule: Schedule, pad_id: int, processes: Processes) -> None:
+    def __init__(
+        self, prompts: Sequence[Encoded], schedule: Schedule, pad_id: int, processes: Processes, around: Around
+    ) -> None:
         self.prompts, self.schedule, self.pad_id, self.processes = prompts, schedule, pad_id, processes
+        self.around = around
         self.steps = schedule.steps(len(prompts))
 
     def of(self, step: int) -> list[Encoded]:
@@ -68,7 +72,8 @@ class StepData:
             # A process without examples runs some for nothing: the others wait for its part.
             batch = collate([prompts[place] for place in places or [0]], self.pad_id)
             last = number + 1 == len(passes)
-            with nullcontext() if last or not isinstance(shared, DistributedDataParallel) else shared.no_sync():
+            sync = nullcontext() if last or not isinstance(shared, DistributedDataParallel) else shared.no_sync()
+            with sync, self.around(batch):
                 with autocast:
                     loss = answer_loss(shared, batch, tokens=tokens) * bool(places)
                 (loss * count).backward()  # processes give the mean of their gradients

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from math import isfinite, nan
 from pathlib import Path
@@ -71,6 +72,8 @@ def tune(
 ) -> Tuned:
     """Trains the lens in place, on `train`, and leaves it in the state that did best on `dev`.
 
+    A method that adds to the model leaves that as it was; what it has learnt is `Tuned.trained.added`.
+
     learning_rates: each is tried from the same start, and the one that does best on `dev` stays (the lowest of
         equals). One rate, or none for the schedule's own, is trained once.
     out: a folder for checkpoints; the same call goes on there after an interruption. Without one nothing is written.
@@ -101,10 +104,14 @@ def tune(
         "dev": [_hash(_encoded(lens, dev)), score, max_new_tokens],
     }
     blocks = lens.architecture.layers if shard else ()
-    measured = dev_score(lens, dev, score, max_new_tokens=max_new_tokens, whole_model=not shard) if dev else None
 
     def attempt(tried: Schedule, trained: Trainable) -> Progress:
         facts = run | {"trained": trained.fingerprint} | told(tried)
+        measured = None
+        if dev:
+            measured = dev_score(
+                lens, dev, score, max_new_tokens=max_new_tokens, whole_model=not shard, trained=trained
+            )
         return fit(
             lens.module,
             trained.names,
@@ -114,6 +121,7 @@ def tune(
             dev=measured,
             checkpoints=None if out is None else Checkpoints(_folder(out, tried), facts, every=checkpoint_seconds),
             shard=blocks,
+            around=trained.around,
             label=f"{method.name}, rate {tried.learning_rate:g}",
         )
 
@@ -182,19 +190,31 @@ def _score(course: Progress) -> float:
 
 
 def dev_score(
-    lens: MoELens, dev: Sequence[Example], score: DevMetric, *, max_new_tokens: int, whole_model: bool
+    lens: MoELens,
+    dev: Sequence[Example],
+    score: DevMetric,
+    *,
+    max_new_tokens: int,
+    whole_model: bool,
+    trained: Trainable | None = None,
 ) -> DevScore:
-    """How well the lens does on `dev`, which the processes share if each has the whole model."""
+    """How well the lens does on `dev`, which the processes share if each has the whole model.
+
+    trained: with what it adds to the model, if it adds any.
+    """
     processes = Processes.current()
     own = list(dev)[processes.rank :: processes.count] if whole_model else list(dev)
 
     def answers() -> float:
-        table = answer_table(lens, own, max_new_tokens=max_new_tokens, progress=False) if own else None
+        with lens.intervene(*(trained.interventions() if trained else ())):
+            table = answer_table(lens, own, max_new_tokens=max_new_tokens, progress=False) if own else None
         right, count = processes.sums(0.0 if table is None else float(table[score].sum()), len(own))
         return right / count
 
     def nats_of(_: Sequence[int], prompts: Sequence[Encoded]) -> float:
-        return answer_loss(lens.module, collate(prompts, pad_id(lens.module, lens.tokenizer)), tokens=1).item()
+        batch = collate(prompts, pad_id(lens.module, lens.tokenizer))
+        with trained.around(batch) if trained else nullcontext():
+            return answer_loss(lens.module, batch, tokens=1).item()
 
     def log_likelihood() -> float:
         prompts = _encoded(lens, own)

@@ -29,6 +29,7 @@ from moe_lens.lens import (
     Steer,
     TopK,
     Zero,
+    context_vectors,
     mean_values,
 )
 from moe_lens.statistics import LogitSpread
@@ -278,6 +279,32 @@ def test_mean_ablation_puts_in_the_mean_over_the_positions(olmoe):
     torch.testing.assert_close(found[1], record.captured["moe_output"][1][mask].mean(0))
     with pytest.raises(MoELensError, match="no position 'context'"):
         mean_values(olmoe, EXAMPLES, positions="context")
+
+
+def test_the_vector_of_a_context_is_what_it_adds_at_the_last_token_on_average(olmoe):
+    asked = [replace(one, context=f"{text} and more.") for one, text in zip(EXAMPLES, TEXTS[::-1], strict=True)]
+    for what in ("residual", "moe_output"):
+        found = context_vectors(olmoe, asked, what=what)
+        assert list(found) == list(range(olmoe.architecture.n_layers))
+        alone = []
+        for example in (*asked, *EXAMPLES):  # one by one, so that the last token is the last position
+            [record] = olmoe.records([example], capture=(what,), positions="all", progress=False)
+            alone.append(record.captured[what][1][0, -1])
+        expected = torch.stack(alone[:3]).mean(0) - torch.stack(alone[3:]).mean(0)
+        torch.testing.assert_close(found[1], expected, rtol=1e-4, atol=1e-5)
+    with pytest.raises(MoELensError, match="example '1' has no context to leave out"):
+        context_vectors(olmoe, [asked[0], EXAMPLES[1]])
+
+
+def test_scaled_is_so_many_times_the_strength_at_the_same_place(olmoe):
+    experts, vector = ExpertSet.of({1: [2]}), torch.ones(olmoe.architecture.d_model)
+    bias = LogitBias({1: torch.arange(8.0)}, weights="unbiased", steps="prefill")
+    assert Bias(experts, 3.0, positions="last").scaled(2) == Bias(experts, 6.0, positions="last")
+    assert AddVector(1, vector, 0.5, what="moe_output").scaled(-2) == AddVector(1, vector, -1.0, what="moe_output")
+    doubled = LogitBias({1: 2 * torch.arange(8.0)}, weights="unbiased", steps="prefill")
+    assert bias.scaled(2) == doubled
+    with pytest.raises(MoELensError, match="Reroute has no strength"):
+        Reroute(experts).scaled(2)
 
 
 def test_kinds_on_the_router_act_together_before_it_selects_and_those_on_gating_after(olmoe):

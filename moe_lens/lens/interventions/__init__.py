@@ -13,7 +13,7 @@ from moe_lens.lens.interventions.per_row import Rows
 from moe_lens.lens.interventions.place import Here, Steps
 from moe_lens.lens.interventions.protocol import Intervention, OnExperts, OnGating, Placed
 from moe_lens.lens.interventions.rerouting import Bias, Force, LogitBias, Reroute, TopK
-from moe_lens.lens.interventions.sources import Run, mean_values
+from moe_lens.lens.interventions.sources import Run, context_vectors, mean_values
 from moe_lens.lens.interventions.steering import Steer
 from moe_lens.lens.interventions.stored import read_folder
 from moe_lens.lens.interventions.together import check_interventions
@@ -51,6 +51,7 @@ __all__ = [
     "Zero",
     "check_interventions",
     "check_mode",
+    "context_vectors",
     "load_intervention",
     "mean_values",
     "parse_mode",

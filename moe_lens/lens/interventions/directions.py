@@ -1,7 +1,7 @@
 """AddVector and ProjectOut: directions are added to, or taken out of, the residual stream or what experts put out."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -57,6 +57,9 @@ class AddVector(OnActivations):
     def changed(self, site: Site, here: Here, values: Tensor) -> Tensor:
         added = here.once((id(self), "vector"), lambda: (self.scale * self.vector.detach()).to(values))
         return values + added
+
+    def scaled(self, factor: float) -> "AddVector":
+        return replace(self, scale=factor * self.scale)
 
     def check(self, architecture: MoEArchitecture) -> None:
         super().check(architecture)

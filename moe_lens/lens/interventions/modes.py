@@ -67,6 +67,10 @@ class Mode:
         """Whether it is on a set of experts."""
         return self.name != "topk"
 
+    def neutral(self, top_k: int) -> float:
+        """The strength at which nothing changes; top_k: the model's own."""
+        return {"bias": 0.0, "scale": 1.0, "topk": float(top_k)}[self.name]
+
     def on(self, experts: ExpertSet, dose: float | None) -> Intervention:
         """The intervention on a set of experts at one of the doses."""
         place: dict[str, Any] = {"positions": self.positions, "steps": self.steps}

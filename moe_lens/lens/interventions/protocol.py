@@ -136,6 +136,13 @@ class Intervention:
             site.check(architecture, self.layers)
         check_place(self.positions, self.steps)
 
+    def scaled(self, factor: float) -> "Intervention":
+        """The same, `factor` times as strong: 0 changes nothing; MoELensError for a kind of which that says nothing."""
+        raise MoELensError(
+            f"{type(self).__name__} has no strength that could be multiplied; kinds that have one are AddVector, Bias "
+            "and LogitBias"
+        )
+
     def save(self, folder: str | Path, *, made_by: Mapping[str, Any] | None = None) -> None:
         """Write it to a folder, for `load_intervention`: settings as JSON, tensors as safetensors, and its digest.
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -90,6 +90,9 @@ class Bias(OnExperts):
         added = chosen(self.experts[layer], n_experts) * size
         return RouterChange(bias=added) if self.weights == "router" else RouterChange(selection_bias=added)
 
+    def scaled(self, factor: float) -> "Bias":
+        return replace(self, alpha=factor * self.alpha)
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class LogitBias(Placed):
@@ -113,6 +116,9 @@ class LogitBias(Placed):
     def asks(self, layer: int, n_experts: int) -> RouterChange:
         added = self.biases[layer].detach().cpu().float()
         return RouterChange(bias=added) if self.weights == "router" else RouterChange(selection_bias=added)
+
+    def scaled(self, factor: float) -> "LogitBias":
+        return replace(self, biases={layer: factor * bias for layer, bias in self.biases.items()})
 
     def check(self, architecture: MoEArchitecture) -> None:
         super().check(architecture)

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -157,3 +157,19 @@ def mean_values(
     if not count:
         raise MoELensError(f"there is no position {positions!r} in these examples to take means over")
     return {layer: (summed / count).float() for layer, summed in total.items()}
+
+
+def context_vectors(
+    lens: Runs, examples: Sequence[Example], *, what: str = "residual", positions: Positions = "last"
+) -> dict[int, Tensor]:
+    """What a context adds to the values at one of `SITES`, by layer, float32 [d_model].
+
+    The mean over the examples' positions with their context minus the mean without it: contrastive activation addition
+    where it is put into `AddVector(layer, vector)`. MoELensError for an example that has no context.
+    """
+    bare = [example.id for example in examples if not example.context.strip()]
+    if bare:
+        raise MoELensError(f"example {bare[0]!r} has no context to leave out; give examples that all have one")
+    given = mean_values(lens, examples, what=what, positions=positions)
+    alone = mean_values(lens, [replace(one, context="") for one in examples], what=what, positions=positions)
+    return {layer: given[layer] - alone[layer] for layer in given}

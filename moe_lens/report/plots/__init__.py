@@ -2,6 +2,7 @@
 
 from moe_lens.report.plots.answer_scores import answers_figure, metrics_figure
 from moe_lens.report.plots.clusters import clusters_figure
+from moe_lens.report.plots.dose_choice import dose_choice_figure
 from moe_lens.report.plots.dose_curves import doses_figure
 from moe_lens.report.plots.expert_counts import sizes_figure
 from moe_lens.report.plots.gain_correlation import correlation_figure
@@ -23,6 +24,7 @@ __all__ = [
     "answers_figure",
     "clusters_figure",
     "correlation_figure",
+    "dose_choice_figure",
     "doses_figure",
     "gains_figure",
     "layers_figure",
