@@ -3,8 +3,8 @@
     python analyses/benchmarks/interventions.py --out RUN/interventions
     python analyses/benchmarks/interventions.py --models organism --turns 11 --out RUN/interventions
 
-Plain is what one writes by hand with transformers: the same texts are tokenized, run and decoded. No sequence ends before
-its last new token, but in the part where answers are as long as they are.
+Plain is what one writes by hand with transformers: the same texts are tokenized, run and decoded. No sequence ends
+before its last new token, but in the part where answers are as long as they are.
 """
 
 from collections.abc import Mapping

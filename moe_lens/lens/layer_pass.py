@@ -94,18 +94,19 @@ class LayerPass:
         keeps_sum = any(self.in_force.change(self.layer, own).keeps_sum is not None for own in asking)
         if self.records or keeps_sum:
             self.before = self._routing(self._site.decision(router.output))
-        router.output = self._decided(here, asking, call)
+        decided = self._decided(here, asking, call)
+        if self.before is None and here.batch is not None:
+            router.skip(decided)  # who traces the model himself may look into the router, which then has to run
+        else:
+            router.output = decided
 
     def _decided(self, here: Here, asking: Sequence[Intervention], call: Inputs) -> Any:
         """The router's output when it decides as all of these ask."""
-        own_k, parts, sizes = self._site.observed.top_k, [], set()
-        for own in asking:
-            mask, top_k = own.mask(here), self.in_force.change(self.layer, own).top_k
-            change = replace(self.in_force.change(self.layer, own, here.device), selected=own.selection(here, own_k))
-            parts.append(change.per_token(here.rows, here.width, mask))
-            if top_k is not None:
-                sizes |= {int(k) or own_k for k in top_k.flatten()} | ({own_k} if mask is not None else set())
-        together = RouterChange.together(parts)
+        own_k, masks = self._site.observed.top_k, [own.mask(here) for own in asking]
+        if any(mask is not None for mask in masks) or any(own.selects for own in asking):
+            together, sizes = self._together(here, asking, masks)
+        else:
+            together, sizes = here.once(("asked", self.layer, here.width), lambda: self._together(here, asking, masks))
         if together.keeps_sum is not None:
             self._keeps_sum = self.reader.by_position(together.keeps_sum)
         router, tokens = self.reader.router(self.layer), here.rows * here.width
@@ -120,8 +121,25 @@ class LayerPass:
                 self._blended = of_k if self._blended is None else self._blended.where(at_k, of_k)
         return outputs[max(outputs)]
 
+    def _together(
+        self, here: Here, asking: Sequence[Intervention], masks: Sequence[Tensor | None]
+    ) -> tuple[RouterChange, set[int]]:
+        """What is asked of the router in all, of each token, and which numbers of experts tokens get, if others."""
+        own_k, parts, sizes = self._site.observed.top_k, [], set()
+        for own, mask in zip(asking, masks, strict=True):
+            top_k = self.in_force.change(self.layer, own).top_k
+            change = replace(self.in_force.change(self.layer, own, here.device), selected=own.selection(here, own_k))
+            parts.append(change.per_token(here.rows, here.width, mask))
+            if top_k is not None:
+                sizes |= {int(k) or own_k for k in top_k.flatten()} | ({own_k} if mask is not None else set())
+        return RouterChange.together(parts), sizes
+
     def _edit_gating(self) -> None:
         """Edit what the router decided, one intervention after another."""
+        is_told = not self.records or self.before is not None
+        adjusted = self._blended is not None or self._keeps_sum is not None
+        if self._here is not None and is_told and not adjusted and not any(own.edits for own in self.acting):
+            return
         logits, _, _ = self._site.decision(self.reader.router(self.layer).output)
         call, gating = self.reader.gating(self.layer)
         decided = self._blended or self._routing((logits, *gating))
