@@ -100,10 +100,12 @@ def test_the_lens_is_whole_again_after_rows_have_left(ending):
         [record] = ending.records(TEXTS, batch_size=len(TEXTS), progress=False)
         again = ending.generate(TEXTS, max_new_tokens=NEW_TOKENS, batch_size=len(TEXTS), progress=False)
     assert first == again
+    hits = 0
     for name, indices, weights in zip(record.ids, record.routing[0].indices, record.routing[0].weights, strict=True):
         hit = indices == of_each(ending, len(TEXTS))[int(name)][0][0]
-        assert hit.any()
+        hits += int(hit.sum())
         assert not weights[hit].any()
+    assert hits > 0
 
 
 @pytest.mark.slow
