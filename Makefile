@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 TORCH ?=
+WORKERS ?= 2
 READY := $(VENV)/.ready
 
 .PHONY: help install demo figures test test-slow gpu-check lint clean
@@ -11,7 +12,7 @@ READY := $(VENV)/.ready
 help:
 	@echo "make demo       run the demonstration on the shipped model; its page of figures goes to demo/"
 	@echo "make figures    make the paper's figures on the shipped model, resuming; the gallery is runs/paper/report.html"
-	@echo "make test       run the tests (slow ones left out)"
+	@echo "make test       run the tests (slow ones left out), in WORKERS processes of one thread each (now: $(WORKERS))"
 	@echo "make test-slow  run the slow tests"
 	@echo "make gpu-check  check and time everything on this machine's GPU, in 8 minutes; the table is docs/gpu.md"
 	@echo "make lint       check the code's style and types"
@@ -41,10 +42,10 @@ figures: $(READY)
 	$(BIN)/python -m moe_lens.report runs/paper --title "The paper's figures and tables on the model organism"
 
 test: $(READY)
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist worksteal
 
 test-slow: $(READY)
-	$(BIN)/python -m pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n $(WORKERS) --dist worksteal
 
 gpu-check: $(READY)
 	$(BIN)/python analyses/benchmarks/gpu.py

@@ -10,6 +10,7 @@ from test_usage import record
 
 from moe_lens.errors import MoELensError
 from moe_lens.experts import ExpertSet
+from moe_lens.lens import Needs
 from moe_lens.routing import Routing
 from moe_lens.statistics import (
     CoActivation,
@@ -19,6 +20,7 @@ from moe_lens.statistics import (
     SelectedExperts,
     VocabularySpecialisation,
 )
+from moe_lens.statistics.accumulators import LayerSums
 
 RECORDS = [record([11, 3, 8], k=3, n_experts=7), record([5, 9], k=3, n_experts=7, seed=4, pads=2)]
 
@@ -100,12 +102,31 @@ def test_streaming_in_any_order_and_merging_equal_one_pass(make):
     pd.testing.assert_frame_equal(merged, whole)
 
 
+class Added(LayerSums):
+    """What a record's token ids say, as float32 as a model's numbers are."""
+
+    def __init__(self) -> None:
+        super().__init__(Needs(()), {})
+
+    def sums(self, record):
+        return {0: {"sum": record.input_ids.float().sum()}}
+
+
+def test_sums_do_not_lose_what_is_small_beside_them():
+    large, small = (replace(record([2], layers=()), input_ids=torch.tensor([[ids, 0]])) for ids in (2**24, 1))
+    added = Added().update(large)
+    for _ in range(5):
+        added.update(small)
+    assert added.layer_sums()[0]["sum"].item() == 2**24 + 5  # float32 would stay at 2**24
+
+
 @LISTED
 def test_rows_of_examples_do_not_depend_on_batches(make):
     first, second = renamed(RECORDS)
     whole = make().update(first).update(second).table()
     merged = make().update(second).merge(make().update(first)).table()
     pd.testing.assert_frame_equal(merged, whole)
+    assert whole.index.is_unique
 
 
 @SUMMED
