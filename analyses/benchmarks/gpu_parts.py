@@ -49,7 +49,11 @@ class Scale:
     steps: int = 3
 
 
-SCALES = {"olmoe": Scale(), "tiny": Scale(2, 24, 2, (48, 64), 4, 1, turns=2, blocks=2, steps=1)}
+SCALES = {
+    "olmoe": Scale(),
+    "mid": Scale(4, 64, 4, (256, 512), 8, 1, turns=3),
+    "tiny": Scale(2, 24, 2, (48, 64), 4, 1, turns=2, blocks=2, steps=1),
+}
 
 
 @dataclass(frozen=True)

@@ -36,8 +36,14 @@ Way = Callable[[], object]
 TINY = {"hidden_size": 64, "intermediate_size": 32, "num_hidden_layers": 2, "vocab_size": 8192}
 TINY |= {"num_attention_heads": 4, "num_key_value_heads": 4, "num_experts": 8, "num_experts_per_tok": 2}
 TINY |= {"eos_token_id": None, "pad_token_id": None}
-SETTINGS: Mapping[str, Mapping[str, Any]] = {"olmoe": OLMOE.settings, "tiny": OLMOE.settings | TINY}
-"""Of the configuration, by size: the model's own, and one to try the scripts with."""
+MID = TINY | {"hidden_size": 512, "intermediate_size": 256, "num_hidden_layers": 8, "num_attention_heads": 8}
+MID |= {"num_key_value_heads": 8, "num_experts": 64, "num_experts_per_tok": 8}
+SETTINGS: Mapping[str, Mapping[str, Any]] = {
+    "olmoe": OLMOE.settings,
+    "mid": OLMOE.settings | MID,
+    "tiny": OLMOE.settings | TINY,
+}
+"""Of the configuration, by size: the model's own, one for minutes on a CPU, and one to try the scripts with."""
 LONGEST = 16384
 
 

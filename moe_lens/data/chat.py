@@ -72,6 +72,8 @@ class Chat:
 
     def _tell_unread(self) -> None:
         """A warning of arguments that the template never reads; always the same text, which Python tells once."""
+        if not self.arguments:
+            return  # a signature takes longer than the rest
         others = self.arguments.keys() - signature(self.tokenizer.apply_chat_template).parameters.keys()
         if not others:
             return

@@ -104,18 +104,19 @@ class LayerPass:
             if others:
                 free = routers.decide(call, RouterChange(), top_k=self._site.observed.top_k)
                 self._free = self._routing(self._site.decision(free))
-        router.output = self._decided(here, asking, call, routers)
+        decided = self._decided(here, asking, call, routers)
+        if self.before is None and here.batch is not None and not others:
+            router.skip(decided)  # who traces the model himself may look into the router, which then has to run
+        else:
+            router.output = decided
 
     def _decided(self, here: Here, asking: Sequence[Intervention], call: Inputs, routers: ActingRouters) -> Any:
         """The routers' output when they decide as all of these ask."""
-        own_k, parts, sizes = self._site.observed.top_k, [], set()
-        for own in asking:
-            mask, top_k = own.mask(here), self.in_force.change(self.layer, own).top_k
-            change = replace(self.in_force.change(self.layer, own, here.device), selected=own.selection(here, own_k))
-            parts.append(change.per_token(here.rows, here.width, mask))
-            if top_k is not None:
-                sizes |= {int(k) or own_k for k in top_k.flatten()} | ({own_k} if mask is not None else set())
-        together = RouterChange.together(parts)
+        own_k, masks = self._site.observed.top_k, [own.mask(here) for own in asking]
+        if any(mask is not None for mask in masks) or any(own.selects for own in asking):
+            together, sizes = self._together(here, asking, masks)
+        else:
+            together, sizes = here.once(("asked", self.layer, here.width), lambda: self._together(here, asking, masks))
         if together.keeps_sum is not None:
             self._keeps_sum = self.reader.by_position(together.keeps_sum)
         free = replace(together, selected=None)  # of the tokens that get another number, none has a selection
@@ -129,8 +130,25 @@ class LayerPass:
                 self._blended = of_k if self._blended is None else self._blended.where(at_k, of_k)
         return outputs[max(outputs)]
 
+    def _together(
+        self, here: Here, asking: Sequence[Intervention], masks: Sequence[Tensor | None]
+    ) -> tuple[RouterChange, set[int]]:
+        """What is asked of the router in all, of each token, and which numbers of experts tokens get, if others."""
+        own_k, parts, sizes = self._site.observed.top_k, [], set()
+        for own, mask in zip(asking, masks, strict=True):
+            top_k = self.in_force.change(self.layer, own).top_k
+            change = replace(self.in_force.change(self.layer, own, here.device), selected=own.selection(here, own_k))
+            parts.append(change.per_token(here.rows, here.width, mask))
+            if top_k is not None:
+                sizes |= {int(k) or own_k for k in top_k.flatten()} | ({own_k} if mask is not None else set())
+        return RouterChange.together(parts), sizes
+
     def _edit_gating(self) -> None:
         """Edit what the router decided, one intervention after another."""
+        is_told = not self.records or self.before is not None
+        adjusted = self._blended is not None or self._keeps_sum is not None
+        if self._here is not None and is_told and not adjusted and not any(own.edits for own in self.acting):
+            return
         logits, _, _ = self._site.decision(self.reader.router(self.layer).output)
         call, gating = self.reader.gating(self.layer)
         decided = self._blended or self._routing((logits, *gating))

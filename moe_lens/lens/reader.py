@@ -1,16 +1,17 @@
 """Reading a running model's routing, attention and residual stream, layer by layer, inside a trace."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
 from moe_lens.architecture import MoEArchitecture
 from moe_lens.errors import MoELensError
 from moe_lens.lens.devices import OnDevices
+from moe_lens.lens.single_outputs import SingleOutputs
 from moe_lens.routing import contribution
 
 
@@ -43,6 +44,17 @@ class TraceReader:
 
     model: Any
     architecture: MoEArchitecture
+    single: SingleOutputs = field(default_factory=SingleOutputs, repr=False)
+
+    @property
+    def module(self) -> nn.Module:
+        """The model without tracing."""
+        found: nn.Module = self.model._module
+        return found
+
+    def watching_experts(self, layers: Iterable[int]) -> AbstractContextManager[None]:
+        """Inside the block `expert_outputs` of these layers takes them from the experts' own run, where it can."""
+        return self.single.watching(self.module.get_submodule(self.architecture.at(layer).experts) for layer in layers)
 
     def router(self, layer: int) -> Any:
         """The traced router module."""
@@ -91,9 +103,9 @@ class TraceReader:
     def expert_outputs(self, layer: int, kept: OnDevices | None = None) -> Tensor:
         """What each selected expert makes of its token, before its gating weight, [batch, row, k, d_model].
 
-        From a second call of the experts, one expert at a time, where they do not give single outputs themselves. kept:
-        positions, int64 [row]; None for all. The sum over k of gating weight times output is the experts' output,
-        less `MoELayer.added`; the block multiplies it by `MoELayer.scale_after`.
+        From the experts' own run in a `watching_experts` block, or where they give single outputs themselves, else from
+        a second call, one expert at a time. kept: positions, int64 [row]; None for all. The sum over k of gating weight
+        times output is the experts' output, less `MoELayer.added`; the block multiplies it by `MoELayer.scale_after`.
         Raises MoELensError where an expert has no output before its gating weight.
         """
         site, experts = self.architecture.at(layer), self.experts(layer)
@@ -110,8 +122,14 @@ class TraceReader:
             single = site.in_slots(call, self.model.get(site.outputs_module).output)
             return single.view(batch, width, k, -1)[:, rows]
         tokens = (torch.arange(batch, device=rows.device)[:, None] * width + rows).flatten()
+        call, module = experts.inputs, self.module.get_submodule(site.experts)
+        if self.single.watches(module):
+            _ = experts.output  # waits until they have run
+            seen = self.single.of(module, None if kept is None else tokens, k)
+            if seen is not None:
+                return seen.view(batch, len(rows), k, seen.shape[-1])
         run = tokens if len(tokens) else tokens.new_zeros(1)  # some experts cannot be called without any token
-        arguments, named = site.each_selected(experts.inputs, None if kept is None else run)
+        arguments, named = site.each_selected(call, None if kept is None else run)
         outputs: Tensor = experts(*arguments, **named)
         single = outputs.reshape(len(run), k, -1)[: len(tokens)]
         return single.reshape(batch, len(rows), k, single.shape[-1])
@@ -196,6 +214,10 @@ class TraceReader:
         new = output.view(_first(whole).shape).to(old.dtype)
         envoy.output = (new, *whole[1:]) if isinstance(whole, tuple) else new
 
+    def await_layer(self, layer: int) -> None:
+        """Wait until the layer's pass begins."""
+        _ = self._layer(layer).inputs
+
     def layer_output(self, layer: int) -> Tensor:
         """The residual stream after the layer, [batch, pos, d_model]."""
         return _first(self._layer(layer).output)
@@ -221,11 +243,15 @@ class TraceReader:
 
     def by_position(self, tokens: Tensor) -> Tensor:
         """[token, x] of the whole batch as [batch, pos, x]: routers and experts see one axis of tokens."""
-        return rearrange(tokens, "(batch pos) x -> batch pos x", batch=self.n_rows())
+        return tokens.reshape(self.n_rows(), -1, tokens.shape[-1])
 
     def n_rows(self) -> int:
         """Rows of the whole running batch."""
         return int(self.model.interleaver.batcher.total)
+
+    def keep_rows(self, count: int) -> None:
+        """From now on in this run, so many rows are left of its batch."""
+        self.model.interleaver.batcher.total = count
 
     def _of_one_invoke(self, tokens: Tensor) -> Tensor:
         if self.model.interleaver.batcher.batching:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from moe_lens.architecture import MoEArchitecture
 from moe_lens.architecture.moe_layer import MoELayer, Moment
@@ -28,7 +28,7 @@ class Capture:
 
     about: what it is, with its axes. layers: the layers that have it. reads: at which moment of a layer what is read;
         the parts of what shows at several moments are put together by `join`. A moment that depends on the model is a
-        function of its layer. around: a block that the trace runs in, for the module and the kept positions.
+        function of its layer. around: a block that the trace runs in, for its reader and the kept positions.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Capture:
     layers: Callable[[MoEArchitecture], Iterable[int]]
     reads: tuple[tuple[Moment | Callable[[MoELayer], Moment], Read], ...]
     join: Callable[..., Any] = lambda value: value
-    around: Callable[[nn.Module, OnDevices], AbstractContextManager[None]] = lambda module, kept: nullcontext()
+    around: Callable[[TraceReader, OnDevices], AbstractContextManager[None]] = lambda reader, kept: nullcontext()
 
 
 def _moe(architecture: MoEArchitecture) -> Iterable[int]:
@@ -67,6 +67,7 @@ CAPTURES: Mapping[str, Capture] = {
             "what each selected expert makes of its token, before its gating weight, [batch, row, k, d_model]",
             _moe,
             ((Moment.SINGLE_OUTPUTS, lambda reader, layer, kept: reader.expert_outputs(layer, kept)),),
+            around=lambda reader, kept: reader.watching_experts(reader.architecture.moe_layers),
         ),
         Capture(
             "shared_output",
@@ -91,7 +92,7 @@ CAPTURES: Mapping[str, Capture] = {
             "the attention of the kept queries, [batch, head, row, pos]",
             lambda architecture: [layer for layer, path in enumerate(architecture.attentions) if path],
             ((Moment.ATTENTION, lambda reader, layer, kept: reader.attention(layer)),),
-            around=lambda module, kept: attention_rows(module, kept.values),
+            around=lambda reader, kept: attention_rows(reader.module, kept.values),
         ),
         Capture("logits", "the model's logits, [batch, row, vocab]", lambda architecture: (), ()),  # of no layer
     )

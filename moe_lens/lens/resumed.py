@@ -74,7 +74,7 @@ class ResumedRunner(BatchRunner):
         with (
             torch.no_grad(),
             measuring(self.module),
-            self.stack.for_batch(batch),
+            self.stack.for_batch(batch, self.reader),
             self.model.trace(**inputs, logits_to_keep=kept),
         ):
             for layer in range(self.reader.architecture.n_layers):
@@ -102,7 +102,7 @@ class ResumedRunner(BatchRunner):
         with (
             torch.no_grad(),
             measuring(self.module),
-            self.stack.for_batch(plain.batch),
+            self.stack.for_batch(plain.batch, self.reader),
             self.stack.resumed_at(layer),
             self.model.trace(**plain.inputs, logits_to_keep=1) as tracer,
         ):
@@ -135,7 +135,7 @@ class ResumedRunner(BatchRunner):
         with (
             torch.no_grad(),
             measuring(self.module),
-            self.stack.for_batch(plain.batch),
+            self.stack.for_batch(plain.batch, self.reader),
             self.stack.resumed_at(layer + 1),
             self.model.trace(**plain.inputs, logits_to_keep=plain.batch.answer_labels.shape[1] + 1),
         ):

@@ -7,13 +7,13 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from moe_lens.architecture.discovery import pretrained
 from moe_lens.data import Batch, Encoded, collate
-from moe_lens.lens.contrasting import Contrast, ContrastSteps
+from moe_lens.lens.contrasting import Contrast
 from moe_lens.lens.devices import OnDevices, on_cpu
-from moe_lens.lens.finite import FiniteSteps, all_finite, finite_streams, not_finite
+from moe_lens.lens.finite import all_finite, finite_streams, not_finite
 from moe_lens.lens.gradients import (
     Gradients,
     Levers,
@@ -26,6 +26,7 @@ from moe_lens.lens.gradients import (
 )
 from moe_lens.lens.greedy import Greedy
 from moe_lens.lens.holding import measuring
+from moe_lens.lens.leaving import Leaving
 from moe_lens.lens.positions import Positions, any_position_mask
 from moe_lens.lens.reader import TraceReader
 from moe_lens.lens.record import CAPTURES, Record, read_layers
@@ -56,7 +57,7 @@ class BatchRunner:
         kept = labels.shape[1] + 1
         with (
             measuring(self.module),
-            self.stack.for_batch(batch),
+            self.stack.for_batch(batch, self.reader),
             self.model.trace(**self._inputs(batch), logits_to_keep=kept),
         ):
             whole = self.model.output.logits.save()
@@ -73,23 +74,20 @@ class BatchRunner:
 
         contrast: as in `answer_log_probabilities`; a twin says what its prompt does.
         """
-        batch, steps = self._batch(prompts), FiniteSteps()
-        processors = [steps] if contrast is None else [steps, ContrastSteps(contrast)]
-        arguments = {
-            "input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "logits_processor": processors,
-        }  # fmt: skip
+        batch = self._batch(prompts)
+        prompted = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
         with (
             torch.no_grad(),
             measuring(self.module),
-            self.stack.for_batch(batch),
+            self.stack.for_batch(batch, self.reader),
             self.greedy.decoding(max_new_tokens, self._pad_id) as settings,
-            self.model.generate(**arguments, **settings) as tracer,
+            self.model.trace(fn=self._leaving(contrast=contrast, **settings), **prompted) as tracer,
         ):
-            ids = tracer.result.save()
-        new = ids[:, batch.input_ids.shape[1] :].cpu()  # [batch, new]
+            said = tracer.result.save()
+        new, finite = (part.cpu() for part in said)  # [batch, new]
         running = ~self.greedy.ended(new).roll(1, -1)
         running[:, :1] = True
-        bad = running & ~torch.stack(steps.steps, -1).cpu()
+        bad = running & ~finite
         if bad.any():
             self._refuse(prompts, new[:, : int(bad.any(0).nonzero()[0])])
         return self.greedy.texts(new)
@@ -169,7 +167,7 @@ class BatchRunner:
         """The prompts as a batch, and their numbers [batch], with what gradients are taken from."""
         batch = self._batch(prompts)
         kept = 1 if batch.labels is None else batch.answer_labels.shape[1] + 1
-        with torch.enable_grad(), measuring(self.module), self.stack.for_batch(batch):
+        with torch.enable_grad(), measuring(self.module), self.stack.for_batch(batch, self.reader):
             with self.model.trace(**self._inputs(batch), logits_to_keep=kept):
                 levers.pull(self.reader)
                 whole = self.model.output.logits.save()
@@ -193,8 +191,8 @@ class BatchRunner:
             around.enter_context(torch.no_grad())
             around.enter_context(measuring(self.module))
             for name in capture:
-                around.enter_context(CAPTURES[name].around(self.module, kept))
-            around.enter_context(self.stack.for_batch(batch))
+                around.enter_context(CAPTURES[name].around(self.reader, kept))
+            around.enter_context(self.stack.for_batch(batch, self.reader))
             before = around.enter_context(self.stack.recording())
             with self.model.trace(**self._inputs(batch), logits_to_keep=projected):
                 seen["layers"] = read_layers(self.reader, capture, kept, to_cpu=to_cpu)
@@ -221,7 +219,7 @@ class BatchRunner:
         with (
             torch.no_grad(),
             measuring(self.module),
-            self.stack.for_batch(batch),
+            self.stack.for_batch(batch, self.reader),
             self.model.trace(**inputs, logits_to_keep=1),
         ):
             seen["streams"] = finite_streams(self.reader, range(self.reader.architecture.n_layers))
@@ -239,6 +237,16 @@ class BatchRunner:
             "position_ids": (mask.cumsum(-1) - 1).clamp(min=0),
             "use_cache": False,
         }
+
+    def _leaving(self, generation_config: GenerationConfig, contrast: Contrast | None) -> Leaving:
+        """How a batch is decoded by this config."""
+        keep = self._keep_rows if self.stack.rows_may_leave else None
+        return Leaving(self.module, generation_config, self.greedy.ends, keep, contrast)
+
+    def _keep_rows(self, rows: list[int]) -> None:
+        """From now on in this run, only these of its rows are left."""
+        self.stack.keep_rows(rows)
+        self.reader.keep_rows(len(rows))
 
     @property
     def _pad_id(self) -> int:

@@ -10,6 +10,7 @@ from moe_lens.architecture import MoEArchitecture
 from moe_lens.data import Batch
 from moe_lens.lens.interventions import Intervention, check_interventions
 from moe_lens.lens.interventions.deciding import RouterChange
+from moe_lens.lens.interventions.per_row import Rows
 from moe_lens.lens.interventions.place import Here
 from moe_lens.lens.interventions.protocol import acts_in
 from moe_lens.lens.layer_pass import CPU, LayerPass
@@ -75,18 +76,39 @@ class InterventionStack:
             self._acting_in = outer
 
     @contextmanager
-    def for_batch(self, batch: Batch) -> Iterator[None]:
-        """Inside the block, this batch runs; MoELensError, naming the example, for one where nothing could act."""
+    def for_batch(self, batch: Batch, reader: TraceReader) -> Iterator[None]:
+        """Inside the block, this batch runs in the model that `reader` reads.
+
+        MoELensError, naming the example, for one where nothing could act.
+        """
         for own in self._acting:
             own.expect(batch)
         rows = range(len(batch.ids))
         prepared = {whose: what for own in self._acting for whose, what in own.prepare(batch, rows).items()}
         outer = self._batch, self._kept, self._prepared
+        acting = self._acting, self._acting_in, self._asked
         self._batch, self._kept, self._prepared = batch, {}, prepared
+        moe = self._architecture.moe_layers
+        singly = [layer for layer in moe if any(map(_by_expert, self._acting_in.get(layer, ())))]
         try:
-            yield
+            with reader.watching_experts(singly):
+                yield
         finally:
             self._batch, self._kept, self._prepared = outer
+            self._acting, self._acting_in, self._asked = acting
+
+    @property
+    def rows_may_leave(self) -> bool:
+        """Whether all that act do the same to a row when others have left its batch."""
+        return all(own.lets_rows_leave for own in self._acting)
+
+    def keep_rows(self, rows: Sequence[int]) -> None:
+        """From now on in this batch, whose prompts have been read, only these of its rows run."""
+        assert self._batch is not None, "a batch runs"
+        self._batch, self._kept = self._batch.of_rows(rows), {}
+        taken = tuple(own.take(rows) for own in self._acting)
+        if any(mine is not own for mine, own in zip(taken, self._acting, strict=True)):
+            self._take_up(taken)
 
     @contextmanager
     def at_rest(self) -> Iterator[None]:
@@ -113,6 +135,8 @@ class InterventionStack:
 
         prompt: positions of the first pass; None in this one. Gives the positions of this pass.
         """
+        if past and any(isinstance(own, Rows) for own in self._acting_in.get(layer, ())):
+            reader.await_layer(layer)  # until then rows may leave
         acting = self._acting_in.get(layer)
         if not acting:
             return int(reader.layer_output(layer).shape[1])  # at rest; a step that touches nothing would not end
@@ -141,11 +165,21 @@ class InterventionStack:
     def _act(self, interventions: tuple[Intervention, ...]) -> Iterator[None]:
         """Inside the block these act; what they ask is worked out once, not at every step."""
         outer = self._acting, self._acting_in, self._asked, self._kept
-        self._acting, self._acting_in, self._asked, self._kept = interventions, {}, {}, {}
-        for own in interventions:
-            for layer in own.layers_in(self._architecture):
-                self._acting_in.setdefault(layer, []).append(own)
+        self._take_up(interventions)
+        self._kept = {}
         try:
             yield
         finally:
             self._acting, self._acting_in, self._asked, self._kept = outer
+
+    def _take_up(self, interventions: tuple[Intervention, ...]) -> None:
+        """From now on these act."""
+        self._acting, self._acting_in, self._asked = interventions, {}, {}
+        for own in interventions:
+            for layer in own.layers_in(self._architecture):
+                self._acting_in.setdefault(layer, []).append(own)
+
+
+def _by_expert(own: Intervention) -> bool:
+    """Whether an intervention changes what single experts put out."""
+    return any(site.name == "expert_outputs" for site in own.sites)

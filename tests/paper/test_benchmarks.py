@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import torch
 from typer import Exit
@@ -18,7 +19,7 @@ from moe_lens.lens.greedy import Greedy
 from moe_lens.lens.interventions import Zero
 
 ROOT = Path(__file__).parents[2]
-MODULES = ("turns", "opened", "gpu_parts", "gpu_page", "gpu")
+MODULES = ("turns", "opened", "gpu_parts", "gpu_page", "gpu", "interventions")
 
 
 @pytest.fixture
@@ -157,6 +158,30 @@ def test_what_would_end_an_answer_is_never_the_most_likely_of_random_weights(ben
     assert len(ends) > 0
     assert (logits[..., ends] == 0).all(), "or else timed answers would differ in length"
     assert (logits.amax(-1) > 0).all()
+
+
+def test_all_kinds_of_interventions_and_captures_take_turns_with_the_plain_model(benchmarks, tmp_path, capsys):
+    asked = {"models": "tiny", "batch_size": 2, "tokens": 24, "new_tokens": 2, "turns": 1}
+    benchmarks.interventions.main(out=tmp_path, **asked)
+    table = pd.read_parquet(tmp_path / "interventions.parquet")
+    assert table["error"].isna().all() if "error" in table else True
+    assert set(table.loc[table["turn"] == 0, "plain"]) == {"plain"}
+    ways = table.groupby("what")["way"].unique()
+    assert {"plain", "Zero", "Force", "Steer", "Replay", "Patch of expert outputs"} <= {*ways["2 tokens generated"]}
+    assert {"plain", "everything at the last position", "expert outputs at all positions"} <= {*ways["forward pass"]}
+    assert "x plain" in capsys.readouterr().out
+
+
+def test_timed_answers_are_equally_long_under_every_intervention(benchmarks):
+    lens, examples = benchmarks.interventions.opened_model("organism", 2, 0)
+    passes = []
+    lens.module.register_forward_pre_hook(
+        lambda module, args, named: passes.append(named["input_ids"].shape[1]), with_kwargs=True
+    )
+    for name, way in benchmarks.interventions.generation(lens, examples, 3).items():
+        passes.clear()
+        way()
+        assert passes.count(1) == 2, name  # of the three tokens the first comes from the prompt
 
 
 def test_depth_follows_the_memory(benchmarks, monkeypatch):

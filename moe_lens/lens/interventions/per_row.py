@@ -34,23 +34,27 @@ class Rows(Intervention):
     def layers_in(self, architecture: MoEArchitecture) -> Collection[int]:
         return {layer for own in self._distinct() for layer in own.layers_in(architecture)}
 
-    @property
+    @cached_property
     def routes(self) -> bool:
         return any(own.routes for own in self._distinct())
 
-    @property
+    @cached_property
     def selects(self) -> bool:
         return any(own.selects for own in self._distinct())
 
-    @property
+    @cached_property
     def replaces_routers(self) -> bool:
         return any(own.replaces_routers for own in self._distinct())
 
-    @property
+    @cached_property
     def edits(self) -> bool:
         return any(own.edits for own in self._distinct())
 
-    @property
+    @cached_property
+    def lets_rows_leave(self) -> bool:
+        return all(own.lets_rows_leave for own in self._distinct())
+
+    @cached_property
     def sites(self) -> tuple[Site, ...]:
         return tuple(dict.fromkeys(site for own in self._distinct() for site in own.sites))
 
@@ -93,6 +97,8 @@ class Rows(Intervention):
             raise MoELensError(
                 f"expected one intervention per row; Rows has {len(self.interventions)} for a batch of {here.rows}"
             )
+        if self._everywhere:
+            return None
         masks = [(own.mask(here), rows) for own, rows in self._rows_of.values()]
         if all(mask is None for mask, _ in masks):
             return None
@@ -157,6 +163,12 @@ class Rows(Intervention):
     def _of_rows(self, here: Here, rows: Sequence[int]) -> Tensor:
         """Which rows of the batch these are, bool [batch, 1]."""
         return here.once((id(self), "rows", tuple(rows)), lambda: chosen(rows, here.rows)[:, None].to(here.device))
+
+    @cached_property
+    def _everywhere(self) -> bool:
+        """Whether all of them are of kinds that act wherever they are said to, and everywhere."""
+        plain = [own for own in self._distinct() if type(own).mask is Intervention.mask]
+        return all(own.positions == own.steps == "all" for own in plain) and len(plain) == len(self._distinct())
 
     def _distinct(self) -> list[Intervention]:
         return [intervention for intervention, _ in self._rows_of.values()]

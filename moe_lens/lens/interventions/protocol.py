@@ -94,6 +94,11 @@ class Intervention:
         asks = type(self).asks is not Intervention.asks
         return asks or self.selects or self.replaces_routers or self.edits
 
+    @property
+    def lets_rows_leave(self) -> bool:
+        """Whether it does the same to a row when others have left the batch; of classes of one's own nobody knows."""
+        return type(self).__module__.startswith(__package__)
+
     def layers_in(self, architecture: MoEArchitecture) -> Collection[int]:
         """The layers of a model that it acts in."""
         if self.layers is not None:
