@@ -29,13 +29,13 @@ from moe_lens.lens.greedy import Greedy, until
 from moe_lens.lens.interventions import Intervention
 from moe_lens.lens.loading import load_model, load_tokenizer
 from moe_lens.lens.logit_lens import LogitLens
+from moe_lens.lens.many_masks import Resuming
 from moe_lens.lens.needs import Needs, Statistic, expect_statistics
 from moe_lens.lens.offloaded import expect_input_in_memory
 from moe_lens.lens.positions import Positions, check_positions
 from moe_lens.lens.reader import ByLayer, TraceReader
 from moe_lens.lens.record import Record, check_capture
 from moe_lens.lens.resumed import ResumedRunner
-from moe_lens.lens.resuming import Resuming
 from moe_lens.lens.stack import InterventionStack
 from moe_lens.progress import progress_bar
 
