@@ -177,7 +177,7 @@ def main(
     found = merged([one.on_all(lens, base, examples, tasks.spared) for one in runs])
     made_by |= asked
     leave_masked(found, out, made_by, title=f"Answers under interventions ({mode})")
-    if tasks.spared:
+    if tasks.spared and found.rows["intervention"].nunique() > 1:
         leave_selectivity(found, tasks, out, made_by, more, seed=seed)
 
 

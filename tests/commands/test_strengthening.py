@@ -43,15 +43,15 @@ def test_a_trained_bias_is_an_intervention_of_its_folder(run, capsys):
     learnt = load_intervention(out)
     assert (learnt.layers, learnt.positions) == ((1, 2), "from_question")
     assert not list(out.glob("delta.*"))
-    found = run(evaluate, "--data swap --limit 4 --max-new-tokens 3 --intervention bias --intervention bias:0,2")
+    found = run(evaluate, "--data swap --limit 4 --max-new-tokens 3 --intervention bias --intervention bias:0,40")
     answers = read_table(found / "answers.parquet").set_index("intervention")["prediction"]
-    assert list(answers.index.unique()) == ["none", "bias", "bias@0", "bias@2"]
+    assert list(answers.index.unique()) == ["none", "bias", "bias@0", "bias@40"]
     lens, examples = MoELens.from_pretrained("organism:planted"), load_examples("swap", limit=4)
-    for name, factor in {"bias": 1, "bias@0": 0, "bias@2": 2}.items():
+    for name, factor in {"bias": 1, "bias@0": 0, "bias@40": 40}.items():
         with lens.intervene(learnt.scaled(factor)):
             by_hand = answer_table(lens, examples, max_new_tokens=3, progress=False)["prediction"]
         assert answers[name].tolist() == by_hand.tolist()
-    assert answers["bias@0"].tolist() == answers["none"].tolist() != answers["bias@2"].tolist()
+    assert answers["bias@0"].tolist() == answers["none"].tolist() != answers["bias@40"].tolist()
     for wrong, says in {
         "--method router --positions last": "--positions says where a bias acts",
         "--method bias --merge": "leave --merge and --shard out",

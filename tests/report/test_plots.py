@@ -11,6 +11,7 @@ from moe_lens.report.plots import (
     answers_figure,
     clusters_figure,
     correlation_figure,
+    dose_choice_figure,
     doses_figure,
     gains_figure,
     layers_figure,
@@ -141,6 +142,33 @@ def test_masking_says_how_far_each_set_is_below_random_ones_of_its_shape():
     assert "EM CE 0.40 (0.25 [0.12, 0.38] below random, p = 0.048), planted 0.30, random" in subtitle
 
 
+def test_without_masked_sets_the_saved_interventions_stand_beside_the_model_as_it_is():
+    rows = pd.DataFrame(
+        [masking_row("none", 0, 0.9, name="none"), masking_row("saved", 0, 0.4, mode="addvector", name="mine")]
+    )
+    [marks] = masking_figure(rows).data
+    assert (list(marks.x), list(marks.y)) == (["without", "mine"], [0.9, 0.4])
+    assert list(masking_figure(rows.iloc[:1]).data[0].x) == ["without"]
+
+
+def test_the_choice_of_a_dose_has_a_star_where_it_is_and_a_panel_per_task_targets_first():
+    row = {"set": "a", "n": 96, "unmasked": 0.5, "em_low": 0.1, "em_high": 0.9}
+    rows = [
+        {**row, "intervention": f"a@bias={x}", "strength": x, "task": task, "role": role, "em": em, "chosen": x == 3}
+        for task, role, ems in (("closed_book", "spared", (0.5, 0.48)), ("swap", "target", (0.6, 0.7)))
+        for x, em in zip((1, 3), ems, strict=True)
+    ]
+    figure = dose_choice_figure(pd.DataFrame(rows))
+    target, spared = figure.data
+    assert (list(target.y), list(spared.y)) == ([0.6, 0.7], [0.5, 0.48])
+    assert target.marker.symbol[1] == "star" != target.marker.symbol[0]
+    kept = [shape.y0 for shape in figure.layout.shapes if shape.line.dash == "dot"]
+    assert kept == [0.475], "of the spared task alone"
+    assert "a@bias=3: swap 0.50 to 0.70" in figure.layout.title.text
+    with pytest.raises(MoELensError, match="stands there twice"):
+        dose_choice_figure(pd.DataFrame([*rows, rows[0]]))
+
+
 def test_masking_shows_every_column_under_the_pointer():
     table = masking_table("zero").assign(p_value=0.0125)
     text = trace(masking_figure(table), "CE").hovertext[0]
@@ -152,7 +180,6 @@ def test_masking_shows_every_column_under_the_pointer():
     ("change", "message"),
     [
         (lambda table: table.drop(columns="em_low"), "em_low"),
-        (lambda table: table[table["family"] == "none"], "no masked run"),
         (lambda table: table.iloc[:0], "without rows"),
         (
             lambda table: pd.concat([table, pd.DataFrame([masking_row("none", 0, 0.1, name="again")])]),

@@ -35,13 +35,16 @@ def masking_figure(rows: pd.DataFrame) -> go.Figure:
             (experts masked per layer), `mode` ("zero", "renormalize", "reroute" or "force", the same in all rows; not
             read where family is "none"), `em`, `em_low`, `em_high` (shares in [0, 1]) and `n` (examples).
             With `below_random`, its ends and `random_p` of `masking_rows`, the second line says how a set compares with
-            random ones. With `task` the first one is drawn. More columns show up under the pointer.
+            random ones. With `task` the first one is drawn. Rows of saved interventions are drawn where no sets are
+            masked. More columns show up under the pointer.
 
     Raises:
-        MoELensError: a column is missing, nothing is masked, or there are several modes or different unmasked runs.
+        MoELensError: a column is missing, or there are several modes or different unmasked runs.
     """
     rows = require(rows, COLUMNS, figure="masking_figure")
     rows = rows[rows["task"] == rows["task"].iloc[0]] if "task" in rows else rows
+    if rows["family"].isin(["none", "saved"]).all():
+        return _without_sets(rows)
     rows = rows[rows["family"] != "saved"]
     masked, unmasked = _sides(rows)
     sizes, figure = sorted(set(masked["size"])), go.Figure()
@@ -77,12 +80,25 @@ SECTIONS = {
 }
 
 
+def _without_sets(rows: pd.DataFrame) -> go.Figure:
+    """Where no sets are masked: the model as it is and each saved intervention, beside each other."""
+    names = ["without", *rows["intervention"].iloc[1:]]
+    marks = go.Scatter(
+        x=names, y=rows["em"], error_y=style.error_bars(rows, "em"), mode="markers", marker={"size": 11},
+        showlegend=False, hovertext=style.hover(rows), hoverinfo="text",
+    )  # fmt: skip
+    figure = go.Figure(marks)
+    figure.update_yaxes(range=[-0.02, 1.02], dtick=0.2, title_text="exact match (EM)")
+    best = rows.loc[rows["em"].idxmax()]
+    told = f"{best['intervention']} has the highest EM, {best['em']:.2f}" if len(rows) > 1 else "The model as it is"
+    subtitle = f"{style.counts(rows['n'])} examples; bars: 95 % intervals"
+    return style.dress(figure, title=told, subtitle=subtitle, plot_height=330)
+
+
 def _sides(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The masked runs, with the means of their random sets, and the unmasked run: one row or none."""
     masked = _with_random_means(rows[rows["family"] != "none"])
     unmasked = rows[rows["family"] == "none"].drop_duplicates(["em", "em_low", "em_high"])
-    if masked.empty:
-        raise MoELensError("masking_figure got no masked run: every row's family is 'none'")
     if len(unmasked) > 1:
         names = ", ".join(unmasked["intervention"])
         raise MoELensError(f"masking_figure compares with one unmasked run, but got {len(unmasked)}: {names}")
