@@ -17,14 +17,13 @@ import torch
 from torch import Tensor
 
 from moe_lens.architecture import MoEArchitecture
-from moe_lens.data import Encoded, Example
+from moe_lens.choosing.procedures import Examples
+from moe_lens.data import Encoded
 from moe_lens.errors import MoELensError
 from moe_lens.experts import ExpertSet
 from moe_lens.lens.batching import encode_prompt, run_pieces
 from moe_lens.lens.lens import MoELens
 from moe_lens.progress import progress_bar
-
-Examples = Sequence[Example | str]
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from moe_lens.lens.batching import encode_prompt, prompt_batches, run_batches, r
 from moe_lens.lens.delta import apply_delta
 from moe_lens.lens.devices import has_float64
 from moe_lens.lens.factors import Factors
-from moe_lens.lens.gradients import Effect, Gradients, Levers, LogitLevers, Value, expect_effects, without_weights
+from moe_lens.lens.gradients import Effect, Gradients, Levers, LogitLevers, Value, expect_effects, learning
 from moe_lens.lens.greedy import Greedy, until
 from moe_lens.lens.interventions import Intervention
 from moe_lens.lens.loading import load_model, load_tokenizer
@@ -361,7 +361,7 @@ class MoELens:
         """
         factors = factors.detach().clone().requires_grad_()
         with (
-            without_weights(self.module),
+            learning(self.module, ()),
             torch.enable_grad(),
             self.intervene(Factors(factors, tuple(self.architecture.moe_layers))),
         ):
