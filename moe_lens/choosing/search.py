@@ -72,7 +72,7 @@ class Wanted:
     def members(self, logits: Tensor) -> Tensor:
         """The highest of logits [..., layer, expert]: 1 where an expert is chosen, 0 elsewhere."""
         flat = logits if self.budget is None else logits.flatten(-2)
-        chosen = flat.topk(self.size or self.budget, -1).indices
+        chosen = flat.topk(self.size or self.budget or 0, -1).indices
         return torch.zeros_like(flat).scatter(-1, chosen, 1.0).view_as(logits)
 
 

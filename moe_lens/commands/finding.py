@@ -224,7 +224,7 @@ def found_table(
     for selection, choice, masked in zip(selections, chosen, judged, strict=True):
         assert selection.score is not None, "all that is looked for ranks experts"
         table = ranked.tables[selection.score.name]
-        row = {"score": choice.name, "about": selection.score.about, "experts": str(choice.experts)}
+        row: dict[str, Any] = {"score": choice.name, "about": selection.score.about, "experts": str(choice.experts)}
         if planted is not None:
             row |= {"precision": len(choice.experts & planted) / len(choice.experts), "auc": auc(table, planted)}
         answered = by_name.loc[masked.name]
