@@ -115,8 +115,8 @@ def main(
     claim(out, made_by | asked)
     finder = finding.Finder(lens, wanted.measuring(lens), out, size, parts, seed, lenient=not score)
     ranked = finder.ranked(wanted.scores)
-    measured = [one for one in wanted.selections if one.score and one.score.name in ranked.tables]
-    wanted.selections = list(dict.fromkeys(measured))
+    measured = list(dict.fromkeys(one for one in wanted.selections if one.score and one.score.name in ranked.tables))
+    wanted.selections = measured
     chosen = wanted.chosen(lens, ranked.tables)
     finding.write_sets(chosen, out)
     masked = [finding.judged_by(*pair, lens) for pair in zip(wanted.selections, chosen, strict=True)]
@@ -129,7 +129,8 @@ def main(
         leave_selectivity(found, tasks, out, made_by, [], seed=seed)
     rows = found.rows[found.rows["task"] == first]
     table = finding.found_table(wanted.selections, chosen, masked, ranked, rows, opening.model)
-    named = {one.name: ranked.tables[own.score.name] for own, one in zip(wanted.selections, chosen, strict=True)}
+    pairs = zip(measured, chosen, strict=True)
+    named = {one.name: ranked.tables[own.score.name] for own, one in pairs if own.score is not None}
     agreement = agreement_table(named, {one.name: one.experts for one in chosen})
     finding.leave_found(table, agreement, out, made_by)
 

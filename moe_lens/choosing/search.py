@@ -17,14 +17,13 @@ import torch
 from torch import Tensor
 
 from moe_lens.architecture import MoEArchitecture
-from moe_lens.data import Encoded, Example
+from moe_lens.choosing.procedures import Examples
+from moe_lens.data import Encoded
 from moe_lens.errors import MoELensError
 from moe_lens.experts import ExpertSet
 from moe_lens.lens.batching import encode_prompt, run_pieces
 from moe_lens.lens.lens import MoELens
 from moe_lens.progress import progress_bar
-
-Examples = Sequence[Example | str]
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ class Wanted:
     def members(self, logits: Tensor) -> Tensor:
         """The highest of logits [..., layer, expert]: 1 where an expert is chosen, 0 elsewhere."""
         flat = logits if self.budget is None else logits.flatten(-2)
-        chosen = flat.topk(self.size or self.budget, -1).indices
+        chosen = flat.topk(self.size or self.budget or 0, -1).indices
         return torch.zeros_like(flat).scatter(-1, chosen, 1.0).view_as(logits)
 
 

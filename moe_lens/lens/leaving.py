@@ -59,7 +59,7 @@ class Leaving:
         fine, done = torch.ones_like(whole, dtype=torch.bool), 0
         while True:
             ended, steps = EnoughEnded(self.ends, input_ids), FiniteSteps()
-            given = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
+            given: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
             given |= {} if cache is None else {"past_key_values": cache, "stopping_criteria": [ended]}
             processors = [steps, *([] if self.contrast is None else [ContrastSteps(self.contrast)])]
             said = self.module.generate(**given, generation_config=self._with_left(done), logits_processor=processors)

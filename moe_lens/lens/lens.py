@@ -393,7 +393,7 @@ class MoELens:
         """
         factors = factors.detach().clone().requires_grad_()
         with (
-            learning(self.module, []),
+            learning(self.module, ()),
             torch.enable_grad(),
             self.intervene(Factors(factors, tuple(self.architecture.moe_layers))),
         ):

@@ -15,7 +15,7 @@ from moe_lens.commands.finding import file_name
 from moe_lens.results import read_table
 
 SHORT = "--data swap --limit 4 --score-limit 8 --max-new-tokens 3 --control random:2 --size 2 --parts 2"
-QUICK = Recipe(passes=2, rows=2, held=2, exchanges=1)
+QUICK = Recipe(passes=1, rows=2, held=1, exchanges=1)
 
 
 @pytest.fixture
