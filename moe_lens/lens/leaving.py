@@ -40,7 +40,7 @@ class Leaving:
     halves of the batch, prompts and then their twins, which so end together.
     """
 
-    module: nn.Module
+    module: Any
     config: GenerationConfig
     ends: Sequence[int]
     keep: Callable[[list[int]], None] | None
@@ -53,13 +53,15 @@ class Leaving:
 
         Of a row that has left, the tokens after its end are pads, and finite.
         """
-        cache = None if self.keep is None else selectable_cache(self.module, self.config)
+        keep = self.keep
+        cache = None if keep is None else selectable_cache(self.module, self.config)
         width, rows = input_ids.shape[1], torch.arange(len(input_ids), device=input_ids.device)
         whole = input_ids.new_full((len(rows), int(self.config.max_new_tokens)), self.config.pad_token_id)
         fine, done = torch.ones_like(whole, dtype=torch.bool), 0
         while True:
             ended, steps = EnoughEnded(self.ends, input_ids), FiniteSteps()
-            given: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
+            given: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}
+            given |= {"position_ids": position_ids}
             given |= {} if cache is None else {"past_key_values": cache, "stopping_criteria": [ended]}
             processors = [steps, *([] if self.contrast is None else [ContrastSteps(self.contrast)])]
             said = self.module.generate(**given, generation_config=self._with_left(done), logits_processor=processors)
@@ -68,13 +70,13 @@ class Leaving:
             whole[rows, now], fine[rows, now] = new, torch.stack(steps.steps, -1)
             done += new.shape[1]
             left = (~ended.ended).nonzero()[:, 0]
-            if cache is None or done == whole.shape[1] or not len(left):
+            if keep is None or cache is None or done == whole.shape[1] or not len(left):
                 return whole[:, :done], fine[:, :done]
             attention_mask = torch.cat([attention_mask, torch.ones_like(new, dtype=attention_mask.dtype)], -1)
             input_ids, attention_mask, rows = said[left], attention_mask[left], rows[left]
             position_ids = None if position_ids is None else (attention_mask.cumsum(-1) - 1).clamp(min=0)
             cache.batch_select_indices(left)
-            self.keep(left.tolist())
+            keep(left.tolist())
 
     def _with_left(self, done: int) -> GenerationConfig:
         """The config for as many new tokens as are left."""

@@ -69,6 +69,7 @@ class ResumedRunner(BatchRunner):
         batch = self._batch(prompts)
         labels, inputs, rows = batch.answer_labels, self._inputs(batch), len(prompts)
         kept = labels.shape[1] + 1
+        assert batch.labels is not None, "there are answer labels"
         scored = (batch.labels != IGNORED_LABEL).roll(-1, 1)  # of the first position there is no label
         seen = Plain(tuple(prompts), batch, inputs, scored.to(inputs["input_ids"].device), [], [*range(rows)], rows)
         with (
