@@ -171,7 +171,7 @@ def main(
     own = {name: one.intervention for name, one in saved.items()}
     chosen, limits = wanted.choose(lens, out), (max_new_tokens, ends, answering)
     controls = controls.measured(lens, examples[first], mode)
-    run = TaskRun(chosen, mode, own, more, controls, *limits, out, made_by, seed)
+    run = TaskRun(chosen, mode, own, more, controls, *limits, out, made_by | by, seed)
     runs = dose_choosing.choose_doses(run, saved, lens, dev, tasks) if dev else [run]
     base = wanted.base if opening.delta is not None or scoring.base is not None else None
     found = merged([one.on_all(lens, base, examples, tasks.spared) for one in runs])

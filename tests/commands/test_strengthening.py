@@ -8,6 +8,7 @@ import pytest
 
 from moe_lens import ExpertSet, MoELens, evaluate, intervene, load_examples, tune
 from moe_lens.causal.evaluation import answer_table
+from moe_lens.choosing import planted_experts
 from moe_lens.commands import console, dose_choosing
 from moe_lens.commands.saved_interventions import read_saved
 from moe_lens.decoding import CAD
@@ -54,7 +55,7 @@ def test_a_trained_bias_is_an_intervention_of_its_folder(run, capsys):
     assert answers["bias@0"].tolist() == answers["none"].tolist() != answers["bias@40"].tolist()
     for wrong, says in {
         "--method router --positions last": "--positions says where a bias acts",
-        "--method bias --merge": "leave --merge and --shard out",
+        "--method bias --merge": "leave --merge, --shard out",
         "--method bias --lora-rank 2": "--lora-rank is for router, ceft and esft",
         "--method bias --experts 1:2": "are for ceft and esft; --method is bias",
     }.items():
@@ -68,8 +69,6 @@ def test_a_dose_is_chosen_on_dev_and_only_it_is_answered_on_test(run, capsys):
     table = read_table(out / "dose_choice.parquet")
     lens = MoELens.from_pretrained("organism:planted")
     dev = load_examples("closed_book", split="dev", limit=8)
-    from moe_lens.choosing import planted_experts
-
     with lens.intervene(Bias(planted_experts("organism:planted"), 40.0, positions="from_question")):
         by_hand = answer_table(lens, dev, max_new_tokens=3, progress=False)["em"].mean()
     row = table.set_index(["intervention", "task"]).loc[("planted@bias=40", "closed_book")]
@@ -81,8 +80,8 @@ def test_a_dose_is_chosen_on_dev_and_only_it_is_answered_on_test(run, capsys):
     assert sets == ["none", *chosen]
     assert set(answers["id"]) <= {one.id for task in ("swap", "closed_book") for one in load_examples(task, limit=6)}
     assert any(name.startswith("random") and name.endswith("#0@bias=5") for name in answers["intervention"])
-    told = read_provenance(out / "dose_choice.parquet")
-    assert told["dose_chosen_on"]["swap"]["examples"] == 8 if "dose_chosen_on" in told else True
+    told = read_provenance(out / "doses.parquet")
+    assert (told["dose_chosen_on"]["swap"]["examples"], told["to_be_kept"]) == (8, 0.95)
     assert "is chosen: swap" in capsys.readouterr().out
     assert draw("dose_choice.parquet", table).data
     before = (out / "dose_choice.parquet").read_bytes()

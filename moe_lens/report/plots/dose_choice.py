@@ -33,12 +33,13 @@ def dose_choice_figure(table: pd.DataFrame) -> go.Figure:
     for place, task in enumerate(tasks, start=1):
         part = table[table["task"] == task]
         before = part["unmasked"].iloc[0]
-        figure.add_hline(y=before, line={"color": style.BLACK, "width": 2, "dash": "dash"}, row=place, col=1)
-        if roles[task] == "spared":
-            figure.add_hline(y=0.95 * before, line={"color": style.GREY, "dash": "dot"}, row=place, col=1)
         for name, look in looks.items():
             own = part[part["line"] == name].sort_values("strength")
             _draw(figure, own, name, look, place)
+        # after the lines: an empty panel takes none
+        figure.add_hline(y=before, line={"color": style.BLACK, "width": 2, "dash": "dash"}, row=place, col=1)
+        if roles[task] == "spared":
+            figure.add_hline(y=0.95 * before, line={"color": style.GREY, "dash": "dot"}, row=place, col=1)
         figure.update_yaxes(title_text=f"EM, {task}<br>({roles[task]})", row=place)
     figure.update_yaxes(range=[-0.02, 1.02], dtick=0.2 if len(tasks) == 1 else 0.5)
     figure.update_xaxes(tickvals=sorted(set(table["strength"])), showgrid=False)
