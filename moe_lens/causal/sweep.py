@@ -152,7 +152,8 @@ class _Sweep:
             path = self.run.out / "parts" / f"effects-{digest}-{number:05}.parquet"
         names = [UNMASKED, *(f"{layer}:{expert}" for layer, expert in self.changes)]
         table = kept(path, made_by, lambda: pd.DataFrame(self._measured(examples), columns=names))
-        return table.to_numpy(dtype=float)
+        scores: np.ndarray = table.to_numpy(dtype=float)
+        return scores
 
     def _measured(self, examples: Sequence[Example]) -> np.ndarray:
         """The scores of some examples, [example, 1 + change], by running them."""
