@@ -158,7 +158,8 @@ class _Sweep:
     def _measured(self, examples: Sequence[Example]) -> np.ndarray:
         """The scores of some examples, [example, 1 + change], by running them."""
         score = self.metric.score
-        return np.array([[*map(score, values, examples)] for values in self._values(examples)], dtype=float).T
+        scores = [[*map(score, values, examples)] for values in self._values(examples)]
+        return np.stack([np.array(of_change, dtype=float) for of_change in scores], axis=1)
 
     def _values(self, examples: Sequence[Example]) -> list[list[Any]]:
         """What the metric reads of each example, unchanged and under each change, [1 + change][example]."""

@@ -32,7 +32,7 @@ class Plain:
 
     prompts: tuple[Encoded, ...]
     batch: Batch
-    inputs: dict[str, Tensor]
+    inputs: dict[str, Any]
     scored: Tensor
     found: list[float]
     places: list[int]
@@ -48,8 +48,7 @@ class Plain:
             self,
             prompts=tuple(self.prompts[row] for row in rows),
             batch=self.batch.of_rows(rows),
-            inputs={name: value[list(rows)] for name, value in self.inputs.items() if isinstance(value, Tensor)}
-            | {name: value for name, value in self.inputs.items() if not isinstance(value, Tensor)},
+            inputs={name: rows_of(value, rows, len(self.prompts)) for name, value in self.inputs.items()},
             scored=self.scored[list(rows)],
             found=[self.found[row] for row in rows],
             places=[self.places[row] for row in rows],
@@ -69,7 +68,7 @@ class ResumedRunner(BatchRunner):
         batch = self._batch(prompts)
         labels, inputs, rows = batch.answer_labels, self._inputs(batch), len(prompts)
         kept = labels.shape[1] + 1
-        assert batch.labels is not None, "there are answer labels"
+        assert batch.labels is not None, "answer_labels has refused a batch without"
         scored = (batch.labels != IGNORED_LABEL).roll(-1, 1)  # of the first position there is no label
         seen = Plain(tuple(prompts), batch, inputs, scored.to(inputs["input_ids"].device), [], [*range(rows)], rows)
         with (
