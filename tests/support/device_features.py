@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from moe_lens import Example, ExpertSet, MoELens, MoELensError
 from moe_lens.architecture.tiny import tiny_tokenizer
-from moe_lens.causal import evaluate
+from moe_lens.causal import Attribution, attribution, evaluate
 from moe_lens.checks import CHECKS, run_checks
 from moe_lens.data import PromptTemplate
 from moe_lens.lens import CAPTURES, MODES, Intervention, Rows, Statistic, apply_delta, weights_digest
@@ -148,6 +148,15 @@ def _measured(name: str) -> Feature:
     return lambda lens: measured(name, lens).table()
 
 
+def _attributed(*effects: str) -> Feature:
+    """The attribution of the answers to every expert."""
+
+    def run(lens: MoELens) -> list[pd.DataFrame]:
+        return attribution(lens, EXAMPLES, *(Attribution(effect, target="answer") for effect in effects))
+
+    return run
+
+
 def measured(name: str, lens: MoELens) -> Statistic:
     """One of `STATISTICS` of the examples, before its table is made."""
     [found] = lens.measure(EXAMPLES, STATISTICS[name](lens))
@@ -225,6 +234,8 @@ FEATURES: dict[str, Feature] = {
     **{f"{name}, logits": _under(name, _logits) for name in (*MODES, "rows")},
     **{f"{name}, generate": _under(name, _answers) for name in (*MODES, "rows")},
     "answer_log_probabilities": lambda lens: lens.answer_log_probabilities(EXAMPLES),
+    "gradients": _attributed("gate", "logit"),
+    "gradients, every output": _attributed("output"),
     "evaluate": _evaluated,
     "show": _shown,
     "own trace": _own_trace,
