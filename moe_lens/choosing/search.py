@@ -28,7 +28,7 @@ from moe_lens.progress import progress_bar
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a set is searched for; the defaults were chosen on the dev examples of both organisms.
+    """How a set is searched for; the defaults were chosen on dev examples of `organism`.
 
     passes: forward and backward passes of each seed. rows: examples of every task in a pass. rate: what the logits
     move by in a pass, about. floor: nats by which an answer that became less probable is lost, so that nothing is won
