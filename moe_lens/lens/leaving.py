@@ -64,7 +64,7 @@ class Leaving:
             whole[rows, now], fine[rows, now] = new, torch.stack(steps.steps, -1)
             done += new.shape[1]
             left = (~ended.ended).nonzero()[:, 0]
-            if cache is None or done == whole.shape[1] or not len(left):
+            if cache is None or self.keep is None or done == whole.shape[1] or not len(left):
                 return whole[:, :done], fine[:, :done]
             attention_mask = torch.cat([attention_mask, torch.ones_like(new, dtype=attention_mask.dtype)], -1)
             input_ids, attention_mask, rows = said[left], attention_mask[left], rows[left]
