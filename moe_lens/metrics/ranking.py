@@ -46,8 +46,8 @@ def rank_correlation(table: pd.DataFrame, effects: pd.DataFrame) -> float:
 def rank_correlation_interval(table: pd.DataFrame, effects: pd.DataFrame) -> Interval:
     """`rank_correlation` with its 95 % interval over experts, as if a layer's were drawn from many.
 
-    By Fisher's z of the mean over layers with Fieller's variance, 1.06 / (n - 3) for n experts of a layer (Fieller et al.
-    1957); NaN ends for layers of three experts or fewer.
+    By Fisher's z of the mean over layers with Fieller's variance, 1.06 / (n - 3) for n experts of a layer (Fieller
+    et al. 1957); NaN ends for layers of three experts or fewer.
     """
     both = table.merge(effects, on=["layer", "expert"], validate="one_to_one")
     if not len(both) == len(table) == len(effects):
