@@ -46,8 +46,8 @@ def rank_correlation(table: pd.DataFrame, effects: pd.DataFrame) -> float:
 def rank_correlation_interval(table: pd.DataFrame, effects: pd.DataFrame) -> Interval:
     """`rank_correlation` with its 95 % interval over experts, as if a layer's were drawn from many.
 
-    By Fisher's z with Fieller's variance, 1.06 / (n - 3), for n experts of a layer (Fieller et al. 1957), and its mean
-    over layers; NaN ends for layers of three experts or fewer.
+    By Fisher's z of the mean over layers with Fieller's variance, 1.06 / (n - 3) for n experts of a layer (Fieller
+    et al. 1957); NaN ends for layers of three experts or fewer.
     """
     both = table.merge(effects, on=["layer", "expert"], validate="one_to_one")
     if not len(both) == len(table) == len(effects):
@@ -64,7 +64,7 @@ def rank_correlation_interval(table: pd.DataFrame, effects: pd.DataFrame) -> Int
     sizes, correlations = map(np.array, zip(*ranked, strict=True))
     if sizes.min() <= 3:
         return Interval(float(correlations.mean()), float("nan"), float("nan"))
-    center = np.arctanh(correlations.clip(-1 + 1e-9, 1 - 1e-9)).mean()
+    center = np.arctanh(correlations.mean().clip(-1 + 1e-9, 1 - 1e-9))
     reach = 1.96 * np.sqrt((1.06 / (sizes - 3)).sum()) / len(sizes)
     low, high = np.tanh([center - reach, center + reach])
     return Interval(float(correlations.mean()), float(low), float(high))
