@@ -84,7 +84,10 @@ def by_evaluate(lens: MoELens, change, metric) -> list[float]:
     return table.loc[list(masks), "drop"].tolist()
 
 
-@pytest.mark.parametrize("metric", ["answer_log_probability", "logit_difference", "accuracy", length], ids=lambda one: getattr(one, "__name__", one))
+@pytest.mark.parametrize(
+    "metric",
+    ["answer_log_probability", "logit_difference", "accuracy", pytest.param(length, id="length")],
+)
 def test_effects_of_any_metric_are_the_drops_that_evaluation_finds(small, metric):
     found = single_expert_effects(small, CHOICES, metric=metric, max_new_tokens=3)
     assert found["effect"].tolist() == pytest.approx(by_evaluate(small, Zero, metric), abs=1e-4)
