@@ -7,6 +7,7 @@ from torch import Tensor
 from moe_lens.causal.attributing import Examples, difference_of, first_tokens, names_of
 from moe_lens.errors import MoELensError
 from moe_lens.lens.lens import MoELens
+from moe_lens.lens.record import Record
 from moe_lens.statistics.jackknife import GroupedSums
 
 
@@ -20,8 +21,8 @@ def direct_logit_attribution(
     gradient of the logit of the context answer's first token minus memory's with respect to the last layer's residual
     stream (Elhage et al. 2021). Departure: the final norm's own scale is linearised too, not held fixed, so that any
     norm will do; what a decoder layer multiplies its block's output by is left out, which is one factor of all.
-    Raises MoELensError for examples without what memory answers, and where single outputs, or a way of theirs straight
-    to the residual stream, cannot be told.
+    Raises MoELensError for examples without what memory answers, for ids that repeat, and where single outputs, or a
+    way of theirs straight to the residual stream, cannot be told.
     """
     for site in lens.architecture.moe:
         if site.passed_through:
@@ -29,25 +30,34 @@ def direct_logit_attribution(
                 f"the experts' sum of layer {site.layer} goes through {', '.join(site.passed_through)} before the "
                 "residual stream, so no expert writes to the logits directly; take attribution instead"
             )
-    names, last, sums = names_of(examples), lens.architecture.n_layers - 1, GroupedSums()
+    names, sums = names_of(examples), GroupedSums()
+    if len(set(names)) < len(names):
+        raise MoELensError("examples are told by their ids here, which repeat; give each an id of its own")
     tokens = dict(zip(names, first_tokens(lens, examples), strict=True))
     captures = ("routing", "expert_outputs", "residual")
     for record in lens.records(examples, capture=captures, positions="last", batch_size=batch_size, progress=progress):
-        rows, _ = record.kept_rows((0,))
-        at = record.kept[rows[:, 0]]  # all prompts end at the last position: they are padded on the left
-        every = torch.arange(len(record.ids))
-        stream = record.residual[last][every, rows[:, 0]].detach().requires_grad_()
-        with torch.enable_grad():
-            logits = lens.project_on_vocab(stream)
-            differences = difference_of(logits, torch.stack([tokens[name] for name in record.ids]))
-        [along] = torch.autograd.grad(differences.sum(), [stream])
-        found = {}
-        for layer, routing in record.routing.items():
-            outputs = record.expert_outputs[layer][every, rows[:, 0]].float()  # [batch, k, d_model]
-            scale = lens.architecture.at(layer).scale_after
-            weights, indices = routing.weights[every, at].float() * scale, routing.indices[every, at]
-            own = weights * torch.einsum("bkd,bd->bk", outputs, along.to(outputs))
-            empty: Tensor = torch.zeros(len(every), routing.n_experts)
-            found[layer] = empty.scatter_add(-1, indices, own)
-        sums.add(record.ids, found)
+        sums.add(record.ids, _written(lens, record, torch.stack([tokens[name] for name in record.ids])))
     return sums.means(names)
+
+
+def _written(lens: MoELens, record: Record, tokens: Tensor) -> dict[int, Tensor]:
+    """What each expert writes along the difference of two tokens' logits at the last position, by layer [batch, expert].
+
+    tokens: int64 [batch, 2].
+    """
+    rows, _ = record.kept_rows((0,))
+    at = record.kept[rows[:, 0]]  # all prompts end at the last position: they are padded on the left
+    every = torch.arange(len(record.ids))
+    stream = record.residual[lens.architecture.n_layers - 1][every, rows[:, 0]].detach().requires_grad_()
+    with torch.enable_grad():
+        differences = difference_of(lens.project_on_vocab(stream), tokens)
+    [along] = torch.autograd.grad(differences.sum(), [stream])
+    found = {}
+    for layer, routing in record.routing.items():
+        outputs = record.expert_outputs[layer][every, rows[:, 0]].float()  # [batch, k, d_model]
+        scale = lens.architecture.at(layer).scale_after
+        weights, indices = routing.weights[every, at].float() * scale, routing.indices[every, at]
+        own = weights * torch.einsum("bkd,bd->bk", outputs, along.to(outputs))
+        empty: Tensor = torch.zeros(len(every), routing.n_experts)
+        found[layer] = empty.scatter_add(-1, indices, own)
+    return found

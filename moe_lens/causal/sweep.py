@@ -144,21 +144,19 @@ class _Sweep:
         return whole
 
     def _part(self, number: int, examples: Sequence[Example], made_by: dict[str, Any]) -> np.ndarray:
-        """The scores of some examples, [example, 1 + change]: read where they are kept, else measured and kept."""
+        """The scores of some examples, [example, 1 + change], by what is read: where it is kept, else of the model.
+
+        What is kept are no scores: of a metric of one's own the name does not tell what it computes.
+        """
         path = None
         if self.run.out is not None:
             told = {name: fact for name, fact in made_by.items() if name != "command"}
             digest = hashlib.sha256(as_json(told).encode()).hexdigest()[:16]
             path = self.run.out / "parts" / f"effects-{digest}-{number:05}.parquet"
         names = [UNMASKED, *(f"{layer}:{expert}" for layer, expert in self.changes)]
-        table = kept(path, made_by, lambda: pd.DataFrame(self._measured(examples), columns=names))
-        scores: np.ndarray = table.to_numpy(dtype=float)
-        return scores
-
-    def _measured(self, examples: Sequence[Example]) -> np.ndarray:
-        """The scores of some examples, [example, 1 + change], by running them."""
-        score = self.metric.score
-        scores = [[*map(score, values, examples)] for values in self._values(examples)]
+        table = kept(path, made_by, lambda: pd.DataFrame(dict(zip(names, self._values(examples), strict=True))))
+        read = table.map(lambda value: tuple(value) if isinstance(value, list | np.ndarray) else value)
+        scores = [[*map(self.metric.score, read[name], examples)] for name in names]
         return np.stack([np.array(of_change, dtype=float) for of_change in scores], axis=1)
 
     def _values(self, examples: Sequence[Example]) -> list[list[Any]]:
@@ -183,7 +181,7 @@ class _Sweep:
         facts = {
             "weights": weights_digest(self.lens.module),
             "changes": hashlib.sha256(as_json(digests).encode()).hexdigest(),
-            "metric": self.metric.name,
+            "read": self.metric.reads,
             "template": self.lens.template.facts(),
             "batch_size": self.run.batch_size,
             "max_new_tokens": self.run.max_new_tokens if self.metric.reads == PREDICTION else None,

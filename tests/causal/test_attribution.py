@@ -140,6 +140,12 @@ def test_what_is_no_way_to_attribute_is_refused(wrong, says):
         Attribution(**wrong)
 
 
+def test_direct_logit_attribution_refuses_ids_that_repeat(lens):
+    """Each row takes the tokens of its own answers; by one id it would get another's."""
+    with pytest.raises(MoELensError, match="ids here, which repeat"):
+        direct_logit_attribution(lens, [EXAMPLES[0], replace(EXAMPLES[1], id=EXAMPLES[0].id)])
+
+
 def test_direct_logit_attribution_is_what_the_last_layers_experts_change_when_their_outputs_are_left_out(lens):
     """Nothing comes after the last layer, so to first order its direct effect is its whole effect."""
     table = direct_logit_attribution(lens, EXAMPLES)

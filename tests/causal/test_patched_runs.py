@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
+from moe_lens import MoELens
 from moe_lens.causal import evaluate, patching_map
 from moe_lens.data import Example, encode
 from moe_lens.errors import MoELensError
@@ -179,6 +180,8 @@ def test_a_finished_part_is_not_computed_again(olmoe, pairs, tmp_path, monkeypat
     pd.testing.assert_frame_equal(first.table, again.table)
     with pytest.raises(pytest.fail.Exception, match="ran again"):
         patching_map(olmoe, corrupted, Run(olmoe, clean, under=(Zero(ExpertSet.of({0: [1]})),)), **run)
+    asked_otherwise = MoELens(olmoe.module, olmoe.tokenizer, template="plain", progress=False)
+    assert Patch(Run(asked_otherwise, clean)).digest != Patch(Run(olmoe, clean)).digest, "parts of one are the other's"
 
 
 def test_the_source_runs_once_for_all_cells_of_a_batch(olmoe, pairs, monkeypatch):

@@ -152,6 +152,26 @@ def test_a_sweep_goes_on_where_an_interrupted_one_stopped(small, tmp_path, monke
     assert not other["effect"].equals(expected["effect"])
 
 
+@pytest.mark.parametrize("metric", ["accuracy", "logit_difference"])
+def test_what_was_read_of_given_answers_is_the_same_from_a_kept_part(small, tmp_path, metric):
+    first = single_expert_effects(small, CHOICES, metric=metric, out=tmp_path)
+    pd.testing.assert_frame_equal(single_expert_effects(small, CHOICES, metric=metric, out=tmp_path), first)
+
+
+def test_another_metric_of_the_same_name_does_not_get_what_was_kept_for_the_first(small, tmp_path):
+    def score(prediction: str, example: Example) -> float:
+        return length(prediction, example)
+
+    first = single_expert_effects(small, EXAMPLES[:1], metric=score, max_new_tokens=3, out=tmp_path)
+
+    def score(prediction: str, example: Example) -> float:
+        return -length(prediction, example)
+
+    second = single_expert_effects(small, EXAMPLES[:1], metric=score, max_new_tokens=3, out=tmp_path)
+    assert first["effect"].any()
+    assert second["effect"].tolist() == (-first["effect"]).tolist()
+
+
 SHARED = """
 import sys
 from conftest import build_model

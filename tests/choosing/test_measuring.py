@@ -10,7 +10,9 @@ from test_methods import TEXTS
 from training_cases import EXAMPLES, fresh
 
 from moe_lens import SCORES, ExpertSaliency, ExpertSet, ExpertUsage, MoELens, MoELensError
+from moe_lens.causal import Attribution
 from moe_lens.choosing import Ground, Models, Procedure, Score, Top, choices, parse, score_tables
+from moe_lens.choosing.procedures import Attributed
 from moe_lens.lens.delta import with_delta
 from moe_lens.lens.needs import Needs
 from moe_lens.results import read_provenance
@@ -161,6 +163,22 @@ def test_a_score_that_came_to_mean_something_else_is_no_longer_the_one_that_is_k
         with pytest.raises(MoELensError, match="holds the results of another run"):
             score_tables([other], models, EXAMPLES, out=tmp_path, made_by={"model": "m"})
         assert tuple(score_tables([other], models, EXAMPLES)["mine"]["score"]) != tuple(first["score"])
+
+
+def test_attribution_to_another_function_of_the_same_name_is_another_score(models, tmp_path):
+    def target(logits, examples):
+        return logits[:, 0]
+
+    first = Score("mine", "my own", "model", lambda own=target: Attributed(Attribution(target=own)))
+
+    def target(logits, examples):
+        return logits[:, 1]
+
+    second = Score("mine", "my own", "model", lambda own=target: Attributed(Attribution(target=own)))
+    kept = {"out": tmp_path, "made_by": {"model": "m"}}
+    score_tables([first], models, EXAMPLES, **kept)
+    with pytest.raises(MoELensError, match="holds the results of another run"):
+        score_tables([second], models, EXAMPLES, **kept)
 
 
 def test_ceft_ranks_by_the_tuned_model_and_esft_by_the_base_which_is_left_alone(tokenizer, routers):

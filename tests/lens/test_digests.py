@@ -151,7 +151,7 @@ def test_anything_else_is_no_equal():
 def test_what_cannot_be_told_apart_is_refused(held, olmoe):
     own = Halved(1, held)
     with pytest.raises(
-        MoELensError, match=f"told from others by what it holds: numbers, .*; got {type(held).__name__}"
+        MoELensError, match=f"told from others by what they hold: numbers, .*; got {type(held).__name__}"
     ):
         own.digest  # noqa: B018
     Rows((own, None)).check(olmoe.architecture)  # it acts all the same

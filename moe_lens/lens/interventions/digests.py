@@ -1,4 +1,4 @@
-"""What tells interventions apart: a digest over the class, its own code, and everything that one holds."""
+"""What tells interventions and functions apart: a digest over class or code, and everything that one holds."""
 
 import dis
 import hashlib
@@ -23,13 +23,16 @@ READ = (FunctionType, str, int, float, tuple, list, dict, Tensor, np.generic, np
 
 
 def digest_of(value: object) -> str:
-    """sha256 over an object's class and what it holds, the same in every process.
+    """sha256 over an object's class and what it holds, or over a function, the same in every process.
 
     Of a class or function that no installed package names it takes the code too, with what that code reads of its
     module and of the function around it, so that an edited one is another. MoELensError for what cannot be told apart.
     """
     found = _Digest()
-    found.holder(value)
+    if isinstance(value, FunctionType):
+        found.function(value)
+    else:
+        found.holder(value)
     return found.sha.hexdigest()
 
 
@@ -100,8 +103,8 @@ class _Digest:
                 self.add(f"{value.__module__}.{value.__qualname__}")
             case _:
                 raise MoELensError(
-                    "an intervention is told from others by what it holds: numbers, texts, arrays, experts, functions, "
-                    f"or tuples and mappings of them; got {type(value).__name__}"
+                    "interventions and functions are told from others by what they hold: numbers, texts, arrays, "
+                    f"experts, functions, or tuples and mappings of them; got {type(value).__name__}"
                 )
 
     def kind(self, kind: type) -> None:

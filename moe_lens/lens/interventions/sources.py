@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from moe_lens.data import Batch, Example
+from moe_lens.data import Batch, Example, PromptTemplate
 from moe_lens.errors import MoELensError
 from moe_lens.lens.delta import weights_digest
 from moe_lens.lens.interventions.layer_values import Site
@@ -23,6 +23,9 @@ class Runs(Protocol):
     """What a source needs of a lens."""
 
     module: nn.Module
+
+    @property
+    def template(self) -> PromptTemplate: ...
 
     def records(
         self,
@@ -68,8 +71,9 @@ class Run:
 
     @cached_property
     def digest(self) -> str:
-        """What tells the run from others: the model's weights, the examples, what it is under."""
-        told = weights_digest(self.lens.module), self.examples, [own.digest for own in self.under], self.with_answer
+        """What tells the run from others: weights, examples, how they are asked, and what it is under."""
+        asked = self.examples, self.lens.template.facts(), self.with_answer
+        told = weights_digest(self.lens.module), asked, [own.digest for own in self.under]
         return hashlib.sha256(repr(told).encode()).hexdigest()
 
     def of(self, ids: Iterable[str]) -> list[Example]:
