@@ -163,6 +163,10 @@ class ExpertSet:
             raise MoELensError(f"overlap needs equally large sets; got {len(self)} and {len(other)} members")
         return len(self & other) / len(self)
 
+    def jaccard(self, other: "ExpertSet") -> float:
+        """The Jaccard index: the members that both sets have over those that one of them has; NaN of two empty sets."""
+        return len(self & other) / len(self | other) if self or other else float("nan")
+
 
 def cumulative_order(table: pd.DataFrame, p: float, *, score: str = "score") -> dict[int, tuple[int, ...]]:
     """Per layer the experts ESFT trains, in falling order of score: taken while the sum so far is below `p`.

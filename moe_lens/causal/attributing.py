@@ -8,7 +8,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from moe_lens.data import Batch, Example, encode
+from moe_lens.causal.outputs import first_tokens
+from moe_lens.data import Batch, Example
 from moe_lens.errors import MoELensError
 from moe_lens.lens.gradients import Effect, Gradients, Value, answer_log_probability
 from moe_lens.lens.lens import MoELens
@@ -49,7 +50,7 @@ def _answer(lens: MoELens, examples: Examples) -> list[Pass]:
 
 
 def _logit_difference(lens: MoELens, examples: Examples) -> list[Pass]:
-    ids = first_tokens(lens, examples)
+    ids = rival_tokens(lens, examples)
 
     def value(logits: Tensor, batch: Batch, places: Sequence[int]) -> Tensor:
         return difference_of(logits[:, -1], ids[list(places)])
@@ -158,16 +159,14 @@ def _gradients(
             yield from ((one.weight / ways[0].steps, gradients) for gradients in found)
 
 
-def first_tokens(lens: MoELens, examples: Examples) -> Tensor:
+def rival_tokens(lens: MoELens, examples: Examples) -> Tensor:
     """The first tokens of what the context and what memory answer, int64 [example, 2].
 
     Raises MoELensError, naming it, for an example without memory, and where both are one in all.
     """
-    found = []
-    for place, example in enumerate(examples):
-        own, rivals = _example(example, place), _rivals(example, place)
-        encoded = [encode(own, lens.tokenizer, template=lens.template, continuation=text) for text in rivals]
-        found.append([one.input_ids[one.prompt_length] for one in encoded])
+    found = [
+        first_tokens(lens, _example(example, place), _rivals(example, place)) for place, example in enumerate(examples)
+    ]
     if all(gold == memory for gold, memory in found):
         raise MoELensError(
             "what context and memory answer begins with the same token in all examples, so that their logits do not "

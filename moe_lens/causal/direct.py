@@ -4,7 +4,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from moe_lens.causal.attributing import Examples, difference_of, first_tokens, names_of
+from moe_lens.causal.attributing import Examples, difference_of, names_of, rival_tokens
 from moe_lens.errors import MoELensError
 from moe_lens.lens.lens import MoELens
 from moe_lens.lens.record import Record
@@ -33,7 +33,7 @@ def direct_logit_attribution(
     names, sums = names_of(examples), GroupedSums()
     if len(set(names)) < len(names):
         raise MoELensError("examples are told by their ids here, which repeat; give each an id of its own")
-    tokens = dict(zip(names, first_tokens(lens, examples), strict=True))
+    tokens = dict(zip(names, rival_tokens(lens, examples), strict=True))
     captures = ("routing", "expert_outputs", "residual")
     for record in lens.records(examples, capture=captures, positions="last", batch_size=batch_size, progress=progress):
         sums.add(record.ids, _written(lens, record, torch.stack([tokens[name] for name in record.ids])))
@@ -41,7 +41,7 @@ def direct_logit_attribution(
 
 
 def _written(lens: MoELens, record: Record, tokens: Tensor) -> dict[int, Tensor]:
-    """What each expert writes along the difference of two tokens' logits at the last position, by layer [batch, expert].
+    """What each expert writes at the last position along two tokens' difference of logits, by layer [batch, expert].
 
     tokens: int64 [batch, 2].
     """

@@ -2,9 +2,10 @@
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -170,34 +171,38 @@ class Reading:
     def __call__(self, lens: MoELens, examples: Sequence[Example], run: Run) -> list[Any]:
         """What is read of each example, as the lens is."""
         asked = [self.asked(lens, example) for example in examples]
-        texts = [text for several in asked for text in several]
-        settings: dict[str, Any] = {"with_end": False, "first_token": self.first_token, "batch_size": run.batch_size}
-        found = run.decoding.answer_log_probabilities(lens, texts, progress=False, **settings) if texts else []
-        return self._by_example(asked, iter(found))
+        texts, settings = list(chain.from_iterable(asked)), self._settings(run.batch_size, progress=False)
+        found = run.decoding.answer_log_probabilities(lens, texts, **settings) if texts else []
+        return self._by_example(asked, found)
 
     def under(
         self,
         lens: MoELens,
         examples: Sequence[Example],
-        masks: Sequence[Intervention | Sequence[Intervention]] | None,
+        masks: Sequence[Intervention | Sequence[Intervention]],
         *,
         batch_size: int,
         progress: bool,
     ) -> list[list[Any]]:
-        """What is read of each example under each mask, [mask][example]; masks: None for the lens as it is."""
+        """What is read of each example under each mask, [mask][example]."""
         asked = [self.asked(lens, example) for example in examples]
-        texts = [text for several in asked for text in several]
-        settings: dict[str, Any] = {"with_end": False, "first_token": self.first_token, "batch_size": batch_size}
-        if not texts:
-            found: list[list[float]] = [[] for _ in masks or [()]]
-        elif masks is None:
-            found = [lens.answer_log_probabilities(texts, progress=progress, **settings)]
-        else:
-            found = lens.answer_log_probabilities_under(texts, masks, progress=progress, **settings)
-        return [self._by_example(asked, iter(of_mask)) for of_mask in found]
+        texts, settings = list(chain.from_iterable(asked)), self._settings(batch_size, progress=progress)
+        found = lens.answer_log_probabilities_under(texts, masks, **settings) if texts else [[] for _ in masks]
+        return [self._by_example(asked, of_mask) for of_mask in found]
 
-    def _by_example(self, asked: Sequence[Sequence[Example]], found: Iterator[float]) -> list[Any]:
-        return [self.value(tuple(next(found) for _ in several)) for several in asked]
+    def _settings(self, batch_size: int, *, progress: bool) -> dict[str, Any]:
+        """How a lens is asked."""
+        return {
+            "with_end": False,
+            "first_token": self.first_token,
+            "batch_size": batch_size,
+            "progress": progress,
+        }
+
+    def _by_example(self, asked: Sequence[Sequence[Example]], found: Iterable[float]) -> list[Any]:
+        """What is read of the log-probabilities of all answers, one after another."""
+        each = iter(found)
+        return [self.value(tuple(islice(each, len(several)))) for several in asked]
 
 
 def rival_log_probabilities(
@@ -224,10 +229,14 @@ def _both_answered(example: Example) -> list[Example]:
 
 def _rivals(lens: MoELens, example: Example) -> tuple[int, ...]:
     """The first tokens of the gold answer and of what memory says; nothing where there are not two."""
-    both = _both_answered(example)
-    encoded = (encode(one, lens.tokenizer, template=lens.template, with_answer=True) for one in both)
-    first = tuple(one.input_ids[one.prompt_length] for one in encoded)
+    first = first_tokens(lens, example, (example.answers[0], *example.memory[:1]))
     return first if len(set(first)) == 2 else ()
+
+
+def first_tokens(lens: MoELens, example: Example, texts: Sequence[str]) -> tuple[int, ...]:
+    """The first token of each of these answers to an example."""
+    encoded = (encode(example, lens.tokenizer, template=lens.template, continuation=text) for text in texts)
+    return tuple(one.input_ids[one.prompt_length] for one in encoded)
 
 
 READINGS = {

@@ -33,7 +33,6 @@ def agreement_table(tables: Mapping[str, pd.DataFrame], sets: Mapping[str, Exper
     rows = []
     for first, second in combinations(sets, 2):
         effects = tables[second][["layer", "expert", "score"]].rename(columns={"score": "effect"})
-        together = len(sets[first] | sets[second])
         row = {"first": first, "second": second, "rank_correlation": rank_correlation(tables[first], effects)}
-        rows.append(row | {"jaccard": len(sets[first] & sets[second]) / together})
+        rows.append(row | {"jaccard": sets[first].jaccard(sets[second])})
     return pd.DataFrame(rows, columns=["first", "second", "rank_correlation", "jaccard"])

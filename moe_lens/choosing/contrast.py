@@ -1,7 +1,7 @@
 """Contrast: how much more often the base model selects an expert on one side than on the other; no labels needed."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Self
@@ -10,7 +10,7 @@ import pandas as pd
 
 from moe_lens.causal.evaluation import evaluate
 from moe_lens.choosing.procedures import Examples, Load, Procedure, expect_answers
-from moe_lens.data import Example, load_examples
+from moe_lens.data import Example, load_examples, without_context
 from moe_lens.errors import MoELensError
 from moe_lens.lens.lens import MoELens
 from moe_lens.lens.positions import SPANNED, Positions
@@ -101,13 +101,14 @@ def load_prompts(spec: str, *, split: str = "train") -> Examples:
 
 def with_context(example: Example | str, place: int, *, keep: bool) -> Example:
     """The example, or the same question without its context; MoELensError for one that has none to leave out."""
-    if not isinstance(example, Example) or not example.context.strip():
+    bare = without_context(example) if isinstance(example, Example) else None
+    if not isinstance(example, Example) or bare is None:
         name = f"example {example.id!r}" if isinstance(example, Example) else f"text {place}"
         raise MoELensError(
             f"{name} has no context to leave out; contrast two data sets or lists of texts instead: "
             "contrast-last(FIRST;SECOND)"
         )
-    return example if keep else replace(example, context="")
+    return example if keep else bare
 
 
 def _expect(found: Examples, side: Side, where: Sequence[Positions] | dict[Positions, None]) -> Examples:

@@ -95,7 +95,7 @@ class FoundSet:
     def agreement(self) -> float:
         """Mean Jaccard index of the sets of two seeds; NaN of a single seed."""
         pairs = list(combinations(self.by_seed, 2))
-        return float(np.mean([len(a & b) / len(a | b) for a, b in pairs])) if pairs else float("nan")
+        return float(np.mean([first.jaccard(second) for first, second in pairs])) if pairs else float("nan")
 
 
 def find_set(

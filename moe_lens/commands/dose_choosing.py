@@ -7,8 +7,7 @@ from typing import Any
 import pandas as pd
 
 from moe_lens.choosing.controls import Controls
-from moe_lens.choosing.doses import KEPT, Candidate, dose_table, merged
-from moe_lens.choosing.masking import Masked
+from moe_lens.choosing.doses import KEPT, Candidate, dose_table
 from moe_lens.choosing.selection import Choice
 from moe_lens.commands import console
 from moe_lens.commands.masking_tasks import TaskRun, Tasks
@@ -90,13 +89,6 @@ def choose_doses(
         runs += [replace(run, chosen=chosen, mode=replace(run.mode, doses=(dose,)), saved={})] if chosen else []
     kept = {name: one for name, one in run.saved.items() if name in names}
     return [*runs, replace(run, chosen=(), mode=Mode("zero"), saved=kept)] if kept or not runs else runs
-
-
-def run_all(
-    runs: Sequence[TaskRun], lens: MoELens, base: Any, examples: Mapping[str, Sequence[Example]], spared: Sequence[str]
-) -> Masked:
-    """What all of these find on every task, as one; base: as `TaskRun.on_all` takes it."""
-    return merged([one.on_all(lens, base, examples, spared) for one in runs])
 
 
 def _candidates(mode: Mode, chosen: Sequence[Choice], saved: Mapping[str, Saved], top_k: int) -> list[Candidate]:

@@ -26,7 +26,7 @@ def memory_said(example: Example) -> Example | None:
 
 def without_context(example: Example) -> Example | None:
     """The example asked closed-book; None where it is so anyway."""
-    return replace(example, context="") if example.context else None
+    return replace(example, context="") if example.context.strip() else None
 
 
 COUNTERPARTS: Mapping[str, Callable[[Example], Example | None]] = {

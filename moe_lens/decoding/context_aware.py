@@ -8,7 +8,7 @@ from torch import Tensor
 
 from moe_lens.decoding.plain import Decoding
 from moe_lens.errors import MoELensError
-from moe_lens.lens.contrasting import Contrast
+from moe_lens.lens.contrasting import LogitContrast
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class CAD(Decoding):
         _check(self.alpha, "alpha of CAD")
 
     @property
-    def contrast(self) -> Contrast | None:
+    def contrast(self) -> LogitContrast | None:
         return self._contrasted if self.alpha else None
 
     def _contrasted(self, given: Tensor, alone: Tensor) -> Tensor:
@@ -52,7 +52,7 @@ class AdaCAD(Decoding):
         _check(self.plus, "what is added to AdaCAD's alpha")
 
     @property
-    def contrast(self) -> Contrast:
+    def contrast(self) -> LogitContrast:
         return self._contrasted
 
     def _contrasted(self, given: Tensor, alone: Tensor) -> Tensor:

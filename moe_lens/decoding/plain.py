@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from moe_lens.data import Example
-from moe_lens.lens.contrasting import Contrast
+from moe_lens.lens.contrasting import LogitContrast
 from moe_lens.lens.lens import MoELens
 
 
@@ -14,7 +14,7 @@ class Decoding:
     """
 
     @property
-    def contrast(self) -> Contrast | None:
+    def contrast(self) -> LogitContrast | None:
         """What the logits with and without the context are made into; None where the context is not left out."""
         return None
 

@@ -13,7 +13,7 @@ from moe_lens.data import Encoded, Example, PromptTemplate, encode
 Found = TypeVar("Found")
 
 
-class Contrast(Protocol):
+class LogitContrast(Protocol):
     """What logits with and without the context are made into."""
 
     def __call__(self, given: Tensor, alone: Tensor) -> Tensor:
@@ -26,7 +26,7 @@ class ContrastSteps(LogitsProcessor):
     So both say the same token, and end together.
     """
 
-    def __init__(self, contrast: Contrast) -> None:
+    def __init__(self, contrast: LogitContrast) -> None:
         self.contrast = contrast
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:

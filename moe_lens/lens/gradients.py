@@ -186,14 +186,14 @@ def _of_outputs(
 
 
 @contextmanager
-def learning(module: nn.Module, parameters: Collection[nn.Parameter]) -> Iterator[None]:
-    """Inside the block these parameters of the module, and no others, ask for gradients; afterwards as before."""
+def learning(module: nn.Module, tensors: Collection[Tensor]) -> Iterator[None]:
+    """Inside the block these, and no other parameters of the module, ask for gradients; afterwards as before."""
     before = {parameter: parameter.requires_grad for parameter in module.parameters()}
     try:
         for parameter in before:
             parameter.requires_grad_(False)
-        for parameter in parameters:
-            parameter.requires_grad_(True)
+        for tensor in tensors:
+            tensor.requires_grad_(True)
         yield
     finally:
         for parameter, asked in before.items():

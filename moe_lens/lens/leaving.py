@@ -11,7 +11,7 @@ from transformers import DynamicCache, GenerationConfig, StoppingCriteria
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from moe_lens.architecture.discovery import text_config
-from moe_lens.lens.contrasting import Contrast, ContrastSteps
+from moe_lens.lens.contrasting import ContrastSteps, LogitContrast
 from moe_lens.lens.finite import FiniteSteps
 
 SELECTABLE = (DynamicLayer, DynamicSlidingWindowLayer)
@@ -44,7 +44,7 @@ class Leaving:
     config: GenerationConfig
     ends: Sequence[int]
     keep: Callable[[list[int]], None] | None
-    contrast: Contrast | None = None
+    contrast: LogitContrast | None = None
 
     def __call__(
         self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor | None = None

@@ -20,11 +20,19 @@ from moe_lens.architecture.quantized import refuse_quantized_experts
 from moe_lens.data import FIGURE_10, Encoded, Example, PromptTemplate, template_named
 from moe_lens.errors import MoELensError
 from moe_lens.lens.batching import encode_prompt, prompt_batches, run_batches, run_pieces
-from moe_lens.lens.contrasting import Contrast, in_pairs, twin_of
+from moe_lens.lens.contrasting import LogitContrast, in_pairs, twin_of
 from moe_lens.lens.delta import apply_delta
 from moe_lens.lens.devices import has_float64
 from moe_lens.lens.factors import Factors
-from moe_lens.lens.gradients import Effect, Gradients, Levers, LogitLevers, Value, expect_effects, learning
+from moe_lens.lens.gradients import (
+    Effect,
+    Gradients,
+    Levers,
+    LogitLevers,
+    Value,
+    answer_log_probability,
+    expect_effects,
+)
 from moe_lens.lens.greedy import Greedy, until
 from moe_lens.lens.interventions import Intervention
 from moe_lens.lens.loading import load_model, load_tokenizer
@@ -302,7 +310,7 @@ class MoELens:
         stop: Sequence[str] = (),
         batch_size: int | None = None,
         progress: bool | None = None,
-        contrast: Contrast | None = None,
+        contrast: LogitContrast | None = None,
     ) -> list[str]:
         """The greedy continuation of each example, in the order given, up to end-of-sequence.
 
@@ -338,7 +346,7 @@ class MoELens:
         progress: bool | None = None,
         with_end: bool = True,
         first_token: bool = False,
-        contrast: Contrast | None = None,
+        contrast: LogitContrast | None = None,
     ) -> list[float]:
         """The log-probability (nats) of each example's first gold answer, or of its continuation, in the order given.
 
@@ -391,15 +399,10 @@ class MoELens:
         `architecture.moe_layers`. Where all are 1 it is the first-order effect of each expert: what the answer's
         log-probability would lose without it. prompts: encoded with their answers, all of them run as one batch.
         """
-        factors = factors.detach().clone().requires_grad_()
-        with (
-            learning(self.module, ()),
-            torch.enable_grad(),
-            self.intervene(Factors(factors, tuple(self.architecture.moe_layers))),
-        ):
-            found = self._runner.answer_log_probabilities(prompts)
-            [gradient] = torch.autograd.grad(found.sum(), [factors])
-        return found.detach().to(factors.device), gradient
+        own = {"all experts": factors.detach().clone()}
+        with self.intervene(Factors(*own.values(), tuple(self.architecture.moe_layers))):
+            found, gradients = self._runner.gradients_by(prompts, (), answer_log_probability, "factors", own)
+        return found.to(factors.device), gradients["all experts"]
 
     def answer_log_probabilities_under(
         self,
@@ -483,11 +486,12 @@ class MoELens:
         progress: bool | None = None,
     ) -> dict[str, Tensor]:
         """The gradient of the sum over examples of a number of each, by name of the module's parameters, float32."""
+        own = {name: self.module.get_parameter(name) for name in names}
         total: dict[str, Tensor] = {}
 
         def run(places: Sequence[int], prompts: Sequence[Encoded]) -> dict[str, Tensor]:
             with self._stack.for_examples(places):
-                return self._runner.weight_gradients(prompts, places, value, names)
+                return self._runner.gradients_by(prompts, places, value, "weight", own)[1]
 
         for _, found in run_pieces(self._batches(examples, batch_size, progress, with_answer=with_answer), run):
             total = {name: total[name] + own if total else own for name, own in found.items()}

@@ -11,7 +11,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from moe_lens.architecture.discovery import pretrained
 from moe_lens.data import Batch, Encoded, collate
-from moe_lens.lens.contrasting import Contrast
+from moe_lens.lens.contrasting import LogitContrast
 from moe_lens.lens.devices import OnDevices, on_cpu
 from moe_lens.lens.finite import all_finite, finite_streams, not_finite
 from moe_lens.lens.gradients import (
@@ -46,7 +46,7 @@ class BatchRunner:
     stack: InterventionStack
     greedy: Greedy
 
-    def answer_log_probabilities(self, prompts: Sequence[Encoded], contrast: Contrast | None = None) -> Tensor:
+    def answer_log_probabilities(self, prompts: Sequence[Encoded], contrast: LogitContrast | None = None) -> Tensor:
         """The log-probability (nats) of each prompt's answer, in the order given, [batch]; with gradients where on.
 
         contrast: of the first half of the prompts, by the logits that it makes of theirs and of their twins', which
@@ -69,7 +69,9 @@ class BatchRunner:
             self._refuse(prompts)
         return found
 
-    def generate(self, prompts: Sequence[Encoded], max_new_tokens: int, contrast: Contrast | None = None) -> list[str]:
+    def generate(
+        self, prompts: Sequence[Encoded], max_new_tokens: int, contrast: LogitContrast | None = None
+    ) -> list[str]:
         """The greedy continuation of each prompt, without special tokens, in the order given.
 
         contrast: as in `answer_log_probabilities`; a twin says what its prompt does.
@@ -152,14 +154,17 @@ class BatchRunner:
         effects = effects_of(self.module, self.reader, batch, levers, found, positions)
         return Gradients(batch, places, values.detach().double().cpu(), effects)
 
-    def weight_gradients(
-        self, prompts: Sequence[Encoded], places: Sequence[int], value: Value, names: Collection[str]
-    ) -> dict[str, Tensor]:
-        """The gradient of the sum of `value` with respect to parameters of the module, float32, by their names."""
-        own = {name: self.module.get_parameter(name) for name in names}
-        with learning(self.module, own.values()):
+    def gradients_by(
+        self, prompts: Sequence[Encoded], places: Sequence[int], value: Value, kind: str, tensors: Mapping[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """What `value` is, [batch], and the gradient of its sum by tensors that the run takes part of, by name.
+
+        tensors: parameters of the module, or what an intervention in force has; none of them are changed. kind: what
+        an error calls them.
+        """
+        with learning(self.module, tensors.values()):
             _, values = self._valued(prompts, places, value, Levers((), 1))
-            return gradients_of(values, {"weight": own})["weight"]
+            return values.detach(), gradients_of(values, {kind: tensors})[kind]
 
     def _valued(
         self, prompts: Sequence[Encoded], places: Sequence[int], value: Value, levers: Levers
@@ -238,7 +243,7 @@ class BatchRunner:
             "use_cache": False,
         }
 
-    def _leaving(self, generation_config: GenerationConfig, contrast: Contrast | None) -> Leaving:
+    def _leaving(self, generation_config: GenerationConfig, contrast: LogitContrast | None) -> Leaving:
         """How a batch is decoded by this config."""
         keep = self._keep_rows if self.stack.rows_may_leave else None
         return Leaving(self.module, generation_config, self.greedy.ends, keep, contrast)

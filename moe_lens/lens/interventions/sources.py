@@ -3,13 +3,13 @@
 import hashlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from moe_lens.data import Batch, Example, PromptTemplate
+from moe_lens.data import Batch, Example, PromptTemplate, without_context
 from moe_lens.errors import MoELensError
 from moe_lens.lens.delta import weights_digest
 from moe_lens.lens.interventions.layer_values import Site
@@ -171,9 +171,12 @@ def context_vectors(
     The mean over the examples' positions with their context minus the mean without it: contrastive activation addition
     where it is put into `AddVector(layer, vector)`. MoELensError for an example that has no context.
     """
-    bare = [example.id for example in examples if not example.context.strip()]
-    if bare:
-        raise MoELensError(f"example {bare[0]!r} has no context to leave out; give examples that all have one")
+    bare = []
+    for example in examples:
+        without = without_context(example)
+        if without is None:
+            raise MoELensError(f"example {example.id!r} has no context to leave out; give examples that all have one")
+        bare.append(without)
     given = mean_values(lens, examples, what=what, positions=positions)
-    alone = mean_values(lens, [replace(one, context="") for one in examples], what=what, positions=positions)
+    alone = mean_values(lens, bare, what=what, positions=positions)
     return {layer: given[layer] - alone[layer] for layer in given}
