@@ -399,9 +399,11 @@ class MoELens:
         `architecture.moe_layers`. Where all are 1 it is the first-order effect of each expert: what the answer's
         log-probability would lose without it. prompts: encoded with their answers, all of them run as one batch.
         """
-        own = {"all experts": factors.detach().clone()}
-        with self.intervene(Factors(*own.values(), tuple(self.architecture.moe_layers))):
-            found, gradients = self._runner.gradients_by(prompts, (), answer_log_probability, "factors", own)
+        own = factors.detach().clone()
+        with self.intervene(Factors(own, tuple(self.architecture.moe_layers))):
+            found, gradients = self._runner.gradients_by(
+                prompts, (), answer_log_probability, "factors", {"all experts": own}
+            )
         return found.to(factors.device), gradients["all experts"]
 
     def answer_log_probabilities_under(
