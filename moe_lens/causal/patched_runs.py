@@ -15,7 +15,7 @@ from moe_lens.data import Encoded, Example, encode
 from moe_lens.errors import MoELensError
 from moe_lens.experts import ExpertSet
 from moe_lens.lens.delta import weights_digest
-from moe_lens.lens.interventions import Patch, Run, check_interventions
+from moe_lens.lens.interventions import Intervention, Patch, Run, check_interventions
 from moe_lens.lens.interventions.patching import Align
 from moe_lens.lens.interventions.sources import Remembered
 from moe_lens.lens.lens import MoELens
@@ -129,11 +129,7 @@ def patching_map(
     cells = list(_cells(lens, over, what, positions, layers, tokens))
     if not cells:
         raise MoELensError(f"nothing is to be patched: expected layers and positions; got {layers} and {positions}")
-    at = frozenset(cell.positions for cell in cells)
-    remembered = Remembered(source.lens, source.examples, source.under, source.with_answer, at)
-    patches = {cell.name: (cell.patch(remembered, what, align),) for cell in cells}
-    for several in patches.values():
-        check_interventions(several, lens.architecture)
+    patches = _patches(lens, cells, source, what, align)
     found = outputs(lens, examples, {UNMASKED: (), **patches}, [scored.reads], asked)
     theirs = _source_outputs(source, examples, scored, asked)
 
@@ -175,6 +171,18 @@ def _cells(
     else:
         places = DEFAULT_POSITIONS if positions is None else tuple(dict.fromkeys(positions))
         yield from (Cell(layer, place) for layer in chosen for place in places)
+
+
+def _patches(
+    lens: MoELens, cells: Sequence[Cell], source: Run, what: str, align: Align
+) -> dict[str, tuple[Intervention]]:
+    """The patch of each cell by its name, all from one run of the source; MoELensError for what the model lacks."""
+    at = frozenset(cell.positions for cell in cells)
+    remembered = Remembered(source.lens, source.examples, source.under, source.with_answer, at)
+    found: dict[str, tuple[Intervention]] = {cell.name: (cell.patch(remembered, what, align),) for cell in cells}
+    for patch in found.values():
+        check_interventions(patch, lens.architecture)
+    return found
 
 
 def _tokens(lens: MoELens, examples: Sequence[Example], source: Run) -> dict[str, Encoded]:

@@ -122,7 +122,7 @@ class NamedExperts:
     def _load(self, spec: str, lens: MoELens) -> Examples:
         """What a score names itself, read as --data is; of [column=value] alone that part of --data."""
         if spec.endswith(".txt"):
-            return load_prompts(spec)
+            return load_prompts(spec)[: self._scoring.score_limit]
         spec = self._data + spec if spec.startswith("[") else spec
         found = self._reading.load(spec, split=self._scoring.score_split, limit=self._scoring.score_limit)
         return self._reading.fit(found, lens, of=f"{spec}, {self._scoring.score_split}").examples

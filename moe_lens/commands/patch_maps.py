@@ -105,7 +105,7 @@ class MapRun:
         """Make the map, write its tables and figure to `out`, and print its strongest cells."""
         from moe_lens.causal import patching_map
         from moe_lens.lens import Run
-        from moe_lens.results import claim, data_digest, portable, provenance
+        from moe_lens.results import claim
 
         places = patching.positions(self.positions)
         loaded = self.reading.load(self.data, split=self.split, limit=self.limit)
@@ -118,17 +118,8 @@ class MapRun:
             places = ("context", "question", "last") if own[0].context and other[0].context else ("question", "last")
         ours, theirs = (other, own) if patching.direction == "denoising" else (own, other)
         metric = self.metrics or ("logit_difference" if any(one.memory for one in ours) else "answer_log_probability")
-        facts = asdict(patching) | {"patch": portable(str(patching.patch)), "counterparts": data_digest(other)}
-        facts |= {
-            "positions": places,
-            "layers": self.layers,
-            "metric": metric,
-            "max_new_tokens": self.max_new_tokens,
-            "batch_size": self.batch_size,
-        }
-        model, delta = self.opening.model, self.opening.delta
-        facts |= self.opening.facts(lens) | self.reading.facts(fitted)
-        made_by = provenance(model=model, delta=delta, data=own, seed=self.seed, facts=facts)
+        facts = self.opening.facts(lens) | self.reading.facts(fitted) | {"positions": places, "metric": metric}
+        made_by = self._made_by(patching, own, other, facts)
         claim(self.out, made_by)
         found = patching_map(
             lens,
@@ -145,6 +136,17 @@ class MapRun:
             seed=self.seed,
         )
         self._write(found, made_by)
+
+    def _made_by(
+        self, patching: Patching, own: Sequence[Any], other: Sequence[Any], facts: dict[str, Any]
+    ) -> dict[str, Any]:
+        """The provenance; facts: of the model, of how data were read, and of what was settled for these."""
+        from moe_lens.results import data_digest, portable, provenance
+
+        facts = asdict(patching) | facts | {"patch": portable(str(patching.patch)), "counterparts": data_digest(other)}
+        facts |= {"layers": self.layers, "max_new_tokens": self.max_new_tokens, "batch_size": self.batch_size}
+        model, delta = self.opening.model, self.opening.delta
+        return provenance(model=model, delta=delta, data=own, seed=self.seed, facts=facts)
 
     def _write(self, found: "PatchingMap", made_by: dict[str, Any]) -> None:
         """The tables and the figure, and the strongest cells on the console."""

@@ -12,6 +12,9 @@ from moe_lens import ExpertSet, ExpertUsage, MoELens, find, load_examples
 from moe_lens.choosing import Contrast, Recipe, find_set, learned, planted_experts
 from moe_lens.commands import console
 from moe_lens.commands.finding import file_name
+from moe_lens.commands.named_experts import NamedExperts
+from moe_lens.commands.options import Opening, Reading, Scoring
+from moe_lens.lens.interventions import Mode
 from moe_lens.results import read_table
 
 SHORT = "--data swap --limit 4 --score-limit 8 --max-new-tokens 3 --control random:2 --size 2 --parts 2"
@@ -85,6 +88,14 @@ def test_what_suffices_is_judged_with_all_others_masked(run):
     every = ExpertSet.of({layer: range(16) for layer in range(4)})
     assert ExpertSet.parse(masked) == every - own
     assert read_table(out / "scores.parquet")["score"].tolist() == ["set:2;keep"]
+
+
+def test_the_limit_of_what_scores_are_measured_on_holds_for_a_file_of_texts_too(tmp_path):
+    texts = tmp_path / "a.txt"
+    texts.write_text("one\ntwo\nthree\n", encoding="utf-8")
+    opening, scoring = Opening(model="organism"), Scoring(score_limit=2)
+    asked = NamedExperts([f"contrast-last({texts};b.txt):1"], opening, scoring, Reading(), "swap", mode=Mode("zero"))
+    assert asked.measuring(opening.load()).load(str(texts)) == ["one", "two"]
 
 
 @pytest.mark.parametrize(("options", "says"), [

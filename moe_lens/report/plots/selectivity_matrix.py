@@ -51,14 +51,10 @@ def selectivity_figure(table: pd.DataFrame) -> go.Figure:
             text=_cell(row), showarrow=False, font={"color": "white" if strong else style.INK}, **place
         )
     verdicts = table.drop_duplicates("intervention").set_index("intervention")
-    ends = [_end(verdicts.loc[name]) for name in names]
-    for y, text in enumerate(ends):
+    for y, name in enumerate(names):
+        text = _end(verdicts.loc[name])
         figure.add_annotation(text=text, x=len(tasks) - 0.45, y=y, showarrow=False, xanchor="left", align="left")
-    lost = [f"{task}<br>({roles[task]})" for task in tasks]
-    figure.update_xaxes(tickvals=list(range(len(tasks))), ticktext=lost, showgrid=False, ticks="", showline=False)
-    figure.update_xaxes(range=[-0.5, len(tasks) - 0.5 + 0.62 * len(tasks)], side="bottom")
-    figure.update_yaxes(tickvals=list(range(len(names))), ticktext=names, showgrid=False, ticks="", showline=False)
-    figure.update_yaxes(range=[len(names) - 0.5, -0.5])
+    _axes(figure, [f"{task}<br>({roles[task]})" for task in tasks], names)
     style.dress(figure, title=_title(verdicts), subtitle=_subtitle(table), plot_height=max(120, 62 * len(names)))
     figure.update_annotations(font_size=15)
     figure.update_layout(width=style.WIDTH + WIDTH_PER_TASK * max(0, len(tasks) - 3))
@@ -79,6 +75,15 @@ SECTIONS = {
         place=47,
     ),
 }
+
+
+def _axes(figure: go.Figure, tasks: list[str], names: list[str]) -> None:
+    """A column per task, with room for the verdicts behind the last, and a row per intervention from above."""
+    plain = {"showgrid": False, "ticks": "", "showline": False}
+    figure.update_xaxes(tickvals=list(range(len(tasks))), ticktext=tasks, side="bottom", **plain)
+    figure.update_xaxes(range=[-0.5, len(tasks) - 0.5 + 0.62 * len(tasks)])
+    figure.update_yaxes(tickvals=list(range(len(names))), ticktext=names, **plain)
+    figure.update_yaxes(range=[len(names) - 0.5, -0.5])
 
 
 def _with_colour(table: pd.DataFrame) -> pd.DataFrame:
