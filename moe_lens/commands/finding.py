@@ -24,13 +24,13 @@ from moe_lens.choosing.scores import SCORES, Score
 from moe_lens.choosing.selection import Choice, Learned, Selection
 from moe_lens.commands import console
 from moe_lens.commands.named_experts import Measuring
-from moe_lens.errors import MoELensError
+from moe_lens.errors import MoELensError, NotFiniteError
 from moe_lens.experts import ExpertSet
 from moe_lens.lens.batching import encode_prompt
 from moe_lens.lens.lens import MoELens
 from moe_lens.metrics import auc
 from moe_lens.report.plots import agreement_figure, scores_figure
-from moe_lens.results import kept, write_table
+from moe_lens.results import read_if_made_by, write_table
 from moe_lens.storage import as_json, write_bytes
 
 ANSWERED = ("em", "below_random", "random_p", "rank")
@@ -108,18 +108,23 @@ class Finder:
 
     def _kept(self, group: Sequence[Score]) -> pd.DataFrame | None:
         """The tables of one group, one below the other, with what is known; None where it refuses the data."""
+        facts = {score.name: [score.about, score.of, _facts(score, self.on)] for score in group}
+        made_by = self.on.made_by | {"scores": facts, "size": self.size, "parts": self.parts, "seed": self.seed}
+        name = sha256(as_json(facts).encode()).hexdigest()[:16]
+        part = self.out / "parts" / f"scores-{name}.parquet"
+        found = read_if_made_by(part, made_by)  # before what may be left out: a damaged part is an error
         try:
-            facts = {score.name: [score.about, score.of, _facts(score, self.on)] for score in group}
-            made_by = self.on.made_by | {"scores": facts, "size": self.size, "parts": self.parts, "seed": self.seed}
-            name = sha256(as_json(facts).encode()).hexdigest()[:16]
-            return kept(self.out / "parts" / f"scores-{name}.parquet", made_by, lambda: self._measured(group))
+            return self._measured(group, part, made_by) if found is None else found
+        except NotFiniteError:
+            raise
         except MoELensError as error:
             if not self.lenient:
                 raise
             console.note(f"left out {', '.join(score.name for score in group)}: {error}")
             return None
 
-    def _measured(self, group: Sequence[Score]) -> pd.DataFrame:
+    def _measured(self, group: Sequence[Score], part: Path, made_by: dict[str, Any]) -> pd.DataFrame:
+        """These tables by running the models, kept as `part`."""
         counted: Counter[str] = Counter()
         models = Models(_counting(self.on.models.base, counted), _counting(self.on.models.tuned, counted))
         began = time.perf_counter()
@@ -131,7 +136,9 @@ class Finder:
         for score in group:
             back = self._returned(score, tables[score.name], [part[score.name] for part in parts])
             rows.append(tables[score.name].assign(name=score.name, **facts, **back))
-        return pd.concat(rows)
+        found = pd.concat(rows)
+        write_table(found, part, made_by)
+        return found
 
     def _parts(self, group: Sequence[Score]) -> list[dict[str, pd.DataFrame]]:
         """The scores on each part of the data, of those too that a score names itself."""

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from moe_lens import ExpertSet, ExpertUsage, MoELens, find, load_examples
-from moe_lens.choosing import Contrast, Recipe, find_set, learned, planted_experts
+from moe_lens import SCORES, ExpertSet, ExpertUsage, MoELens, MoELensError, find, load_examples
+from moe_lens.choosing import Contrast, Models, Recipe, find_set, learned, planted_experts
 from moe_lens.commands import console
-from moe_lens.commands.finding import file_name
-from moe_lens.commands.named_experts import NamedExperts
+from moe_lens.commands.finding import Finder, file_name
+from moe_lens.commands.named_experts import Measuring, NamedExperts
 from moe_lens.commands.options import Opening, Reading, Scoring
 from moe_lens.lens.interventions import Mode
 from moe_lens.results import read_table
@@ -88,6 +88,18 @@ def test_what_suffices_is_judged_with_all_others_masked(run):
     every = ExpertSet.of({layer: range(16) for layer in range(4)})
     assert ExpertSet.parse(masked) == every - own
     assert read_table(out / "scores.parquet")["score"].tolist() == ["set:2;keep"]
+
+
+def test_a_part_that_was_damaged_is_an_error_also_where_scores_may_be_left_out(tmp_path):
+    lens = MoELens.from_pretrained("organism")
+    lens.progress = False
+    on = Measuring(Models.opened(lens, lens), load_examples("swap", limit=2), {"model": "organism"}, load_examples)
+    finder = Finder(lens, on, tmp_path, size=2, parts=0, seed=0, lenient=True)
+    assert set(finder.ranked([SCORES["oe"]]).tables) == {"oe"}
+    [part] = tmp_path.glob("parts/*.parquet")
+    part.write_bytes(part.read_bytes()[:-9] + b"123456789")
+    with pytest.raises(MoELensError, match=part.name):
+        finder.ranked([SCORES["oe"]])
 
 
 def test_the_limit_of_what_scores_are_measured_on_holds_for_a_file_of_texts_too(tmp_path):
