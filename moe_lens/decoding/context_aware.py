@@ -8,7 +8,7 @@ from torch import Tensor
 
 from moe_lens.decoding.plain import Decoding
 from moe_lens.errors import MoELensError
-from moe_lens.lens.contrasting import Contrast
+from moe_lens.lens.twins import Contrast
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from moe_lens.data import Example
-from moe_lens.lens.contrasting import Contrast
 from moe_lens.lens.lens import MoELens
+from moe_lens.lens.twins import Contrast
 
 
 class Decoding:

@@ -11,8 +11,8 @@ from transformers import DynamicCache, GenerationConfig, StoppingCriteria
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from moe_lens.architecture.discovery import text_config
-from moe_lens.lens.contrasting import Contrast, ContrastSteps
 from moe_lens.lens.finite import FiniteSteps
+from moe_lens.lens.twins import Contrast, ContrastSteps
 
 SELECTABLE = (DynamicLayer, DynamicSlidingWindowLayer)
 """The layers of a cache that hold nothing but keys and values by row, of which rows can be taken."""

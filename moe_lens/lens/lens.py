@@ -20,7 +20,6 @@ from moe_lens.architecture.quantized import refuse_quantized_experts
 from moe_lens.data import FIGURE_10, Encoded, Example, PromptTemplate, template_named
 from moe_lens.errors import MoELensError
 from moe_lens.lens.batching import encode_prompt, prompt_batches, run_batches, run_pieces
-from moe_lens.lens.contrasting import Contrast, in_pairs, twin_of
 from moe_lens.lens.delta import apply_delta
 from moe_lens.lens.devices import has_float64
 from moe_lens.lens.factors import Factors
@@ -37,6 +36,7 @@ from moe_lens.lens.reader import ByLayer, TraceReader
 from moe_lens.lens.record import Record, check_capture
 from moe_lens.lens.resumed import ResumedRunner
 from moe_lens.lens.stack import InterventionStack
+from moe_lens.lens.twins import Contrast, in_pairs, twin_of
 from moe_lens.progress import progress_bar
 
 S = TypeVar("S", bound=Statistic)

@@ -11,7 +11,6 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from moe_lens.architecture.discovery import pretrained
 from moe_lens.data import Batch, Encoded, collate
-from moe_lens.lens.contrasting import Contrast
 from moe_lens.lens.devices import OnDevices, on_cpu
 from moe_lens.lens.finite import all_finite, finite_streams, not_finite
 from moe_lens.lens.gradients import (
@@ -32,6 +31,7 @@ from moe_lens.lens.reader import TraceReader
 from moe_lens.lens.record import CAPTURES, Record, read_layers
 from moe_lens.lens.stack import InterventionStack
 from moe_lens.lens.taken import expect_known, joint_log_probability, kept_logits, pad_id
+from moe_lens.lens.twins import Contrast
 from moe_lens.routing import Routing
 
 
