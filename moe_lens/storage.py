@@ -150,6 +150,14 @@ def nameable(path: str | Path) -> Path:
     return Path(path)
 
 
+def is_there(path: Path | str) -> bool:
+    """Whether there is such a file or folder; of a text that can be no path, such as too long a name, there is none."""
+    try:
+        return Path(path).exists()
+    except (OSError, ValueError):
+        return False
+
+
 def try_folder(folder: Path) -> None:
     """MoELensError unless files can be written to `folder`, which may not be there yet and is left as it was.
 

@@ -18,6 +18,7 @@ from moe_lens.lens.interventions import Intervention, Mode
 from moe_lens.lens.lens import MoELens
 from moe_lens.metrics import Metric, bootstrap_interval
 from moe_lens.results import data_digest
+from moe_lens.storage import is_there
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ class TaskRun:
 
 def _names(text: str) -> tuple[str, ...]:
     """The data that an option names, with commas; a path with commas in it that is there is one."""
-    names = (text,) if Path(text).exists() else tuple(name.strip() for name in text.split(","))
+    names = (text,) if is_there(text) else tuple(name.strip() for name in text.split(","))
     if not all(names):
         raise MoELensError(f"expected names of tasks or data with commas between them; got {text!r}")
     return names

@@ -9,6 +9,7 @@ from moe_lens.commands import console
 from moe_lens.errors import MoELensError
 from moe_lens.lens.interventions import Intervention, load_intervention
 from moe_lens.lens.interventions.stored import FACTS_FILE
+from moe_lens.storage import is_there
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def read_saved(texts: Sequence[str]) -> dict[str, Saved]:
 def _parted(text: str) -> tuple[Path, list[float | None]]:
     """A folder, and the strengths after the last colon; a path that is there is one, whatever is in it."""
     before, colon, after = text.rpartition(":")
-    if not colon or Path(text).exists() or not Path(before).exists():
+    if not colon or is_there(text) or not is_there(before):
         return Path(text), [None]
     strengths = console.numbers(after, float, what=f"the strengths of --intervention {before}")
     if not all(map(math.isfinite, strengths)) or len(set(strengths)) < len(strengths):

@@ -11,6 +11,7 @@ from moe_lens.data.example import Example
 from moe_lens.data.lookup import Found, find
 from moe_lens.data.rows import check_columns, example_of, has, rename
 from moe_lens.errors import MoELensError
+from moe_lens.storage import is_there
 
 PLAIN = ("context", "question", "answer")
 PART = re.compile(r"(.*)\[([^][=]+)=([^][]*)\]", re.DOTALL)
@@ -79,7 +80,7 @@ def read_examples(
     if limit is not None and limit < 1:
         raise MoELensError(f"limit is a number of examples, at least 1; got {limit}")
     check_columns(columns or {})
-    part = None if Path(spec).exists() else PART.fullmatch(str(spec))
+    part = None if is_there(spec) else PART.fullmatch(str(spec))
     found = find(part[1] if part else str(spec), split, streaming=limit is not None)
     if part:
         found = replace(found, records=(own for own in found.records if has(own[1], part[2], part[3])))

@@ -205,7 +205,7 @@ def extras_asked_for(metric: Metric, monkeypatch: pytest.MonkeyPatch) -> list[st
 
 def test_the_page_of_metrics_says_what_the_code_does(monkeypatch):
     page = (Path(__file__).resolve().parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
-    rows, tables, scores = (
+    rows, _, tables, scores = (
         [[cell.strip() for cell in line.strip("|").split("|")] for line in part.splitlines() if line.startswith("| `")]
         for part in page.split("\n## ")[1:]
     )

@@ -51,7 +51,7 @@ def test_what_halving_cannot_help_says_what_can(tokenizer):
         ),
     ):
         trained(lens)
-    data = StepData(prompts(lens), SCHEDULE, 0, Processes(0, 2, torch.device("cpu")))
+    data = StepData(prompts(lens), SCHEDULE, 0, Processes(0, 2, torch.device("cpu")), nullcontext)
     with (
         out_of_memory_beyond(1, lens.module),
         pytest.raises(MoELensError, match=r"other processes wait .* give a smaller --micro-batch"),
