@@ -1,5 +1,7 @@
 """Gains, divergence and overlap of two models by hand, and their intervals against numpy's own arithmetic."""
 
+import math
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -140,3 +142,10 @@ def test_overlap_is_counted_against_chance():
         expert_overlap(first, ExpertSet.of({0: [1]}), n_experts=8)
     with pytest.raises(MoELensError, match="beyond the 4"):
         expert_overlap(first, second, n_experts=4)
+
+
+def test_the_jaccard_index_is_what_both_have_over_what_one_has():
+    first, second = ExpertSet.of({0: [1, 2], 1: [3]}), ExpertSet.of({0: [2], 1: [3, 4, 5]})
+    assert first.jaccard(second) == second.jaccard(first) == 2 / 5
+    assert first.jaccard(first) == 1
+    assert math.isnan(ExpertSet().jaccard(ExpertSet()))
