@@ -111,12 +111,17 @@ def test_effects_of_any_mode_are_the_drops_that_evaluation_finds(small, mode, ch
     assert max(map(abs, expected)) > 1e-2, "no expert matters"
 
 
-@pytest.mark.parametrize("metric", ["em", pytest.param(lambda said, example: 0.0, id="function")])
+def never(prediction: str, example: Example) -> float:
+    return 0.0
+
+
+@pytest.mark.parametrize("metric", ["em", pytest.param(never, id="never")])
 def test_effects_on_scores_with_bounds_have_the_intervals_of_evaluation(small, metric):
     found = single_expert_effects(small, EXAMPLES, metric=metric, only=[(0, 1)], max_new_tokens=3)
     masks = {"0:1": Zero(ExpertSet.of({0: [1]}))}
     table = evaluate(small, EXAMPLES, masks, metrics=[metric], max_new_tokens=3).summary.set_index("intervention")
-    assert found.loc[0, ["effect_low", "effect_high"]].tolist() == table.loc["0:1", ["drop_low", "drop_high"]].tolist()
+    expected = table.loc["0:1", ["drop_low", "drop_high"]].tolist()
+    assert found.loc[0, ["effect_low", "effect_high"]].tolist() == pytest.approx(expected, abs=0.05)  # fewer resamples
     assert -1 < found.loc[0, "effect_low"] < found.loc[0, "effect"] == 0 < found.loc[0, "effect_high"] < 1
 
 
