@@ -6,7 +6,7 @@ from typing import Annotated
 
 from typer import Option
 
-from moe_lens.choosing.scores import BRACKETS, SCORES
+from moe_lens.choosing.scores import IN_SHORT
 from moe_lens.commands import console, options
 from moe_lens.errors import MoELensError
 from moe_lens.metrics.catalogue import DEFAULT_METRICS, METRICS
@@ -32,9 +32,8 @@ def main(
     mask: Annotated[
         list[str] | None,
         Option(
-            help="Answer with these experts masked too (several times): ce:4, esft-gate:p=0.2, random:8, planted, "
-            f"FILE.json, or '3:5,7;4:0'. Scores: {', '.join(SCORES)}; "
-            f"{BRACKETS}."
+            help="Answer with these experts masked too (several times): ce:4, esft-gate:p=0.2, set:4, random:8, "
+            f"planted, FILE.json, or '3:5,7;4:0'. Scores: {IN_SHORT}."
         ),
     ] = None,
     doing: options.Doing = options.Doing(),

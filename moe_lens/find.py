@@ -5,7 +5,7 @@ from typing import Annotated
 
 from typer import Option
 
-from moe_lens.choosing.scores import SCORES
+from moe_lens.choosing.scores import IN_SHORT
 from moe_lens.commands import console, options
 from moe_lens.errors import MoELensError
 
@@ -25,8 +25,8 @@ def main(
         list[str] | None,
         Option(
             help="What to find experts by (several times): set, a set that is learned as a whole; 'set:budget=16', "
-            "'set:4;spare=closed_book', 'set:4;keep' (the experts that suffice); contrast(novel;swap); or one of "
-            f"{', '.join(SCORES)}. Default: set, and all scores that the models allow, but not those that run the "
+            "'set:4;spare=closed_book', 'set:4;keep' (the experts that suffice); or a score: "
+            f"{IN_SHORT}. Default: set, and all scores that the models allow, but not those that run the "
             "model once for every expert (effect)."
         ),
     ] = None,

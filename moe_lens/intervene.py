@@ -6,7 +6,7 @@ from typing import Annotated
 
 from typer import Option
 
-from moe_lens.choosing.scores import BRACKETS, SCORES
+from moe_lens.choosing.scores import IN_SHORT
 from moe_lens.commands import console, options
 from moe_lens.commands.patch_maps import MapRun, Patching
 from moe_lens.errors import MoELensError
@@ -26,9 +26,8 @@ def main(
         list[str] | None,
         Option(
             help="What to mask; may be given several times: ce:4 or ce:1,2,4 (the highest of each layer by a score), "
-            "esft-gate:p=0.2 (the highest until their scores sum to 0.2), random:8, planted, FILE.json, or literally "
-            f"'3:5,7;4:0'. Scores: {', '.join(SCORES)}; "
-            f"{BRACKETS}."
+            "esft-gate:p=0.2 (the highest until their scores sum to 0.2), set:4 (learned as a whole), random:8, "
+            f"planted, FILE.json, or literally '3:5,7;4:0'. Scores: {IN_SHORT}."
         ),
     ] = None,
     spare: Annotated[

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from typer import Option
 
-from moe_lens.choosing.scores import BRACKETS, SCORES
+from moe_lens.choosing.scores import IN_SHORT
 from moe_lens.commands import console, options
 from moe_lens.data.files import ending
 from moe_lens.errors import MoELensError
@@ -34,10 +34,10 @@ def main(
         str | None,
         Option(
             help="ceft, esft: which experts learn. ce:8 (the 8 of each layer with the highest score), esft-gate:p=0.2 "
-            "(the highest until their scores sum to 0.2), random:8, planted, FILE.json, or literally '3:5,7;4:0' "
-            f"(layer:experts). Scores: {', '.join(SCORES)}; ce is how often the router-tuned model selects an expert, "
-            f"oe how often the base model does; {BRACKETS}. Default: for ceft ce:K, K the experts per token; for esft "
-            "esft-token:p=0.2."
+            "(the highest until their scores sum to 0.2), set:4 (learned as a whole), random:8, planted, FILE.json, or "
+            f"literally '3:5,7;4:0' (layer:experts). Scores: {IN_SHORT}; ce is how often the router-tuned model "
+            "selects an expert, oe how often the base model does. Default: for ceft ce:K, K the experts per token; for "
+            "esft esft-token:p=0.2."
         ),
     ] = None,
     router_delta: Annotated[

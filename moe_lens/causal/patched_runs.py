@@ -22,7 +22,6 @@ from moe_lens.lens.lens import MoELens
 from moe_lens.lens.parallel import from_first_process
 from moe_lens.lens.positions import Positions
 from moe_lens.metrics import (
-    UNBOUNDED,
     Interval,
     Metric,
     bootstrap_interval,
@@ -32,7 +31,7 @@ from moe_lens.metrics import (
 )
 from moe_lens.metrics.bounds import Bounds
 from moe_lens.metrics.catalogue import Named
-from moe_lens.metrics.resampling import bounds_of
+from moe_lens.metrics.resampling import bounds_of_differences
 from moe_lens.results import provenance
 
 Over = Literal["positions", "tokens", "experts"]
@@ -238,10 +237,8 @@ def _effects(
 def _table(effects: pd.DataFrame, what: str, scored: Metric, texts: dict[str, str], seed: int) -> pd.DataFrame:
     """`PatchingMap.table`; texts: of tokens, by their positions."""
     keys = [name for name in ("layer", "position", "expert") if name in effects]
-    bounds = scored.bounds_of_difference
-    if bounds is None:
-        seen = effects[["score", "unpatched", "source"]].to_numpy(np.float64)
-        bounds = (-1.0, 1.0) if bounds_of(seen[np.isfinite(seen)]) == (0, 1) else UNBOUNDED
+    seen = effects[["score", "unpatched", "source"]].to_numpy(np.float64)
+    bounds = scored.bounds_of_difference or bounds_of_differences(seen[np.isfinite(seen)])
     groups = effects.groupby(keys, sort=False)
     rows = [dict(zip(keys, key, strict=True)) | _row(part, bounds, seed) for key, part in groups]
     table = pd.DataFrame(rows)

@@ -26,7 +26,9 @@ from moe_lens.metrics import (
     metrics_named,
     permutation_p_values,
 )
+from moe_lens.metrics.bounds import Bounds
 from moe_lens.metrics.catalogue import JUDGE, OPTIONS, PREDICTION, RIVALS, Metric, Named
+from moe_lens.metrics.resampling import bounds_of_differences
 from moe_lens.progress import progress_bar
 from moe_lens.results import kept, provenance
 from moe_lens.storage import as_json, try_folder
@@ -84,7 +86,8 @@ def single_expert_effects(
     defined = ~np.isnan(drops).any(1)
     if not defined.any():
         raise MoELensError(f"{scored.name} is defined for none of the examples; choose another metric, or other data")
-    return pd.DataFrame(list(sweep.changes), columns=["layer", "expert"]).join(_effects(drops[defined], seed))
+    bounds = scored.bounds_of_difference or bounds_of_differences(scores[defined])
+    return pd.DataFrame(list(sweep.changes), columns=["layer", "expert"]).join(_effects(drops[defined], bounds, seed))
 
 
 def _changes(lens: MoELens, mode: str | Mode | Change, only: Sequence[Expert] | None) -> dict[Expert, Intervention]:
@@ -189,9 +192,9 @@ class _Sweep:
         return provenance(model=self.lens.name, data=examples, facts=facts)
 
 
-def _effects(drops: np.ndarray, seed: int) -> pd.DataFrame:
+def _effects(drops: np.ndarray, bounds: Bounds, seed: int) -> pd.DataFrame:
     """The effects' columns of `single_expert_effects` for drops [example, expert]."""
-    intervals = [bootstrap_interval(drop, bounds=UNBOUNDED, resamples=2000, seed=seed) for drop in drops.T]
+    intervals = [bootstrap_interval(drop, bounds=bounds, resamples=2000, seed=seed) for drop in drops.T]
     p_values = permutation_p_values(drops, seed=seed)
     return pd.DataFrame(
         {

@@ -15,8 +15,13 @@ if TYPE_CHECKING:
     from moe_lens.lens.needs import Statistic
     from moe_lens.lens.positions import Positions
 
-BRACKETS = "some take something in brackets, such as contrast(novel;swap) and attribution(answer)"
-"""For help."""
+IN_SHORT = (
+    "ce, oe and ce-gain (each also with -last, -question, -mass after it), esft-token, esft-gate, reap, ean, contrast "
+    "(-all, -from_question, -last), attribution, attribution-add and attribution-logit (each also with -integrated, "
+    "and then with -question, -from_question, -last), step and step-gain (-question, -last), effect, effect-tuned, "
+    "dla; some take something in brackets, such as contrast(novel;swap) and attribution(answer)"
+)
+"""The names of SCORES for help, whose columns are narrow: long names would be cut."""
 STEPS = 4
 """Of integrated gradients."""
 

@@ -4,12 +4,12 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from inspect import cleandoc
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import typer
 from rich.console import Console
@@ -31,6 +31,8 @@ OF_CTRL_C = 130
 """The exit code that typer gives an interrupted command."""
 COUNTS = {"n", "missing", "size", "examples", "tokens", "seed", "layer", "expert", "step"}
 """Columns whose numbers count or name something, and have no decimals."""
+LONG = 24
+"""Characters of a cell that is wrapped where a table is too wide."""
 RANDOM = re.compile(r"random~(\d+x\d+(?:\+\d+x\d+)*)(?:#(\d+))?")
 
 
@@ -115,18 +117,41 @@ def show(table: "pd.DataFrame", columns: Sequence[str] | None = None, *, title: 
     """Prints a table: counts whole, other numbers with three decimals, very small and very large ones readably.
 
     What is missing is a dash; rows and columns without anything are left out, and memory where nobody knows of any.
+    Columns for which the terminal is too narrow stand in tables below, beside the first column again.
     """
     from pandas.api.types import is_numeric_dtype
 
     told = _telling(table if columns is None else table[list(columns)])
-    shown = Table()
-    for name in told:
-        shown.add_column(name.replace("_", " "), justify="right" if is_numeric_dtype(told[name]) else "left")
-    for row in zip(*(_cells(told[name]) for name in told), strict=True):
-        shown.add_row(*row)
+    texts = {name: _cells(told[name]) for name in told}
     console = Console(width=None if sys.stdout.isatty() else 160, markup=False, emoji=False, highlight=False)
     console.print(title, style="bold")
-    console.print(shown)
+    widths = {name: _width(name, cells) for name, cells in texts.items()}
+    for part in _parts(widths, console.width):
+        shown, roomy = Table(), sum(max(len(name), widths[name]) + 3 for name in part) < console.width
+        for name in part:
+            justify: Literal["left", "right"] = "right" if is_numeric_dtype(told[name]) else "left"
+            width = None if roomy or any(len(cell) > LONG for cell in texts[name]) else widths[name]
+            shown.add_column(
+                name.replace("_", " "), justify=justify, width=width, min_width=widths[name], overflow="fold"
+            )
+        for row in zip(*(texts[name] for name in part), strict=True):
+            shown.add_row(*row)
+        console.print(shown)
+
+
+def _width(name: str, cells: Sequence[str]) -> int:
+    """The characters that a column needs, whose heading is wrapped between words and whose long cells anywhere."""
+    return max(map(len, [*name.split("_"), *(cell[:LONG] for cell in cells)]))
+
+
+def _parts(widths: Mapping[str, int], width: int) -> list[list[str]]:
+    """The columns of tables that are no wider than this, if one column can be, each with the first column."""
+    parts: list[list[str]] = []
+    for name in widths:
+        if not parts or sum(widths[own] + 3 for own in [*parts[-1], name]) + 1 > width:
+            parts.append([*list(widths)[:1]] if parts else [])
+        parts[-1].append(name)
+    return parts
 
 
 def save_figure(figure: "go.Figure", path: Path) -> list[Path]:

@@ -29,6 +29,7 @@ from moe_lens.experts import ExpertSet
 from moe_lens.lens.batching import encode_prompt
 from moe_lens.lens.lens import MoELens
 from moe_lens.metrics import auc
+from moe_lens.progress import progress_bar
 from moe_lens.report.plots import agreement_figure, scores_figure
 from moe_lens.results import read_if_made_by, write_table
 from moe_lens.storage import as_json, write_bytes
@@ -97,7 +98,8 @@ class Finder:
             kind = type(source) if isinstance(source, Procedure) else None
             alone = score.name if kind is LearnedSet else ""
             groups.setdefault((score.of, kind, alone), []).append(score)
-        found = [table for group in groups.values() if (table := self._kept(group)) is not None]
+        bar = progress_bar(groups.values(), desc="kinds of scores", unit="kind")
+        found = [table for group in bar if (table := self._kept(group)) is not None]
         if not found:
             raise MoELensError("no score can be measured on these data; see the notes above, or name some with --score")
         whole = pd.concat(found, ignore_index=True)
@@ -120,7 +122,8 @@ class Finder:
         except MoELensError as error:
             if not self.lenient:
                 raise
-            console.note(f"left out {', '.join(score.name for score in group)}: {error}")
+            names = [score.name for score in group]
+            console.note(f"left out {names[0]}{f' and {len(names) - 1} like it' if names[1:] else ''}: {error}")
             return None
 
     def _measured(self, group: Sequence[Score], part: Path, made_by: dict[str, Any]) -> pd.DataFrame:

@@ -117,7 +117,7 @@ class NamedExperts:
             facts |= {"base": portable(self._scoring.base), "base_weights": weights_digest(self.base().module)}
         made_by = provenance(model=self._opening.model, delta=self._opening.delta, data=examples, facts=facts)
         models = Models.opened(self.base, lens)
-        return Measuring(models, examples, made_by, load=lambda spec: self._load(spec, lens))
+        return Measuring(models, examples, made_by, load=cache(lambda spec: self._load(spec, lens)))
 
     def _load(self, spec: str, lens: MoELens) -> Examples:
         """What a score names itself, read as --data is; of [column=value] alone that part of --data."""

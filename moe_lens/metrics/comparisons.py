@@ -7,8 +7,7 @@ import numpy as np
 from scipy.stats import false_discovery_control
 
 from moe_lens.errors import MoELensError
-from moe_lens.metrics.bounds import UNBOUNDED
-from moe_lens.metrics.resampling import Interval, bootstrap_interval, bounds_of, paired_permutation_p
+from moe_lens.metrics.resampling import Interval, bootstrap_interval, bounds_of_differences, paired_permutation_p
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ def compare(
     """
     p = paired_permutation_p(a, b, permutations=resamples, seed=seed)
     differences = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
-    bounds = bounds or ((-1, 1) if bounds_of(np.asarray(a), np.asarray(b)) == (0, 1) else UNBOUNDED)
+    bounds = bounds or bounds_of_differences(np.asarray(a), np.asarray(b))
     interval = bootstrap_interval(differences, bounds=bounds, resamples=resamples, seed=seed)
     return Comparison(interval, cohens_d(differences), p)
 

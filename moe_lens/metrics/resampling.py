@@ -150,6 +150,11 @@ def bounds_of(*samples: np.ndarray) -> tuple[float, float]:
     return (0.0, 1.0) if all(np.isin(sample, (0, 1)).all() for sample in samples) else UNBOUNDED
 
 
+def bounds_of_differences(*samples: np.ndarray) -> tuple[float, float]:
+    """Of differences between such values."""
+    return (-1.0, 1.0) if bounds_of(*samples) == (0, 1) else UNBOUNDED
+
+
 def mean_reach(values: Sequence[float] | np.ndarray, *, level: float = 0.95) -> float:
     """How far Student's interval reaches to both sides of the mean of `values` [seed]; NaN for a single one."""
     sample = _vector(values)

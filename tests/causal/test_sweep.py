@@ -111,6 +111,20 @@ def test_effects_of_any_mode_are_the_drops_that_evaluation_finds(small, mode, ch
     assert max(map(abs, expected)) > 1e-2, "no expert matters"
 
 
+def never(prediction: str, example: Example) -> float:
+    return 0.0
+
+
+@pytest.mark.parametrize("metric", ["em", pytest.param(never, id="never")])
+def test_effects_on_scores_with_bounds_have_the_intervals_of_evaluation(small, metric):
+    found = single_expert_effects(small, EXAMPLES, metric=metric, only=[(0, 1)], max_new_tokens=3)
+    masks = {"0:1": Zero(ExpertSet.of({0: [1]}))}
+    table = evaluate(small, EXAMPLES, masks, metrics=[metric], max_new_tokens=3).summary.set_index("intervention")
+    expected = table.loc["0:1", ["drop_low", "drop_high"]].tolist()
+    assert found.loc[0, ["effect_low", "effect_high"]].tolist() == pytest.approx(expected, abs=0.05)  # fewer resamples
+    assert -1 < found.loc[0, "effect_low"] < found.loc[0, "effect"] == 0 < found.loc[0, "effect_high"] < 1
+
+
 def test_examples_without_the_metric_are_left_out(small):
     both = single_expert_effects(small, CHOICES, metric="logit_difference")
     without = single_expert_effects(small, CHOICES[:2], metric="logit_difference")

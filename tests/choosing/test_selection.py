@@ -1,5 +1,6 @@
 """Selections: the one grammar that names experts, what each form chooses, and what none of them is."""
 
+import re
 from dataclasses import replace
 
 import pandas as pd
@@ -19,6 +20,7 @@ from moe_lens.choosing import (
     parse,
     planted_experts,
 )
+from moe_lens.choosing.scores import IN_SHORT
 from moe_lens.choosing.selection import parse_one, scores_of
 
 SHARES = {0: [0.4, 0.3, 0.2, 0.1, 0, 0, 0, 0], 1: [0.1] * 4 + [0.15] * 4, 2: [0, 0, 0, 0, 0, 0, 0, 1.0]}
@@ -235,3 +237,22 @@ def test_experts_are_not_called_by_what_means_something_else(called):
 def test_a_score_is_shown_in_a_line():
     assert repr(parse_one("ce:4")).startswith("Top(score=Score('ce', 'context-dependence ratio")
     assert "lambda" not in repr(SCORES)
+
+
+def test_help_names_every_score_in_words_that_its_columns_do_not_cut():
+    words = set(re.findall(r"[\w-]+", IN_SHORT.partition(";")[0])) - {
+        "each",
+        "also",
+        "with",
+        "after",
+        "it",
+        "and",
+        "then",
+    }
+    parts = [
+        re.fullmatch(r"(.+?)(-integrated)?(-all|-mass|-last|-question|-from_question)?", name).groups("")
+        for name in SCORES
+    ]
+    assert words == {part for name in parts for part in name if part}
+    assert {stem for stem, _, _ in parts} <= set(SCORES)
+    assert max(map(len, words)) < 20

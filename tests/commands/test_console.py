@@ -1,6 +1,7 @@
 """What commands print."""
 
 import math
+import re
 
 import pandas as pd
 
@@ -54,3 +55,16 @@ def test_a_title_keeps_its_line_and_brackets_stay(capsys):
     text = capsys.readouterr().out
     assert text.startswith("A title longer than its table [b]\n")
     assert "[/bold] :smile:" in text
+
+
+def test_a_narrow_terminal_cuts_no_cell_and_no_heading(capsys, monkeypatch):
+    monkeypatch.setattr(console.sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "60")
+    columns = {f"below_random_{name}": [0.125, -0.25] for name in ("low", "high", "p", "rank", "mean", "other")}
+    names = ["contrast(novel;swap):4", "attribution-integrated-from_question(answer):4"]
+    console.show(pd.DataFrame({"score": names, **columns}), title="Title")
+    text = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= 60
+    assert text.count("-0.250") == len(columns)
+    assert text.count(names[0]) == text.count(names[1][-10:]) == 2, "each part begins with the first column"

@@ -651,6 +651,14 @@ def test_doses_are_lines_over_the_strength_with_the_range_of_random_sets_behind(
     assert "positions from_question; 96 examples" in said
 
 
+def test_the_range_of_random_sets_at_one_strength_is_a_bar():
+    table = dose_table("swap")
+    figure = doses_figure(table[table["strength"].isna() | (table["strength"] == 5)])
+    bar = trace(figure, "random (mean and range of sets)").error_y
+    np.testing.assert_allclose([*bar.array, *bar.arrayminus], [0.05, 0.05])
+    assert trace(doses_figure(table), "random (mean and range of sets)").error_y.array is None
+
+
 def test_doses_of_several_tasks_are_panels_with_one_legend():
     figure = doses_figure(pd.concat([dose_table("swap"), dose_table("closed_book")], ignore_index=True))
     assert [axis.title.text for axis in figure.select_yaxes()] == ["EM, swap", "EM, closed_book"]

@@ -5,6 +5,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from moe_lens.report.plots import style
+from moe_lens.report.plots.masked_answers import FAMILIES
 from moe_lens.report.section import Section
 from moe_lens.report.tables import require, require_once
 
@@ -28,7 +29,9 @@ def dose_choice_figure(table: pd.DataFrame) -> go.Figure:
     tasks = sorted(roles, key=lambda task: roles[task] != "target")
     lines = table["intervention"].str.rpartition("@")[0].where(table["intervention"].str.contains("@"))
     table = table.assign(line=lines.fillna(table["set"]))
-    looks = style.ordered_looks(list(dict.fromkeys(table["line"])))
+    names = list(dict.fromkeys(table["line"]))
+    known = {name: FAMILIES[name] for name in names if name in FAMILIES}
+    looks = style.looks(names, known) if len(names) <= len(style.LOOKS) - len(known) else style.ordered_looks(names)
     figure = make_subplots(len(tasks), 1, shared_xaxes=True, vertical_spacing=0.24 / max(2, len(tasks)))
     for place, task in enumerate(tasks, start=1):
         part = table[table["task"] == task]
@@ -45,7 +48,8 @@ def dose_choice_figure(table: pd.DataFrame) -> go.Figure:
     figure.update_xaxes(tickvals=sorted(set(table["strength"])), showgrid=False)
     figure.update_xaxes(title_text="strength", row=len(tasks))
     height = 330 if len(tasks) == 1 else 190 * len(tasks)
-    subtitle = f"{style.counts(table['n'])} held-out examples per task; star: chosen; bars: 95 % intervals"
+    subtitle = f"{style.counts(table['n'])} held-out examples per task; star: chosen; dashed: without"
+    subtitle += f"{', dotted: 0.95 of that' * ('spared' in roles.values())}; bars: 95 % intervals"
     return style.dress(figure, title=_title(table), subtitle=subtitle, plot_height=height)
 
 
@@ -63,7 +67,8 @@ SECTIONS = {
 
 def _draw(figure: go.Figure, own: pd.DataFrame, name: str, look: style.Look, place: int) -> None:
     """One line over the strengths, a star at the chosen one."""
-    symbols = ["star" if chosen else look.mark["symbol"] for chosen in own["chosen"]]
+    usual = "circle" if look.mark["symbol"] == "star" else look.mark["symbol"]
+    symbols = ["star" if chosen else usual for chosen in own["chosen"]]
     sizes = [18 if chosen else 9 for chosen in own["chosen"]]
     line = go.Scatter(
         x=own["strength"], y=own["em"], error_y=style.error_bars(own, "em"), mode="lines+markers", name=name,

@@ -120,8 +120,11 @@ def _draw_random(figure: go.Figure, part: pd.DataFrame, place: int) -> None:
         sets = drawn[drawn["set"].str.rpartition("#")[0] == name].groupby("strength")["em"].agg(["min", "max"])
         mean = part[(part["family"] == "random mean") & (part["set"] == name)].sort_values("strength")
         band = _band(list(sets.index), list(sets["min"]), list(sets["max"]), style.translucent(style.GREY, 0.25))
+        spread = sets.reindex(mean["strength"])
+        ends = mean.assign(em_low=spread["min"].to_numpy(), em_high=spread["max"].to_numpy())
         line = go.Scatter(
             x=mean["strength"], y=mean["em"], mode="lines+markers", name="random (mean and range of sets)",
+            error_y=style.error_bars(ends, "em") if len(ends) == 1 else None,  # a band of one strength has no width
             legendgroup="random", showlegend=place == 1 and number == 0, marker={**look.mark, "size": 9},
             line={**look.line, "dash": "dot"}, hovertext=style.hover(mean), hoverinfo="text",
         )  # fmt: skip
