@@ -29,6 +29,8 @@ def direct_logit_attribution(
                 f"the experts' sum of layer {site.layer} goes through {', '.join(site.passed_through)} before the "
                 "residual stream, so no expert writes to the logits directly; take attribution instead"
             )
+    if len(set(names_of(examples))) < len(examples):
+        raise MoELensError("an example's id repeats; give every example an id of its own")
     names, last, sums = names_of(examples), lens.architecture.n_layers - 1, GroupedSums()
     tokens = dict(zip(names, first_tokens(lens, examples), strict=True))
     captures = ("routing", "expert_outputs", "residual")

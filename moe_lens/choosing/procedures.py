@@ -12,6 +12,7 @@ from moe_lens.causal.direct import direct_logit_attribution
 from moe_lens.causal.sweep import single_expert_effects
 from moe_lens.data import Example
 from moe_lens.errors import MoELensError
+from moe_lens.lens.interventions.digests import digest_of
 from moe_lens.lens.lens import MoELens
 
 Examples = Sequence[Example | str]
@@ -53,8 +54,8 @@ class Attributed(Procedure):
 
     @property
     def settings(self) -> dict[str, object]:
-        target = self.way.target if isinstance(self.way.target, str) else self.way.target.__qualname__
         own = self.way
+        target = own.target if isinstance(own.target, str) else digest_of(own)  # functions may share their names
         return {"effect": own.effect, "positions": own.positions, "target": target, "steps": own.steps}
 
     @classmethod
