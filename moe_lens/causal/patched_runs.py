@@ -211,7 +211,9 @@ def _there(
             own.append(bool(mask.any()))
     for place, own in found.items():
         if not any(own):
-            raise MoELensError(f"no prompt has a token at {place!r} to be patched; take positions such as question or last")
+            raise MoELensError(
+                f"no prompt has a token at {place!r} to be patched; take positions such as question or last"
+            )
     return found
 
 

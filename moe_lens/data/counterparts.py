@@ -44,7 +44,9 @@ def counterparts_from(others: Iterable[Example], examples: Iterable[Example]) ->
     by_id: dict[str, Example] = {}
     for other in others:
         if by_id.setdefault(other.id, other) is not other:
-            raise MoELensError(f"examples are paired by id, and {other.id!r} stands for two; give each an id of its own")
+            raise MoELensError(
+                f"examples are paired by id, and {other.id!r} stands for two; give each an id of its own"
+            )
     found = [
         replace(example, context=by_id[example.id].context, question=by_id[example.id].question)
         if example.id in by_id
