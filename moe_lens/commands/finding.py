@@ -141,7 +141,7 @@ class Finder:
         return pd.concat(rows)
 
     def _parts(self, group: Sequence[Score]) -> list[dict[str, pd.DataFrame]]:
-        """The scores on each part of the data, of those too that a score names itself; none where one refuses its part."""
+        """The scores on each part of the data, of those too that a score names itself; none where one refuses it."""
         if self.parts < 2 or isinstance(group[0].measured_by(), LearnedSet):
             return []
         try:
@@ -219,7 +219,7 @@ def judged_by(selection: Selection, choice: Choice, lens: MoELens) -> Choice:
 
 
 def write_sets(chosen: Sequence[Choice], out: Path) -> None:
-    """Each set as a file for --experts; of two names that files cannot tell apart the second has a digest at its end."""
+    """Each set as a file for --experts; of two names that are one as files the second has a digest at its end."""
     taken: set[str] = set()
     for choice in chosen:
         name = file_name(choice.name)
