@@ -96,7 +96,7 @@ def main(
     controls, tasks, ends = Controls.parse(control), Tasks.parse(data, spare), options.ends(stop)
     first, mode = tasks.targets[0], parse_mode("zero")
     for name in score or ():
-        if any(one.score is None for one in parse(name if ":" in name else f"{name}:1")):
+        if any(one.score is None for one in parse(finding.sized(name, 1))):
             raise MoELensError(f"--score names what ranks experts, or set; {name} is masked by moe_lens.intervene")
     loaded = {task: reading.load(task, split=split, limit=limit) for task in tasks.all}
     lens = opening.load()

@@ -1,6 +1,6 @@
 """Patching maps: what another run's values do to answers, put in at one place after the other."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -11,7 +11,7 @@ import pandas as pd
 from moe_lens.causal.evaluation import UNMASKED, check_metrics, q_values
 from moe_lens.causal.outputs import Run as Asked
 from moe_lens.causal.outputs import outputs
-from moe_lens.data import Encoded, Example, encode
+from moe_lens.data import Encoded, Example, collate, encode
 from moe_lens.errors import MoELensError
 from moe_lens.experts import ExpertSet
 from moe_lens.lens.delta import weights_digest
@@ -20,7 +20,7 @@ from moe_lens.lens.interventions.patching import Align
 from moe_lens.lens.interventions.sources import Remembered
 from moe_lens.lens.lens import MoELens
 from moe_lens.lens.parallel import from_first_process
-from moe_lens.lens.positions import Positions
+from moe_lens.lens.positions import Positions, position_mask
 from moe_lens.metrics import (
     Interval,
     Metric,
@@ -128,6 +128,7 @@ def patching_map(
     cells = list(_cells(lens, over, what, positions, layers, tokens))
     if not cells:
         raise MoELensError(f"nothing is to be patched: expected layers and positions; got {layers} and {positions}")
+    there = _there(lens, examples, frozenset(cell.positions for cell in cells), tokens)
     patches = _patches(lens, cells, source, what, align)
     found = outputs(lens, examples, {UNMASKED: (), **patches}, [scored.reads], asked)
     theirs = _source_outputs(source, examples, scored, asked)
@@ -135,7 +136,11 @@ def patching_map(
     def finish() -> PatchingMap:
         read = {name: values for (name, _), values in found.items()} | {SOURCE: theirs}
         scores = {name: [*map(scored.score, values, examples)] for name, values in read.items()}
-        effects = _effects(cells, examples, scores, tokens)
+        effects = _effects(cells, examples, scores, there)
+        if effects["effect"].isna().all():
+            raise MoELensError(
+                f"{scored.name} is defined for none of the examples in all runs; choose another metric, or other data"
+            )
         return PatchingMap(effects, _table(effects, what, scored, _token_texts(lens, tokens), seed))
 
     return from_first_process(finish)
@@ -199,6 +204,26 @@ def _tokens(lens: MoELens, examples: Sequence[Example], source: Run) -> dict[str
     return found
 
 
+def _there(
+    lens: MoELens, examples: Sequence[Example], at: Collection[Positions], tokens: dict[str, Encoded]
+) -> dict[Positions, list[bool]]:
+    """Which of the examples' prompts have a token at each of the positions; MoELensError where none has."""
+    if tokens:
+        return {(step,): [one.prompt_length > -step for one in tokens.values()] for (step,) in at}  # type: ignore[misc]
+    found: dict[Positions, list[bool]] = {place: [] for place in at}
+    for example in examples:
+        batch = collate([encode(example, lens.tokenizer, template=lens.template)], 0)
+        for place, own in found.items():
+            mask = position_mask(batch.attention_mask, batch.context_spans, batch.question_spans, place)
+            own.append(bool(mask.any()))
+    for place, own in found.items():
+        if not any(own):
+            raise MoELensError(
+                f"no prompt has a token at {place!r} to be patched; take positions such as question or last"
+            )
+    return found
+
+
 def _source_outputs(source: Run, examples: Sequence[Example], scored: Metric, asked: Asked) -> list[Any]:
     """What the source says to its own prompts, read for the answers of `examples`."""
     prompts = [
@@ -218,15 +243,17 @@ def _source_outputs(source: Run, examples: Sequence[Example], scored: Metric, as
 
 
 def _effects(
-    cells: Sequence[Cell], examples: Sequence[Example], scores: dict[str, list[float]], tokens: dict[str, Encoded]
+    cells: Sequence[Cell],
+    examples: Sequence[Example],
+    scores: dict[str, list[float]],
+    there: dict[Positions, list[bool]],
 ) -> pd.DataFrame:
     """`PatchingMap.effects`, NaN where an example has no such token; scores: by cell's name, UNMASKED and SOURCE."""
     ids = [example.id for example in examples]
     parts = []
     for cell in cells:
         part = pd.DataFrame({"layer": cell.layer, "position": cell.position, "id": ids, "score": scores[cell.name]})
-        if tokens:
-            part["score"] = part["score"].where([tokens[name].prompt_length > -int(cell.position) for name in ids])
+        part["score"] = part["score"].where(there[cell.positions])
         if cell.expert is not None:
             part.insert(2, "expert", cell.expert)
         parts.append(part.assign(unpatched=scores[UNMASKED], source=scores[SOURCE]))

@@ -85,7 +85,13 @@ class Contrast(Procedure):
             measured = lens.measure(found, *(RoutingVectors(positions=one) for one in where), batch_size=batch_size)
             return {one: statistic.table() for one, statistic in zip(where, measured, strict=True)}
 
-        return [_difference(*(vectors(side)[own.positions] for side in own.sides)) for own in wanted]
+        found = [_difference(*(vectors(side)[own.positions] for side in own.sides)) for own in wanted]
+        for own in wanted:
+            first, second = map(members, own.sides)
+            if list(first) == list(second):
+                told = " and ".join(side if isinstance(side, str) else "what is given" for side in own.sides)
+                raise MoELensError(f"a contrast is of two different sides; {told} are the same examples")
+        return found
 
 
 def load_prompts(spec: str, *, split: str = "train") -> Examples:

@@ -56,7 +56,7 @@ class LearnedSet(Procedure):
         seed, wrong = given.get("seed", "0"), set(given) - {"spare", "keep", "seed"}
         twice = len(given) < len(options) or len(set(spare)) < len(spare)
         empty = ("spare" in given and not spare) or bool(given.get("keep"))
-        if sizes is None or wrong or twice or empty or not seed.isdigit():
+        if sizes is None or wrong or twice or empty or not re.fullmatch(r"[0-9]{1,18}", seed):
             raise MoELensError(f"expected {FORM}; got {text!r}")
         kind, keep = "budget" if sizes[1] else "size", "keep" in given
         return [cls(Wanted(**{kind: int(number)}, keep=keep), spare, int(seed)) for number in sizes[2].split(",")]

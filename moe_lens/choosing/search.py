@@ -5,6 +5,7 @@ experts is to hurt, or to be enough for. A mask is drawn around learned logits (
 of a pass; the gradient by the gating weights' factors says, straight through, which logits are to rise.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -43,6 +44,13 @@ class Recipe:
     held: int = 48
     exchanges: int = 8
 
+    def __post_init__(self) -> None:
+        counted = all(type(one) is int for one in (self.passes, self.rows, self.held, self.exchanges))
+        if not counted or min(self.passes, self.rows) < 1 or min(self.held, self.exchanges) < 0:
+            raise MoELensError(f"a search takes whole numbers, passes and rows from 1; got {self}")
+        if not (0 < self.rate < math.inf and self.floor > 0):
+            raise MoELensError(f"a search takes a finite rate and a floor, above 0; got {self}")
+
 
 @dataclass(frozen=True)
 class Wanted:
@@ -56,7 +64,8 @@ class Wanted:
     keep: bool = False
 
     def __post_init__(self) -> None:
-        if (self.size is None) == (self.budget is None) or (self.size or self.budget or 0) < 1:
+        asked = [number for number in (self.size, self.budget) if number is not None]
+        if len(asked) != 1 or type(asked[0]) is not int or asked[0] < 1:
             raise MoELensError(
                 f"a set has either a size of each layer or a budget over all, from 1; got size={self.size}, "
                 f"budget={self.budget}"
@@ -117,6 +126,8 @@ def find_set(
     Raises MoELensError for no examples, more experts than there are, or a set that is to suffice and to spare.
     """
     _check(lens, examples, wanted, spare)
+    if seeds < 1 or seed < 0:
+        raise MoELensError(f"expected one search or more, seeds=, of a seed from 0; got seeds={seeds}, seed={seed}")
     began, shown = time.perf_counter(), lens.progress if progress is None else progress
     tasks = [examples, *spare.values()]
     rows = [_own_answers(lens, one, recipe.floor, max_new_tokens, progress=shown) for one in tasks]

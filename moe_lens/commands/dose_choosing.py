@@ -99,8 +99,9 @@ def _candidates(mode: Mode, chosen: Sequence[Choice], saved: Mapping[str, Saved]
         for choice in chosen
         for dose in doses
     ] + [
-        Candidate(name, one.of, 1.0 if one.strength is None else one.strength, abs(one.strength or 1.0))
+        Candidate(name, one.of, strength, abs(strength))
         for name, one in saved.items()
+        for strength in (1.0 if one.strength is None else one.strength,)
     ]
 
 

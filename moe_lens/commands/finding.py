@@ -19,7 +19,7 @@ from moe_lens.choosing.agreement import returning
 from moe_lens.choosing.learned import LearnedSet
 from moe_lens.choosing.measuring import Models, Opened, score_tables
 from moe_lens.choosing.planted import has_planted, planted_experts
-from moe_lens.choosing.procedures import Procedure
+from moe_lens.choosing.procedures import Examples, Procedure
 from moe_lens.choosing.scores import SCORES, Score
 from moe_lens.choosing.selection import Choice, Learned, Selection
 from moe_lens.commands import console
@@ -36,6 +36,8 @@ from moe_lens.storage import as_json, write_bytes
 
 ANSWERED = ("em", "below_random", "random_p", "rank")
 """How the columns of a masking run begin that are told of each choice."""
+LONGEST = 200
+"""Bytes of a file's name, without its ending."""
 SHOWN = (
     "score", "precision", "auc", "em", "em_low", "em_high", "below_random", "below_random_low", "random_p", "rank",
     "returned", "seconds", "shared_by", "passes",
@@ -53,7 +55,12 @@ def texts_of(
     names = list(asked or [name for name, score in SCORES.items() if _is_usual(score, has_tuned)] + ["set"])
     names += [f"contrast({data};{against})"] if against else []
     names += [f"set:{size};spare={','.join(spare)}"] if spare and not asked else []
-    return [name if ":" in name else f"{name}:{size}" for name in dict.fromkeys(names)]
+    return [sized(name, size) for name in dict.fromkeys(names)]
+
+
+def sized(name: str, size: int) -> str:
+    """A score's name with how many experts it chooses, as `parse` reads it, where it does not say so itself."""
+    return name if re.match(r"[\w-]+(\(.*\))?:", name.strip()) else f"{name}:{size}"
 
 
 def _is_usual(score: Score, has_tuned: bool) -> bool:
@@ -96,7 +103,7 @@ class Finder:
         for score in scores:
             source = score.measured_by()
             kind = type(source) if isinstance(source, Procedure) else None
-            alone = score.name if kind is LearnedSet else ""
+            alone = score.name if kind is LearnedSet else score.argument  # others may refuse the data
             groups.setdefault((score.of, kind, alone), []).append(score)
         bar = progress_bar(groups.values(), desc="kinds of scores", unit="kind")
         found = [table for group in bar if (table := self._kept(group)) is not None]
@@ -144,19 +151,34 @@ class Finder:
         return found
 
     def _parts(self, group: Sequence[Score]) -> list[dict[str, pd.DataFrame]]:
-        """The scores on each part of the data, of those too that a score names itself."""
+        """The scores on each part of the data, of those too that a score names itself; none where one refuses it."""
         if self.parts < 2 or isinstance(group[0].measured_by(), LearnedSet):
             return []
-        return [
-            score_tables(
-                group,
-                self.on.models,
-                self.on.examples[number :: self.parts],
-                batch_size=self.lens.batch_size,
-                load=lambda spec, number=number: self.on.load(spec)[number :: self.parts],  # type: ignore[misc]
+        try:
+            return [self._part(group, slice(number, None, self.parts)) for number in range(self.parts)]
+        except MoELensError as error:
+            console.note(
+                f"not said how many of {', '.join(score.name for score in group)} return: of one of {self.parts} parts "
+                f"of the data, {error}; take fewer --parts, or 0"
             )
-            for number in range(self.parts)
-        ]
+            return []
+
+    def _part(self, group: Sequence[Score], own: slice) -> dict[str, pd.DataFrame]:
+        """The scores on one part; MoELensError where it has no examples, or a score refuses these."""
+
+        def part(examples: Examples) -> Examples:
+            if not examples[own]:
+                raise MoELensError("there are no examples left")
+            return examples[own]
+
+        load = self.on.load
+        return score_tables(
+            group,
+            self.on.models,
+            part(self.on.examples),
+            batch_size=self.lens.batch_size,
+            load=lambda spec: part(load(spec)),
+        )
 
     def _returned(self, score: Score, table: pd.DataFrame, parts: Sequence[pd.DataFrame]) -> dict[str, float]:
         """How much of the choice returns; of a learned set in its other searches."""
@@ -207,14 +229,24 @@ def judged_by(selection: Selection, choice: Choice, lens: MoELens) -> Choice:
 
 
 def write_sets(chosen: Sequence[Choice], out: Path) -> None:
-    """Each set as a file for --experts."""
+    """Each set as a file for --experts; of two names that are one as files the second has a digest at its end."""
+    taken: set[str] = set()
     for choice in chosen:
-        write_bytes(out / "sets" / f"{file_name(choice.name)}.json", (choice.experts.to_json() + "\n").encode())
+        name = file_name(choice.name)
+        name = f"{name}-{_digest(choice.name)}" if name in taken else name
+        taken.add(name)
+        write_bytes(out / "sets" / f"{name}.json", (choice.experts.to_json() + "\n").encode())
 
 
 def file_name(name: str) -> str:
-    """A name as files and tables may have it: without brackets, colons and semicolons."""
-    return re.sub(r"[^\w.=,-]+", "_", name).strip("_")
+    """A name as files may have it: without brackets, colons and semicolons, and not too long."""
+    plain = re.sub(r"[^\w.=,-]+", "_", name).strip("_")
+    return plain if len(plain.encode()) <= LONGEST else f"{plain[:40]}-{_digest(name)}"
+
+
+def _digest(name: str) -> str:
+    """What tells long names, or those that look alike, apart."""
+    return sha256(name.encode()).hexdigest()[:8]
 
 
 def found_table(

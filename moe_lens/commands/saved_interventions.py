@@ -8,7 +8,7 @@ from pathlib import Path
 from moe_lens.commands import console
 from moe_lens.errors import MoELensError
 from moe_lens.lens.interventions import Intervention, load_intervention
-from moe_lens.lens.interventions.stored import FACTS_FILE
+from moe_lens.lens.interventions.stored import FACTS_FILE, TENSORS_FILE
 from moe_lens.storage import is_there
 
 
@@ -58,7 +58,11 @@ def _parted(text: str) -> tuple[Path, list[float | None]]:
 
 def _each(folder: Path, name: str) -> dict[str, Path]:
     """The folder by its name, or, where it is none of an intervention, those in it that are."""
-    inner = {path.parent.name: path.parent for path in sorted(folder.glob(f"*/{FACTS_FILE}"))}
+    if not is_there(folder):  # also of a name that can be none
+        return {name: folder}
+    # by either file, so that one that lost the other is refused and not passed over
+    files = sorted(path for file in (FACTS_FILE, TENSORS_FILE) for path in folder.glob(f"*/{file}"))
+    inner = {path.parent.name: path.parent for path in files}
     if (folder / FACTS_FILE).exists() or not inner:
         return {name: folder}
     return {f"{name}/{own}": path for own, path in inner.items()}

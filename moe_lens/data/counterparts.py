@@ -39,9 +39,14 @@ COUNTERPARTS: Mapping[str, Callable[[Example], Example | None]] = {
 def counterparts_from(others: Iterable[Example], examples: Iterable[Example]) -> list[Example | None]:
     """Of each example the one of `others` with its id, scored by the example's own answers; None where there is none.
 
-    Raises MoELensError where no ids are shared.
+    Raises MoELensError where no ids are shared, and for others of one id.
     """
-    by_id = {other.id: other for other in others}
+    by_id: dict[str, Example] = {}
+    for other in others:
+        if by_id.setdefault(other.id, other) is not other:
+            raise MoELensError(
+                f"examples are paired by id, and {other.id!r} stands for two; give each an id of its own"
+            )
     found = [
         replace(example, context=by_id[example.id].context, question=by_id[example.id].question)
         if example.id in by_id

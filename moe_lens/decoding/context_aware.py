@@ -10,6 +10,9 @@ from moe_lens.decoding.plain import Decoding
 from moe_lens.errors import MoELensError
 from moe_lens.lens.twins import LogitContrast
 
+MOST = 1e6
+"""The largest alpha, far above any of use: logits times it are finite in float32."""
+
 
 @dataclass(frozen=True)
 class CAD(Decoding):
@@ -18,7 +21,7 @@ class CAD(Decoding):
     The pass without the context runs beside the other, in one batch and under the same interventions; where these act
     at the context's tokens, it has none. An example without a context is answered as ever.
 
-    alpha: finite, at least 0, where it is plain decoding; the paper's 1 for questions, 0.5 for summaries.
+    alpha: 0, where it is plain decoding, to `MOST`; the paper's 1 for questions, 0.5 for summaries.
     """
 
     alpha: float = 1.0
@@ -43,7 +46,7 @@ class AdaCAD(Decoding):
 
     So it contrasts where context and memory disagree. At most ln 2 = 0.69.
 
-    plus: added to it; finite, at least 0. The paper's 0.3 for summaries, 0 for questions.
+    plus: added to it, 0 to `MOST`. The paper's 0.3 for summaries, 0 for questions.
     """
 
     plus: float = 0.0
@@ -71,5 +74,5 @@ def jensen_shannon(first: Tensor, second: Tensor) -> Tensor:
 
 
 def _check(number: float, what: str) -> None:
-    if not 0 <= number < math.inf:
-        raise MoELensError(f"{what} must be finite and at least 0; got {number}")
+    if not isinstance(number, int | float) or not 0 <= number <= MOST:
+        raise MoELensError(f"{what} must be a number of 0 to {MOST:g}; got {number!r}")

@@ -99,7 +99,7 @@ class Levers:
 
 def expect_effects(reader: TraceReader, wanted: Collection[str]) -> None:
     """MoELensError unless these are effects, and the model can tell them."""
-    unknown = sorted(set(wanted) - set(get_args(Effect)))
+    unknown = [str(one) for one in wanted if one not in get_args(Effect)]
     if unknown or not wanted:
         raise MoELensError(f"effects are of {', '.join(get_args(Effect))}; got {', '.join(unknown) or 'none'}")
     for layer in reader.architecture.moe_layers if "output" in wanted else ():
@@ -119,6 +119,16 @@ def expect_values(values: object, rows: int) -> None:
         raise MoELensError(
             f"expected one number of each of {rows} examples, a tensor [{rows}] made of the logits; got {got}: leave "
             ".item(), .detach() and no_grad out of the target"
+        )
+
+
+def expect_finite(values: Tensor, logits: Tensor, names: Sequence[str]) -> None:
+    """NotFiniteError, naming the first example, for numbers that are not finite though the logits of their row are."""
+    own = ~values.isfinite() & logits.isfinite().flatten(1).all(-1).to(values.device)
+    if own.any():
+        raise NotFiniteError(
+            f"the target is not finite of example {names[int(own.nonzero()[0])]!r}, though the model's logits are; "
+            "mend the target, or leave such examples out"
         )
 
 

@@ -19,6 +19,7 @@ from moe_lens.lens.gradients import (
     LogitLevers,
     Value,
     effects_of,
+    expect_finite,
     expect_values,
     gradients_of,
     learning,
@@ -176,9 +177,11 @@ class BatchRunner:
             with self.model.trace(**self._inputs(batch), logits_to_keep=kept):
                 levers.pull(self.reader)
                 whole = self.model.output.logits.save()
-            values = value(kept_logits(whole, kept), batch, places)
+            logits = kept_logits(whole, kept)
+            values = value(logits, batch, places)
             expect_values(values, len(prompts))
             if not bool(values.isfinite().all()):
+                expect_finite(values, logits, batch.ids)
                 self._refuse(prompts)
         return batch, values
 

@@ -10,6 +10,7 @@ from conftest import build_model
 from moe_lens import Example, ExpertSet, MoELens, MoELensError, Zero
 from moe_lens.causal import Attribution, attribution
 from moe_lens.causal.direct import direct_logit_attribution
+from moe_lens.choosing.procedures import Attributed
 from moe_lens.data import encode
 from moe_lens.lens import Scale
 
@@ -129,6 +130,21 @@ def test_the_logit_difference_is_of_first_tokens_and_0_where_they_are_one(lens):
 def test_what_the_data_lack_is_refused_by_name(lens, examples, way, says):
     with pytest.raises(MoELensError, match=says):
         attribution(lens, examples, way)
+
+
+def test_a_target_that_is_not_finite_is_refused_as_the_targets_fault(lens):
+    with pytest.raises(MoELensError, match="the target is not finite of example 'a', though the model's logits are"):
+        attribution(lens, EXAMPLES[:1], Attribution(target=lambda logits, examples: logits[:, 0] * torch.inf))
+
+
+def test_two_functions_of_one_name_are_two_targets():
+    first, second = (Attributed(Attribution(target=own)) for own in (lambda at, _: at[:, 0], lambda at, _: -at[:, 1]))
+    assert first.settings != second.settings
+
+
+def test_direct_logit_attribution_refuses_ids_that_repeat(lens):
+    with pytest.raises(MoELensError, match="id repeats"):
+        direct_logit_attribution(lens, [EXAMPLES[0], replace(EXAMPLES[1], id=EXAMPLES[0].id)])
 
 
 @pytest.mark.parametrize(("wrong", "says"), [

@@ -214,6 +214,11 @@ def test_what_no_map_can_be_made_of_is_refused(olmoe, pairs):
         patching_map(olmoe, corrupted, source, over="experts", what="residual", **QUIET)
     with pytest.raises(MoELensError, match="nothing is to be patched"):
         patching_map(olmoe, corrupted, source, layers=[], **QUIET)
+    with pytest.raises(MoELensError, match=r"no prompt has a token at \(-999,\)"):
+        patching_map(olmoe, corrupted, source, positions=[(-999,)], **QUIET)
+    with pytest.raises(MoELensError, match="logit_difference is defined for none of the examples"):
+        same = [replace(example, original_answer=example.answers[0]) for example in corrupted]
+        patching_map(olmoe, same, source, positions=["last"], layers=[0], **QUIET)
     with pytest.raises(MoELensError, match="the model has layers 0 to 2"):
         patching_map(olmoe, corrupted, source, layers=[3], **QUIET)
     with pytest.raises(MoELensError, match="call it outside"), olmoe.intervene(Zero(ExpertSet.of({0: [1]}))):

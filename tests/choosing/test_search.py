@@ -99,6 +99,8 @@ def test_every_exchange_that_is_kept_makes_it_better(small):
 
 @pytest.mark.parametrize(("wanted", "says"), [
     (lambda: Wanted(), "either a size"), (lambda: Wanted(2, 3), "either a size"), (lambda: Wanted(0), "from 1"),
+    (lambda: Wanted(1.5), "from 1"), (lambda: Recipe(passes=0), "whole numbers"),
+    (lambda: Recipe(rate=float("nan")), "finite rate"), (lambda: Recipe(floor=-1.0), "floor, above 0"),
     (lambda: Wanted(8), "fewer than all 8"), (lambda: Wanted(budget=24), "fewer than all 24"),
 ])  # fmt: skip
 def test_sets_that_make_no_sense_are_refused(olmoe, wanted, says):

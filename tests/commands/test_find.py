@@ -11,7 +11,7 @@ import pytest
 from moe_lens import SCORES, ExpertSet, ExpertUsage, MoELens, MoELensError, find, load_examples
 from moe_lens.choosing import Contrast, Models, Recipe, find_set, learned, planted_experts
 from moe_lens.commands import console
-from moe_lens.commands.finding import Finder, file_name
+from moe_lens.commands.finding import Finder, file_name, sized
 from moe_lens.commands.named_experts import Measuring, NamedExperts
 from moe_lens.commands.options import Opening, Reading, Scoring
 from moe_lens.lens.interventions import Mode
@@ -114,10 +114,27 @@ def test_the_limit_of_what_scores_are_measured_on_holds_for_a_file_of_texts_too(
     ("--score random:2", "--score names what ranks"), ("--score nothing", "cannot read the experts 'nothing:1'"),
     ("--score set:2;spare=swap;keep", "spares no others"), ("--score oe --spare swap", "named twice"),
     ("--score ce-gain", "give --delta"), ("--score set:16", "fewer than all 16"),
+    ("--score set:2;seed=²", "expected set:N"),
+    ("--parts 0 --score contrast(mine.json;./mine.json)", "mine.json and ./mine.json are the same examples"),
 ])  # fmt: skip
 def test_what_cannot_be_found_is_refused(run, options, says, capsys):
+    Path("mine.json").write_text(json.dumps([{"context": "A cat.", "question": "What?", "answer": "cat"}]))
     run(options, code=2)
     assert says in capsys.readouterr().err
+
+
+def test_more_parts_than_examples_leave_out_what_returns_and_say_so(run, capsys):
+    table = read_table(run("--score oe --score-limit 3 --parts 4") / "scores.parquet")
+    assert table["returned"].isna().all()
+    assert "how many of oe return: of one of 4 parts of the data, there are no examples left" in capsys.readouterr().err
+
+
+def test_a_name_of_data_may_have_a_colon_and_files_of_sets_are_apart_and_short():
+    assert sized("contrast(swap;squad:mine.json)", 4) == "contrast(swap;squad:mine.json):4"
+    assert [sized(name, 4) for name in ("oe", "oe:2", "set:2;spare=a")] == ["oe:4", "oe:2", "set:2;spare=a"]
+    long = [file_name(f"contrast({letter * 300};b):2") for letter in "aä"]
+    assert len(set(long)) == 2
+    assert all(len(name.encode()) <= 200 for name in long)
 
 
 @pytest.mark.slow

@@ -156,5 +156,11 @@ def test_saved_interventions_are_named_by_folder_and_strength(tmp_path):
     }.items():  # fmt: skip
         with pytest.raises(MoELensError, match=says):
             read_saved([f"{tmp_path}/{wrong}"])
+    for file in (tmp_path / "lost" / "one", tmp_path / "lost" / "two"):
+        bias.save(file)
+    (tmp_path / "lost" / "two" / "intervention.json").unlink()
+    for wrong in ("lost", "x" * 300):
+        with pytest.raises(MoELensError, match="expected a saved intervention"):
+            read_saved([f"{tmp_path}/{wrong}"])
     with pytest.raises(MoELensError, match="names, which repeat: mine"):
         read_saved([f"{tmp_path}/mine", f"{tmp_path}/mine"])

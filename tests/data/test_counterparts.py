@@ -30,3 +30,5 @@ def test_another_data_sets_examples_are_found_by_id_and_keep_the_first_ones_answ
     assert found == [replace(SWAPPED, context="Nothing.", question="Who?"), None]
     with pytest.raises(MoELensError, match="paired by id"):
         counterparts_from([other], [replace(SWAPPED, id="1")])
+    with pytest.raises(MoELensError, match="'0' stands for two"):
+        counterparts_from([other, replace(other, context="Else.")], [SWAPPED])

@@ -162,7 +162,9 @@ def test_cad_alone_is_the_papers():
     assert parse_decoding("cad") == CAD(1.0)
 
 
-@pytest.mark.parametrize("text", ["", "greedy", "cad:", "cad:x", "cad:-1", "cad:inf", "adacad:nan", "plain:1"])
+@pytest.mark.parametrize(
+    "text", ["", "greedy", "cad:", "cad:x", "cad:-1", "cad:inf", "cad:1e38", "adacad:nan", "plain:1"]
+)
 def test_what_is_no_decoding_is_refused(text):
     with pytest.raises(MoELensError, match="must be"):
         parse_decoding(text)

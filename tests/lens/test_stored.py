@@ -103,6 +103,15 @@ def test_damage_is_told(tmp_path, file, old, new):
         load_intervention(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "content", ["[" * 100_000, f'{{"intervention": {"9" * 5_000}}}', "[1]"], ids=["deep", "long", "list"]
+)
+def test_json_of_something_else_is_told(tmp_path, content):
+    (tmp_path / "intervention.json").write_text(content)
+    with pytest.raises(MoELensError, match="expected a saved intervention"):
+        load_intervention(tmp_path)
+
+
 def test_a_folder_without_one_is_told(tmp_path):
     with pytest.raises(MoELensError, match=r"expected a saved intervention, a folder with intervention\.json"):
         load_intervention(tmp_path)

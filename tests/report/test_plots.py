@@ -126,6 +126,12 @@ def test_masking_of_many_scores_gives_each_a_look_of_its_own():
     assert len(looks) == len(set(looks)) == 18
 
 
+def test_masking_of_more_scores_than_looks_draws_them_all():
+    extra = pd.DataFrame([masking_row(f"score-{place}", 4, 0.2) for place in range(60)])
+    figure = masking_figure(pd.concat([extra, masking_table("zero")], ignore_index=True))
+    assert {f"score-{place}" for place in range(60)} <= {trace.name for trace in figure.data}
+
+
 def test_masking_says_the_damage_of_the_largest_size_in_words():
     subtitle = masking_figure(masking_table("zero")).layout.title.subtitle.text.replace("<br>", " ")
     assert "4 per layer masked (zero): EM CE 0.40, planted 0.30, random (mean) 0.65, unmasked 0.90" in subtitle

@@ -49,7 +49,7 @@ def read_folder(folder: str | Path, kinds: Mapping[str, type]) -> tuple[Any, str
         if hashlib.sha256(content).hexdigest() != sha256:
             raise MoELensError(f"{folder} is damaged: its tensors are not those that were saved; save it again")
         return _made(told, load(content), kinds), digest
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, SafetensorError, KeyError, TypeError) as error:
+    except (OSError, ValueError, RecursionError, SafetensorError, LookupError, TypeError, AttributeError) as error:
         raise MoELensError(
             f"expected a saved intervention, a folder with {FACTS_FILE} and {TENSORS_FILE}, at {str(folder)!r}: "
             f"{type(error).__name__}: {error}"

@@ -122,7 +122,7 @@ def _draw_families(figure: go.Figure, masked: pd.DataFrame, sizes: list[float]) 
     """Every family a little beside the next one: CE, OE, then other scores as they come, planted, random."""
     rank = {"ce": 0, "oe": 1, "planted": 3, "random mean": 4}
     families = sorted(dict.fromkeys(masked["family"]), key=lambda family: rank.get(family, 2))
-    looks = style.looks([family for family in families if family != "random"], FAMILIES)
+    looks = style.looks([family for family in families if family != "random"], FAMILIES, repeat=True)
     step = min(0.13, 0.64 / len(looks)) if looks else 0.13
     for place, (family, look) in enumerate(looks.items()):
         offset = step * (place - (len(looks) - 1) / 2)

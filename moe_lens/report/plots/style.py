@@ -3,6 +3,7 @@
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from types import MappingProxyType
 
 import numpy as np
@@ -76,17 +77,20 @@ LOOKS = tuple(
 )
 
 
-def looks(names: Iterable[str], known: Mapping[str, Look] = MappingProxyType({})) -> dict[str, Look]:
+def looks(
+    names: Iterable[str], known: Mapping[str, Look] = MappingProxyType({}), *, repeat: bool = False
+) -> dict[str, Look]:
     """The look of each name, in order: its known one, which is the same in every figure, or one that no known name has.
 
-    Raises MoELensError for more names than there are looks.
+    repeat: where there are more names than looks these come again, in figures that name what the pointer is on.
+    Otherwise MoELensError for so many.
     """
     taken = {(look.colour, look.pattern) for look in known.values()}
     spare = [look for look in LOOKS if (look.colour, look.pattern) not in taken]
     new = [name for name in dict.fromkeys(names) if name not in known]
-    if len(new) > len(spare):
+    if len(new) > len(spare) and not repeat:
         raise MoELensError(f"a figure has looks for {len(spare)} names, not {len(new)}: {', '.join(new)}; draw fewer")
-    found = dict(zip(new, spare, strict=False))
+    found = dict(zip(new, cycle(spare), strict=False))
     return {name: known.get(name) or found[name] for name in dict.fromkeys(names)}
 
 
