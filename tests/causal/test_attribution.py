@@ -142,11 +142,6 @@ def test_two_functions_of_one_name_are_two_targets():
     assert first.settings != second.settings
 
 
-def test_direct_logit_attribution_refuses_ids_that_repeat(lens):
-    with pytest.raises(MoELensError, match="id repeats"):
-        direct_logit_attribution(lens, [EXAMPLES[0], replace(EXAMPLES[1], id=EXAMPLES[0].id)])
-
-
 @pytest.mark.parametrize(("wrong", "says"), [
     ({"target": "truth"}, "one of difference, answer, logit_difference"), ({"steps": 0}, "at least 1"),
     ({"positions": "here"}, "positions must be one of"),
