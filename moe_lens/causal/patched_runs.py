@@ -209,8 +209,8 @@ def _there(
 ) -> dict[Positions, list[bool]]:
     """Which of the examples' prompts have a token at each of the positions; MoELensError where none has."""
     if tokens:
-        own = tokens.values()
-        return {place: [one.prompt_length > -place[0] for one in own] for place in at if isinstance(place, tuple)}
+        lengths = [prompt.prompt_length for prompt in tokens.values()]
+        return {place: [length > -place[0] for length in lengths] for place in at if isinstance(place, tuple)}
     found: dict[Positions, list[bool]] = {place: [] for place in at}
     for example in examples:
         batch = collate([encode(example, lens.tokenizer, template=lens.template)], 0)
