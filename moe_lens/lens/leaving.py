@@ -75,7 +75,9 @@ class Leaving:
             attention_mask = torch.cat([attention_mask, torch.ones_like(new, dtype=attention_mask.dtype)], -1)
             input_ids, attention_mask, rows = said[left], attention_mask[left], rows[left]
             position_ids = None if position_ids is None else (attention_mask.cumsum(-1) - 1).clamp(min=0)
-            cache.batch_select_indices(left)
+            layers: Sequence[Any] = cache.layers
+            for layer in layers:  # each may lie on a device of its own
+                layer.batch_select_indices(left if layer.keys is None else left.to(layer.keys.device))
             keep(left.tolist())
 
     def _with_left(self, done: int) -> GenerationConfig:

@@ -16,6 +16,8 @@ EXAMPLES = [
     Example("b", "The cat sat on the mat.", "Where did the cat sit?", ("on the mat", "the mat")),
 ]
 QUIET = {"batch_size": 2, "progress": False}  # so that there are pads, and a batch of one
+CONVOLVED = ("inkling_text", "inkling2_text")
+"""Families whose short convolutions see positions that resumed runs leave out, so that masks are run whole."""
 
 
 def one(layer: int, expert: int = 1) -> ExpertSet:
@@ -24,7 +26,7 @@ def one(layer: int, expert: int = 1) -> ExpertSet:
 
 def masks_on(lens: MoELens) -> list[tuple[Intervention, ...]]:
     """Of each kind one or more: in the first and the last layer with experts, in several, two together, and none."""
-    first, *_, last = lens.architecture.moe_layers
+    first, last = lens.architecture.moe_layers[0], lens.architecture.moe_layers[-1]
     every = ExpertSet.of({layer: [2, 5] for layer in lens.architecture.moe_layers})
     wanted = [
         *(Zero(one(layer, expert)) for layer in (first, last) for expert in (1, 3)),
@@ -85,7 +87,13 @@ def test_resumed_runs_equal_whole_ones_in_every_family(name):
         lens = MoELens(tiny_model(name), tiny_tokenizer())
     except MoELensError as refused:
         pytest.skip(str(refused))
-    expect_exact(lens, possible(lens, masks_on(lens)))
+    masks = possible(lens, masks_on(lens))
+    if name in CONVOLVED:
+        with pytest.warns(UserWarning, match="run whole instead"):
+            found = lens.answer_log_probabilities_under(EXAMPLES, masks, **QUIET)
+        torch.testing.assert_close(torch.tensor(found), whole_runs(lens, masks), rtol=0, atol=1e-4)
+    else:
+        expect_exact(lens, masks)
 
 
 @pytest.mark.parametrize("settings", [{"with_end": False}, {"first_token": True}], ids=str)
