@@ -103,7 +103,8 @@ def main(
     lens.batch_size = batch_size
     size = size or lens.architecture.top_k
     has_tuned = opening.delta is not None or scoring.base is not None
-    texts = finding.texts_of(score, first, against=against, spare=tasks.spared, size=size, has_tuned=has_tuned)
+    known = {"has_tuned": has_tuned, "has_memory": all(example.memory for example in loaded[first])}
+    texts = finding.texts_of(score, first, against=against, spare=tasks.spared, size=size, **known)
     wanted = NamedExperts(texts, opening, scoring, reading, first, mode=mode, seed=seed)
     wanted.check(lens)
     fitted = {task: reading.fit(examples, lens, of=f"{task}, {split}") for task, examples in loaded.items()}

@@ -34,6 +34,8 @@ from moe_lens.report.plots import agreement_figure, scores_figure
 from moe_lens.results import read_if_made_by, write_table
 from moe_lens.storage import as_json, write_bytes
 
+ANSWER = "answer"
+"""The target of scores where nobody says what memory answers."""
 ANSWERED = ("em", "below_random", "random_p", "rank")
 """How the columns of a masking run begin that are told of each choice."""
 LONGEST = 200
@@ -45,14 +47,24 @@ SHOWN = (
 
 
 def texts_of(
-    asked: Sequence[str] | None, data: str, *, against: str | None, spare: Sequence[str], size: int, has_tuned: bool
+    asked: Sequence[str] | None,
+    data: str,
+    *,
+    against: str | None,
+    spare: Sequence[str],
+    size: int,
+    has_tuned: bool,
+    has_memory: bool,
 ) -> list[str]:
     """What is looked for, as `parse` reads it: each of the scores asked for, cut at `size` where it says no size.
 
     Without any, all that `SCORES` holds but those that run the model once for every expert, and those of a tuned model
-    where there is none; and a learned set.
+    where there is none; and a learned set. has_memory: whether examples say what memory answers; without it, scores
+    that take a target are of the answer alone.
     """
-    names = list(asked or [name for name, score in SCORES.items() if _is_usual(score, has_tuned)] + ["set"])
+    usual = [score for score in SCORES.values() if _is_usual(score, has_tuned)]
+    targets = {score.name: f"{score.name}({ANSWER})" for score in usual if score.takes == "TARGET" and not has_memory}
+    names = list(asked or [targets.get(score.name, score.name) for score in usual] + ["set"])
     names += [f"contrast({data};{against})"] if against else []
     names += [f"set:{size};spare={','.join(spare)}"] if spare and not asked else []
     return [sized(name, size) for name in dict.fromkeys(names)]

@@ -146,5 +146,5 @@ def test_by_default_all_scores_are_taken_that_the_model_allows(run):
     Path("mine.json").write_text(json.dumps(rows), encoding="utf-8")
     out = run("--data mine.json")
     names = set(read_table(out / "scores.parquet")["score"])
-    assert {"oe:2", "set:2", "contrast:2", "esft-gate:2", "attribution:2"} <= names
+    assert {"oe:2", "set:2", "contrast:2", "esft-gate:2", "attribution(answer):2"} <= names
     assert not {name for name in names if name.startswith(("ce", "effect"))}
