@@ -159,7 +159,7 @@ def test_find_circle_finds_one():
 
 def test_only_the_lens_imports_nnsight():
     users = {name for name in NAMES if any(full.split(".")[0] == "nnsight" for full in imports(name))}
-    assert users == {"lens.lens"}
+    assert users == {"lens.opened"}
 
 
 def test_command_lines_are_imported_by_nobody():

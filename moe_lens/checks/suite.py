@@ -8,7 +8,8 @@ import pandas as pd
 from moe_lens.checks.each import CHECKS, Check, Finding
 from moe_lens.checks.reference import padded
 from moe_lens.errors import MODEL_CRASHES, MoELensError, NotFiniteError
-from moe_lens.lens.lens import MoELens, OutOfOrderError
+from moe_lens.lens.lens import MoELens
+from moe_lens.lens.opened import OutOfOrderError
 from moe_lens.progress import progress_bar
 
 PROMPTS = (

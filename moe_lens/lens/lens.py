@@ -1,26 +1,16 @@
-"""MoELens: a Mixture-of-Experts model opened for reading and intervening; only this file imports nnsight."""
+"""MoELens: a Mixture-of-Experts model opened for reading and intervening: records, answers, and gradients of them."""
 
-import copy
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence, Set
-from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 import torch
-from nnsight import TransformersModel
-from nnsight.intervention.interleaver import OutOfOrderError
-from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from torch import Tensor
 
-from moe_lens.architecture import MoEArchitecture
 from moe_lens.architecture.discovery import pretrained
-from moe_lens.architecture.listed import normalize
-from moe_lens.architecture.quantized import refuse_quantized_experts
-from moe_lens.data import FIGURE_10, Encoded, Example, PromptTemplate, template_named
+from moe_lens.data import Encoded, Example
 from moe_lens.errors import MoELensError
-from moe_lens.lens.batching import encode_prompt, prompt_batches, run_batches, run_pieces
-from moe_lens.lens.delta import apply_delta
+from moe_lens.lens.batching import encode_prompt, run_batches, run_pieces
 from moe_lens.lens.devices import has_float64
 from moe_lens.lens.factors import Factors
 from moe_lens.lens.gradients import (
@@ -32,18 +22,12 @@ from moe_lens.lens.gradients import (
     answer_log_probability,
     expect_effects,
 )
-from moe_lens.lens.greedy import Greedy, until
+from moe_lens.lens.greedy import until
 from moe_lens.lens.interventions import Intervention
-from moe_lens.lens.loading import load_model, load_tokenizer
-from moe_lens.lens.logit_lens import LogitLens
-from moe_lens.lens.many_masks import Resuming
 from moe_lens.lens.needs import Needs, Statistic, expect_statistics
-from moe_lens.lens.offloaded import expect_input_in_memory
+from moe_lens.lens.opened import OpenedModel
 from moe_lens.lens.positions import Positions, check_positions
-from moe_lens.lens.reader import ByLayer, TraceReader
 from moe_lens.lens.record import Record, check_capture
-from moe_lens.lens.resumed import ResumedRunner
-from moe_lens.lens.stack import InterventionStack
 from moe_lens.lens.twins import LogitContrast, in_pairs, twin_of
 from moe_lens.progress import progress_bar
 
@@ -54,10 +38,8 @@ Asked = Callable[[Sequence[int], Sequence[Encoded]], Sequence[T]]
 GATE: tuple[Effect, ...] = ("gate",)
 EVERYWHERE: tuple[Positions, ...] = ("all",)
 
-__all__ = ["MoELens", "OutOfOrderError"]
 
-
-class MoELens:
+class MoELens(OpenedModel):
     """Opens a Mixture-of-Experts language model: to read what its experts do, and to change it.
 
         lens.module                            the torch model
@@ -86,129 +68,6 @@ class MoELens:
     >>> with lens.intervene(Zero(ExpertSet.of({2: [5, 7]}))):
     ...     texts = lens.generate(["The capital of France is"])
     """
-
-    def __init__(
-        self,
-        module: nn.Module,
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        template: PromptTemplate | str | Path = FIGURE_10,
-        batch_size: int = 32,
-        progress: bool = True,
-    ) -> None:
-        _expect_tokenizer(tokenizer)
-        self.template = template
-        self.batch_size, self.progress = batch_size, progress
-        expect_input_in_memory(module)
-        refuse_quantized_experts(module)
-        normalize(module)
-        self.architecture = MoEArchitecture.of(module)
-        self.module = module
-        self.tokenizer = copy.deepcopy(tokenizer)  # nnsight sets its padding side
-        # Without a device, wrapping would move a model from the CPU to a free accelerator.
-        device = None if getattr(module, "hf_device_map", None) else module.device
-        self.model = TransformersModel(module, tokenizer=self.tokenizer, device=device)
-        self.name = str(pretrained(module).config.name_or_path or type(module).__name__)
-        self._reader = reader = TraceReader(self.model, self.architecture)
-        self.routers = ByLayer(reader.router)
-        self.router_logits = ByLayer(reader.router_logits)
-        self.selected_experts = ByLayer(reader.selected_experts)
-        self.gating_weights = ByLayer(reader.gating_weights, reader.set_gating_weights)
-        self.expert_outputs = ByLayer(reader.expert_outputs, reader.set_expert_outputs)
-        self.moe_output = ByLayer(reader.moe_output, reader.set_moe_output)
-        self.layers_output = ByLayer(reader.layer_output, reader.set_layer_output)
-        self.attention_rows = ByLayer(reader.attention)
-        self._stack = InterventionStack(self.architecture)
-        self._edits: dict[int, Any] = {}  # one for each layer that any block acts on, also a block that is at rest
-        greedy = Greedy(module, self.tokenizer)
-        self._runner = ResumedRunner(self.module, self.model, self.tokenizer, reader, self._stack, greedy)
-        self._resuming = Resuming(self._runner)
-        self._logit_lens = LogitLens(module, self.architecture)
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        model: str | Path | nn.Module,
-        tokenizer: str | Path | PreTrainedTokenizerBase | None = None,
-        *,
-        dtype: torch.dtype | None = None,
-        device_map: Any = None,
-        delta: str | Path | None = None,
-        template: PromptTemplate | str | Path = FIGURE_10,
-        trust_remote_code: bool = False,
-    ) -> "MoELens":
-        """Open a packaged model ("organism", "organism:planted"), a folder, a hub id, or a torch model.
-
-        tokenizer: one, or where to find it; by default beside the model. A torch model needs it.
-        dtype, device_map: as in transformers, for a model that is loaded here.
-        delta: folder of a delta checkpoint to apply; a given torch model is changed in place. Where it was trained with
-            another template, a warning says so.
-        template: how examples are asked: one, the name of one, or a .json or .toml file.
-        trust_remote_code: run the Python code that some models bring beside their weights.
-
-        Raises MoELensError for a model that cannot be found, has no MoE layers, or is not the delta's base.
-        """
-        asked = template if isinstance(template, PromptTemplate) else template_named(template)
-        if isinstance(model, nn.Module) and tokenizer is None:
-            raise MoELensError("a torch model does not bring its tokenizer; pass tokenizer=")
-        if tokenizer is None or isinstance(tokenizer, str | Path):
-            found = cast(str | Path, model) if tokenizer is None else tokenizer
-            tokenizer = load_tokenizer(found, trust_remote_code=trust_remote_code)
-        _expect_tokenizer(tokenizer)
-        if isinstance(model, nn.Module):
-            module = model
-        else:
-            module = load_model(model, dtype=dtype, device_map=device_map, trust_remote_code=trust_remote_code)
-        if delta is not None:
-            apply_delta(module, delta, template=asked)
-        lens = cls(module, tokenizer, template=asked)
-        lens.name = lens.name if isinstance(model, nn.Module) else str(model)
-        return lens
-
-    def __deepcopy__(self, memo: object) -> "MoELens":
-        """MoELensError: interventions in a copy would act through the first lens, so not at all."""
-        raise MoELensError(
-            "expected one lens for each model; a MoELens cannot be copied with its model: open the model again with "
-            "MoELens.from_pretrained(…), or a copy of it with MoELens(copy.deepcopy(lens.module), lens.tokenizer)"
-        )
-
-    def __repr__(self) -> str:
-        under = f", under {', '.join(map(repr, self.interventions))}" if self.interventions else ""
-        device = f"{str(self.module.dtype).removeprefix('torch.')} on {self.module.device}"
-        return f"MoELens({self.name}: {self.architecture.in_short()}; {device}{under})"
-
-    @property
-    def template(self) -> PromptTemplate:
-        """How examples are asked; it may be assigned, also by a template's name or file."""
-        return self._template
-
-    @template.setter
-    def template(self, template: PromptTemplate | str | Path) -> None:
-        self._template = template if isinstance(template, PromptTemplate) else template_named(template)
-
-    @property
-    def interventions(self) -> tuple[Intervention, ...]:
-        """Those in force now, the outermost block's first."""
-        return self._stack.interventions
-
-    @contextmanager
-    def intervene(self, *interventions: Intervention) -> Iterator["MoELens"]:
-        """Inside the block, what runs through this lens or `lens.model` is under the interventions.
-
-        That is prefill and every decoding step of `records`, `generate` and your own traces of `lens.model`;
-        not a bare call of `lens.module` or a trace of a part of it. Nested blocks add up, outer ones acting
-        first. Leaving restores the model, also after an exception.
-
-        Raises MoELensError for layers or experts that the model lacks, or if a reroute leaves too few.
-        """
-        with self._stack.adding(interventions), self._edited(self._stack.layers):
-            yield self
-
-    @contextmanager
-    def at_rest(self) -> Iterator["MoELens"]:
-        """Inside the block no intervention acts, though those of blocks around it are in force again after it."""
-        with self._stack.at_rest():
-            yield self
 
     def records(
         self,
@@ -506,38 +365,6 @@ class MoELens:
         """
         return self._logit_lens(residual)
 
-    def _batches(
-        self,
-        examples: Iterable[Example | str],
-        batch_size: int | None,
-        progress: bool | None,
-        *,
-        with_answer: bool = False,
-        continuations: Iterable[str] | None = None,
-    ) -> Iterator[tuple[tuple[int, ...], list[Encoded]]]:
-        """The examples as `prompt_batches`, asked by the lens's template, as large and as loud as it says."""
-        return prompt_batches(
-            examples,
-            self.tokenizer,
-            template=self.template,
-            batch_size=self.batch_size if batch_size is None else batch_size,
-            progress=self.progress if progress is None else progress,
-            with_answer=with_answer,
-            continuations=continuations,
-        )
-
-    @contextmanager
-    def _edited(self, layers: Iterable[int]) -> Iterator[None]:
-        """Inside the block every trace of `self.model` applies what is in force in these layers."""
-        own = {layer: self._edit(layer) for layer in layers if layer not in self._edits}
-        self._edits |= own
-        try:
-            yield
-        finally:
-            self._edits = {layer: edit for layer, edit in self._edits.items() if layer not in own}
-            # nnsight can only clear all edits at once; the user's own have to stay.
-            self.model._edits = [edit for edit in self.model._edits if edit not in own.values()]
-
     def _in_pairs(
         self,
         examples: Sequence[Example | str],
@@ -549,21 +376,6 @@ class MoELens:
             return twin_of(examples[place], prompt, self.tokenizer, self.template)
 
         return lambda places, prompts: in_pairs(places, prompts, twin, run)
-
-    def _edit(self, layer: int) -> Any:
-        """Make every trace of `self.model` apply the active interventions at `layer`, at each step."""
-        with self.model.edit(inplace=True) as tracer:
-            self._apply_at_each_step(tracer, layer)
-        return self.model._edits[-1]
-
-    def _apply_at_each_step(self, tracer: Any, layer: int) -> None:
-        past, prompt = 0, None
-        try:
-            for _ in tracer.iter[:]:
-                width = self._stack.apply(layer, self._reader, past=past, prompt=prompt)
-                past, prompt = past + width, prompt or width
-        except OutOfOrderError:
-            return  # the run is over, or was stopped before this layer: nothing is left to act on
 
 
 def _update_once(
@@ -597,11 +409,3 @@ def _several(positions: Positions | Set[Positions]) -> frozenset[Positions]:
         return frozenset(positions)
     check_positions(positions)
     return frozenset({positions})
-
-
-def _expect_tokenizer(tokenizer: object) -> None:
-    if not isinstance(tokenizer, PreTrainedTokenizerBase):
-        raise MoELensError(
-            f"expected a tokenizer of transformers, or where to find one; got a {type(tokenizer).__name__}: open it "
-            "with AutoTokenizer.from_pretrained(…)"
-        )
