@@ -41,7 +41,7 @@ class Resuming:
         places: of the examples in the data, for what differs by example. done: told how many answers are there.
         """
         acting = [own for mask in (*masks, self._stack.interventions) for own in mask]
-        kinds = frozenset(map(type, acting))
+        kinds = frozenset(kind for own in acting for kind in _kinds(own))
         if self._exact.get(kinds, True) and not any(own.sites for own in acting):
             found = self._resumed_answers(places, prompts, masks, done if kinds in self._exact else _nobody)
             if kinds in self._exact:
@@ -156,6 +156,13 @@ class Resuming:
             mask, of_examples = (Rows(tuple(own for [own] in together for _ in range(size))),), [*rows]
         with self._stack.adding(mask), self._stack.for_examples(of_examples):
             yield
+
+
+def _kinds(own: Intervention) -> Iterator[type]:
+    """What it is, and what it is of rows."""
+    yield type(own)
+    if isinstance(own, Rows):
+        yield from map(type, own.interventions)
 
 
 def _nobody(done: int) -> None:

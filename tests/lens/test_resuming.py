@@ -9,6 +9,7 @@ from conftest import build_model
 from moe_lens import Example, ExpertSet, MoELens, MoELensError
 from moe_lens.architecture.tiny import FAMILIES, tiny_model, tiny_tokenizer
 from moe_lens.lens import AddVector, Bias, Force, Intervention, Renormalize, Reroute, Rows, Scale, TopK, Zero
+from moe_lens.lens.many_masks import Resuming
 
 EXAMPLES = [
     Example("short", "", "Who slept?", ("the dog",)),
@@ -172,3 +173,15 @@ def test_where_resuming_is_not_exact_whole_runs_are_taken_and_said(tokenizer):
         warnings.simplefilter("error")
         again = lens.answer_log_probabilities_under(EXAMPLES, masks, **QUIET)
     assert again == found, "it is known by now"
+
+
+def test_every_kind_of_mask_is_seen_to_be_exact_once_those_of_rows_too(tokenizer, monkeypatch):
+    lens, seen = MoELens(build_model("olmoe", len(tokenizer)), tokenizer), []
+    differing = Resuming._differing
+    monkeypatch.setattr(Resuming, "_differing", lambda *given: seen.append(given) or differing(*given))
+    checks = []
+    for first, second in ((Zero, Zero), (Zero, Zero), (Zero, Reroute)):
+        rows = Rows((first(one(0)), None, second(one(1))))
+        lens.answer_log_probabilities_under(EXAMPLES, [(rows,)], batch_size=3, progress=False)
+        checks.append(len(seen))
+    assert checks == [1, 1, 2]
