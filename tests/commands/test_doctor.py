@@ -156,7 +156,7 @@ def test_numbers_draw_runs_together():
 
 def test_finding_something_needs_no_weights_in_memory(monkeypatch, run):
     monkeypatch.setattr(torch.nn.Module, "load_state_dict", None)
-    monkeypatch.setattr("moe_lens.lens.lens.load_model", None)
+    monkeypatch.setattr("moe_lens.lens.opened.load_model", None)
     assert run("--model", "organism:planted", "--config-only")[0] == 0
 
 
