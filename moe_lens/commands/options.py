@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 from typer import Option
 
 from moe_lens.commands import console
+from moe_lens.data.demonstrations import demonstrations_named
 from moe_lens.data.files import ENDINGS
 from moe_lens.data.lookup import ORGANISM_TASKS, SOURCES
-from moe_lens.data.prompts import FIGURE_10, TEMPLATES, PromptTemplate, template_named
+from moe_lens.data.prompts import FIGURE_10, PromptTemplate
+from moe_lens.data.templates import SCHEMAS, TEMPLATES, template_named
 from moe_lens.errors import MoELensError
 from moe_lens.progress import is_drawn, is_quiet
 
@@ -83,11 +85,20 @@ class BaseOpening:
     template: Annotated[
         str | None,
         Option(
-            help=f"How examples are asked: {', '.join(TEMPLATES)}, or a .json or .toml file with the texts "
-            "with_context, closed_book and answer_cue. Default the paper's, figure-10."
+            "--template",
+            "--prompt",
+            help=f"How examples are asked: {', '.join(TEMPLATES)} (the last {len(SCHEMAS)} are the schemas of "
+            "context-faithful prompting), or a .json or .toml file with the texts with_context, closed_book and "
+            "answer_cue. Default the paper's, figure-10.",
         ),
     ] = None
-
+    demonstrations: Annotated[
+        str | None,
+        Option(
+            help="Answered examples before each prompt: counterfactual:16:DATA, the first 16 of DATA's training "
+            "examples that contradict memory; original:16:DATA, such examples as memory has them."
+        ),
+    ] = None
     system_prompt: Annotated[
         str | None, Option(help="A system turn before each question, for a model whose tokenizer has a chat template.")
     ] = None
@@ -106,6 +117,8 @@ class BaseOpening:
     def asked(self) -> PromptTemplate:
         """The template of --template, with what --system-prompt and --chat-template-kwargs add to it."""
         template = FIGURE_10 if self.template is None else template_named(self.template)
+        if self.demonstrations is not None:
+            template = replace(template, demonstrations=demonstrations_named(self.demonstrations))
         if self.system_prompt is not None:
             template = replace(template, system_prompt=self.system_prompt)
         if self.chat_template_kwargs is not None:

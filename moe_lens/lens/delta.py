@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from moe_lens.architecture import MoEArchitecture
-from moe_lens.data.prompts import TEMPLATES, PromptTemplate
+from moe_lens.data.prompts import PromptTemplate
+from moe_lens.data.templates import TEMPLATES
 from moe_lens.errors import MoELensError
 from moe_lens.lens.offloaded import expect_in_memory, stored
 from moe_lens.storage import digest_of, nameable, read_sealed_json, write_bytes, write_sealed_json
@@ -260,4 +261,6 @@ def _told(template: Any) -> str:
     for name, known in TEMPLATES.items():
         if known.facts() == template:
             return f"template={name!r}, on the command line --template {name}"
-    return f"template=PromptTemplate(**{template!r})"
+    told = {name: value for name, value in template.items() if name != "demonstrations"}
+    shown = " with its demonstrations" if told != template else ""
+    return f"template=PromptTemplate(**{told!r}){shown}"
