@@ -66,7 +66,7 @@ def main(
     from moe_lens.choosing.controls import Controls, compared_summary
     from moe_lens.choosing.masking import named, with_saved
     from moe_lens.commands.named_experts import NamedExperts
-    from moe_lens.decoding import PLAIN, parse_decoding
+    from moe_lens.decoding import parse_decoding
     from moe_lens.lens.parallel import connected, from_first_process
     from moe_lens.metrics.catalogue import metrics_named
     from moe_lens.results import claim, provenance, write_table
@@ -93,7 +93,7 @@ def main(
     wanted.check(lens)
     fitted = reading.fit(loaded, lens, of=data)
     facts = mode.facts() | {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "stop": ends}
-    facts |= {} if answering == PLAIN else {"decoding": str(answering)}
+    facts |= options.told_decoding(answering, fitted.examples)
     facts |= opening.facts(lens) | reading.facts(fitted)
     made_by = provenance(model=opening.model, delta=opening.delta, data=fitted.examples, facts=facts)
     check_metrics(scored, fitted.examples, asked)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from moe_lens.commands.saved_interventions import Saved
     from moe_lens.data import Example, Fitted
+    from moe_lens.decoding import Decoding as AnswerDecoding
     from moe_lens.lens.interventions import Mode
     from moe_lens.lens.lens import MoELens
 
@@ -54,7 +55,8 @@ Decoding = Annotated[
     Option(
         help="How answers come about: plain (the most likely token each time); cad:ALPHA, context-aware decoding: "
         "ALPHA times the logits without the context are taken off, ALPHA times those with it added; adacad: ALPHA is "
-        "how much both differ at each token (adacad:PLUS: and so much more)."
+        "how much both differ at each token (adacad:PLUS: and so much more); cite:K, ContextCite: again from the K "
+        "sentences of the context that the first answer rests on most."
     ),
 ]
 NOT_JSON = {"true": "true", "yes": "true", "on": "true", "false": "false", "no": "false", "off": "false"} | {
@@ -366,6 +368,14 @@ def ends(stop: Sequence[str] | None) -> list[str]:
     if not all(found):
         raise MoELensError("--stop is a text before which an answer ends; an empty one would leave nothing")
     return found
+
+
+def told_decoding(decoding: "AnswerDecoding", examples: "Sequence[Example]") -> dict[str, Any]:
+    """Its facts, for the provenance; how many of the examples it answers plainly, and why, is printed."""
+    for why, count in decoding.untouched(examples).items():
+        if count:
+            console.note(f"{decoding}: {count} of {len(examples)} examples are {why}, and are answered plainly")
+    return decoding.facts(examples)
 
 
 def _say_left_out(counted: str, reasons: Sequence[str]) -> None:
