@@ -4,6 +4,7 @@ import hashlib
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from math import prod
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -88,6 +89,13 @@ def changed_parameters(folder: str | Path) -> list[str]:
     read_facts(folder)
     with safe_open(Path(folder) / TENSORS_FILE, "pt") as tensors:
         return sorted(tensors.keys())
+
+
+def stored_parameters(folder: str | Path) -> int:
+    """How many numbers a delta changes; MoELensError as from `read_facts`."""
+    read_facts(folder)
+    with safe_open(Path(folder) / TENSORS_FILE, "pt") as tensors:
+        return sum(prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
 
 
 def read_facts(folder: str | Path) -> dict[str, Any]:
