@@ -105,7 +105,7 @@ def attributions(
         if _why_not(example, answer) is not None:
             continue
         parts = sentences(example.context)
-        kept = _generator(example, seed).random((ablations, len(parts))) < 0.5
+        kept = drawn_ablations(example, len(parts), ablations=ablations, seed=seed)
         distinct, which = np.unique(kept, axis=0, return_inverse=True)
         drawn[place] = kept, which.reshape(-1) + len(asked)
         asked += [keeping(example, parts, row) for row in distinct]
@@ -122,6 +122,13 @@ def attributions(
         tokens = _answer_tokens(lens, examples[place], answers[place])
         weights[place] = sentence_weights(kept, logits[which] / tokens) * tokens
     return weights
+
+
+def drawn_ablations(example: Example, count: int, *, ablations: int = ABLATIONS, seed: int = 0) -> np.ndarray:
+    """Which of so many sentences of the example's context are kept in each ablation, bool [ablation, sentence]."""
+    texts = "\0".join((example.context, example.question)).encode()
+    draw = np.random.default_rng([seed, *hashlib.sha256(texts).digest()])
+    return draw.random((ablations, count)) < 0.5
 
 
 def sentence_weights(kept: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -166,11 +173,6 @@ def _why_not(example: Example, answer: str) -> str | None:
     if len(sentences(example.context)) < 2:
         return ONE_SENTENCE
     return None if answer.strip() else WITHOUT_ANSWER
-
-
-def _generator(example: Example, seed: int) -> np.random.Generator:
-    texts = "\0".join((example.context, example.question)).encode()
-    return np.random.default_rng([seed, *hashlib.sha256(texts).digest()])
 
 
 def _answer_tokens(lens: MoELens, example: Example, answer: str) -> int:

@@ -73,8 +73,8 @@ class Cited(Decoding):
 
     def untouched(self, examples: Sequence[Example]) -> dict[str, int]:
         counts = [len(sentences(example.context)) if example.context.strip() else 0 for example in examples]
-        found = {WITHOUT_CONTEXT: counts.count(0), ONE_SENTENCE: counts.count(1)}
-        return found | {f"of 2 to {self.k} sentences": sum(1 < count <= self.k for count in counts)}
+        several = {f"of {n} sentences": counts.count(n) for n in range(2, self.k + 1)}
+        return {WITHOUT_CONTEXT: counts.count(0), ONE_SENTENCE: counts.count(1)} | several
 
     def _pruned(
         self,
