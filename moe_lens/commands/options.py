@@ -31,7 +31,8 @@ Data = Annotated[
     str,
     Option(
         help=f"A task of the organism ({', '.join(ORGANISM_TASKS)}); a data set ({', '.join(SOURCES)}), or "
-        f"NAME:PATH for one in its original format, a file or the folder of its splits; a {', '.join(ENDINGS)} file "
+        f"NAME:PATH for one in its original format, a file or the folder of its splits, NAME@authors:FOLDER for the "
+        f"paper's own splits; a {', '.join(ENDINGS)} file "
         "with the columns context, question, answer; or whatever `datasets` loads: ID, ID@REVISION, FOLDER."
     ),
 ]

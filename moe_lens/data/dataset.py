@@ -41,6 +41,7 @@ class Source:
     files: for each split the names that its file has where the authors publish it, the first that exists counts.
     carved: parts cut out of one split, by their sizes; what is left over stays under the split's own name.
     read: the records of a file, each with its place.
+    says_memory: whether its records have what memory says.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Source:
     files: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     carved: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     read: Callable[[Path], Records] = read_rows
+    says_memory: bool = False
 
     def home(self, split: str) -> str:
         """The split that `split` is cut out of; itself for one that is stored as it is."""

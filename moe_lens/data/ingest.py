@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from moe_lens.data.authors import with_memory
 from moe_lens.data.dataset import Source, carve
 from moe_lens.data.example import Example
 from moe_lens.data.lookup import Found, find
@@ -48,6 +49,8 @@ def load_examples(
                        or from a folder that has the file of each split, by its original name or as SPLIT.json, …
         PATH           a .json, .jsonl, .csv, .tsv or .parquet file of rows (the text ones also gzipped)
         NAME@REVISION  a data set at another revision of the hub
+        NAME@authors:FOLDER  the splits that the paper's authors publish, with what memory says joined by question from
+                       the public data set (its file in the folder, else the hub)
         FOLDER         with a file of rows for each split, SPLIT.json, SPLIT.csv, …
         ID, ID@REVISION, ID/CONFIG@REVISION, FOLDER: whatever `datasets` can load
         …[COLUMN=VALUE] of any of these the rows that have this value in this column, such as answers.csv[label=refuses]
@@ -85,9 +88,23 @@ def read_examples(
     if part:
         found = replace(found, records=(own for own in found.records if has(own[1], part[2], part[3])))
     loaded = _examples(found, str(spec), None if found.parts else limit, columns or {}, skip_bad)
+    if found.public is not None:
+        return replace(loaded, examples=_joined(loaded.examples, found.public(), str(spec), skip_bad))
     if not found.parts:
         return loaded
     return replace(loaded, examples=carve(loaded.examples, found.parts, split)[:limit])
+
+
+def _joined(examples: list[Example], public: Found, spec: str, skip_bad: bool) -> list[Example]:
+    """The examples with what memory says, of those that the public records ask too; a warning counts the others."""
+    joined = with_memory(examples, _examples(public, f"the public {public.task}", None, {}, skip_bad).examples)
+    unknown = sum(not example.memory for example in joined)
+    if unknown == len(joined):
+        raise MoELensError(f"none of the {unknown} questions of {spec} is in the public {public.task} beside them")
+    if unknown:
+        told = f"of {unknown} of {len(joined)} examples the public {public.task} does not tell what memory says"
+        warnings.warn(f"{spec}: {told}", stacklevel=4)
+    return joined
 
 
 def _examples(source: Found, spec: str, limit: int | None, columns: Mapping[str, str], skip_bad: bool) -> Loaded:

@@ -1,11 +1,12 @@
 """Finding what a specification of data names: a task of the organism, a named data set, a file, or `datasets`' own."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
 
+from moe_lens.data import authors
 from moe_lens.data.dataset import Record, Source
 from moe_lens.data.files import ENDINGS, Records, ending, read_rows
 from moe_lens.data.sources import confiqa, counterfact, gigaword, hotpotqa, memotrap, mmlu, mrqa, nq_swap, squad
@@ -35,12 +36,14 @@ class Found:
 
     task: what examples made of them are of. source: the named data set, None for other data.
     parts: the sizes of the parts that the records have to be cut into, empty where they are the split itself.
+    public: finds the records that what memory says is joined from; None where the records themselves may say it.
     """
 
     records: Records
     task: str
     source: Source | None = None
     parts: Mapping[str, int] | None = None
+    public: "Callable[[], Found] | None" = None
 
 
 def find(spec: str, split: str, *, streaming: bool) -> Found:
@@ -57,6 +60,8 @@ def find(spec: str, split: str, *, streaming: bool) -> Found:
     name, _, revision = head.partition("@")
     if name in SOURCES:
         source = SOURCES[name]
+        if revision == authors.NAME:
+            return _of_authors(source, path, split)
         return _local(source, path, split) if path else _published(source, split, revision, streaming=streaming)
     if Path(spec).is_file() or (ending(spec) is not None and not path):
         return Found(read_rows(spec), Path(spec).name.removesuffix(".gz").removesuffix(ending(spec) or ""))
@@ -91,6 +96,26 @@ def _local(source: Source, path: str, split: str) -> Found:
         return Found(source.read(Path(path, file)), source.name, source, parts)
     names = ", ".join([*published, *(f"{split}{end}" for end in ENDINGS)])
     raise MoELensError(f"{path} has no file for the split {split!r} of {source.name}; expected one of {names}")
+
+
+def _of_authors(source: Source, path: str, split: str) -> Found:
+    """A split of the paper's authors, with the public records that know what memory says."""
+    folder = authors.folder_of(source, path)
+    records = authors.split_rows(folder, source, split)
+
+    def public() -> Found:
+        file = authors.public_file(source, folder)
+        if file is not None:
+            return Found(source.read(file), source.name, source)
+        if source.hub is None:
+            names = ", ".join(name for files in source.files.values() for name in files)
+            raise MoELensError(
+                f"the authors' splits do not say what memory says, which is joined from the public {source.name}; put "
+                f"its {names} into {folder}, or give {source.name}:{folder} to do without"
+            )
+        return _published(source, next(iter(source.hub.splits)), "", streaming=False)
+
+    return Found(records, source.name, source, public=public if source.says_memory else None)
 
 
 def _own_names(split: str) -> list[str]:

@@ -291,3 +291,69 @@ def test_real_files_load_by_name_and_split(name, split, count):
     examples = load_examples(f"{name}:{folder}", split=split)
     assert len(examples) == count
     assert {example.task for example in examples} == {name}
+
+
+AUTHORS = [
+    {"context": "Ann  sang.", "question": "who", "answer": "Ann"},
+    {"context": "Cid sang.", "question": "Who ", "answer": "Cid"},
+    {"context": "x", "question": "asked nowhere else", "answer": "x"},
+]
+PUBLIC = [
+    SWAPPED_FLAT | {"org_answer": ["Rob"], "sub_context": "Ann danced."},
+    SWAPPED_FLAT,
+]
+
+
+@pytest.fixture
+def of_authors(tmp_path) -> Path:
+    """A folder as the authors' repository has it, with the public data set beside one of its splits."""
+    for split, rows in {"train": AUTHORS[:1], "dev": AUTHORS[:2], "test": AUTHORS}.items():
+        (tmp_path / "nq-swap").mkdir(exist_ok=True)
+        (tmp_path / "nq-swap" / f"{split}.json").write_text(json.dumps(rows))
+    (tmp_path / "nq-swap" / "public.jsonl").write_text("\n".join(map(json.dumps, PUBLIC)))
+    return tmp_path
+
+
+def test_the_authors_splits_are_joined_with_what_memory_says_by_question_and_where_it_can_be_by_context(of_authors):
+    with pytest.warns(UserWarning, match="of 1 of 3 examples the public nq-swap does not tell what memory says"):
+        examples = load_examples(f"nq-swap@authors:{of_authors}", split="test")
+    assert [(one.id, one.answers) for one in examples] == [("0", ("Ann",)), ("1", ("Cid",)), ("2", ("x",))]
+    assert [one.memory for one in examples] == [("Bob", "Bobby"), ("Rob", "Bob", "Bobby"), ()]
+    assert {one.task for one in examples} == {"nq-swap"}
+    own = f"nq-swap@authors:{of_authors / 'nq-swap'}"
+    assert load_examples(own, split="dev") == examples[:2]
+    assert load_examples(own, split="test", limit=1) == examples[:1]
+    assert [one.memory for one in load_examples(f"nq-swap:{of_authors / 'nq-swap'}", split="dev")] == [(), ()]
+
+
+def test_without_the_public_data_the_authors_splits_come_from_the_hub_or_say_what_is_missing(
+    of_authors, monkeypatch, tmp_path
+):
+    (of_authors / "nq-swap" / "public.jsonl").unlink()
+    (tmp_path / "hub").mkdir()
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    pd.DataFrame(PUBLIC).to_parquet(tmp_path / "hub" / "validation.parquet")
+    source = SOURCES["nq-swap"]
+    hub = replace(source.hub, id=str(tmp_path / "hub"), splits={"train": "validation"})
+    monkeypatch.setitem(SOURCES, "nq-swap", replace(source, hub=hub))
+    [example] = load_examples(f"nq-swap@authors:{of_authors}", split="train")
+    assert example.memory == ("Bob", "Bobby")
+    (of_authors / "nq-swap").rename(of_authors / "confiqa-mc")
+    with pytest.raises(MoELensError, match=r"joined from the public confiqa-mc; put its ConFiQA-MC\.json into"):
+        load_examples(f"confiqa-mc@authors:{of_authors}", split="train")
+    (of_authors / "confiqa-mc" / "ConFiQA-MC.json").write_text(json.dumps([CONFLICT]))
+    with pytest.raises(MoELensError, match="none of the 1 questions of confiqa-mc@authors"):
+        load_examples(f"confiqa-mc@authors:{of_authors}", split="train")
+    with pytest.raises(MoELensError, match=r"has no dev2\.json, the authors' file of the split 'dev2'"):
+        load_examples(f"confiqa-mc@authors:{of_authors}", split="dev2")
+    with pytest.raises(MoELensError, match="takes the folder of its train, dev and test files; got ''"):
+        load_examples("squad@authors")
+
+
+def test_the_authors_real_splits_load_by_their_name():
+    """Of the sizes of Table 6. SQuAD's say nothing of memory, and nothing is joined to them."""
+    if "MOE_LENS_SHARED" not in os.environ:
+        pytest.skip("MOE_LENS_SHARED is not set")
+    folder = Path(os.environ["MOE_LENS_SHARED"]) / "data"
+    examples = load_examples(f"squad@authors:{folder}", split="dev")
+    assert (len(examples), examples[0].original_answer) == (4330, None)

@@ -23,9 +23,10 @@ SOURCES = tuple(
         rows=rows,
         files={"train": (f"ConFiQA-{subset}.json",)},
         carved={"train": {"dev": 500, "test": 1500}},
+        says_memory=True,
     )
     for subset in SUBSETS
 )
 """The authors publish one file of 6,000 records per subset (github.com/byronBBL/Context-DPO) and nothing on the hub:
 give the folder or a file. Table 6's 4,000 + 500 + 1,500 are the MC file; parts of these sizes are drawn by us. The
-authors' own are published files, to be read from their folder."""
+authors' own are published files, @authors:FOLDER."""
