@@ -15,17 +15,31 @@ from moe_lens.lens.delta import read_facts, stored_parameters
 from moe_lens.lens.lens import MoELens
 from moe_lens.results import write_table
 from moe_lens.storage import read_sealed_json, write_sealed_json
-from moe_lens.tuning import Method, Schedule, TuneAll, TuneExperts, TuneRouters, save_trained, tune
+from moe_lens.tuning import (
+    DPO,
+    Method,
+    Schedule,
+    TuneAll,
+    TuneExperts,
+    TuneLowRank,
+    TuneParts,
+    TuneRouters,
+    save_trained,
+    tune,
+)
 
-KINDS = ("router", "experts", "all")
+KINDS = ("router", "experts", "all", "preference")
 COST_FILE = "cost.json"
+LORA = 64
+"""Context-DPO's rank and alpha."""
 
 
 @dataclass(frozen=True)
 class Recipe:
     """One way to tune a model.
 
-    name: the variant's in tables, such as "CEFT". kind: what learns: "router", "experts" or "all".
+    name: the variant's in tables, such as "CEFT". kind: what learns: "router", "experts", "all", or "preference": Context-DPO as
+        published, LoRA of rank 64 on attention and MLPs.
     layers: whose routers learn, None for all. experts: which learn. rate: the learning rate, None for the best on dev.
     """
 
@@ -63,6 +77,8 @@ class Recipe:
         """
         if self.kind == "router":
             return TuneRouters(self.layers)
+        if self.kind == "preference":
+            return TuneLowRank(TuneParts(), rank=LORA, alpha=LORA, seed=seed)
         if self.experts is None:
             return TuneAll()
 
@@ -79,6 +95,7 @@ class Recipe:
 
 ROUTER = Recipe("router-tuned", "router")
 FFT = Recipe("FFT", "all")
+CONTEXT_DPO = Recipe("Context-DPO", "preference")
 
 
 def experts(name: str, selection: Selection) -> Recipe:
@@ -140,6 +157,7 @@ def keep_trained(
         dev,
         method,
         schedule,
+        objective=DPO() if recipe.kind == "preference" else None,
         learning_rates=rates,
         out=folder,
         max_length=max_length,

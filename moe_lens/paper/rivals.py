@@ -17,7 +17,7 @@ from moe_lens.data import SCHEMAS
 from moe_lens.data.sentences import sentences
 from moe_lens.decoding import CAD, PLAIN, AdaCAD, Cited, Decoding
 from moe_lens.metrics import seeds_interval
-from moe_lens.paper.recipes import ROUTER, Recipe, experts, read_cost
+from moe_lens.paper.recipes import CONTEXT_DPO, ROUTER, Recipe, experts, read_cost
 from moe_lens.paper.study import Study, file_name
 from moe_lens.results import kept
 
@@ -53,6 +53,7 @@ def rivals(study: Study) -> list[Rival]:
     found = [Rival("base"), Rival("ContextCite", ways=cited)]
     found += [Rival("CFP", ways=tuple(Way(template=name) for name in SCHEMAS)), Rival("CAD", ways=cad)]
     found.append(Rival("AdaCAD", ways=(Way(decoding=AdaCAD()),)))
+    found.append(Rival(CONTEXT_DPO.name, CONTEXT_DPO))
     for recipe in (ROUTER, experts("CEFT", Top(SCORES["ce"], study.architecture.top_k))):
         found.append(Rival(recipe.name, recipe))
         found.append(Rival(f"{recipe.name} with ContextCite", recipe, cited))
