@@ -38,8 +38,8 @@ LORA = 64
 class Recipe:
     """One way to tune a model.
 
-    name: the variant's in tables, such as "CEFT". kind: what learns: "router", "experts", "all", or "preference": Context-DPO as
-        published, LoRA of rank 64 on attention and MLPs.
+    name: the variant's in tables, such as "CEFT". kind: what learns: "router", "experts", "all", or "preference", which
+        is Context-DPO as published, by LoRA on attention and MLPs.
     layers: whose routers learn, None for all. experts: which learn. rate: the learning rate, None for the best on dev.
     """
 
