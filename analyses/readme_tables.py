@@ -1,8 +1,9 @@
-"""The tables of docs/organism.md and docs/cost.md, as Markdown, from what was measured; each option is one.
+"""The tables of docs/organism.md, paper.md and cost.md, as Markdown, from what was measured; each option is one.
 
 python analyses/readme_tables.py --tasks RUN/conflict/tasks.parquet --tasks RUN/planted/tasks.parquet \
     --scores RUN/which_score/scores.parquet --methods RUN/table3/tasks.parquet \
-    --sizes RUN/table5/sizes.parquet --layers RUN/figure11/layers.parquet --costs RUN/training_cost/summary.parquet
+    --sizes RUN/table5/sizes.parquet --layers RUN/figure11/layers.parquet \
+    --rivals RUN/table11/tasks.parquet --costs RUN/training_cost/summary.parquet
 """
 
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from typer import Option
 
 from moe_lens import MoELensError
 from moe_lens.commands import console
-from moe_lens.paper.markdown import markdown, over_seeds
+from moe_lens.paper.markdown import markdown, of_rivals, over_seeds
 from moe_lens.results import read_provenance, read_table
 
 SCORES = {"auc": "AUC", "precision": "precision at 4", "spearman": "rank correlation", "em": "EM left"}
@@ -40,11 +41,12 @@ def main(
     methods: Annotated[list[Path], Option(help="tasks.parquet of table3_methods.py, one per model.")] = (),
     sizes: Annotated[list[Path], Option(help="sizes.parquet of table5_expert_count.py, one per model.")] = (),
     layers: Annotated[list[Path], Option(help="layers.parquet of figure11_layers.py, one per model.")] = (),
+    rivals: Annotated[list[Path], Option(help="tasks.parquet of table11_other_methods.py, one per model.")] = (),
     costs: Annotated[list[Path], Option(help="summary.parquet of benchmarks/training_cost.py.")] = (),
 ) -> None:
     """Print the tables: means over seeds with their interval, or the lowest and highest of fewer than five seeds."""
-    if not any((tasks, scores, methods, sizes, layers, costs)):
-        raise MoELensError("give saved tables to print by --tasks, --scores, --methods, --sizes, --layers or --costs")
+    if not any((tasks, scores, methods, sizes, layers, rivals, costs)):
+        raise MoELensError("give saved tables to print, by --tasks, --scores, --methods and so on; see --help")
     kinds = (tasks, ["task"], ["variant"]), (methods, ["variant"], ["task"])
     for paths, keys, columns in (*kinds, (sizes, ["variant", "size"], ["task"]), (layers, ["kind", "layer"], ["task"])):
         if paths:
@@ -60,6 +62,8 @@ def main(
         for name, part in trained.groupby("variant", sort=False):
             rows.append([name, *(over_seeds(part[column], form) for column, form in forms.items())])
         print(f"{read_provenance(path)['model']}\n\n{markdown(rows)}\n")
+    for path in rivals:
+        print(f"{read_provenance(path)['model']}\n\n{of_rivals(read_table(path))}\n")
     for table in map(read_table, costs):
         print(markdown([table.columns.str.replace("_", " "), *table.to_numpy()]) + "\n")
 

@@ -21,6 +21,25 @@ def over_seeds(values: pd.Series, form: str = ".2f") -> str:
     return f"{mean:{form}} [{mean - reach:{form}}, {mean + reach:{form}}]"
 
 
+def of_rivals(table: pd.DataFrame) -> str:
+    """Table 11 (`rivals_table`) as Markdown: a row per method, with what it keeps of other tasks beside.
+
+    EM with its 95 % interval; training is wall time, an answer CPU time on the first task.
+    """
+    first, *others = dict.fromkeys(table["task"])
+    rows = [["method", "chosen", f"`{first}` EM", "F1", "from memory"]]
+    rows[0] += [*(f"`{task}` EM" for task in others), "seconds to train", "per answer"]
+    for name, part in table.groupby("variant", sort=False):
+        of = part.set_index("task")
+        em = [f"{row.em:.2f} [{row.em_low:.2f}, {row.em_high:.2f}]" for row in of.itertuples()]
+        seconds = of.at[first, "training_seconds"]
+        trained = "–" if pd.isna(seconds) else f"{seconds:.0f}"
+        scores = [f"{of.at[first, column]:.2f}" for column in ("f1", "memory")]
+        row = [name, of.at[first, "chosen"] or "–", em[0], *scores, *em[1:], trained]
+        rows.append([*row, f"{of.at[first, 'answer_seconds']:.3f}"])
+    return markdown(rows)
+
+
 def markdown(rows: Iterable[Iterable[object]]) -> str:
     """Rows, the first of them the head, as a Markdown table; fractions with three digits."""
     cells = [[format(cell, ".3g") if isinstance(cell, float) else str(cell) for cell in row] for row in rows]

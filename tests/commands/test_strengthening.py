@@ -1,9 +1,11 @@
 """Strengthening as commands: a bias is trained, a strength chosen on held-out examples, answers decoded by contrast."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from moe_lens import ExpertSet, MoELens, evaluate, intervene, load_examples, tune
@@ -11,9 +13,11 @@ from moe_lens.causal.evaluation import answer_table
 from moe_lens.choosing import planted_experts
 from moe_lens.commands import console, dose_choosing
 from moe_lens.commands.saved_interventions import read_saved
-from moe_lens.decoding import CAD
+from moe_lens.data import TEMPLATES, demonstrations_named
+from moe_lens.decoding import CAD, Cited, context_citations
 from moe_lens.errors import MoELensError
 from moe_lens.lens import AddVector, Bias, Zero, context_vectors, load_intervention
+from moe_lens.report import build_report
 from moe_lens.report.contents import draw
 from moe_lens.results import read_provenance, read_table
 
@@ -139,6 +143,24 @@ def test_answers_of_both_commands_are_decoded_as_asked_and_say_so(run, capsys):
     assert read_provenance(masked / "answers.parquet")["decoding"] == "cad:2"
     run(evaluate, line.replace("cad:2", "cad:3"), code=2)
     assert "its decoding is cad:2, here it is cad:3" in capsys.readouterr().err
+
+
+def test_citations_are_written_beside_answers_that_say_how_they_came_about(run, capsys):
+    line = "--data swap --limit 3 --max-new-tokens 3 --decoding cite:3 --citations --prompt base"
+    out = run(evaluate, f"{line} --demonstrations counterfactual:1:swap")
+    template = replace(TEMPLATES["base"], demonstrations=demonstrations_named("counterfactual:1:swap"))
+    lens = MoELens.from_pretrained("organism:planted", template=template)
+    examples = load_examples("swap", limit=3)
+    expected = context_citations(lens, examples, max_new_tokens=3, progress=False).table
+    pd.testing.assert_frame_equal(read_table(out / "citations.parquet"), expected, atol=1e-3)
+    said = [text.strip() for text in Cited(3).generate(lens, examples, max_new_tokens=3, progress=False)]
+    assert read_table(out / "answers.parquet")["prediction"].tolist() == said
+    for name in ("answers", "citations"):
+        told = read_provenance(out / f"{name}.parquet")
+        assert (told["decoding"], told["template"]) == ("cite:3", template.facts())
+        assert [count for count in told["answered_plainly"].values() if count] == [2]
+    assert "cite:3: 2 of 3 examples are of 3 sentences, and are answered plainly" in capsys.readouterr().err
+    assert "What each answer rests on" in build_report(out, title="Cited").read_text(encoding="utf-8")
 
 
 def test_saved_interventions_are_named_by_folder_and_strength(tmp_path):

@@ -15,7 +15,14 @@ from moe_lens.data import Example
 from moe_lens.errors import MoELensError
 from moe_lens.experts import ExpertSet
 from moe_lens.lens.interventions import Renormalize, Zero
-from moe_lens.report import attention_of_tokens, attention_view, experts_of_tokens, routing_view, show
+from moe_lens.report import (
+    attention_of_tokens,
+    attention_view,
+    citations_view,
+    experts_of_tokens,
+    routing_view,
+    show,
+)
 from moe_lens.report.views import token_texts
 
 EXAMPLE = Example(
@@ -191,6 +198,38 @@ def test_keys_move_the_chosen_expert_and_token(olmoe, tmp_path):
     dom = in_browser(page, tmp_path / "v.html", keys=("ArrowRight", "ArrowDown"))
     assert int(heading.search(dom)[2]) == (int(expert) + 1) % 8
     assert f"token 0 {json.dumps(data_of(page)['tokens'][0])}" in dom  # down from the last is the first
+
+
+CITED = pd.DataFrame(
+    [
+        (1, "second", HOSTILE, "none", 0, "It is red.", None),
+        (0, "first", "Which?", "red", 1, "It is blue.", -0.5),
+        (0, "first", "Which?", "red", 0, HOSTILE, 2.0),
+    ],
+    columns=["place", "id", "question", "answer", "sentence", "text", "attribution"],
+)
+
+
+def test_the_view_of_citations_holds_every_sentence_in_its_place():
+    assert data_of(citations_view(CITED).html)["cases"] == [
+        {"id": "first", "question": "Which?", "answer": "red", "texts": [HOSTILE, "It is blue."], "values": [2, -0.5]},
+        {"id": "second", "question": HOSTILE, "answer": "none", "texts": ["It is red."], "values": [None]},
+    ]
+    with pytest.raises(MoELensError, match="no attribution"):
+        citations_view(CITED.drop(columns="attribution"))
+
+
+@needs_browser
+def test_citations_are_coloured_by_what_they_add_one_example_at_a_time(tmp_path):
+    page = citations_view(CITED).html
+    dom = in_browser(page, tmp_path / "v.html")
+    assert "1 of 2, first" in dom
+    assert 'style="background: rgb(0, 114, 178); color: rgb(255, 255, 255);">&lt;/script&gt;' in dom
+    assert 'style="background: rgb(244, 214, 191); color: rgb(34, 34, 34);">It is blue.</span>' in dom
+    moved = in_browser(page, tmp_path / "v.html", keys=("ArrowRight",))
+    assert "2 of 2, second" in moved
+    assert "no sentence of this context was left out" in moved
+    assert '<span class="token">It is red.</span>' in moved
 
 
 @needs_browser
