@@ -225,7 +225,7 @@ def test_citations_are_coloured_by_what_they_add_one_example_at_a_time(tmp_path)
     dom = in_browser(page, tmp_path / "v.html")
     assert "1 of 2, first" in dom
     assert 'style="background: rgb(0, 114, 178); color: rgb(255, 255, 255);">&lt;/script&gt;' in dom
-    assert 'style="background: rgb(244, 214, 191); color: rgb(34, 34, 34);">It is blue.</span>' in dom
+    assert 'style="background: rgb(245, 215, 191); color: rgb(34, 34, 34);">It is blue.</span>' in dom
     moved = in_browser(page, tmp_path / "v.html", keys=("ArrowRight",))
     assert "2 of 2, second" in moved
     assert "no sentence of this context was left out" in moved
