@@ -129,7 +129,12 @@ FIGURE_10 = PromptTemplate(
 PLAIN_TEMPLATE = PromptTemplate(with_context="{context}\n\nQuestion: {question}", closed_book="Question: {question}")
 """Nothing but the context and the question, for models that follow no instructions."""
 
-TEMPLATES: Mapping[str, PromptTemplate] = {"figure-10": FIGURE_10, "plain": PLAIN_TEMPLATE}
+RELEASED = PromptTemplate(
+    with_context=FIGURE_10.with_context.replace(": {", ":\n{"), closed_book=FIGURE_10.closed_book.replace(": {", ":\n{")
+)
+"""Figure 10 as the authors' released code writes it: the texts stand on lines of their own."""
+
+TEMPLATES: Mapping[str, PromptTemplate] = {"figure-10": FIGURE_10, "plain": PLAIN_TEMPLATE, "released": RELEASED}
 """The templates that have a name."""
 
 

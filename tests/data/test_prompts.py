@@ -120,10 +120,10 @@ def test_a_template_file_need_not_say_the_answer_cue(tmp_path):
 
 def test_an_unknown_name_is_told_the_names_and_the_files():
     with pytest.raises(
-        MoELensError, match=r"one of figure-10, plain, or a \.json or \.toml file with .*; got 'fig-10'"
+        MoELensError, match=r"one of figure-10, plain, released, or a \.json or \.toml file with .*; got 'fig-10'"
     ):
         template_named("fig-10")
-    with pytest.raises(MoELensError, match=r"a template is one of figure-10, plain, or .*; got 'None'"):
+    with pytest.raises(MoELensError, match=r"a template is one of figure-10, plain, released, or .*; got 'None'"):
         template_named(None)
 
 
