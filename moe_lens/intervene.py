@@ -118,7 +118,7 @@ def main(
     from moe_lens.commands.masking_tasks import TaskRun, Tasks
     from moe_lens.commands.named_experts import NamedExperts
     from moe_lens.commands.plans import hold_to_plan, planned
-    from moe_lens.decoding import PLAIN, parse_decoding
+    from moe_lens.decoding import parse_decoding
     from moe_lens.metrics import metrics_named
     from moe_lens.results import claim, provenance
     from moe_lens.storage import try_folder
@@ -148,9 +148,9 @@ def main(
     wanted.check(lens)
     fitted = {task: reading.fit(examples, lens, of=f"{task}, {split}") for task, examples in loaded.items()}
     facts = mode.facts() | {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "stop": ends}
-    facts |= {} if answering == PLAIN else {"decoding": str(answering)}
     facts |= opening.facts(lens) | reading.facts(*fitted.values())
     examples = {task: one.examples for task, one in fitted.items()}
+    facts |= options.told_decoding(answering, [*chain.from_iterable(examples.values())])
     made_by = provenance(model=opening.model, delta=opening.delta, data=examples[first], seed=seed, facts=facts)
     digests = {name: one.intervention.digest for name, one in saved.items()}
     for asked_of in examples.values():

@@ -110,12 +110,13 @@ def answer_table(
     examples: Sequence[Example],
     *,
     max_new_tokens: int = 16,
+    decoding: Decoding = PLAIN,
     batch_size: int | None = None,
     progress: bool | None = None,
 ) -> pd.DataFrame:
-    """One row per example, in the order given, of the model as it is now: id, prediction (greedy), DEFAULT_METRICS."""
+    """One row per example, in the order given, of the model as it is now: id, prediction, DEFAULT_METRICS."""
     tell_unreachable(lens, examples, max_new_tokens)
-    texts = lens.generate(examples, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress)
+    texts = decoding.generate(lens, examples, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress)
     texts = [without_thoughts(text).strip() for text in texts]
     columns = {metric.name: _scores(metric, texts, examples) for metric in metrics_named(DEFAULT_METRICS)}
     told = {"id": [example.id for example in examples], "prediction": texts, "same": _same(examples)}

@@ -128,7 +128,7 @@ def _outputs(
     def computed() -> pd.DataFrame:
         read: Callable[[MoELens, Sequence[Example], Run], Sequence[Any]]
         rows = unit.places  # of `Rows`: an example has one for each text that the lens is given for it
-        if unit.reads == RIVALS and run.decoding.contrast is None:
+        if unit.reads == RIVALS and run.decoding == PLAIN:
             rows = tuple(place for place in unit.places if rivals[place])
             read = partial(rival_log_probabilities, tokens=[rivals[place] for place in unit.places])
         elif unit.reads == PREDICTION:

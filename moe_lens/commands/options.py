@@ -11,9 +11,11 @@ from typer import Option
 
 from moe_lens.commands import console
 from moe_lens.commands.presets import Section
+from moe_lens.data.demonstrations import demonstrations_named
 from moe_lens.data.files import ENDINGS
 from moe_lens.data.lookup import ORGANISM_TASKS, SOURCES
-from moe_lens.data.prompts import FIGURE_10, TEMPLATES, PromptTemplate, template_named
+from moe_lens.data.prompts import FIGURE_10, PromptTemplate
+from moe_lens.data.templates import SCHEMAS, TEMPLATES, template_named
 from moe_lens.errors import MoELensError
 from moe_lens.progress import is_drawn, is_quiet
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
     from moe_lens.commands.saved_interventions import Saved
     from moe_lens.data import Example, Fitted
+    from moe_lens.decoding import Decoding as AnswerDecoding
     from moe_lens.lens.interventions import Mode
     from moe_lens.lens.lens import MoELens
 
@@ -54,7 +57,8 @@ Decoding = Annotated[
     Option(
         help="How answers come about: plain (the most likely token each time); cad:ALPHA, context-aware decoding: "
         "ALPHA times the logits without the context are taken off, ALPHA times those with it added; adacad: ALPHA is "
-        "how much both differ at each token (adacad:PLUS: and so much more)."
+        "how much both differ at each token (adacad:PLUS: and so much more); cite:K, ContextCite: again from the K "
+        "sentences of the context that the first answer rests on most."
     ),
 ]
 PRESET = Option(
@@ -102,11 +106,20 @@ class BaseOpening:
     template: Annotated[
         str | None,
         Option(
-            help=f"How examples are asked: {', '.join(TEMPLATES)}, or a .json or .toml file with the texts "
-            "with_context, closed_book and answer_cue. Default the paper's, figure-10."
+            "--template",
+            "--prompt",
+            help=f"How examples are asked: {', '.join(TEMPLATES)} (the last {len(SCHEMAS)} are the schemas of "
+            "context-faithful prompting), or a .json or .toml file with the texts with_context, closed_book and "
+            "answer_cue. Default the paper's, figure-10.",
         ),
     ] = None
-
+    demonstrations: Annotated[
+        str | None,
+        Option(
+            help="Answered examples before each prompt: counterfactual:16:DATA, the first 16 of DATA's training "
+            "examples that contradict memory; original:16:DATA, such examples as memory has them."
+        ),
+    ] = None
     system_prompt: Annotated[
         str | None, Option(help="A system turn before each question, for a model whose tokenizer has a chat template.")
     ] = None
@@ -125,6 +138,8 @@ class BaseOpening:
     def asked(self) -> PromptTemplate:
         """The template of --template, with what --system-prompt and --chat-template-kwargs add to it."""
         template = FIGURE_10 if self.template is None else template_named(self.template)
+        if self.demonstrations is not None:
+            template = replace(template, demonstrations=demonstrations_named(self.demonstrations))
         if self.system_prompt is not None:
             template = replace(template, system_prompt=self.system_prompt)
         if self.chat_template_kwargs is not None:
@@ -393,6 +408,14 @@ def ends(stop: Sequence[str] | None) -> list[str]:
     if not all(found):
         raise MoELensError("--stop is a text before which an answer ends; an empty one would leave nothing")
     return found
+
+
+def told_decoding(decoding: "AnswerDecoding", examples: "Sequence[Example]") -> dict[str, Any]:
+    """Its facts, for the provenance; how many of the examples it answers plainly, and why, is printed."""
+    for why, count in decoding.untouched(examples).items():
+        if count:
+            console.note(f"{decoding}: {count} of {len(examples)} examples are {why}, and are answered plainly")
+    return decoding.facts(examples)
 
 
 def _say_left_out(counted: str, reasons: Sequence[str]) -> None:

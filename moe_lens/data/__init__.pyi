@@ -1,5 +1,7 @@
 from .counterparts import memory_said as memory_said
 from .counterparts import without_context as without_context
+from .demonstrations import demonstrations_named as demonstrations_named
+from .demonstrations import demonstrations_of as demonstrations_of
 from .encoding import Batch as Batch
 from .encoding import Encoded as Encoded
 from .encoding import collate as collate
@@ -11,8 +13,9 @@ from .ingest import Loaded as Loaded
 from .ingest import load_examples as load_examples
 from .ingest import read_examples as read_examples
 from .prompts import FIGURE_10 as FIGURE_10
-from .prompts import TEMPLATES as TEMPLATES
 from .prompts import Prompt as Prompt
 from .prompts import PromptTemplate as PromptTemplate
-from .prompts import template_named as template_named
 from .rows import parse_columns as parse_columns
+from .templates import SCHEMAS as SCHEMAS
+from .templates import TEMPLATES as TEMPLATES
+from .templates import template_named as template_named

@@ -1,10 +1,8 @@
 """Prompt templates: an example as the text a model reads, and where its context and question stand in it."""
 
 import json
-import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
-from pathlib import Path
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, overload
 
 if TYPE_CHECKING:
@@ -51,6 +49,10 @@ class PromptTemplate:
     answer_cue: ends the prompt where the tokenizer has no chat template.
     system_prompt: the system turn before the question, none where it is empty. chat_template_kwargs: what a chat
         template takes beside the turns, such as {"enable_thinking": False}. Both are for tokenizers with such a one.
+    bare_question: whether the question is put without its question mark, for templates that go on after it.
+    unquoted_context: whether double quotes in the context are left out, for templates that put it in such.
+    demonstrations: examples that are asked, and answered by their first answers, before each prompt, with a context or
+        without; none of them before its own.
     """
 
     with_context: str
@@ -58,6 +60,9 @@ class PromptTemplate:
     answer_cue: str = "\n\nAnswer:"
     system_prompt: str = ""
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    bare_question: bool = False
+    unquoted_context: bool = False
+    demonstrations: tuple[Example, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 <= self.with_context.find("{context}") < self.with_context.find("{question}"):
@@ -75,9 +80,17 @@ class PromptTemplate:
                 ) from None
 
     def facts(self) -> dict[str, Any]:
-        """Its texts by name, for the provenance of what is made of such prompts; those for chats only where given."""
-        of_chat = ("system_prompt", "chat_template_kwargs")
-        return {name: value for name, value in asdict(self).items() if value or name not in of_chat}
+        """What it says by name, for the provenance of what is made of such prompts; what not all have, where given.
+
+        Of demonstrations how many there are, and a hash over all that is in them.
+        """
+        from moe_lens.results import data_digest
+
+        told = {one.name: getattr(self, one.name) for one in fields(self)}
+        if self.demonstrations:
+            told["demonstrations"] = data_digest(self.demonstrations)
+        of_all = ("with_context", "closed_book", "answer_cue")
+        return {name: value for name, value in told.items() if value or name in of_all}
 
     def render(self, example: Example, tokenizer: "PreTrainedTokenizerBase") -> Prompt:
         """The prompt for a model: one user turn of its chat template, or plain text with the answer cue.
@@ -88,7 +101,10 @@ class PromptTemplate:
         Raises MoELensError, with the example's id, if the chat template fails or does not repeat the user's turn letter
         by letter, and for a system prompt or arguments without a chat template.
         """
-        message = self._fill(example)
+        before, message = self._demonstrated(example), self._fill(example)
+        message = Prompt(
+            before + message.text, shift(message.context, len(before)), shift(message.question, len(before))
+        )
         if not tokenizer.chat_template:
             if self.system_prompt or self.chat_template_kwargs:
                 raise MoELensError(
@@ -107,8 +123,17 @@ class PromptTemplate:
             )
         return Prompt(text, shift(message.context, start), shift(message.question, start), rendered=True, lead=lead)
 
+    def _demonstrated(self, example: Example) -> str:
+        """The demonstrations with their answers, as they stand before the example's own prompt."""
+        shown = [one for one in self.demonstrations if (one.id, one.question) != (example.id, example.question)]
+        return "".join(f"{self._fill(one).text}{self.answer_cue} {one.answers[0]}\n\n" for one in shown)
+
     def _fill(self, example: Example) -> Prompt:
         context, question = example.context.strip(), example.question.strip()
+        if self.bare_question:
+            question = question.removesuffix("?").rstrip() or question
+        if self.unquoted_context:
+            context = context.replace('"', "").strip()
         if not context:
             before, _, after = self.closed_book.partition("{question}")
             return Prompt(before + question + after, None, _range(before, question))
@@ -125,46 +150,6 @@ FIGURE_10 = PromptTemplate(
     closed_book="Output the correct answer for the following question.\n\nQuestion: {question}",
 )
 """The paper's prompt (Figure 10); the closed-book form is its counterpart without a context."""
-
-PLAIN_TEMPLATE = PromptTemplate(with_context="{context}\n\nQuestion: {question}", closed_book="Question: {question}")
-"""Nothing but the context and the question, for models that follow no instructions."""
-
-RELEASED = PromptTemplate(
-    with_context=FIGURE_10.with_context.replace(": {", ":\n{"), closed_book=FIGURE_10.closed_book.replace(": {", ":\n{")
-)
-"""Figure 10 as the authors' released code writes it: the texts stand on lines of their own."""
-
-TEMPLATES: Mapping[str, PromptTemplate] = {"figure-10": FIGURE_10, "plain": PLAIN_TEMPLATE, "released": RELEASED}
-"""The templates that have a name."""
-
-
-def template_named(name: str | Path) -> PromptTemplate:
-    """The template of this name, or of a .json or .toml file that has its texts (`PromptTemplate`) by name.
-
-    Raises MoELensError for any other name, and for a file that does not hold a template.
-    """
-    if str(name) in TEMPLATES:
-        return TEMPLATES[str(name)]
-    if not isinstance(name, (str, Path)) or Path(name).suffix not in (".json", ".toml"):
-        raise MoELensError(
-            f"a template is one of {', '.join(TEMPLATES)}, or a .json or .toml file with with_context, closed_book and "
-            f"answer_cue; got {str(name)!r}"
-        )
-    path = Path(name)
-    try:
-        text = path.read_text(encoding="utf-8")
-        told = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
-    except (OSError, ValueError, RecursionError) as error:
-        raise MoELensError(f"cannot read a template from {path}: {error}") from None
-    known = {field.name for field in fields(PromptTemplate)}
-    kinds = {"chat_template_kwargs": dict}
-    texts = isinstance(told, dict) and all(isinstance(value, kinds.get(name, str)) for name, value in told.items())
-    if not texts or not {"with_context", "closed_book"} <= set(told) <= known:
-        raise MoELensError(
-            f"{path}: expected the texts with_context, closed_book and answer_cue, and for chats system_prompt and a "
-            f"table of chat_template_kwargs; got {told!r:.200}"
-        )
-    return PromptTemplate(**told)
 
 
 def _range(before: str, text: str) -> slice:

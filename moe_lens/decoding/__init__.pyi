@@ -1,5 +1,9 @@
+from .citing import Citations as Citations
+from .citing import attributions as attributions
+from .citing import context_citations as context_citations
 from .context_aware import CAD as CAD
 from .context_aware import AdaCAD as AdaCAD
 from .plain import PLAIN as PLAIN
 from .plain import Decoding as Decoding
+from .pruning import Cited as Cited
 from .spelling import parse_decoding as parse_decoding

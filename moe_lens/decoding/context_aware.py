@@ -1,11 +1,13 @@
 """CAD and AdaCAD: what the context makes more likely counts for more, and what memory says without it for less."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from moe_lens.data import Example
 from moe_lens.decoding.plain import Decoding
 from moe_lens.errors import MoELensError
 from moe_lens.lens.twins import LogitContrast
@@ -14,8 +16,15 @@ MOST = 1e6
 """The largest alpha, far above any of use: logits times it are finite in float32."""
 
 
+class Contrasted(Decoding):
+    """A decoding by what the context makes of the logits; without a context it is plain."""
+
+    def untouched(self, examples: Sequence[Example]) -> dict[str, int]:
+        return {"without a context": sum(not example.context.strip() for example in examples)}
+
+
 @dataclass(frozen=True)
-class CAD(Decoding):
+class CAD(Contrasted):
     """Context-aware decoding (Shi et al. 2024), greedily: by (1 + alpha) · logits(y | c, q) - alpha · logits(y | q).
 
     The pass without the context runs beside the other, in one batch and under the same interventions; where these act
@@ -41,7 +50,7 @@ class CAD(Decoding):
 
 
 @dataclass(frozen=True)
-class AdaCAD(Decoding):
+class AdaCAD(Contrasted):
     """CAD whose alpha is, at each token, the Jensen-Shannon divergence (nats) of the two next-token distributions.
 
     So it contrasts where context and memory disagree. At most ln 2 = 0.69.

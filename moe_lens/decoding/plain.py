@@ -1,6 +1,7 @@
 """Decoding: how a lens comes by its answers and their log-probabilities; as it is, greedily."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from moe_lens.data import Example
 from moe_lens.lens.lens import MoELens
@@ -17,6 +18,14 @@ class Decoding:
     def contrast(self) -> LogitContrast | None:
         """What the logits with and without the context are made into; None where the context is not left out."""
         return None
+
+    def untouched(self, examples: Sequence[Example]) -> dict[str, int]:
+        """How many of the examples are answered plainly all the same, by why."""
+        return {}
+
+    def facts(self, examples: Sequence[Example]) -> dict[str, Any]:
+        """For the provenance of answers to the examples; nothing of the model's own."""
+        return {"decoding": str(self), "answered_plainly": self.untouched(examples)} if self != PLAIN else {}
 
     def generate(
         self,

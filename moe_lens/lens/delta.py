@@ -4,6 +4,7 @@ import hashlib
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from math import prod
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -14,7 +15,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from moe_lens.architecture import MoEArchitecture
-from moe_lens.data.prompts import TEMPLATES, PromptTemplate
+from moe_lens.data.prompts import PromptTemplate
+from moe_lens.data.templates import TEMPLATES
 from moe_lens.errors import MoELensError
 from moe_lens.lens.offloaded import expect_in_memory, stored
 from moe_lens.storage import digest_of, nameable, read_sealed_json, write_bytes, write_sealed_json
@@ -87,6 +89,13 @@ def changed_parameters(folder: str | Path) -> list[str]:
     read_facts(folder)
     with safe_open(Path(folder) / TENSORS_FILE, "pt") as tensors:
         return sorted(tensors.keys())
+
+
+def stored_parameters(folder: str | Path) -> int:
+    """How many numbers a delta changes; MoELensError as from `read_facts`."""
+    read_facts(folder)
+    with safe_open(Path(folder) / TENSORS_FILE, "pt") as tensors:
+        return sum(prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
 
 
 def read_facts(folder: str | Path) -> dict[str, Any]:
@@ -260,4 +269,6 @@ def _told(template: Any) -> str:
     for name, known in TEMPLATES.items():
         if known.facts() == template:
             return f"template={name!r}, on the command line --template {name}"
-    return f"template=PromptTemplate(**{template!r})"
+    told = {name: value for name, value in template.items() if name != "demonstrations"}
+    shown = " with its demonstrations" if told != template else ""
+    return f"template=PromptTemplate(**{told!r}){shown}"

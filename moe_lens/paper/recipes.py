@@ -1,5 +1,6 @@
 """Recipes: what the analyses train, by name (which experts, the routers of which layers), and how a run keeps it."""
 
+import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -10,6 +11,7 @@ from moe_lens.choosing.measuring import Models, score_tables
 from moe_lens.choosing.selection import Ground, Selection, choices
 from moe_lens.data import Example
 from moe_lens.errors import MoELensError
+from moe_lens.lens.delta import read_facts, stored_parameters
 from moe_lens.lens.lens import MoELens
 from moe_lens.results import write_table
 from moe_lens.storage import read_sealed_json, write_sealed_json
@@ -94,7 +96,7 @@ class Cost:
     """What a training took.
 
     learning_rate: that was best on dev. trainable: parameters. seconds: of one training at one rate, with that of the
-    routers by which its experts were chosen.
+    routers by which its experts were chosen, where that is known.
     """
 
     learning_rate: float
@@ -103,7 +105,9 @@ class Cost:
 
 
 def read_cost(folder: Path) -> Cost:
-    """What the training of a folder that `Study.trained` gave took."""
+    """What the training of a folder that `Study.trained` gave took; its seconds are NaN where nobody took the time."""
+    if not (folder / COST_FILE).exists():
+        return Cost(read_facts(folder)["learning_rate"], stored_parameters(folder), math.nan)
     return Cost(**read_sealed_json(folder / COST_FILE, remedy=f"remove {folder} to train anew"))
 
 
@@ -141,7 +145,8 @@ def keep_trained(
         max_length=max_length,
         max_new_tokens=max_new_tokens,
     )
-    seconds = tuned.seconds / len(rates) + (0.0 if router is None else read_cost(router).seconds)
+    of_router = 0.0 if router is None else read_cost(router).seconds
+    seconds = tuned.seconds / len(rates) + (0.0 if math.isnan(of_router) else of_router)
     write_table(tuned.log, folder / "log.parquet", made_by)
     write_table(tuned.candidates, folder / "rates.parquet", made_by)
     write_sealed_json(folder / COST_FILE, asdict(Cost(tuned.schedule.learning_rate, tuned.trained.count, seconds)))

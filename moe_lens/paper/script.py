@@ -71,6 +71,13 @@ def run(
         seeds: Annotated[
             str, Option(help="Of the order of examples and of random sets; with commas where all is repeated.")
         ] = "0",
+        routers: Annotated[
+            Path | None,
+            Option(
+                help="Folder with router-SEED/ of moe_lens.organism.measure, which are then the routers tuned on the "
+                "first task."
+            ),
+        ] = None,
         draw_only: Annotated[bool, Option("--draw-only", help="Draw the saved table again; needs no model.")] = False,
     ) -> None:
         path = out / item / f"{table}.parquet"
@@ -92,6 +99,7 @@ def run(
                 more_seeds=tuple(more),
                 max_new_tokens=max_new_tokens,
                 batch_size=batch_size,
+                routers=routers,
             )
             _compute(compute, study, path, {**facts, "item": item})
         _show(path, item, columns)

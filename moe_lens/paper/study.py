@@ -50,6 +50,8 @@ class Study:
     schedule: of every tuning; its seed is that of scripts that
     show one training, and of what is drawn at random. rates: by what learns (`Recipe.kind`), tried with that seed; the
     best on dev is kept, for the other seeds too. more_seeds: of scripts that repeat the training.
+    routers: a folder with router-SEED/, of moe_lens.organism.measure, whose routers stand for those that would be tuned
+    on the first task.
     """
 
     opening: BaseOpening
@@ -63,6 +65,7 @@ class Study:
     more_seeds: tuple[int, ...]
     max_new_tokens: int
     batch_size: int
+    routers: Path | None = None
 
     def __post_init__(self) -> None:
         for task in self.tasks:
@@ -146,10 +149,10 @@ class Study:
         facts |= {"max_length": self.reading.max_length, "too_long": self.reading.too_long}
         return facts | {"epochs": self.schedule.epochs, "train_batch_size": self.schedule.batch_size}
 
-    def _measured_by(self, task: str, tuned: Path | None) -> dict[str, Any]:
-        """Provenance of what a model does on a task's test examples, whatever the study."""
+    def measured_by(self, task: str, tuned: Path | None, *, split: str = "test") -> dict[str, Any]:
+        """Provenance of what a model does on a task's examples, whatever the study."""
         facts = self._base.facts | {"task": task, "max_new_tokens": self.max_new_tokens, "metrics": DEFAULT_METRICS}
-        return provenance(model=self.model, delta=tuned, facts=facts | {"data": self._read(task, "test")[1]})
+        return provenance(model=self.model, delta=tuned, facts=facts | {"data": self._read(task, split)[1]})
 
     def router(self, task: str, layers: Sequence[int] | None = None) -> Path:
         """The folder of routers tuned on a task (of some layers only) with the first seed; see `trained`."""
@@ -162,7 +165,9 @@ class Study:
         take the one that was best for all layers. seed: one of the study's, by default the first.
         """
         seed = self.schedule.seed if seed is None else seed
-        folder = self.out / "trained" / f"{_name(task)}-{recipe.folder}-{seed}"
+        if self.routers is not None and recipe == ROUTER and task == self.tasks[0]:
+            return self._ready(self.routers / f"router-{seed}", task)
+        folder = self.out / "trained" / f"{file_name(task)}-{recipe.folder}-{seed}"
         router = self.trained(task, ROUTER, seed) if recipe.needs_router else None
         rates = self.rates[recipe.kind]
         if recipe.rate is not None:
@@ -191,6 +196,17 @@ class Study:
             )
         return folder
 
+    def _ready(self, folder: Path, task: str) -> Path:
+        """A folder with routers that were tuned elsewhere; MoELensError unless it was on these examples of the task."""
+        if not (folder / FACTS_FILE).exists():
+            raise MoELensError(f"there are no tuned routers in {folder}; make them, or leave --routers out")
+        if read_facts(folder).get("data") != self._read(task, "train")[1]:
+            raise MoELensError(
+                f"the routers in {folder} were tuned on other examples than the training examples of {task} that this "
+                "run reads; give it the same --data and --limit, or leave --routers out"
+            )
+        return folder
+
     def _trained_by(
         self, task: str, recipe: Recipe, rates: Sequence[float], router: Path | None, seed: int
     ) -> dict[str, Any]:
@@ -203,22 +219,22 @@ class Study:
 
     def answers(self, task: str, tuned: Path | None = None) -> pd.DataFrame:
         """`answer_table` of a task's test examples, by the base model or a tuned one; kept in the run."""
-        part = self.out / "answers" / f"{_name(task)}-by-{'base' if tuned is None else tuned.name}.parquet"
+        part = self.out / "answers" / f"{file_name(task)}-by-{'base' if tuned is None else tuned.name}.parquet"
 
         def answered() -> pd.DataFrame:
             return answer_table(self.open(tuned), self.examples(task), max_new_tokens=self.max_new_tokens)
 
-        return kept(part, self._measured_by(task, tuned), answered)
+        return kept(part, self.measured_by(task, tuned), answered)
 
     def attention_mass(self, task: str, router: Path | None = None) -> pd.DataFrame:
         """`AttentionMass` of a task's test examples, in the base model or with tuned routers; kept in the run."""
-        part = self.out / "attention" / f"{_name(task)}-{'base' if router is None else router.name}.parquet"
+        part = self.out / "attention" / f"{file_name(task)}-{'base' if router is None else router.name}.parquet"
 
         def measured() -> pd.DataFrame:
             [mass] = self.open(router).measure(self.examples(task), AttentionMass())
             return mass.table()
 
-        return kept(part, self._measured_by(task, router), measured)
+        return kept(part, self.measured_by(task, router), measured)
 
     def first_layers(self, task: str) -> dict[str, Path]:
         """Routers tuned in the first layer, the first two, … and all: "first 1" and so on, to their folders."""
@@ -236,7 +252,7 @@ class Study:
         return row | summarise(self.answers(task, tuned)) | cost
 
 
-def _name(task: str) -> str:
+def file_name(task: str) -> str:
     """What a task's files are called: its last part, with a hash of the whole where that is not all of it."""
     last = Path(task).name
     return last if last == task else f"{last}-{hashlib.sha256(task.encode()).hexdigest()[:8]}"

@@ -18,7 +18,7 @@ from moe_lens.choosing.controls import Controls
 from moe_lens.choosing.selection import parse
 from moe_lens.commands import console
 from moe_lens.data import parse_columns
-from moe_lens.data.prompts import template_named
+from moe_lens.data.templates import template_named
 from moe_lens.errors import MoELensError
 from moe_lens.interruption import INTERRUPTED
 from moe_lens.lens.delta import read_facts

@@ -90,7 +90,7 @@ def test_what_does_not_fit_is_said_and_kept_in_the_provenance(file, capsys):
         (
             Opening,
             {"model": "organism", "template": "mine"},
-            "a template is one of figure-10, plain, released, or a .json",
+            "a template is one of figure-10, plain, released",
         ),
         (BaseOpening, {"model": "organism", "template": "nowhere.toml"}, "cannot read a template from nowhere.toml"),
     ],

@@ -153,7 +153,7 @@ def test_the_divergence_is_in_nats():
     assert jensen_shannon(*apart).item() == pytest.approx(0.693147, abs=1e-5)
 
 
-@pytest.mark.parametrize("text", ["plain", "cad:0.5", "cad:1", "adacad", "adacad:0.3"])
+@pytest.mark.parametrize("text", ["plain", "cad:0.5", "cad:1", "adacad", "adacad:0.3", "cite:4"])
 def test_a_decoding_is_spelled_as_it_is_read(text):
     assert str(parse_decoding(text)) == text
 
