@@ -50,6 +50,7 @@ def main(
     max_new_tokens: Annotated[int, Option(min=1, help="Longest answer, in tokens.")] = 16,
     stop: options.Stop = None,
     decoding: options.Decoding = "plain",
+    preset: options.EvaluatePreset = None,
     citations: Annotated[
         bool,
         Option(
@@ -74,6 +75,7 @@ def main(
     from moe_lens.choosing.controls import Controls, compared_summary
     from moe_lens.choosing.masking import named, with_saved
     from moe_lens.commands.named_experts import NamedExperts
+    from moe_lens.commands.presets import preset_facts
     from moe_lens.decoding import context_citations, parse_decoding
     from moe_lens.lens.parallel import connected, from_first_process
     from moe_lens.metrics.catalogue import metrics_named
@@ -105,6 +107,7 @@ def main(
     facts |= opening.facts(lens) | reading.facts(fitted)
     made_by = provenance(model=opening.model, delta=opening.delta, data=fitted.examples, facts=facts)
     check_metrics(scored, fitted.examples, asked)
+    made_by |= preset_facts(preset, "evaluate")
     told = made_by | {"seed": seed, "metrics": names, "judge": judge_model}
     told |= {"saved": {name: one.intervention.digest for name, one in saved.items()}} if saved else {}
     if processes.is_main_process:

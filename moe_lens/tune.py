@@ -85,7 +85,7 @@ def main(
         str | None,
         Option(help="ceft, esft: the rate, or several, of the routers that are tuned first; default --learning-rate."),
     ] = None,
-    epochs: Annotated[int, Option(min=1, help="Passes over the training data.")] = 3,
+    epochs: options.Epochs = "3",
     batch_size: Annotated[int, Option(min=1, help="Examples per step, over all processes.")] = 8,
     micro_batch: Annotated[
         int | None,
@@ -124,9 +124,7 @@ def main(
             "they share with the right one) or log_likelihood (of the right one; the quickest)."
         ),
     ] = "em",
-    evaluate_every: Annotated[
-        int | None, Option(min=1, help="Steps between measurements on the dev data; default one per epoch.")
-    ] = None,
+    evaluate_every: options.EvaluateEvery = None,
     patience: Annotated[
         int | None, Option(min=1, help="Stop after so many measurements without a new best; default never.")
     ] = None,
@@ -138,6 +136,7 @@ def main(
     shard: Annotated[
         bool, Option("--shard", help="Split the model over the processes (FSDP2) instead of a copy in each (DDP).")
     ] = False,
+    preset: options.TunePreset = None,
     seed: Annotated[
         int, Option(min=0, help="Seed of the order of the examples, of random experts and of LoRA's start.")
     ] = 0,
@@ -172,6 +171,7 @@ def main(
     """
     from moe_lens.causal.evaluation import answer_table, summarise
     from moe_lens.choosing.selection import parse_one
+    from moe_lens.commands.presets import preset_facts
     from moe_lens.commands.stages import Asked, Stage
     from moe_lens.results import claim, write_json
     from moe_lens.storage import try_folder
@@ -198,11 +198,11 @@ def main(
     router_rates = rates if router_rate is None else _rates(router_rate, what="--router-rate")
     schedule = Schedule(
         learning_rate=rates[0],
-        epochs=epochs,
+        epochs=options.epochs_for(epochs, data),
         batch_size=batch_size,
         micro_batch=micro_batch,
         weight_decay=weight_decay,
-        evaluate_every=evaluate_every,
+        evaluate_every=options.steps_between(evaluate_every),
         patience=patience,
         gradient_checkpointing=gradient_checkpointing,
         seed=seed,
@@ -217,7 +217,7 @@ def main(
         train=fitted.examples,
         dev=held_out,
         schedule=schedule,
-        facts=opening.facts(lens) | reading.facts(fitted),
+        facts=opening.facts(lens) | reading.facts(fitted) | preset_facts(preset, "tune"),
         score=score,
         max_length=reading.max_length,
         max_new_tokens=max_new_tokens,

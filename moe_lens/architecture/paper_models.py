@@ -11,13 +11,14 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 class PaperModel:
     """A model of Table 7.
 
-    model_type: of transformers. settings: of its configuration.
+    hub: its id, of the variant that the paper uses. model_type: of transformers. settings: of its configuration.
     activated, total: billions of parameters, as the table has them. top_k, n_experts: likewise.
     without_embedding: which of "total" and "activated" the table gives without the embedding.
     own_code: whether it ships with code of its own, so that `model_type` is another with the same parts.
     """
 
     name: str
+    hub: str
     model_type: str
     settings: dict[str, Any]
     activated: float
@@ -36,6 +37,7 @@ class PaperModel:
 
 OLMOE = PaperModel(
     name="OLMoE-1B-7B",
+    hub="allenai/OLMoE-1B-7B-0924-Instruct",
     model_type="olmoe",
     settings={
         "vocab_size": 50304,
@@ -60,6 +62,7 @@ OLMOE = PaperModel(
 )
 DEEPSEEK_V2_LITE = PaperModel(
     name="DeepSeek-V2-Lite",
+    hub="deepseek-ai/DeepSeek-V2-Lite-Chat",
     model_type="deepseek_v2",
     settings={
         "vocab_size": 102400,
@@ -93,6 +96,7 @@ DEEPSEEK_V2_LITE = PaperModel(
 )
 MINICPM_MOE = PaperModel(
     name="MiniCPM-MoE-8x2B",
+    hub="openbmb/MiniCPM-MoE-8x2B",
     model_type="mixtral",
     settings={
         "vocab_size": 122753,
@@ -114,6 +118,7 @@ MINICPM_MOE = PaperModel(
 )
 MIXTRAL = PaperModel(
     name="Mixtral-8x7B",
+    hub="mistralai/Mixtral-8x7B-Instruct-v0.1",
     model_type="mixtral",
     settings={
         "vocab_size": 32000,

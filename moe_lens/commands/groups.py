@@ -3,13 +3,14 @@
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import MISSING, dataclass, fields, is_dataclass
-from functools import wraps
+from functools import partial, wraps
 from inspect import Parameter, Signature, signature
 from typing import Annotated, Any, get_type_hints
 
-from typer import Exit, Option
+from typer import Context, Exit, Option
 
 from moe_lens import __version__
+from moe_lens.commands.presets import Section, with_preset
 from moe_lens.progress import is_drawn, no_bars_of_others, quietly
 
 
@@ -35,21 +36,29 @@ def grouped(main: Callable[..., None]) -> Callable[..., None]:
     """The command as typer takes it: an option for each field of its groups, and those of `Common`.
 
     A group's default gives the defaults of its options, also where the field has none. Options that must be given come
-    first. Raises what a group raises for values that make no sense, before the command runs.
+    first. An option that is marked as a `Section` names a preset, whose values stand for what the user has not given.
+    Raises what a group raises for values that make no sense, before the command runs.
     """
     taken = [*signature(main, eval_str=True).parameters.values(), _COMMON]
+    section = next((one.name for own in taken for one in _metadata(own) if isinstance(one, Section)), None)
     groups: dict[str, Any] = {one.name: one.annotation for one in taken if is_dataclass(one.annotation)}
 
     @wraps(main)
     def command(**values: Any) -> None:
-        for name, group in groups.items():
-            values[name] = group(**{field.name: values.pop(field.name) for field in fields(group)})
-        if values[_COMMON.name].quiet or not is_drawn():
+        quiet = values["quiet"]
+        if quiet or not is_drawn():
             no_bars_of_others()
-        with quietly() if values.pop(_COMMON.name).quiet else nullcontext():
+        with quietly() if quiet else nullcontext():
+            if section is not None:
+                context: Context = values.pop(_CONTEXT.name)
+                values = with_preset(values, section, partial(_is_given, context))
+            for name, group in groups.items():
+                values[name] = group(**{field.name: values.pop(field.name) for field in fields(group)})
+            del values[_COMMON.name]
             main(**values)
 
     options = [option for one in taken for option in (_options(one) if one.name in groups else [one])]
+    options += [] if section is None else [_CONTEXT]
     options = [option.replace(kind=Parameter.KEYWORD_ONLY) for option in options]
     options.sort(key=lambda option: option.default is not Parameter.empty)
     vars(command)["__signature__"] = Signature(options)
@@ -57,7 +66,18 @@ def grouped(main: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
+_CONTEXT = Parameter("context", Parameter.KEYWORD_ONLY, annotation=Context)
 _COMMON = Parameter("common", Parameter.KEYWORD_ONLY, default=Common(), annotation=Common)
+
+
+def _metadata(parameter: Parameter) -> tuple[Any, ...]:
+    return getattr(parameter.annotation, "__metadata__", ())
+
+
+def _is_given(context: Context, name: str) -> bool:
+    """Whether the user has given an option, which then is no default."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"
 
 
 def _options(group: Parameter) -> Iterator[Parameter]:

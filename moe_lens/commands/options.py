@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 from typer import Option
 
 from moe_lens.commands import console
+from moe_lens.commands.presets import Section
 from moe_lens.data.demonstrations import demonstrations_named
 from moe_lens.data.files import ENDINGS
 from moe_lens.data.lookup import ORGANISM_TASKS, SOURCES
@@ -58,6 +59,23 @@ Decoding = Annotated[
         "ALPHA times the logits without the context are taken off, ALPHA times those with it added; adacad: ALPHA is "
         "how much both differ at each token (adacad:PLUS: and so much more); cite:K, ContextCite: again from the K "
         "sentences of the context that the first answer rests on most."
+    ),
+]
+PRESET = Option(
+    help="Set options as the paper did (paper) or as its authors' released code does (released), wherever you give no "
+    "other value; what is set is printed, and what cannot be reproduced."
+)
+TunePreset = Annotated[str | None, PRESET, Section("tune")]
+EvaluatePreset = Annotated[str | None, PRESET, Section("evaluate")]
+ScriptPreset = Annotated[str | None, PRESET, Section("script")]
+Epochs = Annotated[
+    str,
+    Option(help="Passes over the training data; NAME=N for those of a data set, such as 1,nq-swap=3,confiqa-mc=3."),
+]
+EvaluateEvery = Annotated[
+    float | None,
+    Option(
+        help="Steps between measurements on the dev data, or, below 1, a share of all steps; default one per epoch."
     ),
 ]
 NOT_JSON = {"true": "true", "yes": "true", "on": "true", "false": "false", "no": "false", "off": "false"} | {
@@ -361,6 +379,27 @@ class Reading:
         counts = [one.facts() for one in fitted]
         summed = {name: sum(count[name] for count in counts) for name in ("dropped", "truncated")}
         return {"max_length": self.max_length, "too_long": self.too_long, **summed}
+
+
+def epochs_for(text: str, data: str) -> int:
+    """The passes that --epochs means for --data; MoELensError for anything else than numbers and NAME=number."""
+    name = data.partition(":")[0].partition("@")[0]
+    found: dict[str, int] = {}
+    for part in text.split(","):
+        of, _, number = part.rpartition("=")
+        if of in found or not number.strip().isdigit() or int(number) < 1:
+            raise MoELensError(f"--epochs is a number of at least 1, and NAME=number for a data set; got {text!r}")
+        found[of] = int(number)
+    if name not in found and "" not in found:
+        raise MoELensError(f"--epochs says nothing of {name}; give a number for all others, such as 1,{text}")
+    return found.get(name, found.get("", 0))
+
+
+def steps_between(given: float | None) -> int | float | None:
+    """What `Schedule` takes for --evaluate-every: a whole number of steps, or a share below 1."""
+    if given is not None and given >= 1 and given != int(given):
+        raise MoELensError(f"--evaluate-every is a whole number of steps, or below 1 a share of all; got {given}")
+    return int(given) if given is not None and given >= 1 else given
 
 
 def ends(stop: Sequence[str] | None) -> list[str]:

@@ -52,8 +52,9 @@ def with_memory(examples: Iterable[Example], public: Iterable[Example]) -> list[
         others = of_question.get(_joined(example.question), [])
         same = [one for one in others if _joined(one.context) == _joined(example.context)]
         names = list(dict.fromkeys(name for one in same or others for name in one.memory))
-        known = {"original_answer": names[0], "original_aliases": tuple(names[1:])} if names else {}
-        found.append(replace(example, **known))
+        if names:
+            example = replace(example, original_answer=names[0], original_aliases=tuple(names[1:]))
+        found.append(example)
     return found
 
 

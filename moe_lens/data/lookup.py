@@ -107,13 +107,17 @@ def _of_authors(source: Source, path: str, split: str) -> Found:
         file = authors.public_file(source, folder)
         if file is not None:
             return Found(source.read(file), source.name, source)
+        names = ", ".join(name for files in source.files.values() for name in files) or f"{authors.PUBLIC}.jsonl"
+        lacking = (
+            f"the authors' splits do not say what memory says, which is joined from the public {source.name}; put its "
+            f"{names} into {folder}, or give {source.name}:{folder} to do without"
+        )
         if source.hub is None:
-            names = ", ".join(name for files in source.files.values() for name in files)
-            raise MoELensError(
-                f"the authors' splits do not say what memory says, which is joined from the public {source.name}; put "
-                f"its {names} into {folder}, or give {source.name}:{folder} to do without"
-            )
-        return _published(source, next(iter(source.hub.splits)), "", streaming=False)
+            raise MoELensError(lacking)
+        try:
+            return _published(source, next(iter(source.hub.splits)), "", streaming=False)
+        except MoELensError as error:
+            raise MoELensError(f"{lacking}: {error}") from error
 
     return Found(records, source.name, source, public=public if source.says_memory else None)
 

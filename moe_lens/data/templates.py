@@ -12,6 +12,11 @@ from moe_lens.errors import MoELensError
 PLAIN_TEMPLATE = PromptTemplate(with_context="{context}\n\nQuestion: {question}", closed_book="Question: {question}")
 """Nothing but the context and the question, for models that follow no instructions."""
 
+RELEASED = PromptTemplate(
+    with_context=FIGURE_10.with_context.replace(": {", ":\n{"), closed_book=FIGURE_10.closed_book.replace(": {", ":\n{")
+)
+"""Figure 10 as the authors' released code writes it: the texts stand on lines of their own."""
+
 INSTRUCTION = "Instruction: read the given information and answer the corresponding question.\n\n"
 QUOTED = 'Bob said "{context}"\nQ: {question} in Bob\'s opinion?'
 
@@ -40,7 +45,12 @@ A question's mark is left out only where it has one (their code drops the last c
 demonstration has the instruction before it, not the first alone.
 """
 
-TEMPLATES: Mapping[str, PromptTemplate] = {"figure-10": FIGURE_10, "plain": PLAIN_TEMPLATE, **SCHEMAS}
+TEMPLATES: Mapping[str, PromptTemplate] = {
+    "figure-10": FIGURE_10,
+    "plain": PLAIN_TEMPLATE,
+    "released": RELEASED,
+    **SCHEMAS,
+}
 """The templates that have a name."""
 
 

@@ -27,6 +27,7 @@ from moe_lens.tuning import (
     save_trained,
     tune,
 )
+from moe_lens.tuning.training import DevMetric
 
 KINDS = ("router", "experts", "all", "preference")
 COST_FILE = "cost.json"
@@ -98,6 +99,25 @@ FFT = Recipe("FFT", "all")
 CONTEXT_DPO = Recipe("Context-DPO", "preference")
 
 
+@dataclass(frozen=True)
+class HowTuned:
+    """How what learns is tuned: as LoRA of a rank (routers and experts), and by which dev score a state is kept."""
+
+    lora_rank: int | None = None
+    lora_alpha: float | None = None
+    score: DevMetric = "em"
+
+    def method(self, method: Method, seed: int) -> Method:
+        """The method, as LoRA where that is asked and it is neither that nor full fine-tuning."""
+        if self.lora_rank is None or isinstance(method, TuneAll | TuneLowRank):
+            return method
+        return TuneLowRank(method, self.lora_rank, self.lora_alpha, seed)
+
+    def facts(self) -> dict[str, Any]:
+        """For provenance: what is not as it is by default."""
+        return {name: value for name, value in asdict(self).items() if value != getattr(HowTuned, name)}
+
+
 def experts(name: str, selection: Selection) -> Recipe:
     """The recipe that trains the experts of a selection."""
     return Recipe(name, "experts", experts=selection)
@@ -141,6 +161,7 @@ def keep_trained(
     rates: Sequence[float],
     max_length: int,
     max_new_tokens: int,
+    how: HowTuned,
     made_by: dict[str, Any],
 ) -> None:
     """Train a lens and keep it in `folder`, going on where an interrupted call with the same folder stopped.
@@ -149,7 +170,7 @@ def keep_trained(
     score on dev) and cost.json (`Cost`). router: the folder of tuned routers, where the recipe
     needs them.
     """
-    method = recipe.method(lens, train, model=model, seed=schedule.seed, router=router)
+    method = how.method(recipe.method(lens, train, model=model, seed=schedule.seed, router=router), schedule.seed)
     schedule = replace(schedule, learning_rate=rates[0])
     tuned = tune(
         lens,
@@ -160,6 +181,7 @@ def keep_trained(
         objective=DPO() if recipe.kind == "preference" else None,
         learning_rates=rates,
         out=folder,
+        score=how.score,
         max_length=max_length,
         max_new_tokens=max_new_tokens,
     )

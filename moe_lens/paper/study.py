@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,14 @@ from moe_lens.errors import MoELensError
 from moe_lens.lens.delta import FACTS_FILE, read_facts
 from moe_lens.lens.lens import MoELens
 from moe_lens.metrics.catalogue import DEFAULT_METRICS
-from moe_lens.paper.recipes import ROUTER, Recipe, keep_trained, read_cost, router_of
+from moe_lens.paper.recipes import ROUTER, HowTuned, Recipe, keep_trained, read_cost, router_of
 from moe_lens.results import data_digest, expect_same_run, kept, provenance, read_if_made_by, read_provenance
 from moe_lens.statistics import AttentionMass
 from moe_lens.tuning import Schedule
 from moe_lens.tuning.training import MAX_LENGTH
 
 DEV_EXAMPLES = 100
+BY = {"em": "exact match", "f1": "F1", "log_likelihood": "log-likelihood"}
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Study:
     best on dev is kept, for the other seeds too. more_seeds: of scripts that repeat the training.
     routers: a folder with router-SEED/, of moe_lens.organism.measure, whose routers stand for those that would be tuned
     on the first task.
+    epochs: of the tasks that are trained on for others than the schedule's. how: what learns is tuned.
     """
 
     opening: BaseOpening
@@ -66,6 +68,8 @@ class Study:
     max_new_tokens: int
     batch_size: int
     routers: Path | None = None
+    epochs: Mapping[str, int] = field(default_factory=dict)
+    how: HowTuned = HowTuned()
 
     def __post_init__(self) -> None:
         for task in self.tasks:
@@ -130,9 +134,11 @@ class Study:
             "test_limit": self.test_limit,
             "seeds": list(self.seeds),
             "rates": {kind: list(rates) for kind, rates in self.rates.items()},
-            "rate_chosen": f"best exact match on dev with seed {self.schedule.seed}, used with every seed",
+            "rate_chosen": f"best {BY[self.how.score]} on dev with seed {self.schedule.seed}, used with every seed",
             "data": data,
         }
+        if len(set(self.epochs.values())) > 1:
+            told["epochs_of"] = dict(self.epochs)
         return provenance(model=self.model, delta=delta, facts=told | self._settings())
 
     def has(self, path: Path, facts: Mapping[str, object]) -> bool:
@@ -147,7 +153,12 @@ class Study:
     def _settings(self) -> dict[str, Any]:
         facts = self._base.facts | {"max_new_tokens": self.max_new_tokens}
         facts |= {"max_length": self.reading.max_length, "too_long": self.reading.too_long}
-        return facts | {"epochs": self.schedule.epochs, "train_batch_size": self.schedule.batch_size}
+        facts |= {"epochs": self.schedule.epochs, "train_batch_size": self.schedule.batch_size} | self.how.facts()
+        every = self.schedule.evaluate_every
+        return facts if every is None else facts | {"evaluate_every": every}
+
+    def _epochs(self, task: str) -> int:
+        return self.epochs.get(task, self.schedule.epochs)
 
     def measured_by(self, task: str, tuned: Path | None, *, split: str = "test") -> dict[str, Any]:
         """Provenance of what a model does on a task's examples, whatever the study."""
@@ -188,10 +199,11 @@ class Study:
                 folder,
                 model=self.model,
                 router=router,
-                schedule=replace(self.schedule, seed=seed),
+                schedule=replace(self.schedule, seed=seed, epochs=self._epochs(task)),
                 rates=rates,
                 max_length=MAX_LENGTH if self.reading.max_length is None else self.reading.max_length,
                 max_new_tokens=self.max_new_tokens,
+                how=self.how,
                 made_by=made_by,
             )
         return folder
@@ -215,7 +227,8 @@ class Study:
         train, dev = (self._read(task, split)[1] for split in ("train", "dev"))
         experts = None if recipe.experts is None else recipe.experts.told
         facts = {"task": task, "rates": list(rates), "chosen": experts, "routers": chosen_by, "data": train, "dev": dev}
-        return provenance(model=self.model, seed=seed, facts=facts | self._settings())
+        settings = self._settings() | {"epochs": self._epochs(task)}
+        return provenance(model=self.model, seed=seed, facts=facts | settings)
 
     def answers(self, task: str, tuned: Path | None = None) -> pd.DataFrame:
         """`answer_table` of a task's test examples, by the base model or a tuned one; kept in the run."""

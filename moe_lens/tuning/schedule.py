@@ -20,8 +20,8 @@ class Schedule:
     weight_decay: 0, since decay would also move what the task's loss does not ask for. A load-balancing loss is not
         even offered: Eq. 6 is the task's loss alone, and balance would undo the specialisation it brings out.
     max_gradient_norm: gradients are scaled down to this norm.
-    evaluate_every: steps between measurements on the dev data, None for one after each epoch; the best of these
-        states is what training returns.
+    evaluate_every: steps between measurements on the dev data, or, below 1, the share of all steps that lies between
+        them; None for one after each epoch. The best of these states is what training returns.
     patience: training stops after so many measurements without a new best; None for never.
     gradient_checkpointing: layers keep their inputs only and run again backward: less memory, a third more time.
 
@@ -35,7 +35,7 @@ class Schedule:
     warmup: float = 0.1
     weight_decay: float = 0.0
     max_gradient_norm: float = 1.0
-    evaluate_every: int | None = None
+    evaluate_every: int | float | None = None
     patience: int | None = None
     gradient_checkpointing: bool = False
     seed: int = 0
@@ -46,6 +46,8 @@ class Schedule:
                 raise MoELensError(f"{name} must be finite and above 0; got {getattr(self, name)}")
         for name in ("epochs", "batch_size", "micro_batch", "evaluate_every", "patience"):
             value = getattr(self, name)
+            if name == "evaluate_every" and value is not None and 0 < value < 1:
+                continue
             if value is not None and value < 1:
                 raise MoELensError(f"{name} must be at least 1; got {value}")
         if not 0 <= self.weight_decay < math.inf:
@@ -89,6 +91,7 @@ class Schedule:
     def measures_after(self, step: int, examples: int) -> bool:
         """Whether the dev data are measured when `step`, counted from 0, is done; after the last one always."""
         every = self.evaluate_every or self.steps_per_epoch(examples)
+        every = every if every >= 1 else math.ceil(every * self.steps(examples))
         return (step + 1) % every == 0 or step + 1 == self.steps(examples)
 
 

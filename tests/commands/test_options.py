@@ -87,7 +87,11 @@ def test_what_does_not_fit_is_said_and_kept_in_the_provenance(file, capsys):
             {"model": "organism", "dtype": "int8"},
             "dtype must be one of float32, bfloat16, float16; got 'int8'",
         ),
-        (Opening, {"model": "organism", "template": "mine"}, "a template is one of figure-10, plain, or a .json"),
+        (
+            Opening,
+            {"model": "organism", "template": "mine"},
+            "a template is one of figure-10, plain, released",
+        ),
         (BaseOpening, {"model": "organism", "template": "nowhere.toml"}, "cannot read a template from nowhere.toml"),
     ],
 )
