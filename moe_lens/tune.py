@@ -2,7 +2,7 @@
 
 from math import inf
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from typer import Option
 
@@ -10,6 +10,9 @@ from moe_lens.choosing.scores import IN_SHORT
 from moe_lens.commands import console, options
 from moe_lens.data.files import ending
 from moe_lens.errors import MoELensError
+
+if TYPE_CHECKING:
+    from moe_lens.tuning import DPO
 
 
 def main(
@@ -30,6 +33,15 @@ def main(
             "each expert, added to its router logit; the model stays as it is, and OUT is an --intervention."
         ),
     ] = "router",
+    objective: Annotated[
+        Literal["answers", "dpo"],
+        Option(
+            help="What training minimises. answers: the cross-entropy of the answers' tokens (Eq. 6). dpo: prefer the "
+            "context's answer to memory's (the data's original_answer), with the model as it is for reference; "
+            "examples without one are left out and counted. Routers that are tuned first learn the answers."
+        ),
+    ] = "answers",
+    beta: Annotated[float | None, Option(help="dpo: how dear leaving the model as it is, is; default 0.1.")] = None,
     experts: Annotated[
         str | None,
         Option(
@@ -47,12 +59,20 @@ def main(
     lora_rank: Annotated[
         int | None,
         Option(
-            help="router, ceft, esft: LoRA. The method's weights stay frozen; the product of two thin matrices of this "
-            "rank is added to each, and these are trained. Routers that are tuned first are tuned whole."
+            help="router, ceft, esft, fft with --lora-on: LoRA. The method's weights stay frozen; the product of two "
+            "thin matrices of this rank is added to each, and these are trained. Routers that are tuned first are "
+            "tuned whole."
         ),
     ] = None,
     lora_alpha: Annotated[
         float | None, Option(help="LoRA's product is scaled by this over its rank; default twice the rank.")
+    ] = None,
+    lora_on: Annotated[
+        str | None,
+        Option(
+            help="fft: put LoRA on the matrices of these parts of every layer: attention, mlp (of an MoE layer all its "
+            "experts), or attention,mlp."
+        ),
     ] = None,
     learning_rate: Annotated[
         str,
@@ -137,7 +157,11 @@ def main(
             --router-delta RUN/router --learning-rate 2e-3 --out RUN/ceft
 
     With --lora-rank 8 --lora-alpha 16 both train thin matrices instead, whose product is added to these weights, as the
-    authors' released code does.
+    authors' released code does. Context-DPO as published:
+
+    \b
+        python -m moe_lens.tune --method fft --lora-rank 64 --lora-alpha 64 --lora-on attention,mlp \\
+            --objective dpo --model organism --data swap --learning-rate 1e-3,5e-3 --out RUN/dpo
 
     Open a result with MoELens.from_pretrained("organism", delta="RUN/ceft"), or give it to moe_lens.intervene. The loss
     is that of the answers' tokens alone; weight decay and a load-balancing loss are off, since they would also move
@@ -163,7 +187,9 @@ def main(
     within = None if layers is None else tuple(console.numbers(layers, int, what="--layers"))
     selection = None if experts is None else parse_one(experts)
     acts = None if positions is None else options.place_named(positions)
-    asked = Asked(method, selection, within, router_delta, router_rate, lora_rank, lora_alpha, seed, acts)
+    parts = None if lora_on is None else tuple(part.strip() for part in lora_on.split(","))
+    asked = Asked(method, selection, within, router_delta, router_rate, lora_rank, lora_alpha, seed, acts, parts)
+    preferring = _preferring(objective, beta)
     if dev is None and ending(data) is not None:
         raise MoELensError(f"{data} has no dev split to choose and test on; give other examples with --dev")
     rates = _rates(learning_rate, what="--learning-rate")
@@ -196,10 +222,12 @@ def main(
         max_length=reading.max_length,
         max_new_tokens=max_new_tokens,
         checkpoint_seconds=checkpoint_seconds,
+        objective=preferring,
     )
     asked.check(lens)
     if Processes.current().is_main:
-        claim(out, stage.made_by(asked.router_delta) | asked.told() | {"rates": rates, "router_rates": router_rates})
+        told = asked.told() | ({} if preferring is None else preferring.facts())
+        claim(out, stage.made_by(asked.router_delta) | told | {"rates": rates, "router_rates": router_rates})
     tuned = stage.run(asked.of(stage, out, router_rates), out, rates, shard=shard)
     if not Processes.current().is_main:
         return
@@ -211,6 +239,17 @@ def main(
     console.show(tuned.candidates, title="On the dev data, by learning rate")
     console.say(f"kept rate {tuned.schedule.learning_rate:g}")
     console.say(f"written to {out}: {', '.join(sorted(file.name for file in out.iterdir()))}")
+
+
+def _preferring(objective: str, beta: float | None) -> "DPO | None":
+    """What --objective and --beta name, None for the answers' cross-entropy; MoELensError for a beta of nothing."""
+    from moe_lens.tuning import DPO
+
+    if objective == "dpo":
+        return DPO() if beta is None else DPO(beta)
+    if beta is not None:
+        raise MoELensError("--beta is for --objective dpo; leave it out, or give that too")
+    return None
 
 
 def _rates(text: str, *, what: str) -> list[float]:

@@ -19,7 +19,16 @@ from moe_lens.lens.positions import Positions
 from moe_lens.report.plots import tuning_figure
 from moe_lens.results import data_digest, provenance, write_json, write_table
 from moe_lens.tuning.low_rank import TuneLowRank, check_low_rank
-from moe_lens.tuning.methods import Method, TuneAll, TuneExperts, TuneRouters, router_parameters, save_trained
+from moe_lens.tuning.methods import (
+    Method,
+    TuneAll,
+    TuneExperts,
+    TuneParts,
+    TuneRouters,
+    router_parameters,
+    save_trained,
+)
+from moe_lens.tuning.preference import DPO
 from moe_lens.tuning.processes import Processes
 from moe_lens.tuning.router_bias import TuneBias
 from moe_lens.tuning.schedule import Schedule
@@ -34,7 +43,8 @@ class Stage:
     """What the trainings of one command share.
 
     lens: the base model; called `model`. train, dev: examples. facts: of both, for the provenance.
-    score, max_length, max_new_tokens, checkpoint_seconds: as `tune` takes them.
+    score, max_length, max_new_tokens, checkpoint_seconds, objective: as `tune` takes them; routers that are tuned to
+    choose experts learn the answers whatever the objective.
     """
 
     lens: MoELens
@@ -47,6 +57,7 @@ class Stage:
     max_length: int | None
     max_new_tokens: int
     checkpoint_seconds: float
+    objective: DPO | None = None
 
     def made_by(self, routers: Path | None) -> dict[str, Any]:
         """What tells a training command's work from another's, besides what is trained and at which rates.
@@ -60,12 +71,18 @@ class Stage:
 
     def run(self, method: Method, out: Path, rates: Sequence[float], *, shard: bool = False) -> Tuned:
         """Train, or go on in `out`; afterwards the first process writes what was learnt, log and figure there."""
+        return self._run(method, out, rates, self.objective, shard=shard)
+
+    def _run(
+        self, method: Method, out: Path, rates: Sequence[float], objective: DPO | None, *, shard: bool = False
+    ) -> Tuned:
         tuned = tune(
             self.lens,
             self.train,
             self.dev,
             method,
             self.schedule,
+            objective=objective,
             learning_rates=rates,
             out=out,
             score=self.score,
@@ -75,7 +92,7 @@ class Stage:
             shard=shard,
         )
         if Processes.current().is_main:
-            self._write(tuned, method, out)
+            self._write(tuned, method, out, objective)
         return tuned
 
     @contextmanager
@@ -92,7 +109,7 @@ class Stage:
                 yield self.lens
             return
         with restored(self.lens.module, router_parameters(self.lens)):
-            self.run(TuneRouters(), folder, rates)
+            self._run(TuneRouters(), folder, rates, None)
             yield self.lens
 
     def chosen(
@@ -125,9 +142,10 @@ class Stage:
         [choice] = choices([selection], ground)
         return choice.experts
 
-    def _write(self, tuned: Tuned, method: Method, out: Path) -> None:
+    def _write(self, tuned: Tuned, method: Method, out: Path, objective: DPO | None) -> None:
         schedule = {name: value for name, value in asdict(tuned.schedule).items() if name != "seed"}
         facts = {**method.facts(), **schedule, **self.facts, "trainable": tuned.trained.count}
+        facts |= {} if objective is None else objective.facts() | {"unpaired": tuned.unpaired}
         made_by = provenance(model=self.model, data=self.train, seed=self.schedule.seed, facts=facts)
         if tuned.trained.added is None:
             save_trained(self.lens.module, tuned.trained, out, facts=made_by)
@@ -152,6 +170,7 @@ class Asked:
     lora_alpha: float | None
     seed: int
     positions: Positions | None = None
+    lora_on: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -165,10 +184,13 @@ class Asked:
             self._check_routers()
         if self.layers is not None and self.method == "fft":
             raise MoELensError("--layers is for router, ceft, esft and bias; fft trains everything")
-        if self.lora_rank is not None and self.method in ("fft", "bias"):
+        if self.lora_rank is not None and (self.method == "bias" or (self.method == "fft" and self.lora_on is None)):
             raise MoELensError(
-                f"--lora-rank is for router, ceft and esft, which say what it is put on; --method is {self.method}"
+                f"--lora-rank is for router, ceft and esft, which say what it is put on, and for fft with --lora-on; "
+                f"--method is {self.method}"
             )
+        if self.lora_on is not None and (self.method != "fft" or self.lora_rank is None):
+            raise MoELensError("--lora-on says where --method fft puts LoRA; give both it and --lora-rank")
         if self.positions is not None and self.method != "bias":
             raise MoELensError(
                 f"--positions says where a bias acts, and weights act everywhere; --method is {self.method}"
@@ -177,6 +199,8 @@ class Asked:
             raise MoELensError("--lora-alpha scales the product of --lora-rank; give that too")
         if self.lora_rank is not None:
             check_low_rank(self.lora_rank, self.lora_alpha)
+        if self.lora_on is not None:
+            TuneParts(self.lora_on)  # MoELensError for parts that there are not
 
     def _check_routers(self) -> None:
         """Options for tuned routers need experts that are chosen with such, and one of them leaves the other no use."""
@@ -201,7 +225,8 @@ class Asked:
     def told(self) -> dict[str, Any]:
         """For the provenance: what is trained; neither the rates nor the router's delta."""
         experts = None if self.experts is None else self.experts.told
-        lora = {"lora_rank": self.lora_rank, "lora_alpha": self.lora_alpha}
+        lora: dict[str, Any] = {"lora_rank": self.lora_rank, "lora_alpha": self.lora_alpha}
+        lora |= {} if self.lora_on is None else {"lora_on": self.lora_on}
         own = {"positions": self.positions} if self.method == "bias" else lora
         return {"method": self.method, "experts": experts, "layers": self.layers, "seed": self.seed, **own}
 
@@ -210,7 +235,7 @@ class Asked:
         architecture = stage.lens.architecture
         method: Method = TuneRouters(self.layers)
         if self.method == "fft":
-            method = TuneAll()
+            method = TuneAll() if self.lora_on is None else TuneParts(self.lora_on)
         elif self.method == "bias":
             method = TuneBias(self.layers, self.positions or "all")
         elif self.method != "router":

@@ -8,9 +8,11 @@ from .methods import Method as Method
 from .methods import Trainable as Trainable
 from .methods import TuneAll as TuneAll
 from .methods import TuneExperts as TuneExperts
+from .methods import TuneParts as TuneParts
 from .methods import TuneRouters as TuneRouters
 from .methods import router_parameters as router_parameters
 from .methods import save_trained as save_trained
+from .preference import DPO as DPO
 from .router_bias import TuneBias as TuneBias
 from .schedule import Schedule as Schedule
 from .training import Tuned as Tuned

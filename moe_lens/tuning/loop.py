@@ -16,6 +16,7 @@ from moe_lens.errors import MoELensError
 from moe_lens.progress import progress_bar
 from moe_lens.tuning.checkpoint import Checkpoints, Progress
 from moe_lens.tuning.methods import Around
+from moe_lens.tuning.objective import ANSWER_LOSS, Objective
 from moe_lens.tuning.processes import Processes, empty, put, put_together, restore_training_state, training_state, whole
 from moe_lens.tuning.schedule import Schedule
 from moe_lens.tuning.state import evaluating, training
@@ -47,12 +48,13 @@ def fit(
     checkpoints: Checkpoints | None = None,
     shard: Sequence[str] = (),
     around: Around = nullcontext,
+    objective: Objective = ANSWER_LOSS,
     label: str = "training",
 ) -> Progress:
     """Trains the named parameters in place, all others frozen, and tells how it went; `log_table` has its log.
 
-    prompts: encoded with their answers; the loss is the mean cross-entropy of a step's answer tokens (Eq. 6), also
-        where several forward passes and processes share the step.
+    prompts: encoded with their answers. objective: the loss, by default the mean cross-entropy of a step's answer
+        tokens (Eq. 6); a mean over the whole step also where several forward passes and processes share it.
     dev: measured as the schedule says; the model ends in the state that was best (the first of equals), and without
         it in its last.
     checkpoints: where to keep the run; if it was begun there, it goes on, on the CPU to the same bytes.
@@ -73,7 +75,7 @@ def fit(
     processes = Processes.current()
     with training(module, named, gradient_checkpointing=schedule.gradient_checkpointing) as autocast:
         shared = processes.share(module, shard)
-        data = StepData(prompts, schedule, pad_id, processes, around)
+        data = StepData(prompts, schedule, pad_id, processes, around, objective)
         run = _Run(module, shared, dtypes, data, dev, checkpoints, autocast)
         if not processes.splits(shard):
             return run.to_the_end(label)
@@ -87,8 +89,9 @@ def fit(
 
 
 def log_table(progress: Progress) -> pd.DataFrame:
-    """The log of a run, a row per step: step, loss (mean nats per answer token), learning_rate, gradient_norm.
+    """The log of a run, a row per step: step, loss, learning_rate, gradient_norm.
 
+    loss: mean nats per answer token, or of another objective what it says.
     gradient_norm: before it is bounded. A dev score has a column of its own, empty where it was not measured.
     """
     return pd.DataFrame(list(progress.rows))
@@ -212,7 +215,7 @@ class _Run:
             return
         self._save()
         what, value = ("gradient", norm) if math.isfinite(loss) else ("loss", loss)
-        ids = ", ".join(prompt.id for prompt in self.data.of(step))
+        ids = ", ".join(dict.fromkeys(prompt.id for prompt in self.data.of(step)))
         kept = "" if self.checkpoints is None else f"; {self.checkpoints.newest} holds the last good state"
         raise MoELensError(
             f"the {what} became {value} at step {step + 1} of {self.data.steps} (examples {ids}){kept}; "

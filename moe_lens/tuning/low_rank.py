@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize
 
 from moe_lens.errors import MoELensError
 from moe_lens.lens.lens import MoELens
-from moe_lens.tuning.methods import Method, Trainable
+from moe_lens.tuning.methods import Method, Trainable, is_matrix
 from moe_lens.tuning.slices import no_plain_checkpoint
 
 
@@ -53,7 +53,7 @@ class TuneLowRank:
     def attached(self, lens: MoELens) -> Iterator[Trainable]:
         module = lens.module
         with self.method.attached(lens) as whole:
-            matrices = [name for name in whole.names if module.get_parameter(name).ndim > 1]
+            matrices = [name for name in whole.names if is_matrix(name, module.get_parameter(name))]
             with _adapted(module, matrices, self.rank, self.scale, self.seed) as names:
                 count = sum(module.get_parameter(name).numel() for name in names)
                 yield replace(whole, names=tuple(names), count=count)

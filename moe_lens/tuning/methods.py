@@ -1,6 +1,6 @@
 """What a method trains: the routers, chosen experts, or everything; or what it adds to the model as it is."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -139,6 +139,36 @@ class TuneAll:
             yield trainable
 
 
+PARTS = ("attention", "mlp")
+
+
+@dataclass(frozen=True)
+class TuneParts:
+    """The matrices of these parts of every layer learn: its attention, its MLP (of an MoE layer all experts), or both.
+
+    Neither routers nor embeddings, norms and biases: what LoRA is mostly put on, with `TuneLowRank`.
+    """
+
+    parts: tuple[str, ...] = PARTS
+
+    def __post_init__(self) -> None:
+        if not self.parts or not set(self.parts) <= set(PARTS) or len(set(self.parts)) < len(self.parts):
+            raise MoELensError(f"the parts of a layer are {' and '.join(PARTS)}, each once; got {self.parts!r}")
+
+    @property
+    def name(self) -> str:
+        return "+".join(self.parts)
+
+    def facts(self) -> dict[str, object]:
+        return {"method": self.name}
+
+    @contextmanager
+    def attached(self, lens: MoELens) -> Iterator[Trainable]:
+        trainable = _trainable(lens, _matrices(lens, self.parts))
+        with grouped_experts(lens.module, lens.architecture):
+            yield trainable
+
+
 def router_parameters(lens: MoELens, layers: Iterable[int] | None = None) -> tuple[str, ...]:
     """The names of the routers' parameters, of all MoE layers or those given.
 
@@ -191,6 +221,31 @@ def _parameters_of(lens: MoELens, experts: ExpertSet) -> tuple[dict[str, tuple[i
         else:
             apart += [name for expert in experts[layer] for name in _names_below(lens.module, f"{path}.{expert}")]
     return rows, apart
+
+
+def _matrices(lens: MoELens, parts: Sequence[str]) -> tuple[str, ...]:
+    """The names of the matrices in these parts of all layers; MoELensError where a layer's attention is not known."""
+    architecture = lens.architecture
+    unknown = [layer for layer, path in enumerate(architecture.attentions) if path is None]
+    if unknown:
+        raise MoELensError(
+            f"what is attention in the layers {unknown} of {type(lens.module).__name__} cannot be told from the rest; "
+            "train routers, chosen experts, or everything"
+        )
+    attention = tuple(f"{path}." for path in architecture.attentions)
+    own = [path for site in architecture.moe for path in (site.router, site.shared_gate) if path is not None]
+    neither, within = tuple(f"{path}." for path in own), tuple(f"{path}." for path in architecture.layers)
+    found = []
+    for name, parameter in lens.module.named_parameters():
+        if name.startswith(within) and not name.startswith(neither) and is_matrix(name, parameter):
+            part = "attention" if name.startswith(attention) else "mlp"
+            found += [name] if part in parts else []
+    return tuple(found)
+
+
+def is_matrix(name: str, parameter: nn.Parameter) -> bool:
+    """Whether a parameter is a matrix, or one for each expert; a bias for each expert is none."""
+    return parameter.ndim > 1 and not name.endswith("bias")
 
 
 def _names_below(module: nn.Module, path: str) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any, NoReturn, TypeGuard
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn.utils import parametrize
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, _grouped_linear
 
 from moe_lens.architecture import MoEArchitecture
@@ -50,8 +51,13 @@ def is_fused(experts: nn.Module) -> TypeGuard[FusedExperts]:
 
 
 def fused_fields(experts: nn.Module) -> list[str]:
-    """The names of the fused tensors [expert, …] of an experts module."""
-    return [field for field in FUSED if isinstance(getattr(experts, field, None), Tensor)]
+    """The names of the fused tensors [expert, …] of an experts module, also of those that are sums for now (LoRA)."""
+    return [field for field in FUSED if _holds(experts, field)]
+
+
+def _holds(experts: nn.Module, field: str) -> bool:
+    # a sum would be made anew to be looked at
+    return experts._parameters.get(field) is not None or parametrize.is_parametrized(experts, field)
 
 
 @contextmanager
@@ -167,8 +173,9 @@ def _forward(self: FusedExperts, hidden_states: Tensor, selected: Tensor, weight
     parts.append((slice(ours, None), counts[chosen:], chosen, ""))
     outputs = []
     for rows, sizes, first, prefix in parts:
-        fields = fused_fields(self)
-        held = {field: getattr(self, prefix + field).to(dtype or getattr(self, field).dtype) for field in fields}
+        held = {field: getattr(self, prefix + field) for field in fused_fields(self)}
+        if prefix or dtype:
+            held = {field: tensor.to(dtype or getattr(self, field).dtype) for field, tensor in held.items()}
         tensors = {field: _OnlyUsed.apply(tensor, sizes) for field, tensor in held.items()}
         # index_select: its backward is deterministic and fast. One per part, so that frozen rows are not kept.
         inputs = hidden_states.to(dtype or hidden_states.dtype).index_select(0, order[rows] // k)

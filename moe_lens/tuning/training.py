@@ -1,6 +1,5 @@
 """tune: a method, a schedule and examples in; a trained lens, and what is known of the training, out."""
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -13,15 +12,17 @@ import torch
 
 from moe_lens import progress
 from moe_lens.causal.evaluation import answer_table
-from moe_lens.data import Encoded, Example, collate, encode, fit_length
+from moe_lens.data import Encoded, Example, collate
 from moe_lens.errors import MoELensError, NotFiniteError
 from moe_lens.lens.batching import run_pieces
 from moe_lens.lens.lens import MoELens
-from moe_lens.lens.taken import expect_known, pad_id
+from moe_lens.lens.taken import pad_id
 from moe_lens.tuning.checkpoint import Checkpoints, Progress
 from moe_lens.tuning.loop import DevScore, fit, log_table
 from moe_lens.tuning.methods import Method, Trainable
-from moe_lens.tuning.objective import answer_loss, answer_tokens
+from moe_lens.tuning.objective import ANSWER_LOSS, Objective, answer_loss, answer_tokens
+from moe_lens.tuning.preference import DPO, preference
+from moe_lens.tuning.prepared import Prepared, encoded, tokens_digest
 from moe_lens.tuning.processes import Processes, put, whole
 from moe_lens.tuning.schedule import Schedule
 
@@ -38,7 +39,8 @@ class Tuned:
     method: its name. trained: what it trained, which now holds the tuned values in the lens's module.
     schedule: with the chosen learning rate.
     log: of that rate's run, as `log_table` says. candidates: learning_rate and dev score of every rate tried.
-    dropped: training examples that were longer than the maximum length. seconds: spent training and measuring.
+    dropped: training examples that were longer than the maximum length. unpaired: those without another answer to
+        prefer theirs to. seconds: spent training and measuring.
     """
 
     method: str
@@ -48,6 +50,7 @@ class Tuned:
     candidates: pd.DataFrame
     dropped: int
     seconds: float
+    unpaired: int = 0
 
     @property
     def parameters(self) -> tuple[str, ...]:
@@ -62,6 +65,7 @@ def tune(
     method: Method,
     schedule: Schedule | None = None,
     *,
+    objective: DPO | None = None,
     learning_rates: Sequence[float] = (),
     out: str | Path | None = None,
     score: DevMetric = "em",
@@ -74,12 +78,14 @@ def tune(
 
     A method that adds to the model leaves that as it was; what it has learnt is `Tuned.trained.added`.
 
+    objective: what training minimises, None for the cross-entropy of the answers (Eq. 6). Under `DPO` examples of which
+        it is not known that memory says something else than their answer are left out and counted.
     learning_rates: each is tried from the same start, and the one that does best on `dev` stays (the lowest of
         equals). One rate, or none for the schedule's own, is trained once.
     out: a folder for checkpoints; the same call goes on there after an interruption. Without one nothing is written.
     score: what is measured on `dev`: "em" or "f1" of greedy answers of up to `max_new_tokens`, or "log_likelihood",
         the mean log-probability (nats) of the answers' tokens, which costs least. Without dev data the last stays.
-    max_length: longer training examples (prompt and answer, in tokens) are left out and counted.
+    max_length: longer training examples (prompt and either answer, in tokens) are left out and counted.
     shard: split the model over the processes instead of a copy in each. Afterwards it is whole in the first process, on
         the CPU, to be saved, and empty in the others; no process can run it. After an exception it is empty in all.
 
@@ -93,19 +99,19 @@ def tune(
     if isinstance(method, str | type):
         raise MoELensError(f"expected a method such as TuneRouters() or TuneExperts(experts); got {method!r}")
     _check(lens, rates, dev, score, max_new_tokens, shard=shard)
-    fitted = fit_length(train, lens.tokenizer, max_length=max_length, template=lens.template, with_answer=True)
-    kept = _encoded(lens, fitted.examples)
+    data = Prepared.of(lens, train, max_length=max_length, pairs=objective is not None)
     processes = Processes.current()
     if processes.count > 1 and not getattr(lens.module, "hf_device_map", None):
         lens.module.to(processes.device)
     run = {
         "method": method.facts(),
-        "data": _hash(kept),
-        "dev": [_hash(_encoded(lens, dev)), score, max_new_tokens],
+        "data": data.digest,
+        "dev": [tokens_digest(encoded(lens, dev)), score, max_new_tokens],
+        **({} if objective is None else objective.facts()),
     }
     blocks = lens.architecture.layers if shard else ()
 
-    def attempt(tried: Schedule, trained: Trainable) -> Progress:
+    def attempt(tried: Schedule, trained: Trainable, loss: Objective) -> Progress:
         facts = run | {"trained": trained.fingerprint} | told(tried)
         measured = None
         if dev:
@@ -115,24 +121,28 @@ def tune(
         return fit(
             lens.module,
             trained.names,
-            kept,
+            data.prompts,
             tried,
             pad_id=pad_id(lens.module, lens.tokenizer),
             dev=measured,
             checkpoints=None if out is None else Checkpoints(_folder(out, tried), facts, every=checkpoint_seconds),
             shard=blocks,
             around=trained.around,
+            objective=loss,
             label=f"{method.name}, rate {tried.learning_rate:g}",
         )
 
     with method.attached(lens) as trained:
         if processes.is_main:
             progress.write(f"{method.name}: {trained}")
+            if data.unpaired:
+                progress.write(f"{data.unpaired} of {len(train)} examples left out: no other answer of memory is known")
+        loss = ANSWER_LOSS if objective is None else preference(objective, lens, data.prompts, data.others, trained)
         if processes.splits(blocks):  # nothing to go back to: what is split is no model any more if training fails
-            courses = {rate: attempt(tried, trained) for rate, tried in schedules.items()}
+            courses = {rate: attempt(tried, trained, loss) for rate, tried in schedules.items()}
         else:
-            courses = _try_all(lens, trained.names, schedules, lambda tried: attempt(tried, trained))
-    return _result(method.name, trained, schedules, courses, f"dev_{score}", len(fitted.dropped))
+            courses = _try_all(lens, trained.names, schedules, lambda tried: attempt(tried, trained, loss))
+    return _result(method.name, trained, schedules, courses, f"dev_{score}", data)
 
 
 def _folder(out: str | Path, schedule: Schedule) -> Path:
@@ -146,7 +156,7 @@ def _result(
     schedules: Mapping[float, Schedule],
     courses: Mapping[float, Progress],
     score: str,
-    dropped: int,
+    data: Prepared,
 ) -> Tuned:
     """What the courses, by learning rate, came to."""
     scores = {rate: _score(course) for rate, course in courses.items()}
@@ -157,7 +167,8 @@ def _result(
         schedule=schedules[best],
         log=log_table(courses[best]),
         candidates=pd.DataFrame(scores.items(), columns=["learning_rate", score]),
-        dropped=dropped,
+        dropped=data.dropped,
+        unpaired=data.unpaired,
         seconds=sum(course.seconds for course in courses.values()),
     )
 
@@ -217,7 +228,7 @@ def dev_score(
             return answer_loss(lens.module, batch, tokens=1).item()
 
     def log_likelihood() -> float:
-        prompts = _encoded(lens, own)
+        prompts = encoded(lens, own)
         prompts.sort(key=lambda prompt: len(prompt.input_ids))
         nats = 0.0
         for _, found in run_pieces(_sixteens(prompts), nats_of):
@@ -261,21 +272,6 @@ def check_rates(rates: Sequence[float], *, shard: bool) -> None:
     """MoELensError for several rates where the model is split over processes."""
     if shard and len(set(rates)) > 1:
         raise MoELensError(f"a model split over processes is trained once; give one learning rate, not {len(rates)}")
-
-
-def _encoded(lens: MoELens, examples: Sequence[Example]) -> list[Encoded]:
-    """The examples as the lens asks them, with their answers."""
-    prompts = [encode(example, lens.tokenizer, template=lens.template, with_answer=True) for example in examples]
-    expect_known(prompts, lens.module, lens.tokenizer)
-    return prompts
-
-
-def _hash(prompts: Sequence[Encoded]) -> str:
-    """A hash of these tokens in this order."""
-    digest = hashlib.sha256()
-    for prompt in prompts:
-        digest.update(f"{prompt.prompt_length} {prompt.input_ids}\n".encode())
-    return digest.hexdigest()[:16]
 
 
 def told(schedule: Schedule) -> dict[str, object]:

@@ -1,6 +1,7 @@
 """The training command: what it trains, what it writes, and what it refuses, through its real entry."""
 
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -190,6 +191,28 @@ def test_lora_on_routers_and_experts(command, home, tmp_path):
     assert experts_of(tmp_path / "ceft") == ExpertSet.of({0: [1], 2: [7]})
 
 
+def test_preferences_are_trained_as_asked_and_told(command, home, tmp_path):
+    rows = json.loads((home / "train.json").read_text())
+    for place, row in enumerate(rows[1:]):
+        row["original_answer"] = f"old {place}"
+    (tmp_path / "pairs.json").write_text(json.dumps(rows))
+    data, lora = f"--data {tmp_path / 'pairs.json'} --objective dpo", "--method fft --lora-rank 2 --lora-on attention"
+    command(f"{data} {lora} --beta 0.2 --out {tmp_path / 'lora'}")
+    facts = read_facts(tmp_path / "lora")
+    told = ("method", "objective", "beta", "unpaired", "trainable")
+    count = 3 * 2 * 2 * ((32 + 32) + (32 + 16))  # of queries and the output, of keys and values
+    assert [facts[name] for name in told] == ["attention-lora", "dpo", 0.2, 1, count]
+    assert read_table(tmp_path / "lora" / "tuning.parquet")["loss"][0] == pytest.approx(math.log(2), abs=1e-5)
+    command(f"{data} --method ceft --experts ce:2 --router-rate 5e-2 --out {tmp_path / 'ceft'}")
+    command(f"--data {tmp_path / 'pairs.json'} --learning-rate 5e-2 --out {tmp_path / 'routers'}")
+    first, alone = (load_file(tmp_path / out / TENSORS_FILE) for out in ("ceft/router", "routers"))
+    assert all(torch.equal(first[name], value) for name, value in alone.items()), "routers tuned first learn answers"
+    assert "objective" not in read_facts(tmp_path / "ceft" / "router")
+    assert read_facts(tmp_path / "ceft")["beta"] == 0.1
+    with pytest.raises(SystemExit):
+        command(f"{data} {lora} --beta 0.3 --out {tmp_path / 'lora'}")
+
+
 def test_the_merged_folder_is_the_tuned_model_for_anyone(command, home, tmp_path):
     command(f"--method fft --merge --out {tmp_path}")
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
@@ -261,6 +284,11 @@ def test_bad_options_end_with_a_message_and_exit_code_2(command, tmp_path, capsy
     ("options", "message"),
     [
         ("--lora-rank 0", "rank = 0"),
+        ("--beta 0.2", "--beta is for --objective dpo"),
+        ("--objective dpo --beta 0", "beta must be finite and above 0; got 0.0"),
+        ("--lora-rank 2 --lora-on mlp", "--lora-on says where --method fft puts LoRA"),
+        ("--method fft --lora-on mlp", "--lora-on says where --method fft puts LoRA"),
+        ("--method fft --lora-rank 2 --lora-on heads", "the parts of a layer are attention and mlp"),
         ("--method esft --experts esft-token:p=x", "or esft-token:p=0.2 for the highest"),
         ("--method esft --experts esft-token:p=2", "above 0 and at most 1; got 'esft-token:p=2'"),
         ("--method ceft --experts ce:x", "with whole numbers, such as ce:4"),

@@ -359,11 +359,15 @@ def test_a_killed_command_given_again_ends_with_the_same_bytes(tmp_path, method)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["--method ceft --experts 0:1,5;1:2", "--method router --lora-rank 2"])
+@pytest.mark.parametrize(
+    "method",
+    ["--method ceft --experts 0:1,5;1:2", "--method router --lora-rank 2", "--method router --objective dpo"],
+)
 def test_a_command_on_two_processes_splits_the_model_and_writes_the_same_delta(tokenizer, tmp_path, method):
     fresh(tokenizer).module.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     rows = [{"context": e.context, "question": e.question, "answer": e.answers[0]} for e in EXAMPLES]
+    rows = [row | {"original_answer": f"no, {place}"} for place, row in enumerate(rows)]
     (tmp_path / "data.json").write_text(json.dumps(rows))
     options = f"--model model --data data.json --dev data.json {method} --epochs 2 --batch-size 4"
     rest = "--learning-rate 5e-3 --score log_likelihood --max-new-tokens 2 --merge"

@@ -17,8 +17,8 @@ def tuning_figure(log: pd.DataFrame) -> go.Figure:
     """Loss, dev score (where it was measured) and learning rate over the steps, one above the other.
 
     Args:
-        log: one row per optimizer step with the columns `step`, `loss` (mean nats per answer token) and
-            `learning_rate`, and optionally one of `dev_em`, `dev_f1` (shares in [0, 1]) and `dev_log_likelihood`
+        log: one row per optimizer step with the columns `step`, `loss` (such as mean nats per answer token)
+            and `learning_rate`, and optionally one of `dev_em`, `dev_f1` (shares in [0, 1]) and `dev_log_likelihood`
             (mean nats per answer token), empty where it was not measured.
 
     Raises:
@@ -49,7 +49,7 @@ def tuning_figure(log: pd.DataFrame) -> go.Figure:
 SECTIONS = {
     "tuning.parquet": Section(
         "Training",
-        "Loss on the answers and learning rate at every step.",
+        "What training minimises and the learning rate at every step.",
         draw=tuning_figure,
         place=170,
     ),
