@@ -74,7 +74,7 @@ def split_and_distil(run: Splitting, reading: Reading, out: Path) -> None:
     """Split and distil as `run` says, or go on; in `out` the model, what it was judged by, and the checkpoints."""
     try_folder(out)
     dense, tokenizer = load_dense(run.model)
-    pad = pad_id(tokenizer)
+    pad = pad_id(dense, tokenizer)
     examples = _texts(run, reading, tokenizer)
     prompts = [encode(example, tokenizer, with_answer=True) for example in examples]
     kept, held_out = prompts[: run.texts], prompts[run.texts :]
