@@ -1,5 +1,6 @@
 """A dense model in experts: the split answers as the dense one does where it must, and learns from it where it may."""
 
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -8,8 +9,10 @@ import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from moe_lens import MoELens, MoELensError, load_examples
+from moe_lens.commands import console
 from moe_lens.data import collate, encode
 from moe_lens.lens.loading import load_tokenizer
+from moe_lens.organism import split as split_command
 from moe_lens.organism.distillation import Distilled, distil, text_loss
 from moe_lens.organism.moefication import Parts, even_groups, layer_errors, mlp_inputs, split, usage_entropy
 from moe_lens.results import read_table
@@ -28,6 +31,17 @@ def tokenizer():
 @pytest.fixture(scope="module")
 def prompts(tokenizer):
     return [encode(example, tokenizer, with_answer=True) for example in load_examples("novel", limit=12)]
+
+
+@pytest.fixture
+def command(monkeypatch):
+    def run(*line):
+        monkeypatch.setattr(sys, "argv", ["split", *map(str, line)])
+        with pytest.raises(SystemExit) as ended:
+            console.run(split_command.main)
+        assert not ended.value.code
+
+    return run
 
 
 def dense_model(tokenizer, config=LlamaConfig, model=LlamaForCausalLM, **more):
@@ -127,15 +141,16 @@ def test_a_student_comes_nearer_and_a_killed_run_goes_on(tokenizer, prompts, tmp
 
 
 @pytest.mark.slow
-def test_the_command_makes_a_model_that_a_lens_opens(tokenizer, run_command, tmp_path):
+def test_the_command_makes_a_model_that_a_lens_opens(tokenizer, command, tmp_path, monkeypatch):
     dense_model(tokenizer).save_pretrained(tmp_path / "dense")
     tokenizer.save_pretrained(tmp_path / "dense")
     line = ["--model", tmp_path / "dense", "--data", "swap,novel", "--texts", 24, "--held-out", 4, "--fit-texts", 8]
-    line += ["--experts", 8, "--top-k", 4, "--shared", 4, "--router-epochs", 1, "--out", tmp_path / "out"]
-    assert run_command("moe_lens.organism.split", *line) == 0
-    table = read_table(tmp_path / "out" / "split.parquet").set_index("stage")
+    line += ["--experts", 8, "--top-k", 4, "--shared", 4, "--router-epochs", 1, "--out", tmp_path / "english"]
+    command(*line)
+    table = read_table(tmp_path / "english" / "split.parquet").set_index("stage")
     assert list(table.index) == ["dense", "split", "routers", "layers"]
-    lens = MoELens.from_pretrained(tmp_path / "out" / "model")
+    monkeypatch.setenv("MOE_LENS_CACHE", str(tmp_path))
+    lens = MoELens.from_pretrained("english")
     assert (lens.architecture.n_experts, lens.architecture.top_k) == (8, 4)
     held = [
         encode(example, tokenizer, with_answer=True)
@@ -143,4 +158,10 @@ def test_the_command_makes_a_model_that_a_lens_opens(tokenizer, run_command, tmp
         for example in load_examples(name, split="train", limit=14)[12:]
     ]
     assert text_loss(lens.module, held) > 0
-    assert run_command("moe_lens.organism.split", *line) == 0
+    command(*line)
+
+
+def test_without_the_model_one_message_says_what_to_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("MOE_LENS_CACHE", str(tmp_path))
+    with pytest.raises(MoELensError, match="`make english` makes it"):
+        MoELens.from_pretrained("english")
