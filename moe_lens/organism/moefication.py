@@ -21,9 +21,11 @@ PROJECTED = 64
 RIDGE = 10.0
 CLOSE = 1e-3
 """Nats by which log-probabilities of the whole split, all experts chosen, may differ from the dense model's."""
-COPIED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-COPIED += ("num_key_value_heads", "head_dim", "hidden_act", "max_position_embeddings", "rms_norm_eps")
-COPIED += ("tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id", "attention_bias")
+COPIED = tuple(
+    "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim "
+    "hidden_act max_position_embeddings rms_norm_eps tie_word_embeddings attention_bias bos_token_id eos_token_id "
+    "pad_token_id".split()
+)
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,8 @@ def _router(inputs: Tensor, wrote: Tensor) -> Tensor:
     """The rows of the linear router [expert, d_model] that best tells each expert's share of what is written."""
     targets = wrote / wrote.mean(dim=1, keepdim=True).clamp(min=1e-12) - 1
     gram = inputs.T @ inputs + RIDGE * torch.eye(inputs.shape[1])
-    return torch.linalg.solve(gram, inputs.T @ targets).T.contiguous()
+    rows: Tensor = torch.linalg.solve(gram, inputs.T @ targets).T
+    return rows.contiguous()
 
 
 def mlp_inputs(dense: nn.Module, prompts: Sequence[Encoded]) -> list[Tensor]:
@@ -174,7 +177,7 @@ def _assembled(dense: nn.Module, layers: Sequence[LayerParts], parts: Parts, wid
     settings |= {"moe_intermediate_size": width, "n_routed_experts": parts.experts, "n_shared_experts": parts.shared}
     settings |= {"num_experts_per_tok": parts.top_k, "routed_scaling_factor": float(parts.top_k)}
     settings |= {"norm_topk_prob": True, "first_k_dense_replace": 0, "num_mtp_layers": 0}
-    model = Glm4MoeForCausalLM(Glm4MoeConfig(**settings)).eval()
+    model: Glm4MoeForCausalLM = Glm4MoeForCausalLM(Glm4MoeConfig(**settings)).eval()
     if settings["tie_word_embeddings"]:
         weights.pop("lm_head.weight", None)
     missing, unexpected = model.load_state_dict(weights, strict=False)
