@@ -1,6 +1,7 @@
 """Prompt templates: an example as the text a model reads, and where its context and question stand in it."""
 
 import json
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -51,6 +52,8 @@ class PromptTemplate:
     answer_cue: ends the prompt where the tokenizer has no chat template.
     system_prompt: the system turn before the question, none where it is empty. chat_template_kwargs: what a chat
         template takes beside the turns, such as {"enable_thinking": False}. Both are for tokenizers with such a one.
+    answer_after: a regular expression after whose first match the answer proper begins in what follows the prompt,
+        which is a thought until then; none where it is empty.
     """
 
     with_context: str
@@ -58,6 +61,7 @@ class PromptTemplate:
     answer_cue: str = "\n\nAnswer:"
     system_prompt: str = ""
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    answer_after: str = ""
 
     def __post_init__(self) -> None:
         if not 0 <= self.with_context.find("{context}") < self.with_context.find("{question}"):
@@ -66,6 +70,10 @@ class PromptTemplate:
             raise MoELensError(f"expected {{question}} and no {{context}}; got {self.closed_book!r}")
         if taken := sorted(self.chat_template_kwargs.keys() & OWN_ARGUMENTS):
             raise MoELensError(f"how a prompt is rendered is decided here; leave {', '.join(taken)} out")
+        try:
+            re.compile(self.answer_after)
+        except re.error as error:
+            raise MoELensError(f"answer_after is a regular expression; got {self.answer_after!r}: {error}") from None
         for name, value in self.chat_template_kwargs.items():
             try:
                 json.dumps(value, allow_nan=False)
@@ -75,19 +83,27 @@ class PromptTemplate:
                 ) from None
 
     def facts(self) -> dict[str, Any]:
-        """Its texts by name, for the provenance of what is made of such prompts; those for chats only where given."""
-        of_chat = ("system_prompt", "chat_template_kwargs")
-        return {name: value for name, value in asdict(self).items() if value or name not in of_chat}
+        """Its texts by name, for the provenance of what is made of such prompts; some only where given."""
+        where_given = ("system_prompt", "chat_template_kwargs", "answer_after")
+        return {name: value for name, value in asdict(self).items() if value or name not in where_given}
+
+    def answer_start(self, text: str) -> int | None:
+        """Where in what follows a prompt the answer proper begins; None where `answer_after` is nowhere in it."""
+        found = re.search(self.answer_after, text)
+        return None if found is None else found.end()
 
     def render(self, example: Example, tokenizer: "PreTrainedTokenizerBase") -> Prompt:
         """The prompt for a model: one user turn of its chat template, or plain text with the answer cue.
 
         What the chat template writes before an answer, such as an empty thought, belongs to the prompt; a thought that
         it only opens is closed. So what follows is the answer.
-        Whitespace around the context and around the question is dropped.
+        Whitespace around the context, the question and a prompt is dropped; what is verbatim stays as it is.
         Raises MoELensError, with the example's id, if the chat template fails or does not repeat the user's turn letter
         by letter, and for a system prompt or arguments without a chat template.
         """
+        if example.asked == "verbatim":
+            text = example.question
+            return Prompt(text, None, slice(0, len(text)), lead="" if text[-1].isspace() else " ")
         message = self._fill(example)
         if not tokenizer.chat_template:
             if self.system_prompt or self.chat_template_kwargs:
@@ -95,7 +111,7 @@ class PromptTemplate:
                     "this tokenizer has no chat template that would take a system prompt or arguments; leave them out, "
                     "or write the text into a template of your own"
                 )
-            return replace(message, text=message.text + self.answer_cue)
+            return message if example.asked == "prompt" else replace(message, text=message.text + self.answer_cue)
         turns = [turn("system", self.system_prompt)] if self.system_prompt else []
         chat = Chat(tokenizer, self.chat_template_kwargs, example.id)
         text, lead = chat.asked([*turns, turn("user", message.text)])
@@ -109,6 +125,8 @@ class PromptTemplate:
 
     def _fill(self, example: Example) -> Prompt:
         context, question = example.context.strip(), example.question.strip()
+        if example.asked == "prompt":
+            return Prompt(question, None, slice(0, len(question)))
         if not context:
             before, _, after = self.closed_book.partition("{question}")
             return Prompt(before + question + after, None, _range(before, question))
@@ -156,8 +174,8 @@ def template_named(name: str | Path) -> PromptTemplate:
     texts = isinstance(told, dict) and all(isinstance(value, kinds.get(name, str)) for name, value in told.items())
     if not texts or not {"with_context", "closed_book"} <= set(told) <= known:
         raise MoELensError(
-            f"{path}: expected the texts with_context, closed_book and answer_cue, and for chats system_prompt and a "
-            f"table of chat_template_kwargs; got {told!r:.200}"
+            f"{path}: expected the texts with_context, closed_book and answer_cue, for thoughts answer_after, and for "
+            f"chats system_prompt and a table of chat_template_kwargs; got {told!r:.200}"
         )
     return PromptTemplate(**told)
 
