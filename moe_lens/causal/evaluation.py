@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from moe_lens.causal.judge import Judge
-from moe_lens.causal.outputs import Run, answered, outputs, scores, without_reasoning
+from moe_lens.causal.outputs import Run, outputs, scores, without_reasoning
 from moe_lens.data import Example, PromptTemplate
 from moe_lens.data.thoughts import without_thoughts
 from moe_lens.decoding import PLAIN, Decoding
@@ -237,12 +237,12 @@ def _answers(
         texts = found.get((name, PREDICTION), [None] * len(examples))
         table = pd.DataFrame({"intervention": name, "id": [example.id for example in examples], "prediction": texts})
         if template.answer_after:
-            table["answered"] = [None if text is None else answered(text, template) for text in texts]
+            table["answered"] = [None if text is None else template.answered(text) for text in texts]
         golds = without_reasoning(examples, template)
         table["same"] = _same(golds)
         for metric in metrics:
             if metric.reads == JUDGE and judge is not None:
-                verdicts = judge.verdicts(golds, [answered(text, template) or "" for text in texts])
+                verdicts = judge.verdicts(golds, [template.answered(text) or "" for text in texts])
                 table[metric.name] = metric.scores([verdict.right for verdict in verdicts], examples)
                 table["unjudged"] = [verdict.failure for verdict in verdicts]
             else:

@@ -156,18 +156,12 @@ def predictions(lens: MoELens, examples: Sequence[Example], run: Run) -> list[st
     return [without_thoughts(text).strip() for text in texts]
 
 
-def answered(text: str, template: PromptTemplate) -> str | None:
-    """What of a text is its answer: all, or what comes after the template's `answer_after`; None where that is not."""
-    start = template.answer_start(text)
-    return None if start is None else text[start:].strip()
-
-
 def without_reasoning(examples: Sequence[Example], template: PromptTemplate) -> list[Example]:
     """The examples as predictions of them are scored: of each gold answer that holds a match, what comes after it."""
     if not template.answer_after:
         return list(examples)
     return [
-        replace(example, answers=tuple(answered(gold, template) or gold for gold in example.answers), options=())
+        replace(example, answers=tuple(template.answered(gold) or gold for gold in example.answers), options=())
         for example in examples
     ]
 
@@ -175,7 +169,7 @@ def without_reasoning(examples: Sequence[Example], template: PromptTemplate) -> 
 def scores(metric: Metric, values: Sequence[Any], examples: Sequence[Example], template: PromptTemplate) -> list[float]:
     """The score of each example, of what the metric reads of it; a prediction that has no answer is empty."""
     if metric.reads == PREDICTION:
-        values = [answered(value, template) or "" for value in values]
+        values = [template.answered(value) or "" for value in values]
         examples = without_reasoning(examples, template)
     return metric.scores(values, examples)
 

@@ -112,7 +112,8 @@ def encode(
             "byte-level one"
         )
     at = prompt.context
-    answers = [] if at is None else [shift(found, at.start) for found in occurrences(example.answers, prompt.text[at])]
+    golds = tuple(template.answered(gold) or gold for gold in example.answers)
+    answers = [] if at is None else [shift(found, at.start) for found in occurrences(golds, prompt.text[at])]
     appended = example.answers[0] if with_answer and continuation is None else continuation
     answer_ids = [] if appended is None else _answer_ids(appended, prompt, ids, tokenizer)
     thought = None if not template.answer_after else thought_length(answer_ids, tokenizer, template)

@@ -92,6 +92,11 @@ class PromptTemplate:
         found = re.search(self.answer_after, text)
         return None if found is None else found.end()
 
+    def answered(self, text: str) -> str | None:
+        """What follows a prompt without what comes before the answer proper; None where that never begins."""
+        start = self.answer_start(text)
+        return None if start is None else text[start:].strip()
+
     def render(self, example: Example, tokenizer: "PreTrainedTokenizerBase") -> Prompt:
         """The prompt for a model: one user turn of its chat template, or plain text with the answer cue.
 
