@@ -61,6 +61,6 @@ SECTIONS = {
         "Two experts",
         "One question, answered with each expert alone in its layer (Figure 1): a case picked for showing both.",
         draw=single_experts_figure,
-        place=5,
+        place=75,
     ),
 }
