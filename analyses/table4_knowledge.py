@@ -2,13 +2,13 @@
 
     python analyses/table4_knowledge.py --model organism --data swap,closed_book --out runs/paper
 
-The score is accuracy over the options where the examples have some, as MMLU's, and else exact match: the organism's
-general knowledge is `closed_book`.
+The score is accuracy over the options where the examples have some, as MMLU's, over questions and as the mean over
+subjects, and else exact match: the organism's general knowledge is `closed_book`.
 """
 
 import pandas as pd
 from table3_methods import recipes
-from table9_summaries import scores
+from table9_summaries import OF_OPTIONS, scores
 
 from moe_lens.paper.script import run
 from moe_lens.paper.study import Study
@@ -16,7 +16,7 @@ from moe_lens.paper.study import Study
 
 def compute(study: Study) -> pd.DataFrame:
     """The columns of `table9_summaries.scores`."""
-    return scores(study, (None, *recipes(study)), ["accuracy"], trained_on=study.tasks[0])
+    return scores(study, (None, *recipes(study)), OF_OPTIONS, trained_on=study.tasks[0])
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """Table 9: a task that is no question, summaries (Gigaword in the paper): BLEU, METEOR and ROUGE-L of each method.
 
-python analyses/table9_summaries.py --model organism --data summary --max-new-tokens 32 --out runs/paper
+    python analyses/table9_summaries.py --model organism --data summary --max-new-tokens 32 --out runs/paper
+
+The paper does not say which BLEU: `bleu` is the mean over sentences, `corpus_bleu` that of all summaries together.
 """
 
 import sys
@@ -19,7 +21,8 @@ from moe_lens.paper.recipes import FFT, ROUTER, Recipe, experts
 from moe_lens.paper.script import run
 from moe_lens.paper.study import Study
 
-METRICS = ("bleu", "meteor", "rouge_l")
+METRICS = ("bleu", "corpus_bleu", "meteor", "rouge_l")
+OF_OPTIONS = ("accuracy", "accuracy_over_groups")
 
 
 def ceft(study: Study) -> Recipe:
@@ -35,7 +38,7 @@ def scores(
     trained_on: str | None = None,
     judge: Judge | None = None,
 ) -> pd.DataFrame:
-    """One row per task, recipe (None: the base model) and metric; `accuracy` becomes `em` for a task without options.
+    """One row per task, recipe (None: the base model) and metric; those of options become `em` for a task without.
 
     trained_on: the task of all trainings, which is then not scored; by default each task has its own.
     Columns: variant, task, metric, n, missing, and mean with its 95 % interval over examples in low and high.
@@ -51,7 +54,7 @@ def scores(
             found = evaluate(
                 study.open(tuned),
                 examples,
-                metrics=["em" if name == "accuracy" and not options else name for name in metrics],
+                metrics=list(dict.fromkeys("em" if name in OF_OPTIONS and not options else name for name in metrics)),
                 max_new_tokens=study.max_new_tokens,
                 judge=judge,
                 seed=study.schedule.seed,

@@ -66,6 +66,22 @@ def most_used(lens: MoELens, texts: list[str], *, size: int) -> ExpertSet:
     return ExpertSet.top(usage.table(), size)
 
 
+@pytest.fixture
+def mmlu_folder(tmp_path: Path) -> Path:
+    """MMLU's folders as its authors publish them, with made-up questions of two subjects."""
+    right = {
+        "dev": {"high_school_physics": "ABCDA", "law": "ABCDAB"},
+        "val": {"law": "C"},
+        "test": {"high_school_physics": "CA", "law": "BDA"},
+    }
+    for split, subjects in right.items():
+        (tmp_path / "mmlu" / split).mkdir(parents=True)
+        for subject, letters in subjects.items():
+            lines = [f'{subject} {split} {i}?,w{i},"x, {i}",y{i},z{i},{own}' for i, own in enumerate(letters)]
+            (tmp_path / "mmlu" / split / f"{subject}_{split}.csv").write_text("\n".join(lines) + "\n")
+    return tmp_path / "mmlu"
+
+
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerFast:
     bpe = Tokenizer(models.BPE())

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from moe_lens import lens
+from moe_lens import lens, load_examples
 from moe_lens.lens.interventions import Placed
 
 ROOT = Path(__file__).parents[1]
@@ -47,6 +47,18 @@ def test_the_intervention_of_ones_own_runs_as_printed_and_is_a_dose(tmp_path):
     plain, weak, strong = (line.partition(":")[2].split() for line in printed_by(1, tmp_path, page))
     changed = [sum(a != b for a, b in zip(plain, found, strict=False)) for found in (weak, strong)]
     assert changed[0] == 0 < changed[1]
+
+
+def test_the_worked_example_of_reasoning_gives_rows_whose_answer_comes_after_its_mark(tmp_path):
+    page = (ROOT / "docs" / "your_own_ability.md").read_text(encoding="utf-8")
+    assert printed_by(0, tmp_path, page) == []
+    examples = load_examples(tmp_path / "RUN" / "reasoning", split="test")
+    assert examples[0].answers == ("Tormorburg #### Tazaa",)
+    assert len(examples) > 300
+    for example in examples:
+        between, _, answer = example.answers[0].partition(" #### ")
+        assert example.context.count(between) >= 2, "the fact in between joins two"
+        assert answer in example.context
 
 
 def test_the_patching_map_runs_as_printed_and_ends_at_the_source(tmp_path):

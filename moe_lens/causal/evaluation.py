@@ -10,8 +10,8 @@ from typing import Any
 import pandas as pd
 
 from moe_lens.causal.judge import Judge
-from moe_lens.causal.outputs import Run, outputs
-from moe_lens.data import Example
+from moe_lens.causal.outputs import Run, outputs, scores, without_reasoning
+from moe_lens.data import Example, PromptTemplate
 from moe_lens.data.thoughts import without_thoughts
 from moe_lens.decoding import PLAIN, Decoding
 from moe_lens.errors import MoELensError
@@ -42,7 +42,8 @@ class Evaluation:
     """Scored answers.
 
     answers: one row per intervention and example: intervention ("none" first), id, prediction (None where no metric
-        reads it), a column per metric (NaN where it is not defined), `same` (whether a gold answer is also what memory
+        reads it), with a template's `answer_after` answered (what of it is scored, None where nothing is), a column per
+        metric (NaN where it is not defined), `same` (whether a gold answer is also what memory
         says), and with a judge `unjudged`, why there is no verdict. summary: see `summary_table`.
     """
 
@@ -99,7 +100,7 @@ def evaluate(
     found = outputs(lens, examples, named, sorted(reads), run)
 
     def finish() -> Evaluation:
-        answers = _answers(examples, found, tuple(named), scored, judge)
+        answers = _answers(lens.template, examples, found, tuple(named), scored, judge)
         return Evaluation(answers, summary_table(answers, metrics=scored, seed=seed))
 
     return from_first_process(finish)
@@ -118,8 +119,9 @@ def answer_table(
     tell_unreachable(lens, examples, max_new_tokens)
     texts = decoding.generate(lens, examples, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress)
     texts = [without_thoughts(text).strip() for text in texts]
-    columns = {metric.name: _scores(metric, texts, examples) for metric in metrics_named(DEFAULT_METRICS)}
-    told = {"id": [example.id for example in examples], "prediction": texts, "same": _same(examples)}
+    columns = {metric.name: scores(metric, texts, examples, lens.template) for metric in metrics_named(DEFAULT_METRICS)}
+    same = _same(without_reasoning(examples, lens.template))
+    told = {"id": [example.id for example in examples], "prediction": texts, "same": same}
     return pd.DataFrame(told | columns)
 
 
@@ -224,6 +226,7 @@ def _drop(before: pd.Series, after: pd.Series, bounds: Bounds | None, seed: int)
 
 
 def _answers(
+    template: PromptTemplate,
     examples: Sequence[Example],
     found: Mapping[tuple[str, str], Sequence[Any]],
     names: Sequence[str],
@@ -234,20 +237,19 @@ def _answers(
     for name in names:
         texts = found.get((name, PREDICTION), [None] * len(examples))
         table = pd.DataFrame({"intervention": name, "id": [example.id for example in examples], "prediction": texts})
-        table["same"] = _same(examples)
+        if template.answer_after:
+            table["answered"] = [None if text is None else template.answered(text) for text in texts]
+        golds = without_reasoning(examples, template)
+        table["same"] = _same(golds)
         for metric in metrics:
             if metric.reads == JUDGE and judge is not None:
-                verdicts = judge.verdicts(examples, texts)
-                table[metric.name] = _scores(metric, [verdict.right for verdict in verdicts], examples)
+                verdicts = judge.verdicts(golds, [template.answered(text) or "" for text in texts])
+                table[metric.name] = metric.scores([verdict.right for verdict in verdicts], examples)
                 table["unjudged"] = [verdict.failure for verdict in verdicts]
             else:
-                table[metric.name] = _scores(metric, found[name, metric.reads], examples)
+                table[metric.name] = scores(metric, found[name, metric.reads], examples, template)
         tables.append(table)
     return pd.concat(tables, ignore_index=True)
-
-
-def _scores(metric: Metric, values: Sequence[Any], examples: Sequence[Example]) -> list[float]:
-    return [metric.score(value, example) for value, example in zip(values, examples, strict=True)]
 
 
 def _same(examples: Sequence[Example]) -> list[bool]:

@@ -12,13 +12,13 @@ from typing import Any
 import pandas as pd
 from accelerate.utils import gather_object
 
-from moe_lens.data import Example, encode
+from moe_lens.data import Example, PromptTemplate, encode
 from moe_lens.data.thoughts import without_thoughts
 from moe_lens.decoding import PLAIN, Decoding
 from moe_lens.lens.interventions import Intervention
 from moe_lens.lens.lens import MoELens
 from moe_lens.lens.parallel import connected
-from moe_lens.metrics.catalogue import ANSWER, OPTIONS, PREDICTION, RIVALS
+from moe_lens.metrics.catalogue import ANSWER, OPTIONS, PREDICTION, RIVALS, Metric
 from moe_lens.progress import progress_bar
 from moe_lens.results import kept
 from moe_lens.storage import as_json, try_folder
@@ -154,6 +154,24 @@ def predictions(lens: MoELens, examples: Sequence[Example], run: Run) -> list[st
         progress=False,
     )
     return [without_thoughts(text).strip() for text in texts]
+
+
+def without_reasoning(examples: Sequence[Example], template: PromptTemplate) -> list[Example]:
+    """The examples as predictions of them are scored: of each gold answer that holds a match, what comes after it."""
+    if not template.answer_after:
+        return list(examples)
+    return [
+        replace(example, answers=tuple(template.answered(gold) or gold for gold in example.answers), options=())
+        for example in examples
+    ]
+
+
+def scores(metric: Metric, values: Sequence[Any], examples: Sequence[Example], template: PromptTemplate) -> list[float]:
+    """The score of each example, of what the metric reads of it; a prediction that has no answer is empty."""
+    if metric.reads == PREDICTION:
+        values = [template.answered(value) or "" for value in values]
+        examples = without_reasoning(examples, template)
+    return metric.scores(values, examples)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import pandas as pd
 
 from moe_lens.causal.evaluation import UNMASKED, check_metrics, q_values
 from moe_lens.causal.outputs import Run as Asked
-from moe_lens.causal.outputs import outputs
+from moe_lens.causal.outputs import outputs, scores
 from moe_lens.data import Encoded, Example, collate, encode
 from moe_lens.errors import MoELensError
 from moe_lens.experts import ExpertSet
@@ -30,7 +30,7 @@ from moe_lens.metrics import (
     ratio_of_means,
 )
 from moe_lens.metrics.bounds import Bounds
-from moe_lens.metrics.catalogue import Named
+from moe_lens.metrics.catalogue import Named, expect_single
 from moe_lens.metrics.resampling import bounds_of_differences
 from moe_lens.results import provenance
 
@@ -135,8 +135,8 @@ def patching_map(
 
     def finish() -> PatchingMap:
         read = {name: values for (name, _), values in found.items()} | {SOURCE: theirs}
-        scores = {name: [*map(scored.score, values, examples)] for name, values in read.items()}
-        effects = _effects(cells, examples, scores, there)
+        found_of = {name: scores(scored, values, examples, lens.template) for name, values in read.items()}
+        effects = _effects(cells, examples, found_of, there)
         if effects["effect"].isna().all():
             raise MoELensError(
                 f"{scored.name} is defined for none of the examples in all runs; choose another metric, or other data"
@@ -332,6 +332,7 @@ def _check(lens: MoELens, examples: Sequence[Example], scored: Metric) -> None:
         raise MoELensError(
             "a patching map compares with the model as it is; call it outside `with lens.intervene(...)`"
         )
+    expect_single(scored)
     check_metrics([scored], examples, None)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from accelerate.utils import gather_object
 
-from moe_lens.causal.outputs import READINGS, Run, predictions
+from moe_lens.causal.outputs import READINGS, Run, predictions, scores
 from moe_lens.data import Example
 from moe_lens.errors import MoELensError
 from moe_lens.experts import ExpertSet
@@ -27,7 +27,7 @@ from moe_lens.metrics import (
     permutation_p_values,
 )
 from moe_lens.metrics.bounds import Bounds
-from moe_lens.metrics.catalogue import JUDGE, OPTIONS, PREDICTION, RIVALS, Metric, Named
+from moe_lens.metrics.catalogue import JUDGE, OPTIONS, PREDICTION, RIVALS, Metric, Named, expect_single
 from moe_lens.metrics.resampling import bounds_of_differences
 from moe_lens.progress import progress_bar
 from moe_lens.results import kept, provenance
@@ -114,6 +114,7 @@ def _check(lens: MoELens, examples: Sequence[Example], metric: Metric) -> None:
     }.get(metric.reads, "")
     if not examples or lacks:
         raise MoELensError(f"{metric.name} needs {lacks or 'one or more examples'}")
+    expect_single(metric)
     if not metric.paired:
         raise MoELensError(f"{metric.name} is of other examples under each mask; choose one of all, such as memory")
     if any(isinstance(own, Rows) for own in lens.interventions):
@@ -159,8 +160,8 @@ class _Sweep:
         names = [UNMASKED, *(f"{layer}:{expert}" for layer, expert in self.changes)]
         table = kept(path, made_by, lambda: pd.DataFrame(dict(zip(names, self._values(examples), strict=True))))
         read = table.map(lambda value: tuple(value) if isinstance(value, list | np.ndarray) else value)
-        scores = [[*map(self.metric.score, read[name], examples)] for name in names]
-        return np.stack([np.array(of_change, dtype=float) for of_change in scores], axis=1)
+        found = [scores(self.metric, read[name], examples, self.lens.template) for name in names]
+        return np.stack([np.array(of_change, dtype=float) for of_change in found], axis=1)
 
     def _values(self, examples: Sequence[Example]) -> list[list[Any]]:
         """What the metric reads of each example, unchanged and under each change, [1 + change][example]."""

@@ -162,19 +162,31 @@ def save_figure(figure: "go.Figure", path: Path) -> list[Path]:
     from moe_lens.report.plots import style
     from moe_lens.storage import write_bytes
 
-    path.with_suffix(".png").unlink(missing_ok=True)  # of an earlier figure
     page = figure.to_html(include_plotlyjs=True, full_html=True, div_id=path.stem, config=style.CONFIG)
     write_bytes(path, page.encode())
+    return [path, *save_pictures(figure, path, "png")]
+
+
+def save_pictures(figure: "go.Figure", path: Path, *formats: str) -> list[Path]:
+    """Writes a plotly figure beside `path` in these formats, such as "png" and "svg", where kaleido finds a browser.
+
+    Returns the files written; those of an earlier figure are gone in any case.
+    """
+    from moe_lens.storage import write_bytes
+
+    pictures = [path.with_suffix(f".{name}") for name in formats]
+    for picture in pictures:
+        picture.unlink(missing_ok=True)
     if find_spec("kaleido") is None:
-        return [path]
-    picture = path.with_suffix(".png")
+        return []
     try:
-        write_bytes(picture, figure.to_image(format="png", scale=2))
+        for picture, name in zip(pictures, formats, strict=True):
+            write_bytes(picture, figure.to_image(format=name, scale=2 if name == "png" else 1))
     except RuntimeError as error:
         if "Chrome" not in str(error):
             raise
-        return [path]  # kaleido is there, but no browser
-    return [path, picture]
+        return []  # kaleido is there, but no browser
+    return pictures
 
 
 def _telling(table: "pd.DataFrame") -> "pd.DataFrame":

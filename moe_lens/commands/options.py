@@ -34,7 +34,8 @@ Data = Annotated[
         help=f"A task of the organism ({', '.join(ORGANISM_TASKS)}); a data set ({', '.join(SOURCES)}), or "
         f"NAME:PATH for one in its original format, a file or the folder of its splits, NAME@authors:FOLDER for the "
         f"paper's own splits; a {', '.join(ENDINGS)} file "
-        "with the columns context, question, answer; or whatever `datasets` loads: ID, ID@REVISION, FOLDER."
+        "with the columns context, question, answer, or prompt, answer; or whatever `datasets` loads: ID, ID@REVISION, "
+        "FOLDER."
     ),
 ]
 Control = Annotated[
@@ -131,12 +132,20 @@ class BaseOpening:
         ),
     ] = None
 
+    answer_after: Annotated[
+        str | None,
+        Option(
+            help="A regular expression, such as '####': the answer is what comes after its first match, and what is "
+            "before it a thought (--positions thought, answer). An answer without a match counts as none."
+        ),
+    ] = None
+
     def __post_init__(self) -> None:
         console.check_dtype(self.dtype)
         self.asked()
 
     def asked(self) -> PromptTemplate:
-        """The template of --template, with what --system-prompt and --chat-template-kwargs add to it."""
+        """The template of --template, with what --system-prompt, --chat-template-kwargs, --answer-after add."""
         template = FIGURE_10 if self.template is None else template_named(self.template)
         if self.demonstrations is not None:
             template = replace(template, demonstrations=demonstrations_named(self.demonstrations))
@@ -144,6 +153,8 @@ class BaseOpening:
             template = replace(template, system_prompt=self.system_prompt)
         if self.chat_template_kwargs is not None:
             template = replace(template, chat_template_kwargs=_arguments(self.chat_template_kwargs))
+        if self.answer_after is not None:
+            template = replace(template, answer_after=self.answer_after)
         return template
 
     def load(self, *, delta: Path | None = None) -> "MoELens":
@@ -216,7 +227,8 @@ class Doing:
         str,
         Option(
             help="Where: all, prompt, context, question, from_question (and all after it), last (of the prompt), "
-            "answer, decode, or numbers counted from the prompt's last token, such as 0,1."
+            "thought (before --answer-after), answer, decode, or numbers counted from the prompt's last token, such as "
+            "0,1."
         ),
     ] = "all"
     steps: Annotated[
@@ -315,7 +327,8 @@ class Reading:
         str | None,
         Option(
             help="The names that columns have in the data, such as question=q,answer=gold.text; also of id, context, "
-            "original_answer and options."
+            "original_answer, options and group. prompt=P,answer=A: prompts without a context, which are the user's "
+            "whole turn; verbatim=P: the whole text that the model reads."
         ),
     ] = None
     skip_bad: Annotated[

@@ -13,8 +13,8 @@ from moe_lens.errors import MoELensError
 Record = Mapping[str, Any]
 """One record of a data set in its original format, which may be nested."""
 Row = dict[str, object]
-"""What an example is made of: `context`, `question`, `answer` (a text or a list of them), and, where they are
-known, `id`, `original_answer` (the same) and `options`."""
+"""What an example is made of: `context` and `question` (or `verbatim`), `answer` (a text or a list of them), and, where
+they are known, `id`, `original_answer` (the same), `options` and `group`."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,8 @@ class Hub:
 
     splits: the hub's split that holds each of ours.
     keep: which of the hub's records belong to the data set.
+    shots: the hub's split whose records are shown, answered, before those of their `subject`; each record of the other
+        splits has those of its own as `shots`. None for a data set that shows none.
     """
 
     id: str
@@ -30,6 +32,7 @@ class Hub:
     splits: Mapping[str, str]
     config: str | None = None
     keep: Callable[[Record], bool] = lambda record: True
+    shots: str | None = None
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,8 @@ class Source:
 
     rows: the rows of one record in the original format.
     hub: where it is on the hub; None if it is not there in a form that can be pinned.
-    files: for each split the names that its file has where the authors publish it, the first that exists counts.
+    files: for each split the names that its file, or its folder of files, has where the authors publish it; the first
+        that exists counts.
     carved: parts cut out of one split, by their sizes; what is left over stays under the split's own name.
     read: the records of a file, each with its place.
     says_memory: whether its records have what memory says.

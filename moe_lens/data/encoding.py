@@ -1,8 +1,9 @@
 """Examples as tokens: which tokens are context, question and answers, and left-padded batches of them."""
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -25,6 +26,8 @@ class Encoded:
     context: None for a closed-book question.
     answer_spans: every occurrence of every gold answer in the context, in rising order.
     prompt_length: tokens before the answer; the number of all tokens where no answer was appended.
+    thought: how many tokens after the prompt come before the answer proper, as the template's `answer_after` says: up
+        to the one that ends its first match, one more than all where there is none. None where the template says none.
     """
 
     id: str
@@ -34,6 +37,7 @@ class Encoded:
     question: slice | None
     answer_spans: tuple[slice, ...]
     prompt_length: int
+    thought: int | None = None
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,8 @@ class Batch:
     input_ids, attention_mask: int64 [batch, pos]; the mask is 0 at pads.
     labels: int64 [batch, pos], the answer's tokens and the end-of-sequence token at their own positions and
         `IGNORED_LABEL` elsewhere; None where no answers were appended.
+    thoughts: of each row how many tokens after the prompt come before the answer proper; None where nobody said what
+        tells it.
     """
 
     ids: tuple[str, ...]
@@ -52,6 +58,7 @@ class Batch:
     question_spans: tuple[slice | None, ...]
     answer_spans: tuple[tuple[slice, ...], ...]
     labels: torch.Tensor | None
+    thoughts: tuple[int | None, ...] = ()
 
     def of_rows(self, rows: Sequence[int]) -> "Batch":
         """The batch of these rows alone, in their order."""
@@ -105,9 +112,11 @@ def encode(
             "byte-level one"
         )
     at = prompt.context
-    answers = [] if at is None else [shift(found, at.start) for found in occurrences(example.answers, prompt.text[at])]
+    golds = tuple(template.answered(gold) or gold for gold in example.answers)
+    answers = [] if at is None else [shift(found, at.start) for found in occurrences(golds, prompt.text[at])]
     appended = example.answers[0] if with_answer and continuation is None else continuation
     answer_ids = [] if appended is None else _answer_ids(appended, prompt, ids, tokenizer)
+    thought = None if not template.answer_after else thought_length(answer_ids, tokenizer, template)
     return Encoded(
         id=example.id,
         text=prompt.text,
@@ -116,7 +125,23 @@ def encode(
         question=question,
         answer_spans=tuple(span for answer in answers if (span := offsets.tokens(answer)) is not None),
         prompt_length=len(ids),
+        thought=thought,
     )
+
+
+def thought_length(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, template: PromptTemplate) -> int:
+    """How many of the tokens after a prompt come before the answer proper: the fewest whose text holds a match.
+
+    One more than all, end-of-sequence aside, where there is none: what comes next is still of the thought.
+    """
+    said = [token for token in ids if token != tokenizer.eos_token_id]
+    return bisect_left(range(len(said) + 1), True, key=lambda count: answer_begun(said[:count], tokenizer, template))
+
+
+def answer_begun(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, template: PromptTemplate) -> bool:
+    """Whether the text of tokens after a prompt holds what the answer proper comes after."""
+    text = cast(str, tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+    return template.answer_start(text) is not None
 
 
 def collate(encoded: Sequence[Encoded], pad_id: int) -> Batch:
@@ -147,6 +172,7 @@ def collate(encoded: Sequence[Encoded], pad_id: int) -> Batch:
         question_spans=tuple(e.question for e in padded),
         answer_spans=tuple(e.answer_spans for e in padded),
         labels=labels if with_answer == {True} else None,
+        thoughts=tuple(e.thought for e in padded),
     )
 
 

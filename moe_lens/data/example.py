@@ -1,8 +1,11 @@
 """Example: one question with its context and gold answers."""
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from moe_lens.errors import MoELensError
+
+Asked = Literal["question", "prompt", "verbatim"]
 
 
 @dataclass(frozen=True)
@@ -11,15 +14,18 @@ class Example:
 
     id: unique within its data set.
     context: the passage, or "" for a closed-book question.
+    question: a question that the lens's template asks; or as `asked` says a "prompt", which is the user's whole turn
+        without a template, or "verbatim", the whole text that the model reads, without a chat template either.
     answers: at least one; the first is the one trained on.
     original_answer: what memory says where the context contradicts it (None where that is unknown).
     original_aliases: its other names.
     task: the name of the task or data set.
     options: of a multiple-choice question, what can be chosen, in the order shown; every answer is one of them.
+    group: what it is one of several of, such as the subject of an exam, "" for none; scores can be averaged over these.
 
     Raises MoELensError for a field that is no text or holds half a surrogate pair, a blank question or original
-    answer, no answers, an answer or option that is blank or has space around it, or options (at least two different
-    ones) that an answer is not among.
+    answer, no answers, an answer or option that is blank or has space around it, options (at least two different
+    ones) that an answer is not among, or a prompt with a context.
     """
 
     id: str
@@ -30,11 +36,18 @@ class Example:
     task: str = ""
     options: tuple[str, ...] = ()
     original_aliases: tuple[str, ...] = ()
+    asked: Asked = "question"
+    group: str = ""
 
     def __post_init__(self) -> None:
         self._check_texts()
         if not self.question.strip():
-            raise MoELensError(f"example {self.id!r} has a blank question; give it one or leave it out")
+            raise MoELensError(f"example {self.id!r} has a blank {self.asked}; give it one or leave it out")
+        if self.asked not in get_args(Asked) or (self.asked != "question" and self.context.strip()):
+            raise MoELensError(
+                f"example {self.id!r} is asked as one of {', '.join(get_args(Asked))}, and only a question has a "
+                f"context beside it; got {self.asked!r}"
+            )
         if not self.answers or not all(answer and answer == answer.strip() for answer in self.answers):
             raise MoELensError(
                 f"example {self.id!r} needs answers, none blank or with space around it; got {self.answers!r}"
@@ -66,7 +79,7 @@ class Example:
         texts = [self.id, self.context, self.question]
         if lists:
             texts += [*self.answers, *self.memory, *self.options]
-        if not lists or not all(isinstance(text, str) for text in [*texts, self.task]):
+        if not lists or not all(isinstance(text, str) for text in [*texts, self.task, self.asked, self.group]):
             raise MoELensError(
                 f"example {self.id!r} must be made of texts; answers, options and original_aliases of tuples of them"
             )

@@ -14,7 +14,7 @@ from moe_lens.data.rows import check_columns, example_of, has, rename
 from moe_lens.errors import MoELensError
 from moe_lens.storage import is_there
 
-PLAIN = ("context", "question", "answer")
+PLAIN = (("context", "question", "answer"), ("prompt", "answer"), ("verbatim", "answer"))
 PART = re.compile(r"(.*)\[([^][=]+)=([^][]*)\]", re.DOTALL)
 """How a part of data is written: the rows with this value in this column."""
 
@@ -44,7 +44,7 @@ def load_examples(
     spec: one of
         swap, novel, … a task of the organism
         NAME           a data set, from the hub at a pinned revision: squad, nq, hotpotqa, nq-swap, counterfact,
-                       memotrap, mmlu
+                       memotrap, mmlu, mmlu-text
         NAME:PATH      the same (also confiqa-qa, confiqa-mr, confiqa-mc, gigaword) from a file in its original format,
                        or from a folder that has the file of each split, by its original name or as SPLIT.json, …
         PATH           a .json, .jsonl, .csv, .tsv or .parquet file of rows (the text ones also gzipped)
@@ -60,8 +60,9 @@ def load_examples(
         `read_examples` gives them all.
 
     A row has `context` ("" for closed-book), `question`, `answer` (a text or a list of them) and may have `id` (else
-    its number, from 0), `original_answer` (what memory says; a text or a list of its names) and `options`; files of a
-    named data set may have such rows too.
+    its number, from 0), `original_answer` (what memory says; a text or a list of its names), `options` and `group`;
+    files of a named data set may have such rows too. In place of context and question it may have a `prompt`, the
+    user's whole turn, or `verbatim`, the whole text that the model reads.
     Raises MoELensError for anything else, naming the row, and for ids that repeat.
     """
     loaded = read_examples(spec, split=split, limit=limit, columns=columns, skip_bad=skip_bad)
@@ -128,7 +129,7 @@ def _examples(source: Found, spec: str, limit: int | None, columns: Mapping[str,
             break
     if not found:
         none = f"{spec} is empty" if not bad else f"none of the {len(bad)} rows of {spec} makes an example: {bad[0]}"
-        raise MoELensError(f"{none}; expected rows with context, question and answer")
+        raise MoELensError(f"{none}; expected rows with context, question and answer, or prompt and answer")
     return Loaded(list(found.values()), len(found) + len(bad), tuple(bad))
 
 
@@ -142,7 +143,11 @@ def _rows(record: object, columns: Mapping[str, str], source: Source | None) -> 
     except MoELensError as error:
         yield error
         return
-    if source is None or not isinstance(record, Mapping) or all(isinstance(record.get(f), str) for f in PLAIN):
+    if (
+        source is None
+        or not isinstance(record, Mapping)
+        or any(all(isinstance(record.get(field), str) for field in fields) for fields in PLAIN)
+    ):
         yield record
         return
     try:

@@ -26,6 +26,7 @@ SOURCES = {
         memotrap.SOURCE,
         gigaword.SOURCE,
         mmlu.SOURCE,
+        mmlu.TEXT,
     )
 }
 
@@ -128,8 +129,8 @@ def _own_names(split: str) -> list[str]:
 
 
 def _first_file(folder: str, *names: str) -> str | None:
-    """The first of these names of files that the folder has, None without one."""
-    return next((name for name in names if Path(folder, name).is_file()), None)
+    """The first of these names, of files or folders of them, that the folder has; None without one."""
+    return next((name for name in names if Path(folder, name).exists()), None)
 
 
 def _published(source: Source, split: str, revision: str, *, streaming: bool) -> Found:
@@ -147,7 +148,14 @@ def _published(source: Source, split: str, revision: str, *, streaming: bool) ->
         f"or {source.name}@REVISION for another revision"
     )
     records = _datasets(hub.id, hub.splits[home], failure, hub.config, at, streaming=streaming and not parts)
-    return Found(((place, record) for place, record in records if hub.keep(record)), source.name, source, parts)
+    own = ((place, record) for place, record in records if hub.keep(record))
+    if hub.shots is None:
+        return Found(own, source.name, source, parts)
+    shots: dict[object, list[Record]] = {}
+    for _, shot in _datasets(hub.id, hub.shots, failure, hub.config, at, streaming=streaming):
+        shots.setdefault(shot.get("subject"), []).append(shot)
+    shown = ((place, {**record, "shots": shots.get(record.get("subject"), [])}) for place, record in own)
+    return Found(shown, source.name, source, parts)
 
 
 def _hub(spec: str, split: str, *, streaming: bool) -> Records:

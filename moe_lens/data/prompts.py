@@ -1,6 +1,7 @@
 """Prompt templates: an example as the text a model reads, and where its context and question stand in it."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, overload
@@ -53,6 +54,8 @@ class PromptTemplate:
     unquoted_context: whether double quotes in the context are left out, for templates that put it in such.
     demonstrations: examples that are asked, and answered by their first answers, before each prompt, with a context or
         without; none of them before its own.
+    answer_after: a regular expression after whose first match the answer proper begins in what follows the prompt,
+        which is a thought until then; none where it is empty.
     """
 
     with_context: str
@@ -63,6 +66,7 @@ class PromptTemplate:
     bare_question: bool = False
     unquoted_context: bool = False
     demonstrations: tuple[Example, ...] = ()
+    answer_after: str = ""
 
     def __post_init__(self) -> None:
         if not 0 <= self.with_context.find("{context}") < self.with_context.find("{question}"):
@@ -71,6 +75,10 @@ class PromptTemplate:
             raise MoELensError(f"expected {{question}} and no {{context}}; got {self.closed_book!r}")
         if taken := sorted(self.chat_template_kwargs.keys() & OWN_ARGUMENTS):
             raise MoELensError(f"how a prompt is rendered is decided here; leave {', '.join(taken)} out")
+        try:
+            re.compile(self.answer_after)
+        except re.error as error:
+            raise MoELensError(f"answer_after is a regular expression; got {self.answer_after!r}: {error}") from None
         for name, value in self.chat_template_kwargs.items():
             try:
                 json.dumps(value, allow_nan=False)
@@ -92,15 +100,28 @@ class PromptTemplate:
         of_all = ("with_context", "closed_book", "answer_cue")
         return {name: value for name, value in told.items() if value or name in of_all}
 
+    def answer_start(self, text: str) -> int | None:
+        """Where in what follows a prompt the answer proper begins; None where `answer_after` is nowhere in it."""
+        found = re.search(self.answer_after, text)
+        return None if found is None else found.end()
+
+    def answered(self, text: str) -> str | None:
+        """What follows a prompt without what comes before the answer proper; None where that never begins."""
+        start = self.answer_start(text)
+        return None if start is None else text[start:].strip()
+
     def render(self, example: Example, tokenizer: "PreTrainedTokenizerBase") -> Prompt:
         """The prompt for a model: one user turn of its chat template, or plain text with the answer cue.
 
         What the chat template writes before an answer, such as an empty thought, belongs to the prompt; a thought that
         it only opens is closed. So what follows is the answer.
-        Whitespace around the context and around the question is dropped.
+        Whitespace around the context, the question and a prompt is dropped; what is verbatim stays as it is.
         Raises MoELensError, with the example's id, if the chat template fails or does not repeat the user's turn letter
         by letter, and for a system prompt or arguments without a chat template.
         """
+        if example.asked == "verbatim":
+            text = example.question
+            return Prompt(text, None, slice(0, len(text)), lead="" if text[-1].isspace() else " ")
         before, message = self._demonstrated(example), self._fill(example)
         message = Prompt(
             before + message.text, shift(message.context, len(before)), shift(message.question, len(before))
@@ -111,7 +132,7 @@ class PromptTemplate:
                     "this tokenizer has no chat template that would take a system prompt or arguments; leave them out, "
                     "or write the text into a template of your own"
                 )
-            return replace(message, text=message.text + self.answer_cue)
+            return message if example.asked == "prompt" else replace(message, text=message.text + self.answer_cue)
         turns = [turn("system", self.system_prompt)] if self.system_prompt else []
         chat = Chat(tokenizer, self.chat_template_kwargs, example.id)
         text, lead = chat.asked([*turns, turn("user", message.text)])
@@ -130,6 +151,8 @@ class PromptTemplate:
 
     def _fill(self, example: Example) -> Prompt:
         context, question = example.context.strip(), example.question.strip()
+        if example.asked == "prompt":
+            return Prompt(question, None, slice(0, len(question)))
         if self.bare_question:
             question = question.removesuffix("?").rstrip() or question
         if self.unquoted_context:

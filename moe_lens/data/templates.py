@@ -78,6 +78,7 @@ def template_named(name: str | Path) -> PromptTemplate:
     if not texts or not {"with_context", "closed_book"} <= set(told) <= known:
         raise MoELensError(
             f"{path}: expected the texts with_context, closed_book and answer_cue, whether there is a bare_question or "
-            f"an unquoted_context, and for chats system_prompt and a table of chat_template_kwargs; got {told!r:.200}"
+            "an unquoted_context, for thoughts answer_after, and for chats system_prompt and a table of "
+            f"chat_template_kwargs; got {told!r:.200}"
         )
     return PromptTemplate(**told)

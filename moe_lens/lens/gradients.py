@@ -171,7 +171,7 @@ def effects_of(
             effects["gate"][layer] = whole.scatter_add(-1, levers.indices[layer], gradient)
     effects |= {"logit": dict(gradients["logit"])} if "logit" in levers.wanted else {}
     spans = batch.context_spans, batch.question_spans
-    counted = any_position_mask(batch.attention_mask, *spans, positions, batch.labels)
+    counted = any_position_mask(batch.attention_mask, *spans, positions, batch.labels, batch.thoughts)
     for layer, gradient in gradients.get("output", {}).items():
         effects["output"][layer] = _of_outputs(module, reader, layer, levers.calls[layer], gradient, counted)
     return effects
@@ -220,4 +220,4 @@ def answer_log_probability(logits: Tensor, batch: Batch, places: Sequence[int] =
 
 def _mask(batch: Batch, positions: Positions) -> Tensor:
     spans = batch.context_spans, batch.question_spans
-    return position_mask(batch.attention_mask, *spans, positions, batch.labels)
+    return position_mask(batch.attention_mask, *spans, positions, batch.labels, batch.thoughts)

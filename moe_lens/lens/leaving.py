@@ -32,12 +32,24 @@ class EnoughEnded(StoppingCriteria):
         return (self.ended.float().mean() >= ENOUGH).expand(len(self.ended))
 
 
+class Telling(StoppingCriteria):
+    """Stops nothing; tells after each token what every row has said since `width`, the prompts' positions."""
+
+    def __init__(self, width: int, told: Callable[[Tensor], None]) -> None:
+        self._width, self._told = width, told
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
+        self._told(input_ids[:, self._width :])
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
 @dataclass(frozen=True)
 class Leaving:
     """How `module` decodes, greedily as `config` says, up to any of the tokens `ends`.
 
     keep: told which of the rows that ran until then are left, each time some leave; None: none leave. contrast: of both
-    halves of the batch, prompts and then their twins, which so end together.
+    halves of the batch, prompts and then their twins, which so end together. told: what each row has said, [row, new],
+    after each token.
     """
 
     module: Any
@@ -45,6 +57,7 @@ class Leaving:
     ends: Sequence[int]
     keep: Callable[[list[int]], None] | None
     contrast: LogitContrast | None = None
+    told: Callable[[Tensor], None] | None = None
 
     def __call__(
         self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor | None = None
@@ -62,7 +75,9 @@ class Leaving:
             ended, steps = EnoughEnded(self.ends, input_ids), FiniteSteps()
             given: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}
             given |= {"position_ids": position_ids}
-            given |= {} if cache is None else {"past_key_values": cache, "stopping_criteria": [ended]}
+            telling = [] if self.told is None else [Telling(width, self.told)]
+            given |= {"stopping_criteria": [*telling, *([] if cache is None else [ended])]}
+            given |= {} if cache is None else {"past_key_values": cache}
             processors = [steps, *([] if self.contrast is None else [ContrastSteps(self.contrast)])]
             said = self.module.generate(**given, generation_config=self._with_left(done), logits_processor=processors)
             new = said[:, width + done :]

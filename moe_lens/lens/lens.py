@@ -187,7 +187,7 @@ class MoELens(OpenedModel):
 
         def run(places: Sequence[int], prompts: Sequence[Encoded], paired: bool = False) -> list[str]:
             with self._stack.for_examples(places):
-                return self._runner.generate(prompts, max_new_tokens, contrast if paired else None)
+                return self._runner.generate(prompts, max_new_tokens, self.template, contrast if paired else None)
 
         asked: Asked[str] = run
         if contrast is not None:

@@ -9,13 +9,17 @@ from torch import Tensor
 from moe_lens.data.encoding import IGNORED_LABEL
 from moe_lens.errors import MoELensError
 
-Word = Literal["all", "prompt", "context", "question", "from_question", "last", "answer", "decode"]
+Word = Literal["all", "prompt", "context", "question", "from_question", "last", "thought", "answer", "decode"]
 Positions = Word | tuple[int, ...]
 """What `position_mask` takes."""
 Spans = tuple[slice | None, ...]
+Thoughts = Sequence[int | None]
+"""Of each row how many tokens after the prompt come before the answer proper; None where nobody said what tells it."""
+THINKING = 2**31
+"""More tokens than any thought has: of a row whose answer proper has not begun."""
 SPANNED = ("context", "question", "from_question")
 """The words for positions that need a span of the prompt."""
-STEPS_OF_ANSWERS = ("decode", "answer")
+STEPS_OF_ANSWERS = ("decode", "thought", "answer")
 """The words for positions that are there only where an answer, or a continuation, is appended."""
 
 
@@ -42,27 +46,35 @@ def any_position_mask(
     question: Spans,
     several: Iterable[Positions],
     labels: Tensor | None = None,
+    thoughts: Thoughts = (),
 ) -> Tensor:
     """Which positions of a batch count for any of `several`, bool [batch, pos]; see `position_mask`."""
     mask = torch.zeros_like(attention_mask, dtype=torch.bool)
     for positions in several:
-        mask |= position_mask(attention_mask, context, question, positions, labels)
+        mask |= position_mask(attention_mask, context, question, positions, labels, thoughts)
     return mask
 
 
 def position_mask(
-    attention_mask: Tensor, context: Spans, question: Spans, positions: Positions, labels: Tensor | None = None
+    attention_mask: Tensor,
+    context: Spans,
+    question: Spans,
+    positions: Positions,
+    labels: Tensor | None = None,
+    thoughts: Thoughts = (),
 ) -> Tensor:
     """Which positions of a left-padded batch count, bool [batch, pos]; never pads.
 
     attention_mask: int64 [batch, pos], 0 at pads. labels: int64 [batch, pos], `IGNORED_LABEL` but for the tokens of an
-    appended answer and its end-of-sequence; None where none was appended.
+    appended answer and its end-of-sequence; None where none was appended. thoughts: one per row, or none at all.
 
     positions: "all"; "prompt", all before the answer (prefill); "context"; "question"; "from_question", from the
         question's first token to the end, an answer included; "last", the prompt's last token, which predicts the
         answer's first; "decode", the answer's tokens as generation would feed them one by one, so without
-        end-of-sequence; "answer", last and decode: whatever predicts one of the answer's tokens; or steps, a tuple such
-        as (-1, 0, 1): 0 is the last position, above are decoding steps, below lie in the prompt.
+        end-of-sequence; "answer", last and decode: whatever predicts one of the answer's tokens; where the template
+        says what an answer comes after (`answer_after`), these are parted into "thought", whatever predicts a token of
+        what comes before it, and "answer"; or steps, a tuple such as (-1, 0, 1): 0 is the last position, above are
+        decoding steps, below lie in the prompt.
     A row without such a span or so many tokens has none. Raises MoELensError for anything else.
     """
     check_positions(positions)
@@ -76,8 +88,23 @@ def position_mask(
         return feeding & _inside([span and slice(span.start, None) for span in question], attention_mask)
     if isinstance(positions, tuple):
         return feeding & torch.isin(steps, torch.tensor(positions, device=steps.device))
-    chosen = {"prompt": steps <= 0, "last": steps == 0, "decode": steps > 0, "answer": steps >= 0}[positions]
-    return feeding & chosen
+    if positions in ("thought", "answer"):
+        return feeding & (steps >= 0) & predicting(steps, positions, thoughts)
+    return feeding & {"prompt": steps <= 0, "last": steps == 0, "decode": steps > 0}[positions]
+
+
+def predicting(steps: Tensor, positions: Positions, thoughts: Thoughts) -> Tensor:
+    """Which of the steps, int64 [batch, pos], predict a token of the "thought", or of the "answer" proper, bool.
+
+    MoELensError for a thought where nobody said what an answer comes after.
+    """
+    if positions == "thought" and (None in thoughts or not thoughts):
+        raise MoELensError(
+            "positions 'thought' end where the answer proper begins, and nobody said what tells it: give a template "
+            "with answer_after (--answer-after), such as '####'"
+        )
+    begins = torch.tensor([one or 0 for one in thoughts] or [0], device=steps.device)[:, None]
+    return (steps < begins) if positions == "thought" else (steps >= begins)
 
 
 def step_positions(attention_mask: Tensor, labels: Tensor | None, steps: Sequence[int]) -> tuple[Tensor, Tensor]:

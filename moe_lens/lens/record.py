@@ -116,6 +116,7 @@ class Record:
     logits: [batch, row, vocab], None unless captured.
     labels: int64 [batch, pos], an appended answer's tokens and end-of-sequence at their own positions, elsewhere
         `IGNORED_LABEL`; None unless answers were appended.
+    thoughts: as in `Batch`.
     """
 
     ids: tuple[str, ...]
@@ -129,6 +130,7 @@ class Record:
     routing_before: Mapping[int, Routing] = field(default_factory=dict)
     logits: Tensor | None = None
     labels: Tensor | None = None
+    thoughts: tuple[int | None, ...] = ()
 
     def __repr__(self) -> str:
         batch, width = self.input_ids.shape
@@ -206,11 +208,12 @@ class Record:
     def position_mask(self, positions: Positions) -> Tensor:
         """Which positions count, bool [batch, pos]; never pads, and none of a row without such a span.
 
-        positions: "all", "prompt", "context", "question", "from_question", "last", "answer", "decode", or a tuple of
-            steps counted from the prompt's last token, as in `moe_lens.lens.positions.position_mask`.
+        positions: "all", "prompt", "context", "question", "from_question", "last", "thought", "answer", "decode", or a
+            tuple of steps counted from the prompt's last token, as in `moe_lens.lens.positions.position_mask`.
         Raises MoELensError for anything else.
         """
-        return position_mask(self.attention_mask, self.context_spans, self.question_spans, positions, self.labels)
+        spans = self.context_spans, self.question_spans
+        return position_mask(self.attention_mask, *spans, positions, self.labels, self.thoughts)
 
     def kept_mask(self, positions: Positions) -> Tensor:
         """Which rows of what was captured count, bool [batch, row]; MoELensError for positions that were not kept."""

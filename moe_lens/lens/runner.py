@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NoReturn
 
 import torch
@@ -10,7 +11,8 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from moe_lens.architecture.discovery import pretrained
-from moe_lens.data import Batch, Encoded, collate
+from moe_lens.data import Batch, Encoded, PromptTemplate, collate
+from moe_lens.data.encoding import answer_begun
 from moe_lens.lens.devices import OnDevices, on_cpu
 from moe_lens.lens.finite import all_finite, finite_streams, not_finite
 from moe_lens.lens.gradients import (
@@ -27,7 +29,7 @@ from moe_lens.lens.gradients import (
 from moe_lens.lens.greedy import Greedy
 from moe_lens.lens.holding import measuring
 from moe_lens.lens.leaving import Leaving
-from moe_lens.lens.positions import Positions, any_position_mask
+from moe_lens.lens.positions import THINKING, Positions, any_position_mask
 from moe_lens.lens.reader import TraceReader
 from moe_lens.lens.record import CAPTURES, Record, read_layers
 from moe_lens.lens.stack import InterventionStack
@@ -71,20 +73,28 @@ class BatchRunner:
         return found
 
     def generate(
-        self, prompts: Sequence[Encoded], max_new_tokens: int, contrast: LogitContrast | None = None
+        self,
+        prompts: Sequence[Encoded],
+        max_new_tokens: int,
+        template: PromptTemplate,
+        contrast: LogitContrast | None = None,
     ) -> list[str]:
         """The greedy continuation of each prompt, without special tokens, in the order given.
 
-        contrast: as in `answer_log_probabilities`; a twin says what its prompt does.
+        template: tells where the answer proper begins, for interventions that act there. contrast: as in
+        `answer_log_probabilities`; a twin says what its prompt does.
         """
-        batch = self._batch(prompts)
+        thinks = bool(template.answer_after and self.stack.interventions)
+        batch = self._batch([replace(prompt, thought=THINKING) for prompt in prompts] if thinks else prompts)
         prompted = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
         with (
             torch.no_grad(),
             measuring(self.module),
             self.stack.for_batch(batch, self.reader),
             self.greedy.decoding(max_new_tokens, self._pad_id) as settings,
-            self.model.trace(fn=self._leaving(contrast=contrast, **settings), **prompted) as tracer,
+            self.model.trace(
+                fn=self._leaving(contrast=contrast, template=template if thinks else None, **settings), **prompted
+            ) as tracer,
         ):
             said = tracer.result.save()
         new, finite = (part.cpu() for part in said)  # [batch, new]
@@ -109,7 +119,7 @@ class BatchRunner:
         """
         batch = self._batch(prompts)
         spans = batch.context_spans, batch.question_spans
-        counted = any_position_mask(batch.attention_mask, *spans, positions, batch.labels)
+        counted = any_position_mask(batch.attention_mask, *spans, positions, batch.labels, batch.thoughts)
         kept = OnDevices(counted.any(0).nonzero()[:, 0])
         seen, before = self._seen(batch, capture, kept, to_cpu=to_cpu)
         projected_mask = batch.attention_mask[:, kept.values if "logits" in capture else slice(-1, None)]
@@ -133,6 +143,7 @@ class BatchRunner:
             routing_before={layer: before.get(layer, decided) for layer, decided in routing.items()},
             logits=logits,
             labels=batch.labels,
+            thoughts=batch.thoughts,
         )
 
     def gradients(
@@ -246,10 +257,21 @@ class BatchRunner:
             "use_cache": False,
         }
 
-    def _leaving(self, generation_config: GenerationConfig, contrast: LogitContrast | None) -> Leaving:
-        """How a batch is decoded by this config."""
+    def _leaving(
+        self, generation_config: GenerationConfig, contrast: LogitContrast | None, template: PromptTemplate | None
+    ) -> Leaving:
+        """How a batch is decoded by this config. template: where it matters when the answer proper begins."""
         keep = self._keep_rows if self.stack.rows_may_leave else None
-        return Leaving(self.module, generation_config, self.greedy.ends, keep, contrast)
+        told = None if template is None else partial(self._told, template)
+        return Leaving(self.module, generation_config, self.greedy.ends, keep, contrast, told)
+
+    def _told(self, template: PromptTemplate, said: Tensor) -> None:
+        """Takes down of which rows the answer proper has begun with the last of the tokens said, [row, new]."""
+        thoughts = list(self.stack.thoughts)
+        for row, ids in enumerate(said.tolist()):
+            if thoughts[row] == THINKING and answer_begun(ids, self.tokenizer, template):
+                thoughts[row] = len(ids)
+        self.stack.keep_thoughts(thoughts)
 
     def _keep_rows(self, rows: list[int]) -> None:
         """From now on in this run, only these of its rows are left."""

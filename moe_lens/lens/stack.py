@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -109,6 +110,17 @@ class InterventionStack:
         taken = tuple(own.take(rows) for own in self._acting)
         if any(mine is not own for mine, own in zip(taken, self._acting, strict=True)):
             self._take_up(taken)
+
+    @property
+    def thoughts(self) -> tuple[int | None, ...]:
+        """`Batch.thoughts` of the rows that run."""
+        assert self._batch is not None, "a batch runs"
+        return self._batch.thoughts
+
+    def keep_thoughts(self, thoughts: Sequence[int | None]) -> None:
+        """From now on in this batch, whose prompts have been read, its rows' answers begin after these many tokens."""
+        assert self._batch is not None, "a batch runs"
+        self._batch = replace(self._batch, thoughts=tuple(thoughts))
 
     @contextmanager
     def at_rest(self) -> Iterator[None]:

@@ -61,4 +61,5 @@ def twin_of(
     assert isinstance(example, Example), "a text has no context"
     asked = encode(replace(example, context=""), tokenizer, template=template)
     answer = prompt.input_ids[prompt.prompt_length :]
-    return replace(asked, input_ids=(*asked.input_ids, *answer), context=slice(0, 0))
+    whole = (*asked.input_ids, *answer)
+    return replace(asked, input_ids=whole, context=slice(0, 0), thought=prompt.thought)

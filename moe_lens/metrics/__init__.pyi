@@ -22,6 +22,7 @@ from .matching import exact_match_unicode as exact_match_unicode
 from .matching import f1 as f1
 from .matching import normalize_answer as normalize_answer
 from .matching import normalize_unicode as normalize_unicode
+from .peaks import peak_lead as peak_lead
 from .ranking import auc as auc
 from .ranking import precision_at as precision_at
 from .ranking import rank_correlation as rank_correlation

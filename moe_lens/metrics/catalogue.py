@@ -13,6 +13,7 @@ from moe_lens.errors import MoELensError
 from moe_lens.extras import optional
 from moe_lens.metrics.bounds import UNBOUNDED, Bounds
 from moe_lens.metrics.matching import exact_match, exact_match_unicode, f1, normalize_answer
+from moe_lens.metrics.pooled import corpus_bleu_shares, group_shares
 from moe_lens.metrics.text import bleu, meteor, rouge_l, rouge_l_unicode
 from moe_lens.metrics.wordnet import wordnet
 
@@ -45,6 +46,15 @@ class Metric:
     paired: bool = True
     bounds: Bounds | None = (0.0, 1.0)
     """The least and the most that it can be; None for (0, 1) where all are 0 or 1, else without bounds."""
+    together: Callable[[Sequence[Any], Sequence["Example"]], list[float]] | None = None
+    """In place of `score`, for one that only all answers have: a number for each, of which the mean is the metric, and
+    the spread what examples change in it, to first order, as `metrics.ratio_of_means` has it; NaN as in `score`."""
+
+    def scores(self, values: Sequence[Any], examples: Sequence["Example"]) -> list[float]:
+        """The number of each answer, of which the mean is the metric."""
+        if self.together is not None:
+            return self.together(values, examples)
+        return [self.score(value, example) for value, example in zip(values, examples, strict=True)]
 
     @property
     def bounds_of_difference(self) -> Bounds | None:
@@ -86,6 +96,29 @@ def _accuracy_per_character(log_probabilities: Sequence[float] | None, example: 
     return _accuracy(np.divide(log_probabilities, lengths).tolist(), example)
 
 
+def _accuracy_over_groups(
+    log_probabilities: Sequence[Sequence[float] | None], examples: Sequence["Example"]
+) -> list[float]:
+    """`group_shares` of the answers that have a score, by the group of their example."""
+    scores = [_accuracy(found, example) for found, example in zip(log_probabilities, examples, strict=True)]
+    return group_shares(scores, [example.group for example in examples])
+
+
+def _corpus_bleu(predictions: Sequence[str], examples: Sequence["Example"]) -> list[float]:
+    return corpus_bleu_shares(predictions, [example.answers for example in examples])
+
+
+def _only_together(value: Any, example: "Example") -> float:
+    """The score of one answer, which a metric of all together does not have; `expect_single` tells it before."""
+    raise AssertionError("a metric of all answers together was asked for the score of one")
+
+
+def expect_single(metric: Metric) -> None:
+    """MoELensError for a metric that only many answers have together."""
+    if metric.together is not None:
+        raise MoELensError(f"{metric.name} is of all answers together; choose a metric that one answer has, such as em")
+
+
 def _difference(rivals: tuple[float, float] | None, example: "Example") -> float:
     return math.nan if rivals is None else rivals[0] - rivals[1]
 
@@ -113,8 +146,13 @@ _ALL = (
         "this package, after SQuAD", PREDICTION, _of_answers(exact_match_unicode),
     ),
     Metric(
-        "bleu", "sentence BLEU-4, all gold answers as references", "sacrebleu (Post 2018)", PREDICTION,
+        "bleu", "mean of sentence BLEU-4, all gold answers as references", "sacrebleu (Post 2018)", PREDICTION,
         _of_answers(bleu), partial(optional, "sacrebleu", extra="text"),
+    ),
+    Metric(
+        "corpus_bleu", "BLEU-4 of all answers together, their counts pooled; not the mean of sentences",
+        "sacrebleu (Papineni et al. 2002)", PREDICTION, _only_together,
+        partial(optional, "sacrebleu", extra="text"), bounds=UNBOUNDED, together=_corpus_bleu,
     ),
     Metric(
         "meteor", "highest METEOR with a gold answer; needs WordNet", "nltk (Banerjee and Lavie 2005)", PREDICTION,
@@ -132,6 +170,10 @@ _ALL = (
     Metric(
         "accuracy", "the most probable option is right: log-probabilities of its tokens, summed, not normalised",
         "lm-eval's acc", OPTIONS, _accuracy,
+    ),
+    Metric(
+        "accuracy_over_groups", "the mean over groups, such as MMLU's subjects, of the share that accuracy finds right",
+        "Hendrycks et al. 2021 (MMLU)", OPTIONS, _only_together, bounds=UNBOUNDED, together=_accuracy_over_groups,
     ),
     Metric(
         "accuracy_per_character", "the same with each sum divided by the option's length in characters",

@@ -20,7 +20,7 @@ from moe_lens.paper.study import Study
 from moe_lens.report.contents import draw
 from moe_lens.report.document import View
 from moe_lens.results import read_provenance, read_table, write_table
-from moe_lens.storage import try_folder, write_bytes
+from moe_lens.storage import try_folder
 from moe_lens.tuning import Schedule
 from moe_lens.tuning.low_rank import check_low_rank
 
@@ -201,11 +201,11 @@ def _show_beside(path: Path, item: str) -> None:
 
 
 def save(drawn: go.Figure | View, path: Path) -> list[Path]:
-    """Writes a figure as a page and, where a browser is present, as PNG and SVG beside it; a view as a page."""
-    if isinstance(drawn, View):
-        return [drawn.save(path)]
-    files = console.save_figure(drawn, path)
-    if len(files) > 1:
-        files.append(path.with_suffix(".svg"))
-        write_bytes(files[-1], drawn.to_image(format="svg"))
-    return files
+    """Writes a figure or view as a page and, where a browser is present, as PNG and SVG beside it.
+
+    The pictures of a view are of what it shows first.
+    """
+    if not isinstance(drawn, View):
+        return [*console.save_figure(drawn, path), *console.save_pictures(drawn, path, "svg")]
+    still = [] if drawn.still is None else console.save_pictures(drawn.still, path, "png", "svg")
+    return [drawn.save(path), *still]

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 
+import plotly.graph_objects as go
+
 from moe_lens.storage import write_bytes
 
 Value = str | int | float | list["Value"] | dict[str, "Value"] | None
@@ -17,10 +19,12 @@ class View:
 
     html: the whole document, with its data, style and code inside; it loads nothing.
     height: what it takes in a notebook, in pixels; more scrolls.
+    still: what it shows first, as a figure that can be printed; None where there is none.
     """
 
     html: str = field(repr=False)
     height: int = 620
+    still: go.Figure | None = field(default=None, repr=False)
 
     def save(self, path: str | Path) -> Path:
         """Writes the page to a file, whole or not at all, and returns its path."""

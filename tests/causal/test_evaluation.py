@@ -1,5 +1,6 @@
 """Evaluation: scores under interventions, options, judges, memory that runs out, processes, and resumed runs."""
 
+import csv
 import math
 import subprocess
 import sys
@@ -197,6 +198,66 @@ def test_accuracy_chooses_the_most_probable_option(olmoe):
     mixed = evaluate(olmoe, [CHOICES[0], EXAMPLES[1]], metrics=["accuracy", "em"], **QUIET)
     assert mixed.answers["accuracy"].isna().tolist() == [False, True]
     assert mixed.answers["prediction"].notna().all()
+
+
+def next_letter(lens: MoELens, folder: Path, subject: str, row: list[str]) -> str:
+    """What the bare model chooses, written from the files and the authors' code without this package's data room."""
+
+    def shown(cells: list[str], *, answered: bool) -> str:
+        lines = "".join(f"\n{letter}. {cell}" for letter, cell in zip("ABCD", cells[1:5], strict=True))
+        return f"{cells[0]}{lines}\nAnswer:" + (f" {cells[5]}\n\n" if answered else "")
+
+    prompt = f"The following are multiple choice questions (with answers) about {subject.replace('_', ' ')}.\n\n"
+    with (folder / "dev" / f"{subject}_dev.csv").open(newline="") as file:
+        prompt += "".join(shown(cells, answered=True) for cells in list(csv.reader(file))[:5])
+    start = lens.tokenizer(prompt + shown(row, answered=False))["input_ids"]
+    sums = {}
+    for letter in "ABCD":
+        ids = start + lens.tokenizer(f" {letter}")["input_ids"]
+        with torch.no_grad():
+            log_probabilities = lens.module(torch.tensor([ids])).logits[0].log_softmax(-1)
+        sums[letter] = sum(float(log_probabilities[i - 1, ids[i]]) for i in range(len(start), len(ids)))
+    return max(sums, key=lambda letter: sums[letter])
+
+
+def test_mmlu_equals_an_independent_implementation_question_by_question_and_over_subjects(olmoe, mmlu_folder):
+    right: dict[str, list[bool]] = {}
+    for subject in ("high_school_physics", "law"):
+        path = mmlu_folder / "test" / f"{subject}_test.csv"
+        rows = list(csv.reader(path.open(newline="")))
+        chosen = [next_letter(olmoe, mmlu_folder, subject, row) for row in rows]
+        if subject == "law":  # what is right is moved to what is chosen for one of three
+            rows = [
+                [*row[:5], letter if i == 1 else "ABCDA"["ABCD".index(letter) + 1]]
+                for i, (row, letter) in enumerate(zip(rows, chosen, strict=True))
+            ]
+            path.write_text("\n".join(",".join(f'"{cell}"' for cell in row) for row in rows))
+        right[subject] = [row[5] == letter for row, letter in zip(rows, chosen, strict=True)]
+    examples = load_examples(f"mmlu:{mmlu_folder}")
+    found = evaluate(olmoe, examples, metrics=["accuracy", "accuracy_over_groups"], batch_size=2, progress=False)
+    assert found.answers["accuracy"].tolist() == [*right["high_school_physics"], *right["law"]]
+    assert right["law"] == [False, True, False]
+    summary = found.summary.set_index("metric")["mean"]
+    physics = sum(right["high_school_physics"])
+    assert summary["accuracy"] == pytest.approx((physics + 1) / 5)
+    assert summary["accuracy_over_groups"] == pytest.approx((physics / 2 + 1 / 3) / 2)
+
+
+def test_with_answer_after_only_what_comes_after_it_is_scored_of_predictions_and_gold_answers(olmoe, monkeypatch):
+    golds = ("1+2 is 3 #### 3", "So: ####  The sun", "no mark", "#### 7")
+    asked = [Example(str(i), "", "Add.", (gold,), asked="prompt") for i, gold in enumerate(golds)]
+    said = ["hence #### 3", "#### sun", "no mark", "7"]
+    monkeypatch.setattr(olmoe, "template", replace(olmoe.template, answer_after="####"))
+    monkeypatch.setattr(olmoe, "generate", lambda examples, **_: [said[asked.index(one)] for one in examples])
+    found = evaluate(olmoe, asked, max_new_tokens=99, progress=False).answers
+    assert found["prediction"].tolist() == said
+    assert found["answered"].fillna("-").tolist() == ["3", "sun", "-", "-"]
+    assert found["em"].tolist() == [1, 1, 0, 0], "an answer without the mark is none, be the text what it may"
+    assert answer_table(olmoe, asked, max_new_tokens=99, progress=False)["em"].tolist() == [1, 1, 0, 0]
+    monkeypatch.setattr(olmoe, "template", replace(olmoe.template, answer_after=""))
+    whole = evaluate(olmoe, asked, max_new_tokens=99, progress=False).answers
+    assert whole["em"].tolist() == [0, 0, 1, 0]
+    assert "answered" not in whole
 
 
 def test_unjudged_answers_are_left_out_and_counted(olmoe, monkeypatch):

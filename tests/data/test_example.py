@@ -34,6 +34,15 @@ def test_memory_has_all_its_names_and_no_others_without_a_first():
         Example("q7", "", "Who?", ("a",), original_aliases=("c",))
 
 
+def test_a_prompt_with_a_context_is_refused_and_so_is_another_way_to_ask():
+    with pytest.raises(MoELensError, match="'q7' is asked as one of question, prompt, verbatim, and only a question"):
+        Example("q7", "c", "Say a.", ("a",), asked="prompt")
+    with pytest.raises(MoELensError, match="'q7' is asked as one of"):
+        Example("q7", "", "Say a.", ("a",), asked="chat")
+    with pytest.raises(MoELensError, match="'q7' has a blank prompt"):
+        Example("q7", "", " ", ("a",), asked="prompt")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

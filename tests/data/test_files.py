@@ -97,6 +97,25 @@ def test_each_broken_file_says_what_is_wrong_and_where(tmp_path, name, content, 
     assert message in str(error.value)
 
 
+def test_rows_with_a_prompt_or_a_verbatim_text_need_no_context_and_name_it_by_columns(tmp_path):
+    rows = [{"prompt": "Add 1 and 2.", "answer": "3", "group": 7}, {"verbatim": "Q: 1+2\nA:\n", "answer": "3"}]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    first, second = load_examples(tmp_path / "a.jsonl")
+    assert (first.asked, first.question, first.context, first.group) == ("prompt", "Add 1 and 2.", "", "7")
+    assert (second.asked, second.question) == ("verbatim", "Q: 1+2\nA:\n")
+    (tmp_path / "b.csv").write_text("question,context,answer,text\nWho?,Paul landed.,Paul,Say Paul.\n")
+    [asked] = load_examples(tmp_path / "b.csv")
+    assert (asked.asked, asked.question) == ("question", "Who?")
+    for kind in ("prompt", "verbatim"):
+        [named] = load_examples(tmp_path / "b.csv", columns={kind: "text"})
+        assert (named.asked, named.question, named.context) == (kind, "Say Paul.", "")
+    [own] = load_examples(tmp_path / "b.csv", columns={"prompt": "question"})
+    assert (own.asked, own.question) == ("prompt", "Who?")
+    (tmp_path / "c.jsonl").write_text('{"prompt": "Who?"}')
+    with pytest.raises(MoELensError, match="line 1: answer missing; it has prompt"):
+        load_examples(tmp_path / "c.jsonl")
+
+
 def test_missing_files_and_senseless_limits_are_refused(tmp_path):
     with pytest.raises(MoELensError, match=r"cannot read .*none\.json: No such file"):
         load_examples(tmp_path / "none.json")

@@ -40,6 +40,19 @@ def test_ranges_are_right_when_the_context_looks_like_a_template(tokenizer, cont
     assert prompt.text[prompt.question] == "{context}?"
 
 
+def test_a_prompt_is_the_users_whole_turn_and_a_verbatim_text_all_that_is_read():
+    asked = Example("0", "", " Say Paul.\n", ("Paul",), asked="prompt")
+    assert FIGURE_10.render(asked, PLAIN).text == "Say Paul."
+    in_chat = FIGURE_10.render(asked, CHAT)
+    assert in_chat.text == "<bos><|user|>\nSay Paul.<eos>\n<|assistant|>\n"
+    assert (in_chat.context, in_chat.text[in_chat.question]) == (None, "Say Paul.")
+    for tokenizer in (PLAIN, CHAT):
+        whole = FIGURE_10.render(Example("0", "", " Q: who?\nA:\n", ("Paul",), asked="verbatim"), tokenizer)
+        assert (whole.text, whole.rendered, whole.answer_lead) == (" Q: who?\nA:\n", False, "")
+        assert whole.text[whole.question] == whole.text
+        assert FIGURE_10.render(Example("0", "", "A:", ("Paul",), asked="verbatim"), tokenizer).answer_lead == " "
+
+
 OPENING = "{% if add_generation_prompt %}<assistant>{% endif %}"
 TURNS = "{% for m in messages %}<{{ m.role }}>"
 
@@ -128,7 +141,7 @@ def test_an_unknown_name_is_told_the_names_and_the_files():
 
 
 TEXTS = '"with_context": "{context} {question}", "closed_book": "{question}"'
-WRONG = "expected the texts with_context, closed_book and answer_cue, and for chats system_prompt and a table"
+WRONG = "expected the texts with_context, closed_book and answer_cue, for thoughts answer_after, and for chats"
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,7 @@ EDIT = {"subject": "Ann", "prompt": "{} speaks", "target_new": {"str": "Thai"}, 
 TRAP = {"prompt": 'End it with "x": No', "classes": "[' x.', \" man's.\"]", "answer_index": "0"}
 TRAPPED = Example("0", "", 'End it with "x": No', ("x.",), "man's.", options=("x.", "man's."))
 EXAM = {"question": "2+2?", "choices": ["1", "2", "3", " 4"], "answer": 3, "subject": "arithmetic"}
-EXAMINED = Example("0", "", "2+2?", ("4",), options=("1", "2", "3", "4"))
+EXAMINED = Example("0", "", "2+2?", ("4",), options=("1", "2", "3", "4"), group="arithmetic")
 
 CASES = {
     "squad, official": (
@@ -132,7 +132,7 @@ CASES = {
         [{"document": "police arrested five on monday .", "summary": "police arrest five"}],
         [Example("0", "police arrested five on monday .", QUESTION, ("police arrest five",))],
     ),
-    "mmlu": ("mmlu", [EXAM], [EXAMINED]),
+    "mmlu-text": ("mmlu-text", [EXAM], [EXAMINED]),
 }
 
 
@@ -197,9 +197,49 @@ def test_the_authors_csv_files_are_read(tmp_path):
         writer.writerow(TRAP)
     assert load_examples(f"memotrap:{tmp_path}/1-proverb-ending.csv") == [replace(TRAPPED, task="memotrap")]
     (tmp_path / "anatomy_test.csv").write_text('2+2?,1,2,3, 4,D\n"a, b?",w,x,y,z,A\n')
-    first, second = load_examples(f"mmlu:{tmp_path}/anatomy_test.csv")
-    assert first == replace(EXAMINED, task="mmlu")
+    first, second = load_examples(f"mmlu-text:{tmp_path}/anatomy_test.csv")
+    assert first == replace(EXAMINED, task="mmlu-text", group="anatomy_test")
     assert (second.question, second.answers) == ("a, b?", ("w",))
+
+
+def test_mmlus_folders_give_its_usual_form_five_answered_questions_of_the_subject_before_each(mmlu_folder):
+    examples = load_examples(f"mmlu:{mmlu_folder}")
+    assert [example.group for example in examples] == ["high_school_physics"] * 2 + ["law"] * 3
+    assert {(example.asked, example.options) for example in examples} == {("verbatim", ("A", "B", "C", "D"))}
+    assert [example.answers for example in examples] == [("C",), ("A",), ("B",), ("D",), ("A",)]
+    head, *shown, asked = examples[1].question.split("\n\n")
+    assert head == "The following are multiple choice questions (with answers) about high school physics."
+    assert shown[0] == "high_school_physics dev 0?\nA. w0\nB. x, 0\nC. y0\nD. z0\nAnswer: A"
+    assert [text[-1] for text in shown] == list("ABCDA")
+    assert asked == "high_school_physics test 1?\nA. w1\nB. x, 1\nC. y1\nD. z1\nAnswer:"
+    file = mmlu_folder / "test" / "law_test.csv"
+    assert [one.question for one in load_examples(f"mmlu:{file}")] == [one.question for one in examples[2:]]
+    assert [one.group for one in load_examples(f"mmlu:{mmlu_folder}", split="dev")] == ["law"]
+    (mmlu_folder / "dev" / "law_dev.csv").write_text("1?,a,b,c,d,A\n")
+    with pytest.raises(MoELensError, match="shows 5 answered dev questions of the subject 'law', and 1 are at hand"):
+        load_examples(f"mmlu:{file}")
+
+
+def test_mmlu_from_the_hub_shows_the_dev_questions_of_each_subject(tmp_path, monkeypatch):
+    """A folder stands for the hub: `datasets` reads both alike."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "hub").mkdir()
+    for split, count in (("test", 2), ("dev", 6), ("validation", 1)):
+        rows = [
+            {"question": f"{subject} {split} {i}?", "choices": list("wxyz"), "answer": i % 4, "subject": subject}
+            for i in range(count)
+            for subject in ("law", "art_history")
+        ]
+        pd.DataFrame(rows).to_parquet(tmp_path / "hub" / f"{split}.parquet")
+    mmlu = SOURCES["mmlu"]
+    monkeypatch.setitem(SOURCES, "mmlu", replace(mmlu, hub=replace(mmlu.hub, id=str(tmp_path / "hub"), config=None)))
+    first, second, *_ = load_examples("mmlu")
+    assert (first.group, second.group) == ("law", "art_history")
+    assert "about art history.\n\nart_history dev 0?\nA. w" in second.question
+    assert second.question.count("Answer:") == 6
+    assert "law" not in second.question
+    with pytest.raises(MoELensError, match="mmlu has the splits dev, test; got 'train'"):
+        load_examples("mmlu", split="train")
 
 
 def test_gigawords_two_files_are_read_line_by_line(tmp_path):

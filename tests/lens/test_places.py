@@ -1,5 +1,6 @@
 """Where interventions act: layers, positions and steps, of each example and each row, as plain torch hooks have it."""
 
+import re
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -112,6 +113,90 @@ def test_generation_equals_plain_hooks_and_batches_equal_one_by_one(olmoe, posit
         new = new[: new.index(ends)] if ends in new else new
         assert together[place] == olmoe.tokenizer.decode(new, skip_special_tokens=True)
         torch.testing.assert_close(last[example.id], logits, rtol=1e-4, atol=1e-4)
+
+
+@contextmanager
+def biased(lens, experts, where):
+    """Inside the block a bias is on the logits of experts at these positions of one whole prompt."""
+
+    def hook_on(layer):
+        added = SIZE * torch.isin(torch.arange(lens.architecture.n_experts), torch.tensor(experts[layer]))
+
+        def hook(gate, _, output):
+            logits = output[0] + where[:, None] * added
+            weights, indices = logits.softmax(-1).topk(gate.top_k)
+            return logits, weights, indices
+
+        return hook
+
+    layers = lens.module.model.layers
+    handles = [layers[layer].mlp.gate.register_forward_hook(hook_on(layer)) for layer in experts.layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def in_part(lens, part, mark, start, ids):
+    """Which of the tokens predict one of the thought, before `mark`, or of the answer, by the text fed until each."""
+    before = [mark not in lens.tokenizer.decode(ids[start : place + 1]) for place in range(len(ids))]
+    return torch.tensor([place >= start - 1 and own == (part == "thought") for place, own in enumerate(before)])
+
+
+@pytest.mark.parametrize("part", ["thought", "answer"])
+def test_the_thought_and_the_answer_proper_are_told_apart_token_by_token_while_generating(olmoe, monkeypatch, part):
+    """As whole passes without a cache have it, in which the text before each token is looked at anew."""
+    plain = olmoe.generate(EXAMPLES, max_new_tokens=NEW_TOKENS, progress=False)
+    mark = plain[0][2]
+    monkeypatch.setattr(olmoe, "template", replace(olmoe.template, answer_after=re.escape(mark)))
+    experts = most_used(olmoe, [example.question for example in EXAMPLES], size=2)
+    prompts = [encode_prompt(i, one, olmoe.tokenizer, template=olmoe.template) for i, one in enumerate(EXAMPLES)]
+    expected, met = [], []
+    for prompt in prompts:
+        start, ids = prompt.prompt_length, list(prompt.input_ids)
+        for _ in range(NEW_TOKENS):
+            where = in_part(olmoe, part, mark, start, ids)
+            with biased(olmoe, experts, where), torch.no_grad():
+                ids.append(int(olmoe.module(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
+            met.append(int(where[start - 1 :].sum()))
+        expected.append(olmoe.tokenizer.decode(ids[start:], skip_special_tokens=True))
+    assert 0 < min(max(met), sum(met)) < sum(range(1, NEW_TOKENS + 1)) * 3, "the mark parts some answer"
+    with olmoe.intervene(Bias(experts, SIZE, positions=part)):
+        together = olmoe.generate(EXAMPLES, max_new_tokens=NEW_TOKENS, batch_size=3, progress=False)
+    assert together == expected
+    if part == "answer":
+        assert together != plain, "nothing acted"
+
+
+@pytest.mark.parametrize("part", ["thought", "answer"])
+def test_of_given_answers_the_thought_ends_with_the_token_that_ends_the_first_match(olmoe, monkeypatch, part):
+    texts = ["It is Arland, so: Belmor: or not", "The cat", ": the dog"]
+    monkeypatch.setattr(olmoe, "template", replace(olmoe.template, answer_after="so: |^ *: "))
+    experts = most_used(olmoe, [example.question for example in EXAMPLES], size=2)
+    expected = []
+    for place, (example, text) in enumerate(zip(EXAMPLES, texts, strict=True)):
+        prompt = encode_prompt(place, example, olmoe.tokenizer, template=olmoe.template, continuation=text)
+        ids, start = list(prompt.input_ids[:-1]), prompt.prompt_length
+        where = in_part(olmoe, part, ": ", start, ids)
+        with biased(olmoe, experts, where), torch.no_grad():
+            logits = olmoe.module(torch.tensor([ids]), use_cache=False).logits[0].log_softmax(-1)
+        expected.append(sum(float(logits[at - 1, ids[at]]) for at in range(start, len(ids))))
+        [record] = olmoe.records([example], continuations=[text], progress=False)
+        fed = where[start - 1 :].nonzero()[:, 0] + start - 1
+        mask = record.position_mask(part)[0].nonzero()[:, 0]
+        assert mask.tolist() == fed.tolist(), text
+    with olmoe.intervene(Bias(experts, SIZE, positions=part)):
+        given = olmoe.answer_log_probabilities(EXAMPLES, continuations=texts, with_end=False, progress=False)
+    assert given == pytest.approx(expected, abs=1e-3)
+    plain = olmoe.answer_log_probabilities(EXAMPLES, continuations=texts, with_end=False, progress=False)
+    acted = [abs(one - other) > 1e-3 for one, other in zip(given, plain, strict=True)]
+    assert acted == ([True, True, True] if part == "thought" else [True, False, True])
+
+
+def test_a_thought_is_nowhere_where_nobody_said_what_it_ends_with(olmoe):
+    with olmoe.intervene(Zero(E_1, positions="thought")), pytest.raises(MoELensError, match="answer_after"):
+        olmoe.generate(EXAMPLES[:1], max_new_tokens=2, progress=False)
 
 
 def test_places_where_something_acts_are_told_apart_by_what_is_generated(olmoe):

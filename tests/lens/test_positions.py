@@ -33,6 +33,23 @@ def test_words_and_steps(positions, expected):
     assert [row.nonzero()[:, 0].tolist() for row in mask] == expected
 
 
+@pytest.mark.parametrize(
+    ("positions", "expected"),
+    [("thought", [[2], [], []]), ("answer", [[3, 4], [4], [5]]), ("decode", [[3, 4], [], []])],
+)
+def test_a_thought_and_the_answer_proper_part_what_predicts_the_answers_tokens(positions, expected):
+    mask = position_mask(MASK, *SPANS, positions, LABELS, (1, 0, 0))
+    assert [row.nonzero()[:, 0].tolist() for row in mask] == expected
+    if positions == "thought":
+        for nobody in ((), (1, None, 0)):
+            with pytest.raises(MoELensError, match="nobody said what tells it: give a template with answer_after"):
+                position_mask(MASK, *SPANS, positions, LABELS, nobody)
+    else:
+        assert position_mask(MASK, *SPANS, positions, LABELS, (None,) * 3).equal(
+            position_mask(MASK, *SPANS, positions, LABELS)
+        )
+
+
 def test_without_an_answer_the_last_token_is_the_last_position():
     mask = position_mask(MASK, *SPANS, (-1, 0, 1))
     assert [row.nonzero()[:, 0].tolist() for row in mask] == [[4, 5]] * 3

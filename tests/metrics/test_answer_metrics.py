@@ -8,14 +8,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import sacrebleu
 
 from moe_lens import metrics
 from moe_lens.choosing.scores import SCORES
 from moe_lens.data import Example
 from moe_lens.errors import MoELensError
 from moe_lens.metrics import METRICS, exact_match, f1, metrics_named
-from moe_lens.metrics.catalogue import Metric
+from moe_lens.metrics.catalogue import Metric, expect_single
+from moe_lens.metrics.pooled import corpus_bleu_shares, group_shares
 from moe_lens.metrics.text import bleu, meteor, rouge_l, rouge_l_unicode
 from moe_lens.metrics.wordnet import DEBIAN, read_wordnet, wordnet
 
@@ -95,6 +98,52 @@ def test_bleu_is_the_geometric_mean_of_precisions():
     expected = (5 / 6 * 3 / 5 * 1 / 4 * (1 / 2) / 3) ** (1 / 4)
     assert bleu("the cat sat on a mat", ["the cat is on a mat"]) == pytest.approx(expected)
     assert bleu("the cat sat on a mat", ["the cat sat on a mat"]) == 1.0  # no rounding above it
+
+
+SAID = ["the cat sat on a mat", "police killed the gunman", "", "two words", "a quite different sentence was said here"]
+GOLDS = [
+    ["the cat is on a mat", "a cat sat on the mat"],
+    ["police kill the gunman"],
+    ["something"],
+    ["two words more", "two"],
+    ["a quite different thing was said there"],
+]
+
+
+def test_corpus_bleu_is_sacrebleus_own_and_each_number_what_leaving_the_sentence_out_changes():
+    shares = corpus_bleu_shares(SAID, GOLDS)
+    whole = sacrebleu_of(SAID, GOLDS)
+    assert np.mean(shares) == pytest.approx(whole, abs=1e-12)
+    assert np.mean(shares) != pytest.approx(np.mean([bleu(*pair) for pair in zip(SAID, GOLDS, strict=True)]), abs=0.02)
+    without = [sacrebleu_of(SAID[:i] + SAID[i + 1 :], GOLDS[:i] + GOLDS[i + 1 :]) for i in range(len(SAID))]
+    spread = (len(SAID) - 1) / len(SAID) * np.sum((without - np.mean(without)) ** 2)  # the jackknife's variance
+    assert np.var(shares, ddof=1) / len(SAID) == pytest.approx(spread)
+    assert corpus_bleu_shares(SAID[:1], GOLDS[:1]) == [pytest.approx(sacrebleu_of(SAID[:1], GOLDS[:1]))]
+
+
+def sacrebleu_of(said: list[str], golds: list[list[str]]) -> float:
+    """By `corpus_bleu` itself, which wants as many references of each: missing ones are None."""
+    most = max(map(len, golds))
+    columns = [[own[place] if place < len(own) else None for own in golds] for place in range(most)]
+    return float(sacrebleu.corpus_bleu(said, columns).score) / 100
+
+
+def test_shares_of_groups_average_to_the_mean_of_their_means_with_the_error_of_a_stratified_mean():
+    scores, groups = [1, 0, 0, 0, 1, 1, float("nan")], ["a", "a", "a", "a", "b", "b", "b"]
+    shares = group_shares(scores, groups)
+    assert np.isnan(shares[6])
+    assert np.mean(shares[:6]) == pytest.approx((1 / 4 + 1) / 2)
+    # (1 / g^2) sum of s^2 / n within groups, s^2 with n: 3/16 / 4 of a, 0 of b
+    assert np.var(shares[:6]) / 6 == pytest.approx((3 / 16 / 4 + 0) / 4)
+    assert group_shares([1, 0, 1], ["", "", ""]) == [1, 0, 1]
+
+
+def test_a_metric_of_all_answers_together_is_refused_where_one_answer_is_scored():
+    [metric] = metrics_named(["corpus_bleu"])
+    with pytest.raises(MoELensError, match="corpus_bleu is of all answers together; choose a metric"):
+        expect_single(metric)
+    asked = [Example(str(i), "", "q", tuple(golds)) for i, golds in enumerate(GOLDS)]
+    assert metric.scores(SAID, asked) == corpus_bleu_shares(SAID, GOLDS)
 
 
 def no_wordnet() -> str | None:

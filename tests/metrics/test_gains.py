@@ -9,7 +9,7 @@ from scipy.stats import entropy
 
 from moe_lens.errors import MoELensError
 from moe_lens.experts import ExpertSet
-from moe_lens.metrics import answer_probability_gain, attention_gain, expert_overlap, routing_divergence
+from moe_lens.metrics import answer_probability_gain, attention_gain, expert_overlap, peak_lead, routing_divergence
 from moe_lens.metrics.divergence import jensen_shannon
 
 
@@ -30,6 +30,33 @@ def test_a_hand_case_of_two_layers():
     assert gains["median"].tolist() == pytest.approx([0.75, 0])
     assert gains["ratio_of_means"].tolist() == pytest.approx([0.1 / 0.5, 0.3 / 0.6])
     assert gains[["base", "tuned"]].to_numpy().tolist() == pytest.approx(np.array([[0.5, 0.6], [0.6, 0.9]]) / 3)
+
+
+def by_layer(column: str, values: dict[str, list[float]]) -> pd.DataFrame:
+    """A table of one row per example and layer."""
+    rows = [(layer, name, value) for name, own in values.items() for layer, value in enumerate(own)]
+    return pd.DataFrame(rows, columns=["layer", "id", column])
+
+
+def test_the_lead_of_a_peak_is_that_of_the_ratios_of_means_over_the_examples_that_both_have():
+    # The context's mean goes from 2 to 3, 6 and 3 in three layers; the answer's from .3 to .3, .35 and .5.
+    context = by_layer("mass", {"a": [1, 1, 1], "b": [3, 3, 3]}), by_layer("mass", {"a": [2, 11, 2], "b": [4, 1, 4]})
+    answer = (
+        by_layer("probability", {"a": [0.2] * 3, "b": [0.4] * 3, "c": [1.0] * 3}),
+        by_layer("probability", {"a": [0.2, 0.4, 0.2], "b": [0.4, 0.3, 0.8], "c": [9.0, 0.0, 0.0]}),
+    )
+    found = peak_lead(context, answer, values=("mass", "probability"), resamples=4000)
+    assert (found["n"], found["first_peak"], found["second_peak"], found["lead"]) == (2, 1, 2, 1)
+    # Of four equally likely draws: aa peaks at layers 1 and 1; ab, ba at 1 and 2; bb at 0 (a tie with 2) and 2.
+    assert found["earlier"] == pytest.approx(3 / 4, abs=0.03)
+    assert (found["lead_low"], found["lead_high"]) == (0, 2)
+    swapped = peak_lead(answer, context, values=("probability", "mass"), resamples=100)
+    assert swapped["lead"] == -1
+    with pytest.raises(MoELensError, match="1 examples are shared, and the layers are"):
+        fewer = tuple(table[(table["id"] == "a") & (table["layer"] < 2)] for table in answer)
+        peak_lead(context, fewer, values=("mass", "probability"))
+    with pytest.raises(MoELensError, match="mean is above 0 in every layer"):
+        peak_lead((context[0].assign(mass=0.0), context[1]), answer, values=("mass", "probability"))
 
 
 def test_intervals_of_many_examples_are_about_those_of_resampled_ones():

@@ -11,6 +11,7 @@ from types import ModuleType, SimpleNamespace
 
 import pandas as pd
 import pytest
+import torch
 
 from moe_lens import Example, MoELensError
 from moe_lens.results import provenance, read_table, write_table
@@ -236,3 +237,49 @@ def test_every_analysis_is_short_and_says_how_it_is_run():
         text = script.read_text(encoding="utf-8")
         assert len(text.splitlines()) <= 80, script.name
         assert f"python analyses/{script.name}" in text
+
+
+@pytest.fixture
+def analysis(monkeypatch):
+    """A script of analyses/ by its name."""
+    monkeypatch.syspath_prepend(ROOT / "analyses")
+    return importlib.import_module
+
+
+def test_a_larger_share_of_wrong_answers_holds_the_smaller_and_none_of_them_is_right(analysis):
+    wrong = analysis("noisy_labels").with_wrong_answers
+    examples = [Example(str(i), "c", "q", (f"a{i % 7}", f"b{i}")) for i in range(50)]
+    assert wrong(examples, 0.0, seed=1) == examples
+    few, many = (wrong(examples, share, seed=1) for share in (0.2, 0.4))
+    changed = [{i for i in range(50) if made[i] != examples[i]} for made in (few, many)]
+    assert (len(changed[0]), len(changed[1])) == (10, 20)
+    assert changed[0] < changed[1]
+    assert all(many[i].answers[0] not in examples[i].answers for i in changed[1])
+    assert [many[i].answers for i in changed[0]] == [few[i].answers for i in changed[0]]
+    assert wrong(examples, 0.2, seed=2) != few
+    with pytest.raises(MoELensError, match="all training examples have one answer"):
+        wrong([Example(str(i), "c", "q", ("same",)) for i in range(3)], 0.4, seed=0)
+
+
+def test_an_expert_alone_has_the_weights_that_all_had_together(analysis, olmoe):
+    alone = analysis("figure1_two_experts").alone
+    texts = ["The capital of Arland is Belmor.", "The cat"]
+    plain = list(olmoe.records(texts, batch_size=1, progress=False))
+    with olmoe.intervene(*alone(1, 5)):
+        changed = list(olmoe.records(texts, batch_size=1, progress=False))
+    for before, after in zip(plain, changed, strict=True):
+        weights, indices = after.routing[1].weights, after.routing[1].indices
+        used = weights.abs() > 1e-7
+        assert (used.sum(-1) == 1).all()
+        assert (indices[used] == 5).all()
+        torch.testing.assert_close(weights.sum(-1), before.routing[1].weights.sum(-1))
+        assert after.routing[0].indices.equal(before.routing[0].indices)
+
+
+def test_the_case_of_figure_1_is_the_first_question_and_layer_with_either_answer(analysis):
+    case_of = analysis("figure1_two_experts").case_of
+    rows = [("a", 0, "context"), ("a", 1, "memory"), ("b", 0, "other"), ("b", 2, "context"), ("b", 2, "memory")]
+    table = pd.DataFrame(rows, columns=["id", "layer", "says"])
+    assert case_of(table, ["a", "b"]) == ("b", 2)
+    with pytest.raises(MoELensError, match="of 1 questions none has a layer"):
+        case_of(table, ["a"])

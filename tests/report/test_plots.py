@@ -21,13 +21,16 @@ from moe_lens.report.plots import (
     patching_figure,
     scores_figure,
     selectivity_figure,
+    single_experts_figure,
     sizes_figure,
+    style,
     tradeoff_figure,
     transfer_figure,
     tuning_figure,
     usage_figure,
 )
 from moe_lens.report.plots.style import dress
+from moe_lens.report.views import attention_view
 
 
 @pytest.mark.parametrize("title", [1, 2, 3, 4])
@@ -377,12 +380,12 @@ def test_metrics_stand_side_by_side_and_the_title_compares_the_first():
     table = pd.DataFrame(rows, columns=["variant", "metric", "mean"]).assign(task="summary", n=9)
     table = table.assign(low=table["mean"] - 0.1, high=table["mean"] + 0.2)
     figure = metrics_figure(table)
-    assert figure.layout.title.text == "BLEU is highest for FFT (0.70), then base (0.20)"
-    assert list(trace(figure, "base").x) == ["BLEU", "ROUGE-L"]
+    assert figure.layout.title.text == "sentence BLEU is highest for FFT (0.70), then base (0.20)"
+    assert list(trace(figure, "base").x) == ["sentence BLEU", "ROUGE-L"]
     np.testing.assert_allclose(trace(figure, "FFT").y, [0.7, 0.4])
     np.testing.assert_allclose(trace(figure, "FFT").error_y.array, 0.2)
     both = metrics_figure(pd.concat([table, table.assign(task="news")]))
-    assert "BLEU<br>news" in trace(both, "base").x
+    assert "sentence BLEU<br>news" in trace(both, "base").x
     with pytest.raises(MoELensError, match="stands there twice"):
         metrics_figure(pd.concat([table, table]))
 
@@ -836,3 +839,36 @@ def test_agreement_shows_shared_experts_below_the_diagonal_and_ranks_above():
     assert figure.layout.title.text.replace("<br>", " ") == "oe and set choose most alike (0.60)"
     with pytest.raises(MoELensError, match="twice"):
         agreement_figure(pd.concat([table, table[:1]]))
+
+
+def test_experts_alone_are_marked_by_whose_answer_comes_out_and_the_two_chosen_are_named():
+    table = pd.DataFrame({
+        "layer": [0, 0, 1, 1], "expert": [0, 1, 0, 1], "says": ["context", "memory", "other", "memory"],
+        "prediction": ["Rome", "Bern", "a <b>", "Bern"], "chosen": [True, True, False, False],
+        "question": "Where?", "answer": "Rome", "memory": "Bern", "as_it_is": "Bern",
+    })  # fmt: skip
+    figure = single_experts_figure(table)
+    marks = {trace.name: [*zip(trace.x, trace.y, strict=True)] for trace in figure.data}
+    assert marks["context's answer"] == [(0, 0)]
+    assert marks["memory's answer"] == [(1, 0), (1, 1)]
+    assert marks["another"] == [(0, 1)]
+    assert marks["the two of the title"] == [(0, 0), (1, 0)]
+    assert figure.layout.title.text.replace("<br>", " ") == "Alone in layer 0: expert 0 “Rome”, expert 1 “Bern”"
+
+
+def test_the_still_of_an_attention_view_is_the_layer_in_which_the_answer_gains_most():
+    tokens = [("In", "context"), (" Bern", "answer"), (".\n", "context"), ("Where?", "question")]
+    rows = [(layer, i, *token, 0.1) for layer in (0, 1) for i, token in enumerate(tokens)]
+    base = pd.DataFrame(rows, columns=["layer", "position", "token", "part", "attention"])
+    gains = {(0, 0): 0.5, (1, 1): 0.2, (1, 3): -0.1}
+    tuned = base.assign(attention=[0.1 + gains.get((row[0], row[1]), 0) for row in rows])
+    still = attention_view(base, tuned, note="A note.").still
+    assert "A note. Layer 1;" in still.layout.title.subtitle.text.replace("<br>", " ")
+    drawn = [
+        (one.text.replace("\xa0", " "), one.bgcolor, one.bordercolor == style.INK) for one in still.layout.annotations
+    ]
+    blue, red = style.translucent(style.BLUE, 1.0), style.translucent(style.VERMILLION, 0.5)
+    white = style.translucent(style.VERMILLION, 0.0)
+    assert drawn == [
+        ("In", white, False), (" Bern", blue, True), (".⏎", white, False), ("Where?", red, False),
+    ]  # fmt: skip

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from moe_lens.data import Batch
 from moe_lens.errors import MoELensError
-from moe_lens.lens.positions import SPANNED, Positions, check_positions, position_mask, steps_of
+from moe_lens.lens.positions import SPANNED, Positions, check_positions, position_mask, predicting, steps_of
 
 T = TypeVar("T")
 
@@ -93,13 +93,18 @@ class Here:
         """`mask` of a pass after the first, bool [batch, pos]."""
         first = self.past - (self.prompt - 1)
         numbers = range(first, first + self.width)
+        if self.batch is not None and positions in ("thought", "answer"):
+            meant = predicting(torch.tensor([*numbers]), positions, self.batch.thoughts)
+            taken = torch.tensor([_taken(steps, step) for step in numbers])
+            return (meant & taken).expand(self.rows, -1).to(self.device)
         chosen = torch.tensor([_meant(positions, step) and _taken(steps, step) for step in numbers])
         return chosen.expand(self.rows, -1).to(self.device)
 
 
 def in_batch(batch: Batch, positions: Positions, steps: Steps) -> Tensor:
     """Which positions of a batch are meant, bool [batch, pos], on the CPU; never pads."""
-    mask = position_mask(batch.attention_mask, batch.context_spans, batch.question_spans, positions, batch.labels)
+    spans = batch.context_spans, batch.question_spans
+    mask = position_mask(batch.attention_mask, *spans, positions, batch.labels, batch.thoughts)
     number = steps_of(batch.attention_mask, batch.labels).clamp(min=0)
     if steps == "decode":
         return mask & (number > 0)
@@ -112,7 +117,7 @@ def _meant(positions: Positions, step: int) -> bool:
     """Whether the position `step` steps from the prompt's last token is meant, where spans are not known before it."""
     if isinstance(positions, tuple):
         return step in positions
-    if positions in SPANNED and step <= 0:
+    if (positions in SPANNED and step <= 0) or positions == "thought":
         raise MoELensError(
             f"nobody knows where {positions!r} is in a trace of your own; ask for 'all', 'last' or steps there, or run "
             "examples by lens.records, lens.generate or what builds on them"

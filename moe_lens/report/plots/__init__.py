@@ -14,6 +14,7 @@ from moe_lens.report.plots.patching_maps import patching_figure
 from moe_lens.report.plots.score_agreement import agreement_figure
 from moe_lens.report.plots.score_comparison import scores_figure
 from moe_lens.report.plots.selectivity_matrix import selectivity_figure
+from moe_lens.report.plots.single_experts import single_experts_figure
 from moe_lens.report.plots.training_course import tuning_figure
 from moe_lens.report.plots.transfer import transfer_figure
 from moe_lens.report.plots.tuned_layers import layers_figure
@@ -34,6 +35,7 @@ __all__ = [
     "patching_figure",
     "scores_figure",
     "selectivity_figure",
+    "single_experts_figure",
     "sizes_figure",
     "tradeoff_figure",
     "transfer_figure",

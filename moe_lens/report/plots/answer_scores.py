@@ -23,7 +23,9 @@ VARIANTS = {
 }
 #: How metrics are written.
 METRICS = {
-    "em": "EM", "f1": "F1", "bleu": "BLEU", "meteor": "METEOR", "rouge_l": "ROUGE-L", "acc_llm": "judge's accuracy",
+    "em": "EM", "f1": "F1", "bleu": "sentence BLEU", "corpus_bleu": "BLEU",
+    "accuracy_over_groups": "accuracy, mean over groups", "meteor": "METEOR", "rouge_l": "ROUGE-L",
+    "acc_llm": "judge's accuracy",
 }  # fmt: skip
 
 

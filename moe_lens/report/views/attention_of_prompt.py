@@ -1,11 +1,14 @@
 """The attention case of the paper's Figures 7 and 14: a prompt coloured by what a tuned model attends to more."""
 
+from dataclasses import replace
+
 import pandas as pd
 
 from moe_lens.errors import MoELensError
 from moe_lens.report.document import View, view
 from moe_lens.report.section import Section
 from moe_lens.report.tables import require
+from moe_lens.report.views.attention_still import attention_still
 
 COLUMNS = ("position", "token", "part", "layer", "attention")
 
@@ -41,7 +44,8 @@ def attention_view(
         "tuned": _by_layer(second, layers),
     }
     hint = "Layers: click, or use the left and right arrow keys."
-    return view(title, f"{note} {hint}".strip(), script="attention.js", data=data, height=520)
+    page = view(title, f"{note} {hint}".strip(), script="attention.js", data=data, height=520)
+    return replace(page, still=attention_still(first, second, title=title, note=note))
 
 
 def attention_case_view(table: pd.DataFrame) -> View:
