@@ -35,6 +35,7 @@ BOUNDS = {
     "LogitSpread": (0, 14),
     "CoActivation": (0, 15),
     "SelectedExperts": (0, 4),
+    "RoutingTokens": (0, 14),
     "RoutingVectors": (0, 4),
     "VocabularySpecialisation": (0, 1),
     "VocabularySpecialisation predicted": (0, 1),

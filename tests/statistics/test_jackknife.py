@@ -14,7 +14,7 @@ from moe_lens.statistics.jackknife import GROUPS, by_group, groups_of, with_inte
 
 
 def mean(sums):
-    return np.array([sums["value"] / sums["tokens"]])
+    return {"mean": np.array([sums["value"] / sums["tokens"]])}
 
 
 def grouped(values: np.ndarray, groups: np.ndarray) -> dict[str, np.ndarray]:
@@ -27,7 +27,7 @@ def grouped(values: np.ndarray, groups: np.ndarray) -> dict[str, np.ndarray]:
 def test_of_a_mean_over_equal_groups_it_is_students_interval():
     rng = np.random.default_rng(0)
     values, groups = rng.normal(size=60), np.arange(60) % GROUPS
-    value, low, high = with_interval(mean, grouped(values, groups), size="tokens")
+    value, low, high = with_interval(mean, grouped(values, groups), size="tokens")["mean"]
     means = np.array([values[groups == group].mean() for group in range(GROUPS)])
     reach = 2.262157 * means.std(ddof=1) / np.sqrt(GROUPS)  # Student's t with 9 degrees of freedom, 97.5 %
     assert [value[0], low[0], high[0]] == pytest.approx([values.mean(), values.mean() - reach, values.mean() + reach])
@@ -37,14 +37,14 @@ def test_it_holds_the_truth_as_often_as_it_says():
     rng, held = np.random.default_rng(1), 0
     for _ in range(400):
         values = rng.normal(1, 1, size=200)
-        _, low, high = with_interval(mean, grouped(values, rng.integers(0, GROUPS, 200)), size="tokens")
+        _, low, high = with_interval(mean, grouped(values, rng.integers(0, GROUPS, 200)), size="tokens")["mean"]
         held += low[0] < 1 < high[0]
     assert 0.92 < held / 400 < 0.98
 
 
 def test_one_group_has_no_interval():
     sums = grouped(np.ones(3), np.zeros(3, dtype=int))
-    value, low, high = with_interval(mean, sums, size="tokens")
+    value, low, high = with_interval(mean, sums, size="tokens")["mean"]
     assert value[0] == 1
     assert np.isnan([low[0], high[0]]).all()
 
