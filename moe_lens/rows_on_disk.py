@@ -1,5 +1,6 @@
 """Tables that are too large for memory: written and read part by part, and sealed as others are."""
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +10,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from moe_lens.errors import MoELensError
 from moe_lens.results import PROVENANCE_KEY, TABLE_REMEDY
 from moe_lens.storage import SEAL, UNSEALED, as_json, check_sealed, replacing, seal_file
 
@@ -59,3 +61,12 @@ def parts_of(path: Path) -> Iterator[pd.DataFrame]:
     with pq.ParquetFile(path) as file:
         for part in file.iter_batches(batch_size=ROWS):
             yield part.to_pandas()
+
+
+def provenance_of(path: Path) -> dict[str, Any]:
+    """A table's provenance, without reading its rows; MoELensError for a file that is no table."""
+    try:
+        told = pq.read_metadata(path).metadata or {}
+    except (OSError, pa.ArrowInvalid) as error:
+        raise MoELensError(f"cannot read {path} as a parquet table: {error}; {TABLE_REMEDY}") from None
+    return {name: value for name, value in json.loads(told.get(PROVENANCE_KEY, "{}")).items() if name != SEAL}

@@ -45,9 +45,7 @@ def with_interval(
     seen = np.flatnonzero(sums[size].reshape(GROUPS, -1).sum(1) > 0)
     count = len(seen)
     if count < 2:
-        return {
-            name: (value, np.full_like(value, np.nan), np.full_like(value, np.nan)) for name, value in found.items()
-        }
+        return {name: (value, *np.full((2, *value.shape), np.nan)) for name, value in found.items()}
     left = [estimates({name: total[name] - part[group] for name, part in sums.items()}) for group in seen]
     factor, intervals = student.ppf(0.975, count - 1) * np.sqrt((count - 1) / count), {}
     for name, value in found.items():

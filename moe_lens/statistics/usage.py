@@ -15,7 +15,7 @@ from moe_lens.lens.positions import Positions
 from moe_lens.lens.record import Record
 from moe_lens.routing import Routing
 from moe_lens.statistics.accumulators import GroupSums
-from moe_lens.statistics.jackknife import GROUPS, Sums, by_group, groups_of
+from moe_lens.statistics.jackknife import Sums, by_group, groups_of
 
 Reduction = Literal["sample", "token"]
 Value = Literal["frequency", "gating_weight", "gate"]
@@ -66,16 +66,14 @@ class ExpertUsage(GroupSums):
 
     def sums(self, record: Record) -> dict[int, dict[str, Tensor]]:
         mask = record.position_mask(self.positions)
-        tokens = mask.sum(dim=1)
-        present = (tokens > 0).double()
-        of_groups = groups_of(record.ids)
+        tokens, of_groups = mask.sum(dim=1), groups_of(record.ids)
         counted, lengths, groups = OnDevices(mask), OnDevices(tokens), OnDevices(of_groups)
-        total = torch.zeros(GROUPS, dtype=torch.float64).index_add_(
-            0, of_groups, present if self.reduce == "sample" else tokens.double()
-        )
-        samples = torch.stack([present.sum(), (1 - present).sum()])
+        present = (tokens > 0).double()
+        told = torch.stack([present if self.reduce == "sample" else tokens, present, 1 - present], dim=1)
+        total, *samples = by_group(told, groups).unbind(1)  # [group] each
+        told_of_all = {"total": total, "samples": torch.stack(samples, dim=1)}
         return {
-            layer: {"use": self._sum(routing, counted, lengths, groups), "total": total, "samples": samples}
+            layer: {"use": self._sum(routing, counted, lengths, groups)} | told_of_all
             for layer, routing in record.routing.items()
         }
 
@@ -99,7 +97,7 @@ class ExpertUsage(GroupSums):
         return table
 
     def _samples(self, place: int) -> int:
-        return next((int(own["samples"][place]) for own in self._sums.values()), 0)
+        return next((int(own["samples"][:, place].sum()) for own in self._sums.values()), 0)
 
     def _sum(self, routing: Routing, mask: OnDevices, tokens: OnDevices, groups: OnDevices) -> Tensor:
         """The record's sums [group, expert], float64, over samples or tokens.
