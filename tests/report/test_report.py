@@ -36,6 +36,7 @@ def test_page_has_figures_numbers_and_provenance_of_all_known_tables_below_the_f
     assert re.findall(r"<h2>(.*?)</h2>", page) == [
         "Answers",
         "Training: router",
+        "What the words mean",
         "Where the numbers came from",
     ]
     assert len(re.findall(DRAWN, page)) == 2

@@ -54,19 +54,19 @@ SECTIONS = {
         "The share of a token's occurrences that select the expert, of that token of which it is highest; only tokens "
         f"that are read at least {SEEN} times. Under the pointer the highest {WORDS}.",
         draw=partial(words_map, value="specialisation", label="share of a token's occurrences"),
-        place=41,
+        place=51,
     ),
     "predictions.parquet": Section(
         "Which experts are active where a token is predicted",
         f"The same of the token that the model finds most likely next, where it is at least {SEEN} times.",
         draw=partial(words_map, value="specialisation", label="share of a prediction's occurrences"),
-        place=42,
+        place=52,
     ),
     "vocabulary.parquet": Section(
         "What experts write",
         "The logit lens on single experts: how much the mean of what an expert adds raises the logit of its highest "
         f"token above what the layer's experts do. Under the pointer its highest {WORDS} tokens.",
         draw=partial(words_map, value="excess", label="logit above the layer's mean"),
-        place=43,
+        place=53,
     ),
 }

@@ -48,7 +48,7 @@ def pairs_figure(table: pd.DataFrame, *, value: str, label: str, title: str) -> 
     figure.update_xaxes(title_text="other expert", showgrid=False, constrain="domain")
     figure.update_yaxes(title_text="expert", showgrid=False, autorange="reversed", scaleanchor="x", constrain="domain")
     subtitle = f"{table['layer'].nunique()} layers of {size} experts; {label}"
-    return style.dress(figure, title=title, subtitle=subtitle, plot_height=SIDE, below=170 if len(names) > 1 else 70)
+    return style.dress(figure, title=title, subtitle=subtitle, plot_height=SIDE, below=130 if len(names) > 1 else 70)
 
 
 def _after(names: pd.Series) -> pd.Series:

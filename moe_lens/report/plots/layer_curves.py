@@ -40,7 +40,8 @@ def curves_figure(
         figure.update_yaxes(title_text=label, row=row, col=1)
     if zero:
         figure.add_hline(0, line={"color": style.INK, "width": 1, "dash": "dot"})
-    figure.update_xaxes(tickformat="d", nticks=12)
+    layers = sorted(set(table["layer"]))
+    figure.update_xaxes(tickvals=layers[:: -(-len(layers) // 12)])
     figure.update_xaxes(title_text="layer", row=len(numbers), col=1)
     figure.update_layout(showlegend=table["line"].nunique() > 1)
     banded = any(f"{number}_low" in table and table[f"{number}_low"].notna().any() for number in numbers)

@@ -48,6 +48,6 @@ SECTIONS = {
         "The second model minus the first on the same examples, with 95 % intervals over examples or groups of them. "
         "Each interval stands for itself: among many some leave 0 out by chance.",
         draw=differences_figure,
-        place=44,
+        place=54,
     ),
 }
