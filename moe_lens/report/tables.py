@@ -34,7 +34,8 @@ def named_together(table: pd.DataFrame, columns: Iterable[str]) -> pd.Series:
     telling = [name for name in columns if name in table.columns and table[name].nunique() > 1]
     if not telling:
         return pd.Series("", index=table.index)
-    return table[telling].astype(str).agg(", ".join, axis="columns")
+    first, *others = (table[name].astype(str) for name in telling)
+    return first.str.cat(others, sep=", ") if others else first
 
 
 def over_seeds(table: pd.DataFrame, keys: Sequence[str], metrics: Sequence[str], *, figure: str) -> pd.DataFrame:
