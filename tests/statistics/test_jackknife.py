@@ -7,9 +7,11 @@ import pytest
 import torch
 from test_usage import record
 
+from moe_lens.lens import Needs
 from moe_lens.lens.devices import OnDevices
 from moe_lens.metrics import bootstrap_interval
 from moe_lens.statistics import CoActivation, RouterLoad
+from moe_lens.statistics.accumulators import GroupSums
 from moe_lens.statistics.jackknife import GROUPS, by_group, groups_of, with_interval
 
 
@@ -90,3 +92,40 @@ def test_coactivations_interval_is_about_a_bootstraps_over_texts(part):
     assert row["probability"] == pytest.approx(both.sum() / alone.sum())
     assert 0.5 < (row["probability_high"] - row["probability_low"]) / (high - low) < 2
     assert row["probability_low"] < row["probability"] < row["probability_high"]
+
+
+class Means(GroupSums):
+    """The mean of a number of every text."""
+
+    size = "texts"
+
+    def __init__(self):
+        super().__init__(Needs(frozenset()), {})
+
+    def sums(self, record):
+        values = record.input_ids[:, 0].double()
+        counted = {"value": values, "texts": torch.ones_like(values)}
+        return {0: {name: by_group(own, OnDevices(groups_of(record.ids))) for name, own in counted.items()}}
+
+    def numbers(self, sums):
+        return {"mean": sums["value"] / sums["texts"]}
+
+
+def test_two_models_differ_in_pairs_and_by_the_second_minus_the_first():
+    """Texts whose numbers differ much, but by nearly the same between the models: the pairs' interval is narrow."""
+    ids = [next(f"{i}" for i in range(start, start + 9999) if groups_of([f"{i}"])[0] == g) for start, g in CELLS]
+    first = torch.tensor([[100 * place] for place in range(len(ids))])
+    second = first + torch.tensor([[3 + place % 2] for place in range(len(ids))])
+    texts = replace(record([1] * len(ids)), ids=tuple(ids), captured={}, routing_before={})
+    one, other = (Means().update(replace(texts, input_ids=own)) for own in (first, second))
+    found = one.differences(other)[0]["mean"]
+    per_group = (second - first)[:, 0].double().view(-1, GROUPS).mean(0).numpy()
+    reach = 2.262157 * per_group.std(ddof=1) / np.sqrt(GROUPS)
+    assert found["difference"] == found["second"] - found["first"] == 3.5
+    assert [found["difference_low"], found["difference_high"]] == pytest.approx([3.5 - reach, 3.5 + reach])
+    own = one.estimates()[0]
+    assert own["mean_high"] - own["mean_low"] > 100 * reach
+
+
+CELLS = [(10_000 * row, group) for row in range(3) for group in range(GROUPS)]
+"""Where ids are looked for, so that each group has three texts."""

@@ -1,4 +1,4 @@
-"""Statistics in files: parts that were saved, read again and joined are the whole, exactly; and nothing else is taken."""
+"""Statistics in files: parts that were saved, read again and joined are the whole; nothing else is taken."""
 
 import numpy as np
 import pandas as pd
