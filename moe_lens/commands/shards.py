@@ -11,6 +11,7 @@ from moe_lens.commands import console
 from moe_lens.commands.statistic_passes import Measuring
 from moe_lens.commands.statistic_tables import Kept
 from moe_lens.errors import MoELensError
+from moe_lens.lens.delta import weights_digest
 from moe_lens.lens.lens import MoELens
 from moe_lens.results import RUN_FILE, claim, expect_same_run, read_table, write_table
 from moe_lens.rows_on_disk import growing_table, parts_of
@@ -58,10 +59,7 @@ def merged(folders: Sequence[Path], out: Path, lens: MoELens | None) -> Kept:
     told = [read_sealed_json(folder / RUN_FILE, remedy="name folders that measure wrote") for folder in folders]
     _expect_one_run(folders, told)
     first = told[0]
-    if lens is None and (needing := [name for name in first["what"] if name in MEASURES and MEASURES[name].reads]):
-        raise MoELensError(f"{', '.join(needing)} is told in tokens, which only the model knows; give --model too")
-    if "vocabulary" in first["what"] and first["against"]:
-        raise MoELensError("vocabulary is read by each model's own head; merge runs without --against, or without it")
+    _expect_readable(first, lens)
     made_by = _joined(told)
     claim(out, made_by)
     positions = first["positions"] if isinstance(first["positions"], str) else tuple(first["positions"])
@@ -104,6 +102,17 @@ def _expect_one_run(folders: Sequence[Path], told: Sequence[dict[str, Any]]) -> 
         )
     if len(names) < int(names[0].partition("/")[2]):
         console.note(f"merged {', '.join(names)}: {int(names[0].partition('/')[2]) - len(names)} shards are missing")
+
+
+def _expect_readable(told: dict[str, Any], lens: MoELens | None) -> None:
+    """MoELensError where the model is needed and missing, or another one."""
+    needing = [name for name in told["what"] if name in MEASURES and MEASURES[name].reads]
+    if needing and lens is None:
+        raise MoELensError(f"{', '.join(needing)} is told in tokens, which only the model knows; give --model too")
+    if lens is not None and weights_digest(lens.module) != told["weights"]:
+        raise MoELensError("the model of --model is not the one that the shards measured; open that, in its --dtype")
+    if "vocabulary" in needing and len(told["variants"]) > 1 + len(told["saved"]):
+        raise MoELensError("vocabulary is read by each model's own head; merge runs without --against, or without it")
 
 
 def _joined(told: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -10,9 +10,10 @@ import torch
 
 from moe_lens import ExpertUsage, MoELens, MoELensError, load_examples, measure
 from moe_lens.commands import console
+from moe_lens.commands.shards import merged
 from moe_lens.experts import ExpertSet
 from moe_lens.lens.interventions import Scale
-from moe_lens.results import read_provenance, read_table
+from moe_lens.results import claim, read_provenance, read_table
 from moe_lens.rows_on_disk import ROWS, growing_table, parts_of
 from moe_lens.statistics import RouterLoad
 from moe_lens.statistics.measures import MEASURES
@@ -205,6 +206,17 @@ def test_a_shard_that_comes_twice_and_a_run_of_something_else_are_not_merged(run
     assert command(f"--merge {runs / '0'} {runs / 'again'} --out {tmp_path / 'b'}", monkeypatch) == 2
     assert "holds the results of another run" in capsys.readouterr().err
     assert not (tmp_path / "a" / "run.json").exists()
+
+
+def test_what_is_told_in_tokens_is_merged_by_the_model_that_was_measured_alone(tmp_path, lens):
+    facts = {"what": ["tokens"], "shard": "0/2", "sets": {}, "positions": "all", "weights": "other"}
+    for number in (0, 1):
+        claim(tmp_path / str(number), facts | {"shard": f"{number}/2"})
+    folders = [tmp_path / "0", tmp_path / "1"]
+    with pytest.raises(MoELensError, match="give --model too"):
+        merged(folders, tmp_path / "out", None)
+    with pytest.raises(MoELensError, match="not the one that the shards measured"):
+        merged(folders, tmp_path / "out", lens)
 
 
 @pytest.mark.slow

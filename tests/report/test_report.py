@@ -137,7 +137,7 @@ def test_figures_are_as_wide_as_the_page_and_their_titles_are_text_of_it(run):
     assert not re.search(r'"width":\s*680', page)
     assert page.count('"responsive": true') == 2
     assert "<h3>EM is 0.25 to 0.25 over the tasks</h3>" in page
-    assert page.count("width:100%;") == 2
+    assert page.count('class="plotly-graph-div" style="height:100%; width:100%;"') == 2
 
 
 def test_the_words_of_a_page_are_explained_and_only_those(run):
