@@ -41,13 +41,14 @@ WRITTEN = (
     *("parts/*", "sets/*", "judge/*", "merged/*"),
 )
 """What commands write into the folder of a run."""
-_PROVENANCE_KEY = b"moe_lens.provenance"
+PROVENANCE_KEY = b"moe_lens.provenance"
+TABLE_REMEDY = "remove it, and the command that wrote it makes it again"
 
 
 def write_table(table: pd.DataFrame, path: str | Path, provenance: dict[str, Any]) -> None:
     """The table as parquet, with its provenance as JSON in the file's metadata; the index is not stored."""
     columns = pa.Table.from_pandas(table, preserve_index=False)
-    labels = {**columns.schema.metadata, _PROVENANCE_KEY: as_json({**provenance, SEAL: UNSEALED}).encode()}
+    labels = {**columns.schema.metadata, PROVENANCE_KEY: as_json({**provenance, SEAL: UNSEALED}).encode()}
     sink = pa.BufferOutputStream()
     pq.write_table(columns.replace_schema_metadata(labels), sink)
     write_bytes(path, seal(sink.getvalue().to_pybytes()))
@@ -66,12 +67,12 @@ def read_provenance(path: str | Path) -> dict[str, Any]:
 def _read(path: str | Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     if not nameable(path).exists():
         raise MoELensError(f"there is no table {path}")
-    content = read_sealed(path, remedy="remove it, and the command that wrote it makes it again")
+    content = read_sealed(path, remedy=TABLE_REMEDY)
     try:
         found = pq.read_table(pa.BufferReader(content))
     except (OSError, pa.ArrowInvalid) as error:
         raise MoELensError(f"cannot read {path} as a parquet table: {error}") from None
-    told = json.loads((found.schema.metadata or {}).get(_PROVENANCE_KEY, "{}"))
+    told = json.loads((found.schema.metadata or {}).get(PROVENANCE_KEY, "{}"))
     return found.to_pandas(), {name: value for name, value in told.items() if name != SEAL}
 
 

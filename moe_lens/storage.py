@@ -34,10 +34,13 @@ def seal(content: bytes) -> bytes:
     return content[: place.start] + _digest(content, place).encode() + content[place.stop :]
 
 
-def seal_file(path: Path) -> None:
-    """Puts the digest of a file in the place of its first `UNSEALED`; without reading it into memory."""
+def seal_file(path: Path, *, at_end: bool = False) -> None:
+    """Puts the digest of a file in the place of its first `UNSEALED`; without reading it into memory.
+
+    at_end: of its last, for a format that ends with what is said of it.
+    """
     with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as content:
-        place = _place(content.find(_MARK), content)
+        place = _place(content.rfind(_MARK) if at_end else content.find(_MARK), content)
         content[place] = _digest(content, place).encode()
         content.flush()
 
@@ -55,11 +58,11 @@ def read_sealed(path: str | Path, *, remedy: str) -> bytes:
     return content
 
 
-def check_sealed(path: Path, *, remedy: str) -> None:
-    """As `read_sealed`, of a file that `seal_file` sealed, without reading it into memory."""
+def check_sealed(path: Path, *, remedy: str, at_end: bool = False) -> None:
+    """As `read_sealed`, of a file that `seal_file` sealed so, without reading it into memory."""
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            _expect_seal(path, content, content.find(_MARK), remedy)
+            _expect_seal(path, content, content.rfind(_MARK) if at_end else content.find(_MARK), remedy)
     except MoELensError:
         raise
     except (OSError, ValueError) as error:  # an empty file cannot be mapped

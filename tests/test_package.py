@@ -20,7 +20,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 #: stands for the module or for everything in the folder of that name; the longest name that fits counts.
 GROUPS = (
     ("", "errors", "extras", "interruption", "progress"),
-    ("experts", "routing", "data", "results", "storage"),
+    ("experts", "routing", "data", "results", "rows_on_disk", "storage"),
     ("architecture", "metrics"),
     ("lens",),
     ("statistics", "checks", "report"),
@@ -35,6 +35,7 @@ GROUPS = (
         "evaluate",
         "find",
         "intervene",
+        "measure",
         "tune",
         "doctor",
         "report.__main__",

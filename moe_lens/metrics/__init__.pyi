@@ -1,6 +1,8 @@
 from .activation import domain_specialisation as domain_specialisation
 from .activation import risk_difference as risk_difference
 from .bounds import UNBOUNDED as UNBOUNDED
+from .by_example import example_means as example_means
+from .by_example import paired_difference as paired_difference
 from .catalogue import METRICS as METRICS
 from .catalogue import Metric as Metric
 from .catalogue import metrics_named as metrics_named

@@ -2,6 +2,8 @@
 
 import html
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from plotly.offline import get_plotlyjs
 from moe_lens.errors import MoELensError
 from moe_lens.report.contents import SECTIONS
 from moe_lens.report.document import View
+from moe_lens.report.glossary import words_in
 from moe_lens.report.plots import style
 from moe_lens.report.section import Section
 from moe_lens.results import read_provenance, read_table
@@ -24,9 +27,9 @@ MOST_ROWS = 400  # of a table, on the page
 def build_report(folder: str | Path, *, title: str) -> Path:
     """Writes report.html into a run directory and returns its path.
 
-    The page shows every table of `SECTIONS` that lies in the directory or below it: a figure, the numbers,
-    and at the foot its provenance. plotly.js is inside, so the page needs no network. The same
-    tables give the same bytes; an interrupted call leaves no half a page.
+    The page shows every table of `SECTIONS` that lies in the directory or below it: a figure as wide as the page, the
+    numbers, and at the foot what its words mean and its provenance. plotly.js is inside, so the page
+    needs no network. The same tables give the same bytes; an interrupted call leaves no half a page.
 
     Raises:
         MoELensError: there is no such directory, it holds no known table, or a table cannot be read or drawn.
@@ -35,7 +38,11 @@ def build_report(folder: str | Path, *, title: str) -> Path:
     if not folder.is_dir():
         raise MoELensError(f"expected a run directory; {folder} is {'a file' if folder.exists() else 'not there'}")
     try_folder(folder)
-    found = [(path, section) for name, section in SECTIONS.items() for path in sorted(folder.rglob(name))]
+    found = [
+        (path, replace(section, heading=f"{section.heading}: {path.stem}") if "*" in name else section)
+        for name, section in SECTIONS.items()
+        for path in sorted(folder.rglob(name))
+    ]
     if not found:
         raise MoELensError(f"{folder} holds no table to report; known are {', '.join(SECTIONS)}")
     sections, sources = [], []
@@ -48,6 +55,7 @@ def build_report(folder: str | Path, *, title: str) -> Path:
         style=_STYLE,
         plotly=get_plotlyjs(),
         sections="\n".join(sections),
+        words=_words(sections),
         sources="\n".join(sources),
     )
     target = folder / PAGE
@@ -75,8 +83,20 @@ def _drawing(name: str, table: pd.DataFrame, section: Section, *, place: int) ->
         raise MoELensError(f"cannot draw {name}: {error}") from None
     if isinstance(figure, View):
         return f'<div class="figure">{figure._repr_html_()}</div>'
-    plot = figure.to_html(full_html=False, include_plotlyjs=False, div_id=f"figure-{place}", config=style.CONFIG)
-    return f'<div class="figure">{plot}</div>'
+    told = figure.layout.meta or {"title": "", "subtitle": ""}
+    words = f'<h3>{html.escape(told["title"])}</h3><p class="beside">{html.escape(told["subtitle"])}</p>'
+    plot = style.untitled(figure).to_html(
+        full_html=False, include_plotlyjs=False, div_id=f"figure-{place}", config=style.CONFIG, default_width="100%"
+    )
+    return f'{words}<div class="figure">{plot}</div>'
+
+
+def _words(sections: list[str]) -> str:
+    """What the words of the page's headings, sentences and tables mean; figures' code is no text."""
+    text = re.sub(r"<script.*?</script>|<[^>]*>", " ", "\n".join(sections), flags=re.DOTALL)
+    known = words_in(html.unescape(text))
+    terms = "".join(f"<dt>{html.escape(word)}</dt><dd>{html.escape(told)}</dd>" for word, told in known.items())
+    return f"<section><h2>What the words mean</h2><dl>{terms}</dl></section>" if known else ""
 
 
 def _numbers(name: str, table: pd.DataFrame) -> str:
@@ -109,6 +129,8 @@ _STYLE = """
 body { font: 17px/1.5 Helvetica, Arial, sans-serif; color: #222; max-width: 760px }
 body { margin: 2em auto; padding: 0 1em }
 h1 { font-size: 1.7em; line-height: 1.2 } h2 { font-size: 1.25em; margin-top: 2.5em }
+h3 { font-size: 1.1em; margin-bottom: .2em } .beside { color: #555; margin-top: 0; font-size: .9em }
+dt { font-weight: bold; float: left; clear: left; margin-right: .6em } dd { margin: 0 0 .3em 1.5em }
 .figure { overflow-x: auto } code, pre { font-size: .85em } pre { overflow-x: auto }
 summary { cursor: pointer; color: #555 }
 .numbers { max-height: 15em; overflow: auto; margin-top: .5em; border-bottom: 1px solid #ccc }
@@ -131,6 +153,7 @@ _PAGE = """<!DOCTYPE html>
 <body>
 <h1>{title}</h1>
 {sections}
+{words}
 <footer><h2>Where the numbers came from</h2>
 {sources}
 </footer>

@@ -1,4 +1,4 @@
-"""What a figure asks of its table: columns, rows, one row per mark, and several seeds as one row."""
+"""What a figure asks of its table: columns, rows, one row per mark, names, and several seeds as one row."""
 
 from collections.abc import Iterable, Sequence
 
@@ -27,6 +27,15 @@ def require_once(table: pd.DataFrame, keys: Sequence[str], *, figure: str) -> No
     if not repeated.empty:
         first = ", ".join(f"{key} {repeated[key].iloc[0]}" for key in keys)
         raise MoELensError(f"{figure} takes one row per {' and '.join(keys)}, but {first} stands there twice")
+
+
+def named_together(table: pd.DataFrame, columns: Iterable[str]) -> pd.Series:
+    """For each row the values of these columns as one name; of columns that are missing or always the same none."""
+    telling = [name for name in columns if name in table.columns and table[name].nunique() > 1]
+    if not telling:
+        return pd.Series("", index=table.index)
+    first, *others = (table[name].astype(str) for name in telling)
+    return first.str.cat(others, sep=", ") if others else first
 
 
 def over_seeds(table: pd.DataFrame, keys: Sequence[str], metrics: Sequence[str], *, figure: str) -> pd.DataFrame:

@@ -7,6 +7,9 @@ from .expert_outputs import ExpertVocabulary as ExpertVocabulary
 from .expert_outputs import OutputSimilarity as OutputSimilarity
 from .logit_spread import LogitSpread as LogitSpread
 from .router_load import RouterLoad as RouterLoad
+from .routing_tokens import RoutingTokens as RoutingTokens
+from .saved import add_saved as add_saved
+from .saved import save_statistic as save_statistic
 from .selected_experts import SelectedExperts as SelectedExperts
 from .usage import ExpertUsage as ExpertUsage
 from .vectors import RoutingVectors as RoutingVectors

@@ -1,5 +1,7 @@
 """CoActivation: which experts are selected together."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import pandas as pd
 import torch
@@ -9,16 +11,19 @@ from moe_lens.lens.devices import OnDevices, places_of
 from moe_lens.lens.needs import Needs
 from moe_lens.lens.positions import Positions
 from moe_lens.lens.record import Record
-from moe_lens.statistics.accumulators import LayerSums
-from moe_lens.statistics.jackknife import GROUPS, Sums, groups_of, with_interval
+from moe_lens.statistics.accumulators import GroupSums
+from moe_lens.statistics.jackknife import GROUPS, Sums, groups_of
 from moe_lens.statistics.pairs import pairs_table
 
 
-class CoActivation(LayerSums):
+class CoActivation(GroupSums):
     """How often two experts of a layer are selected by the same token, over all pairs (Muennighoff et al. 2024).
 
     positions: which tokens count, as in `Record.position_mask`.
     """
+
+    size = "together"
+    bounds: Mapping[str, tuple[float, float]] = {"probability": (0, 1)}
 
     def __init__(self, positions: Positions = "all") -> None:
         self.positions = positions
@@ -36,6 +41,14 @@ class CoActivation(LayerSums):
             found[layer] = {"together": torch.stack(together)}  # [group, expert, expert]
         return found
 
+    def numbers(self, sums: Sums) -> dict[str, np.ndarray]:
+        """probability: N_ij / N_i, [expert, other]."""
+        together = sums["together"]
+        alone = together.diagonal()[:, None]
+        out = np.full(together.shape, np.nan)
+        np.divide(together, alone, out=out, where=alone > 0)
+        return {"probability": out}
+
     def table(self) -> pd.DataFrame:
         """One row per ordered pair of different experts: layer, expert, other, together, probability, its interval.
 
@@ -45,21 +58,9 @@ class CoActivation(LayerSums):
         Raises MoELensError if no token counted.
         """
         parts = []
-        for layer, sums in self.layer_sums().items():
-            together = sums["together"].numpy()
-            value, low, high = with_interval(_probability, {"together": together}, size="together")
-            ends = {"probability_low": low.clip(0, 1), "probability_high": high.clip(0, 1)}
-            columns = {"together": together.sum(0).astype(int), "probability": value} | ends
-            parts.append(pairs_table(layer, columns))
+        for layer, found in self.estimates().items():
+            together = self.layer_sums()[layer]["together"].numpy().sum(0).astype(int)
+            parts.append(pairs_table(layer, {"together": together} | found))
         table = pd.concat(parts, ignore_index=True)
         table.attrs = dict(self.settings)
         return table
-
-
-def _probability(sums: Sums) -> np.ndarray:
-    """N_ij / N_i of the sums over some texts, [expert, other]."""
-    together = sums["together"]
-    alone = together.diagonal()[:, None]
-    out = np.full(together.shape, np.nan)
-    np.divide(together, alone, out=out, where=alone > 0)
-    return out

@@ -1,6 +1,6 @@
 """What single experts put out: their saliency, what they write into the vocabulary, and how alike they are."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import pandas as pd
@@ -12,7 +12,8 @@ from moe_lens.lens.devices import OnDevices
 from moe_lens.lens.needs import Needs
 from moe_lens.lens.positions import Positions
 from moe_lens.lens.record import Record
-from moe_lens.statistics.accumulators import LayerSums
+from moe_lens.statistics.accumulators import GroupSums, LayerSums
+from moe_lens.statistics.jackknife import GROUPS, Sums, groups_of
 from moe_lens.statistics.pairs import pairs_table
 
 
@@ -36,36 +37,48 @@ class OutputSums(LayerSums):
             indices, weights = (tokens.of(part.flatten(0, 1)) for part in (routing.indices, routing.weights))
             yield layer, routing.n_experts, indices, weights.double(), kept.of(outputs.flatten(0, 1)).double()
 
+    def groups(self, record: Record) -> OnDevices:
+        """The group of each of these tokens, int64 [token]."""
+        return OnDevices(groups_of(record.ids)[record.kept_mask(self.positions).nonzero()[:, 0]])
 
-class ExpertSaliency(OutputSums):
+
+class ExpertSaliency(OutputSums, GroupSums):
     """REAP and EAN: how much an expert adds to the layer's output (Lasby et al. 2025; Jaiswal et al. 2025).
 
     >>> ExpertSet.top(saliency.table(), 4, score="reap")
     """
 
+    size = "tokens"
+    bounds: Mapping[str, tuple[float, float]] = {"reap": (0, float("inf"))}
+
     def sums(self, record: Record) -> dict[int, dict[str, Tensor]]:
-        found = {}
+        found, groups = {}, self.groups(record)
         for layer, n_experts, indices, weights, outputs in self.outputs(record):
             norms = outputs.norm(dim=-1)
-            found[layer] = {
-                "tokens": _per_expert(torch.ones_like(norms), indices, n_experts),
-                "norm": _per_expert(norms, indices, n_experts),
-                "weighted_norm": _per_expert(weights * norms, indices, n_experts),
-            }
+            values = torch.stack([torch.ones_like(norms), norms, weights * norms], -1).flatten(0, 1)  # [selection, 3]
+            places = (groups.on(indices.device)[:, None] * n_experts + indices).flatten()
+            sums = torch.zeros(GROUPS * n_experts, 3, dtype=torch.float64, device=values.device)
+            parts = sums.index_add_(0, places, values).view(GROUPS, n_experts, 3).unbind(-1)
+            found[layer] = dict(zip(("tokens", "norm", "weighted_norm"), parts, strict=True))
         return found
 
+    def numbers(self, sums: Sums) -> dict[str, np.ndarray]:
+        """reap, [expert]; NaN for an expert that was never selected."""
+        norm, tokens = sums["weighted_norm"], sums["tokens"]
+        return {"reap": np.divide(norm, tokens, out=np.full(norm.shape, np.nan), where=tokens > 0)}
+
     def table(self) -> pd.DataFrame:
-        """One row per expert: layer, expert, tokens (that selected it), reap, ean.
+        """One row per expert: layer, expert, tokens (that selected it), reap, its interval, ean.
 
         reap: the mean over these tokens of gating weight times norm of the expert's output, 0 for an expert that was
-        never selected. ean: the sum over these tokens of the norm.
+        never selected. reap_low and _high: its 95 % interval over texts (`with_interval`), NaN where some group of
+        texts holds all that selected it. ean: the sum over these tokens of the norm.
         """
-        parts = []
+        parts, estimates = [], self.estimates()
         for layer, sums in self.layer_sums().items():
-            tokens = sums["tokens"]
-            columns = {"layer": layer, "expert": np.arange(len(tokens)), "tokens": tokens.long().numpy()}
-            reap = sums["weighted_norm"] / tokens.clamp(min=1)
-            parts.append(pd.DataFrame(columns | {"reap": reap.numpy(), "ean": sums["norm"].numpy()}))
+            tokens, norm = (sums[name].sum(0).numpy() for name in ("tokens", "norm"))
+            columns = {"layer": layer, "expert": np.arange(len(tokens)), "tokens": tokens.astype(int)}
+            parts.append(pd.DataFrame(columns | estimates[layer] | {"ean": norm}).fillna({"reap": 0.0}))
         return _table(parts, self)
 
 
@@ -119,32 +132,42 @@ class ExpertVocabulary(OutputSums):
         return _table(parts, self)
 
 
-class OutputSimilarity(OutputSums):
+class OutputSimilarity(OutputSums, GroupSums):
     """How alike two experts' outputs are on the tokens that select both: the mean cosine."""
 
+    size = "together"
+    bounds: Mapping[str, tuple[float, float]] = {"similarity": (-1, 1)}
+
     def sums(self, record: Record) -> dict[int, dict[str, Tensor]]:
-        found = {}
+        found, groups = {}, self.groups(record)
         for layer, n_experts, indices, _, outputs in self.outputs(record):
             unit = torch.nn.functional.normalize(outputs, dim=-1)
             cosine = unit @ unit.transpose(-1, -2)  # [token, k, k]
-            pairs = (indices[..., :, None] * n_experts + indices[..., None, :]).flatten()
-            sums = torch.zeros(2, n_experts**2, dtype=torch.float64, device=outputs.device)
+            own = groups.on(indices.device)[:, None] * n_experts + indices
+            pairs = (own[..., :, None] * n_experts + indices[..., None, :]).flatten()
+            sums = torch.zeros(2, GROUPS * n_experts**2, dtype=torch.float64, device=outputs.device)
             sums[0].index_add_(0, pairs, cosine.flatten())
             sums[1].index_add_(0, pairs, torch.ones_like(cosine).flatten())
-            cosines, together = sums.view(2, n_experts, n_experts)
+            cosines, together = sums.view(2, GROUPS, n_experts, n_experts)
             found[layer] = {"cosine": cosines, "together": together}
         return found
 
-    def table(self) -> pd.DataFrame:
-        """One row per ordered pair of different experts: layer, expert, other, together, similarity.
+    def numbers(self, sums: Sums) -> dict[str, np.ndarray]:
+        """similarity, [expert, other]."""
+        cosine, together = sums["cosine"], sums["together"]
+        similarity = np.divide(cosine, together, out=np.full(cosine.shape, np.nan), where=together > 0)
+        return {"similarity": similarity}
 
-        together: tokens that selected both. similarity: the mean cosine of the two outputs there, NaN without any.
+    def table(self) -> pd.DataFrame:
+        """One row per ordered pair of different experts: layer, expert, other, together, similarity, its interval.
+
+        together: tokens that selected both. similarity: the mean cosine of the two outputs there, NaN without any;
+        similarity_low and _high: its 95 % interval over texts (`with_interval`).
         """
-        parts = []
-        for layer, sums in self.layer_sums().items():
-            cosine, together = sums["cosine"].numpy(), sums["together"].numpy()
-            mean = np.divide(cosine, together, out=np.full(cosine.shape, np.nan), where=together > 0)
-            parts.append(pairs_table(layer, {"together": together.astype(int), "similarity": mean}))
+        parts, sums = [], self.layer_sums()
+        for layer, found in self.estimates().items():
+            together = sums[layer]["together"].sum(0).numpy().astype(int)
+            parts.append(pairs_table(layer, {"together": together} | found))
         return _table(parts, self)
 
 

@@ -1,6 +1,7 @@
 """How sure a streamed number is: examples fall into groups, and leaving out each in turn shows how much it moves."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 from zlib import crc32
 
 import numpy as np
@@ -14,7 +15,8 @@ from moe_lens.lens.devices import OnDevices, on_cpu
 GROUPS = 10
 """Into which examples fall by a hash of their id: memory stays constant, and neither order nor batches matter."""
 
-Sums = Mapping[str, np.ndarray]
+Sums = Mapping[Any, np.ndarray]
+"""By name, sums over examples."""
 
 
 def groups_of(ids: Sequence[str]) -> Tensor:
@@ -28,8 +30,10 @@ def by_group(values: Tensor, groups: OnDevices) -> Tensor:
     return sums.index_add_(0, groups.on(values.device), values.double())
 
 
-def with_interval(estimate: Callable[[Sums], np.ndarray], sums: Sums, *, size: str) -> tuple[np.ndarray, ...]:
-    """What `estimate` makes of the sums over all groups, and the low and high ends of its 95 % interval.
+def with_interval(
+    estimates: Callable[[Sums], Mapping[str, np.ndarray]], sums: Sums, *, size: Any
+) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """What `estimates` makes of the sums over all groups, by name, and the low and high ends of its 95 % interval.
 
     The interval is a delete-a-group jackknife's with Student's t (Kott 2001): texts are drawn, not tokens, so that
     tokens of one text may depend on each other. NaN with less than two groups.
@@ -37,15 +41,18 @@ def with_interval(estimate: Callable[[Sums], np.ndarray], sums: Sums, *, size: s
     sums: name -> [group, …]. size: the name of the sum that tells how much is in a group; empty ones do not count.
     """
     total = {name: part.sum(0) for name, part in sums.items()}
-    value = np.asarray(estimate(total), dtype=np.float64)
+    found = {name: np.asarray(value, dtype=np.float64) for name, value in estimates(total).items()}
     seen = np.flatnonzero(sums[size].reshape(GROUPS, -1).sum(1) > 0)
     count = len(seen)
     if count < 2:
-        return value, np.full_like(value, np.nan), np.full_like(value, np.nan)
-    without = np.stack([estimate({name: total[name] - part[group] for name, part in sums.items()}) for group in seen])
-    error = np.sqrt((count - 1) / count * np.square(without - without.mean(0)).sum(0))
-    reach = student.ppf(0.975, count - 1) * error
-    return value, value - reach, value + reach
+        return {name: (value, *np.full((2, *value.shape), np.nan)) for name, value in found.items()}
+    left = [estimates({name: total[name] - part[group] for name, part in sums.items()}) for group in seen]
+    factor, intervals = student.ppf(0.975, count - 1) * np.sqrt((count - 1) / count), {}
+    for name, value in found.items():
+        without = np.stack([one[name] for one in left])
+        reach = factor * np.sqrt(np.square(without - without.mean(0)).sum(0))
+        intervals[name] = value, value - reach, value + reach
+    return intervals
 
 
 class GroupedSums:
@@ -66,12 +73,12 @@ class GroupedSums:
         counts = np.bincount(groups_of(list(ids)), minlength=GROUPS).astype(np.float64)[:, None]
         parts = []
         for layer, sums in sorted(self._sums.items()):
-            value, low, high = with_interval(_mean, {"sum": sums.numpy(), "examples": counts}, size="examples")
+            found = with_interval(_mean, {"sum": sums.numpy(), "examples": counts}, size="examples")
+            value, low, high = found["mean"]
             columns = {"layer": layer, "expert": np.arange(len(value)), "score": value}
             parts.append(pd.DataFrame(columns | {"score_low": low, "score_high": high}))
         return pd.concat(parts, ignore_index=True)
 
 
-def _mean(sums: Sums) -> np.ndarray:
-    mean: np.ndarray = sums["sum"] / sums["examples"]
-    return mean
+def _mean(sums: Sums) -> dict[str, np.ndarray]:
+    return {"mean": sums["sum"] / sums["examples"]}

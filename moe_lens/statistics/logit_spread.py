@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Mapping
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -12,13 +13,14 @@ from moe_lens.lens.devices import OnDevices, places_of
 from moe_lens.lens.needs import Needs
 from moe_lens.lens.positions import Positions
 from moe_lens.lens.record import Record
-from moe_lens.statistics.accumulators import LayerSums
+from moe_lens.statistics.accumulators import GroupSums
+from moe_lens.statistics.jackknife import Sums, by_group, groups_of
 
 SURE = 0.99
 """A probability from which on a token's router counts as saturated."""
 
 
-class LogitSpread(LayerSums):
+class LogitSpread(GroupSums):
     """The standard deviation of a token's router logits around their mean over experts, per layer.
 
     sd = sqrt(mean over tokens of the variance over experts): a constant per token does not count, as it does not for a
@@ -26,30 +28,42 @@ class LogitSpread(LayerSums):
     positions: which tokens count, as in `Record.position_mask`.
     """
 
+    size = "tokens"
+    bounds: Mapping[str, tuple[float, float]] = {"sd": (0, float("inf")), "saturated": (0, 1)}
+
     def __init__(self, positions: Positions = "all") -> None:
         self.positions = positions
         super().__init__(Needs.of({"routing"}, positions), {"positions": positions})
 
     def sums(self, record: Record) -> dict[int, dict[str, Tensor]]:
-        tokens, found = OnDevices(places_of(record.position_mask(self.positions))), {}
+        mask, found = record.position_mask(self.positions), {}
+        tokens, groups = OnDevices(places_of(mask)), OnDevices(groups_of(record.ids)[mask.nonzero()[:, 0]])
         for layer, routing in record.routing.items():
             logits = tokens.of(routing.logits.flatten(0, 1)).double()  # [token, expert]
             sure = logits.softmax(-1).amax(-1) > SURE
             variance = (logits - logits.mean(-1, keepdim=True)).square().mean(-1)
-            found[layer] = {"tokens": torch.ones_like(variance).sum(), "variance": variance.sum(), "sure": sure.sum()}
+            counted = by_group(torch.stack([torch.ones_like(variance), variance, sure.double()], -1), groups)
+            found[layer] = dict(zip(("tokens", "variance", "sure"), counted.unbind(-1), strict=True))  # [group] each
         return found
+
+    def numbers(self, sums: Sums) -> dict[str, np.ndarray]:
+        """sd and saturated, of the layer."""
+        tokens = sums["tokens"]
+        return {"sd": np.sqrt(sums["variance"] / tokens), "saturated": np.asarray(sums["sure"] / tokens)}
 
     def table(self) -> pd.DataFrame:
         """One row per layer: layer, tokens, sd, and saturated, the share of tokens of which one expert has nearly all
-        of the softmax over experts, a probability above `SURE`.
+        of the softmax over experts, a probability above `SURE`; both with their 95 % interval over texts
+        (`with_interval`) in _low and _high.
 
         Raises MoELensError if no token counted.
         """
-        rows = []
-        for layer, sums in self.layer_sums().items():
-            tokens = int(sums["tokens"])
-            sd, saturated = float((sums["variance"] / tokens).sqrt()), float(sums["sure"] / tokens)
-            rows.append({"layer": layer, "tokens": tokens, "sd": sd, "saturated": saturated})
+        sums = self.layer_sums()
+        rows = [
+            {"layer": layer, "tokens": int(sums[layer]["tokens"].sum())}
+            | {name: float(value) for name, value in found.items()}
+            for layer, found in self.estimates().items()
+        ]
         table = pd.DataFrame(rows)
         table.attrs = dict(self.settings)
         return table

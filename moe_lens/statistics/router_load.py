@@ -10,17 +10,19 @@ from moe_lens.lens.devices import OnDevices, places_of
 from moe_lens.lens.needs import Needs
 from moe_lens.lens.positions import Positions
 from moe_lens.lens.record import Record
-from moe_lens.statistics.accumulators import LayerSums
-from moe_lens.statistics.jackknife import Sums, by_group, groups_of, with_interval
+from moe_lens.statistics.accumulators import GroupSums
+from moe_lens.statistics.jackknife import Sums, by_group, groups_of
 
 NUMBERS = ("entropy", "load_entropy", "max_load", "balance_loss")
 
 
-class RouterLoad(LayerSums):
+class RouterLoad(GroupSums):
     """Router entropy and load per layer, over all tokens alike.
 
     positions: which tokens count, as in `Record.position_mask`.
     """
+
+    size = "tokens"
 
     def __init__(self, positions: Positions = "all") -> None:
         self.positions = positions
@@ -43,6 +45,18 @@ class RouterLoad(LayerSums):
             found[layer] = {name: by_group(values, groups) for name, values in counted.items()}
         return found
 
+    def numbers(self, sums: Sums) -> dict[str, np.ndarray]:
+        """NUMBERS, each of the layer."""
+        tokens, n_experts = sums["tokens"], len(sums["selected"])
+        shares = sums["selected"] / sums["selected"].sum()
+        found = (
+            sums["entropy"] / tokens,
+            entr(shares).sum() / np.log(2),
+            shares.max() * n_experts,
+            n_experts * (sums["selected"] * sums["probability"]).sum() / tokens**2,
+        )
+        return dict(zip(NUMBERS, map(np.asarray, found), strict=True))
+
     def table(self) -> pd.DataFrame:
         """One row per layer, entropies in bits:
 
@@ -55,12 +69,10 @@ class RouterLoad(LayerSums):
         Raises MoELensError if no token counted.
         """
         rows = []
-        for layer, tensors in self.layer_sums().items():
-            sums = {name: part.numpy() for name, part in tensors.items()}
-            value, low, high = with_interval(_numbers, sums, size="tokens")
+        for layer, found in self.estimates().items():
+            sums = {name: part.numpy() for name, part in self.layer_sums()[layer].items()}
             row = {"layer": layer, "tokens": int(sums["tokens"].sum()), "n_experts": sums["selected"].shape[1]}
-            for name, *ends in zip(NUMBERS, value, low, high, strict=True):
-                row |= {f"{name}{end}": float(it) for end, it in zip(("", "_low", "_high"), ends, strict=True)}
+            row |= {name: float(value) for name, value in found.items()}
             variance = sums["entropy_squared"].sum() / row["tokens"] - row["entropy"] ** 2
             row["entropy_sd"] = float(np.sqrt(max(0.0, variance)))
             row["unused"] = int((sums["selected"].sum(0) == 0).sum())
@@ -68,17 +80,3 @@ class RouterLoad(LayerSums):
         table = pd.DataFrame(rows)
         table.attrs = dict(self.settings)
         return table
-
-
-def _numbers(sums: Sums) -> np.ndarray:
-    """NUMBERS of the sums over some texts."""
-    tokens, n_experts = sums["tokens"], len(sums["selected"])
-    shares = sums["selected"] / sums["selected"].sum()
-    return np.array(
-        [
-            sums["entropy"] / tokens,
-            entr(shares).sum() / np.log(2),
-            shares.max() * n_experts,
-            n_experts * (sums["selected"] * sums["probability"]).sum() / tokens**2,
-        ]
-    )

@@ -1,24 +1,28 @@
 """ExpertUsage: how much each expert is used, such as the paper's context-dependence ratio (Eq. 8)."""
 
-from typing import Any, Literal, Self, get_args
+from collections.abc import Mapping
+from typing import Literal, get_args
 
+import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 
 from moe_lens.errors import MoELensError
-from moe_lens.lens.devices import OnDevices, on_cpu
+from moe_lens.lens.devices import OnDevices
 from moe_lens.lens.needs import Needs
 from moe_lens.lens.positions import Positions
 from moe_lens.lens.record import Record
 from moe_lens.routing import Routing
-from moe_lens.statistics.accumulators import check_alike
+from moe_lens.statistics.accumulators import GroupSums
+from moe_lens.statistics.jackknife import Sums, by_group, groups_of
 
 Reduction = Literal["sample", "token"]
 Value = Literal["frequency", "gating_weight", "gate"]
 SETTINGS = ("reduce", "positions", "value")
 
 
-class ExpertUsage:
+class ExpertUsage(GroupSums):
     """The mean use r_i of every expert i in every MoE layer, accumulated over records.
 
     value, what a token t with selected experts S_t adds to expert i in S_t (0 to all others):
@@ -38,42 +42,44 @@ class ExpertUsage:
     >>> ExpertSet.top(ratios, 4)
     """
 
+    size = "total"
+    bounds: Mapping[str, tuple[float, float]] = {"score": (0, 1)}
+
     def __init__(
         self, reduce: Reduction = "sample", positions: Positions = "all", *, value: Value = "frequency"
     ) -> None:
         self.reduce, self.positions, self.value = reduce, positions, value
-        self.needs = Needs.of({"routing"}, positions)
-        self.settings: dict[str, Any] = {name: getattr(self, name) for name in SETTINGS}
         for name, word, known in (("reduce", reduce, get_args(Reduction)), ("value", value, get_args(Value))):
             if word not in known:
                 raise MoELensError(f"{name} must be one of {', '.join(known)}; got {word!r}")
-        self.counted = 0
-        self.skipped = 0
-        self._total = 0.0
-        self._sums: dict[int, torch.Tensor] = {}
+        super().__init__(Needs.of({"routing"}, positions), {name: getattr(self, name) for name in SETTINGS})
 
-    def update(self, record: Record) -> Self:
-        """Adds a record's samples; MoELensError for a record without routing or of other layers."""
-        record.expect(self.needs.captures)
+    @property
+    def counted(self) -> int:
+        """Samples that are in the mean."""
+        return self._samples(0)
+
+    @property
+    def skipped(self) -> int:
+        """Samples without any position that counts."""
+        return self._samples(1)
+
+    def sums(self, record: Record) -> dict[int, dict[str, Tensor]]:
         mask = record.position_mask(self.positions)
-        tokens = mask.sum(dim=1)
-        present = tokens > 0
-        counted, lengths = OnDevices(mask), OnDevices(tokens)
-        sums = [self._sum(routing, counted, lengths) for routing in record.routing.values()]
-        self._add(
-            dict(zip(record.routing, on_cpu(sums), strict=True)),
-            total=float(present.sum() if self.reduce == "sample" else tokens.sum()),
-            counted=int(present.sum()),
-            skipped=int((~present).sum()),
-        )
-        return self
+        tokens, of_groups = mask.sum(dim=1), groups_of(record.ids)
+        counted, lengths, groups = OnDevices(mask), OnDevices(tokens), OnDevices(of_groups)
+        present = (tokens > 0).double()
+        told = torch.stack([present if self.reduce == "sample" else tokens, present, 1 - present], dim=1)
+        total, *samples = by_group(told, groups).unbind(1)  # [group] each
+        told_of_all = {"total": total, "samples": torch.stack(samples, dim=1)}
+        return {
+            layer: {"use": self._sum(routing, counted, lengths, groups)} | told_of_all
+            for layer, routing in record.routing.items()
+        }
 
-    def merge(self, other: Self) -> Self:
-        """Adds what another usage of the same settings and model has seen; MoELensError for any other."""
-        check_alike(self, other)
-        if other._sums:
-            self._add(other._sums, total=other._total, counted=other.counted, skipped=other.skipped)
-        return self
+    def numbers(self, sums: Sums) -> dict[str, np.ndarray]:
+        """score, [expert]."""
+        return {"score": sums["use"] / sums["total"]}
 
     def table(self) -> pd.DataFrame:
         """One row per expert: layer, expert, score (r_i); `attrs` says how it was counted.
@@ -82,19 +88,21 @@ class ExpertUsage:
         """
         if not self.counted:
             raise MoELensError(f"none of {self.skipped} samples has any position {self.positions!r} to count")
-        rows = [
-            (layer, expert, total / self._total)
-            for layer in sorted(self._sums)
-            for expert, total in enumerate(self._sums[layer].tolist())
-        ]
-        table = pd.DataFrame(rows, columns=["layer", "expert", "score"])
+        parts = []
+        for layer, sums in self.layer_sums().items():
+            score = (sums["use"].sum(0) / sums["total"].sum()).numpy()
+            parts.append(pd.DataFrame({"layer": layer, "expert": np.arange(len(score)), "score": score}))
+        table = pd.concat(parts, ignore_index=True)
         table.attrs = self.settings | {"counted": self.counted, "skipped": self.skipped}
         return table
 
-    def _sum(self, routing: Routing, mask: OnDevices, tokens: OnDevices) -> torch.Tensor:
-        """The record's sum [expert], float64, over samples or tokens.
+    def _samples(self, place: int) -> int:
+        return next((int(own["samples"][:, place].sum()) for own in self._sums.values()), 0)
 
-        mask: bool [batch, pos]. tokens: int64 [batch], the positions that count of each sample.
+    def _sum(self, routing: Routing, mask: OnDevices, tokens: OnDevices, groups: OnDevices) -> Tensor:
+        """The record's sums [group, expert], float64, over samples or tokens.
+
+        mask: bool [batch, pos]. tokens: int64 [batch], the positions that count of each sample. groups: int64 [batch].
         """
         indices = routing.indices
         batch, _, k = indices.shape
@@ -109,16 +117,4 @@ class ExpertUsage:
         sums.scatter_add_(1, indices.flatten(1), added.flatten(1))
         if self.reduce == "sample":
             sums /= tokens.on(sums.device).clamp(min=1)[:, None]
-        return sums.sum(dim=0)
-
-    def _add(self, sums: dict[int, torch.Tensor], *, total: float, counted: int, skipped: int) -> None:
-        if not self._sums:
-            self._sums = {layer: torch.zeros_like(row) for layer, row in sums.items()}
-        shapes, others = ({layer: len(row) for layer, row in part.items()} for part in (self._sums, sums))
-        if shapes != others:
-            raise MoELensError(f"expected experts per layer as in the records so far, {shapes}; got {others}")
-        for layer, row in sums.items():
-            self._sums[layer] += row
-        self._total += total
-        self.counted += counted
-        self.skipped += skipped
+        return by_group(sums, groups)

@@ -64,6 +64,24 @@ class VocabularySpecialisation:
             self._selected[layer] = _added(self._selected.get(layer, counts.iloc[:0]), counts)
         return self
 
+    def state(self) -> pd.DataFrame:
+        """The counts so far: layer, expert, token_id, count; in rows with layer -1 how often a token was read."""
+        parts = [pd.DataFrame({"layer": -1, "expert": -1, "token_id": self._tokens.index, "count": self._tokens.array})]
+        for layer, counts in self._selected.items():
+            words, experts = (counts.index.get_level_values(level) for level in (0, 1))
+            parts.append(pd.DataFrame({"layer": layer, "expert": experts, "token_id": words, "count": counts.array}))
+        return pd.concat(parts, ignore_index=True).astype("int64")
+
+    def add_state(self, state: pd.DataFrame) -> Self:
+        """Adds what `state` of another statistic of the same settings gave."""
+        for layer, part in state.groupby("layer"):
+            if layer < 0:
+                self._tokens = _added(self._tokens, part.set_index("token_id")["count"])
+            else:
+                counts = part.set_index(["token_id", "expert"])["count"]
+                self._selected[layer] = _added(self._selected.get(layer, counts.iloc[:0]), counts)
+        return self
+
     def table(self) -> pd.DataFrame:
         """One row per layer, token and expert that occur together.
 

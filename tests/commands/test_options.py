@@ -222,7 +222,8 @@ def test_a_log_holds_nothing_of_an_opening():
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, check=True).stderr == b""
 
 
-DOORS = ("tune", "intervene", "evaluate", "find", "doctor", "demo", "organism.measure", "organism.pretrain")
+DOORS = ("tune", "intervene", "evaluate", "find", "measure", "doctor", "demo")
+DOORS += ("organism.measure", "organism.pretrain")
 HEAVY = {"torch", "transformers", "nnsight", "pandas", "pyarrow", "scipy", "sklearn", "plotly"}
 SCRIPT = """
 import runpy, sys

@@ -9,7 +9,16 @@ from scipy.stats import entropy
 
 from moe_lens.errors import MoELensError
 from moe_lens.experts import ExpertSet
-from moe_lens.metrics import answer_probability_gain, attention_gain, expert_overlap, peak_lead, routing_divergence
+from moe_lens.metrics import (
+    answer_probability_gain,
+    attention_gain,
+    bootstrap_interval,
+    example_means,
+    expert_overlap,
+    paired_difference,
+    peak_lead,
+    routing_divergence,
+)
 from moe_lens.metrics.divergence import jensen_shannon
 
 
@@ -176,3 +185,26 @@ def test_the_jaccard_index_is_what_both_have_over_what_one_has():
     assert first.jaccard(second) == second.jaccard(first) == 2 / 5
     assert first.jaccard(first) == 1
     assert math.isnan(ExpertSet().jaccard(ExpertSet()))
+
+
+def test_shares_of_examples_have_means_and_paired_differences_with_intervals():
+    rng = np.random.default_rng(0)
+    ids = [f"{place}" for place in range(40)]
+    before = pd.DataFrame({"layer": 1, "id": ids, "mass": rng.uniform(0.2, 0.6, 40)})
+    after = before.assign(mass=before["mass"] + rng.uniform(0.0, 0.2, 40)).sample(frac=1, random_state=0)
+    [row] = paired_difference(before, after, value="mass", by=["layer"]).to_dict("records")
+    moved = after.sort_index()["mass"].to_numpy() - before["mass"].to_numpy()
+    expected = bootstrap_interval(moved, bounds=(-1, 1), resamples=2000)
+    assert (row["n"], row["layer"]) == (40, 1)
+    assert row["second"] - row["first"] == pytest.approx(row["difference"]) == pytest.approx(moved.mean())
+    assert (row["difference_low"], row["difference_high"]) == pytest.approx((expected.low, expected.high))
+    [mean] = example_means(before, value="mass", by=["layer"]).to_dict("records")
+    assert mean["mass"] == pytest.approx(before["mass"].mean())
+    assert mean["mass_low"] < mean["mass"] < mean["mass_high"]
+    with pytest.raises(MoELensError, match="expected the same examples"):
+        paired_difference(before, after.iloc[1:], value="mass", by=["layer"])
+
+
+def test_a_share_that_rounding_pushed_beyond_its_bounds_is_at_them():
+    table = pd.DataFrame({"layer": 0, "id": ["a", "b"], "mass": [1 + 1e-6, -1e-8]})
+    assert example_means(table, value="mass", by=["layer"])["mass"].tolist() == [0.5]

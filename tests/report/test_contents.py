@@ -29,8 +29,8 @@ def test_two_sections_for_one_table_are_refused_with_the_names_of_both_files():
 
 def test_the_page_goes_from_answers_to_training():
     tables = list(SECTIONS)
-    assert tables[:3] == ["tasks.parquet", "summary.parquet", "metrics.parquet"]
-    assert tables[3:5] == ["usage.parquet", "masking.parquet"]
+    assert tables[:4] == ["tasks.parquet", "summary.parquet", "answers.parquet", "metrics.parquet"]
+    assert tables.index("usage.parquet") < tables.index("coactivation.parquet") < tables.index("masking.parquet")
     assert tables[-2:] == ["tuning.parquet", "learning_rates.parquet"]
     assert len({section.place for section in SECTIONS.values()}) == len(tables)
 

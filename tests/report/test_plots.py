@@ -280,7 +280,7 @@ def test_titles_say_what_the_table_shows():
     assert tied.text == "AUC is highest for ce and ce-last (0.95)"
     assert "3 scores" in tied.subtitle.text
     title = masking_figure(masking_table("zero")).layout.title.text.replace("<br>", " ")
-    assert title == "Masking 4 planted experts per layer leaves EM 0.30 of 0.90, random ones 0.65"
+    assert title == "EM 0.30 of 0.90 with 4 planted experts per layer masked; random sets 0.65, not tested"
     swap = answers_table().query("task == 'swap'")
     assert answers_figure(swap).layout.title.text == "EM is highest for mine (0.50), then base (0.10)"
     assert answers_figure(swap.assign(em=[0.501, 0.502])).layout.title.text == "EM is 0.50 for all"

@@ -5,9 +5,12 @@ import subprocess
 import sys
 
 import pandas as pd
+import plotly.graph_objects as go
 import pytest
 
 from moe_lens.errors import MoELensError
+from moe_lens.report import pictures
+from moe_lens.report.glossary import meaning
 from moe_lens.report.page import MOST_ROWS, build_report
 from moe_lens.results import write_table
 
@@ -36,6 +39,7 @@ def test_page_has_figures_numbers_and_provenance_of_all_known_tables_below_the_f
     assert re.findall(r"<h2>(.*?)</h2>", page) == [
         "Answers",
         "Training: router",
+        "What the words mean",
         "Where the numbers came from",
     ]
     assert len(re.findall(DRAWN, page)) == 2
@@ -126,6 +130,76 @@ def test_a_file_is_not_a_run_directory(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(MoELensError, match="is a file"):
         build_report(tmp_path / "file", title="x")
+
+
+def test_figures_are_as_wide_as_the_page_and_their_titles_are_text_of_it(run):
+    page = build_report(run, title="x").read_text()
+    assert not re.search(r'"width":\s*680', page)
+    assert page.count('"responsive": true') == 2
+    assert "<h3>EM is 0.25 to 0.25 over the tasks</h3>" in page
+    assert page.count('class="plotly-graph-div" style="height:100%; width:100%;"') == 2
+
+
+def test_the_words_of_a_page_are_explained_and_only_those(run):
+    page = build_report(run, title="x").read_text()
+    terms = re.findall(r"<dt>(.*?)</dt>", page)
+    assert {"em", "swap"} <= set(terms)
+    assert not {"CE", "closed_book", "reap"} & set(terms)
+
+
+def test_every_score_task_and_metric_has_a_meaning():
+    from moe_lens.choosing import SCORES
+    from moe_lens.data.lookup import ORGANISM_TASKS
+
+    unknown = [name for name in (*SCORES, *ORGANISM_TASKS, "CE", "OE", "CAG") if meaning(name) is None]
+    assert unknown == []
+    assert meaning("reaper") is None
+    assert meaning("-last") is None
+    assert "last token" in meaning("ce-gain-last")
+
+
+def test_an_evaluations_folder_has_a_page(tmp_path):
+    row = {"intervention": "none", "metric": "em", "n": 3, "mean": 0.5, "low": 0.1, "high": 0.9}
+    write_table(pd.DataFrame([row]), tmp_path / "summary.parquet", PROVENANCE)
+    answer = {"intervention": "none", "id": "1", "prediction": "Belmor <b>", "em": 1.0}
+    write_table(pd.DataFrame([answer]), tmp_path / "answers.parquet", PROVENANCE)
+    page = build_report(tmp_path, title="x").read_text()
+    assert re.findall(r"<h2>(.*?)</h2>", page)[:2] == ["Scores", "Single answers"]
+    assert "Belmor &lt;b&gt;" in page
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--format", "gif"], "of pdf, svg, png; got gif"),
+        (["--no-title"], "give both"),
+    ],
+)
+def test_pictures_that_cannot_be_made_are_refused_before_the_page(run, arguments, says):
+    done = command(str(run), *arguments)
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert not (run / "report.html").exists()
+
+
+def test_pictures_say_kindly_what_they_lack_and_leave_titles_out(run, monkeypatch):
+    monkeypatch.setattr(pictures, "find_spec", lambda name: None)
+    with pytest.raises(MoELensError, match=r"there is no kaleido: pip install 'moe_lens\[image\]'"):
+        pictures.checked("pdf", no_title=True)
+    drawn = []
+
+    def to_image(self, **asked):
+        drawn.append((self.layout.title.text, self.layout.width, self.layout.height, asked["format"]))
+        return b"picture"
+
+    monkeypatch.setattr(go.Figure, "to_image", to_image)  # a browser takes seconds, and is not everywhere
+    files = [path.relative_to(run).as_posix() for path in pictures.write_pictures(run, ["pdf"], titled=False)]
+    assert files == ["figures/tasks.pdf", "figures/router-tuning.pdf"]
+    list(pictures.write_pictures(run, ["svg"], titled=True))
+    (bare, width, height, form), (title, own_width, own_height, _) = drawn[0], drawn[2]
+    assert (bare, width, form) == (None, own_width, "pdf")
+    assert title.startswith("EM is")
+    assert height < own_height
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess:

@@ -10,6 +10,7 @@ from test_usage import record
 
 from moe_lens import MoELens
 from moe_lens.architecture.tiny import tiny_model, tiny_tokenizer
+from moe_lens.data import Example
 from moe_lens.errors import MoELensError
 from moe_lens.experts import ExpertSet
 from moe_lens.routing import Routing
@@ -112,9 +113,10 @@ def test_on_models_each_equals_single_experts_run_apart(lens):
 
 @pytest.mark.parametrize("make", [ExpertSaliency, OutputSimilarity])
 def test_streaming_and_merging_equal_one_pass(olmoe, make):
-    [whole] = olmoe.measure(TEXTS, make(), batch_size=3, progress=False)
-    [first] = olmoe.measure(TEXTS[:1], make(), progress=False)
-    [rest] = olmoe.measure(TEXTS[1:], make(), batch_size=1, progress=False)
+    examples = [Example(f"no. {place}", "", text, ("a",)) for place, text in enumerate(TEXTS)]
+    [whole] = olmoe.measure(examples, make(), batch_size=3, progress=False)
+    [first] = olmoe.measure(examples[:1], make(), progress=False)
+    [rest] = olmoe.measure(examples[1:], make(), batch_size=1, progress=False)
     pd.testing.assert_frame_equal(rest.merge(first).table(), whole.table(), rtol=1e-4, atol=1e-5)
 
 

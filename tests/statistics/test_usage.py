@@ -208,7 +208,7 @@ def test_misuse_is_refused():
         ExpertUsage().update(replace(record([3]), captured={}))
     usage = ExpertUsage().update(record([3]))
     for other in (record([3], layers=(1,)), record([3], n_experts=5)):
-        with pytest.raises(MoELensError, match="experts per layer"):
+        with pytest.raises(MoELensError, match="a record of the same model"):
             usage.update(other)
 
 

@@ -21,6 +21,8 @@ VARIANTS = {
     "planted experts": style.Look(style.PURPLE, "star"),
     "FFT": style.Look(style.BLUE, "triangle-down"),
 }
+ALPHA = 0.05
+"""The corrected p-value below which a difference is told from none."""
 #: How metrics are written.
 METRICS = {
     "em": "EM", "f1": "F1", "bleu": "sentence BLEU", "corpus_bleu": "BLEU",
@@ -70,9 +72,44 @@ def metrics_figure(table: pd.DataFrame) -> go.Figure:
     figure = _bars(table, x="label", y="score")
     figure.update_yaxes(title_text="score")
     first = table[table["label"] == table["label"].iloc[0]]
-    title = _highest(first["label"].iloc[0].replace("<br>", " on "), first.set_index("variant")["score"])
+    title = _highest(first["label"].iloc[0].replace("<br>", " on "), first.set_index("variant"), "score")
     subtitle = f"{', '.join(tasks)}: {table['n'].max()} answers; bars: 95 % intervals"
     return style.dress(figure, title=title, subtitle=subtitle, plot_height=300, below=44 + 26 * (len(tasks) > 1))
+
+
+def summary_figure(table: pd.DataFrame) -> go.Figure:
+    """Scores as bars, metrics along the axis, a bar for the model as it is and one under each intervention.
+
+    Those that lie in [0, 1], where there are any; else all, such as log-probabilities.
+
+    Args:
+        table: what `causal.summary_table` gives: `intervention`, `metric`, `n`, `mean`, `low`, `high`, and of
+            interventions `q_value`.
+
+    Raises:
+        MoELensError: a column is missing, or the table is empty.
+    """
+    columns = ("intervention", "metric", "n", "mean", "low", "high")
+    table = require(table, columns, figure="summary_figure").dropna(subset=["mean"])
+    shares = table[table.groupby("metric")["mean"].transform(lambda own: own.between(0, 1).all())]
+    drawn = shares if len(shares) else table
+    names = {"intervention": "variant", "mean": "score", "low": "score_low", "high": "score_high"}
+    label = drawn["metric"].map(METRICS).fillna(drawn["metric"])
+    figure = _bars(drawn.rename(columns=names).assign(label=label), x="label", y="score", repeat=True)
+    figure.update_yaxes(title_text="score")
+    if shares.empty:
+        figure.update_yaxes(range=None, dtick=None)
+    figure.update_layout(showlegend=drawn["intervention"].nunique() > 1)
+    subtitle = f"{style.counts(drawn['n'])} answers; bars: 95 % intervals"
+    return style.dress(figure, title=_drops(table), subtitle=subtitle, plot_height=300, below=44)
+
+
+def _drops(table: pd.DataFrame) -> str:
+    """How many drops are told from none, or that nothing was compared."""
+    if "q_value" not in table or table["q_value"].isna().all():
+        return "Scores of the model as it is, compared with nothing"
+    tested = table["q_value"].dropna()
+    return f"{(tested < ALPHA).sum()} of {len(tested)} differences from the model as it is have q < {ALPHA}"
 
 
 SECTIONS = {
@@ -85,9 +122,16 @@ SECTIONS = {
     "summary.parquet": Section(
         "Scores",
         "Each score of the answers, as the model is (none) and with experts masked: its mean over the n answers that "
-        "have it, with its 95 % interval, and where experts are masked by how much it drops.",
-        draw=None,
+        "have it, with its 95 % interval, and where experts are masked by how much it drops. The figure's "
+        "title counts the differences that a permutation test tells from chance, corrected for their number.",
+        draw=summary_figure,
         place=15,
+    ),
+    "answers.parquet": Section(
+        "Single answers",
+        "What the model answered to each example, as it is (none) and under each intervention, with every score.",
+        draw=None,
+        place=17,
     ),
     "metrics.parquet": Section(
         "Other scores",
@@ -99,10 +143,10 @@ SECTIONS = {
 }
 
 
-def _bars(table: pd.DataFrame, *, x: str, y: str) -> go.Figure:
+def _bars(table: pd.DataFrame, *, x: str, y: str, repeat: bool = False) -> go.Figure:
     """Groups of bars along `x`, one per variant, each with the interval of `y`."""
     figure = go.Figure()
-    for variant, look in style.looks(table["variant"], VARIANTS).items():
+    for variant, look in style.looks(table["variant"], VARIANTS, repeat=repeat).items():
         part = table[table["variant"] == variant]
         figure.add_bar(
             x=part[x],
@@ -119,16 +163,24 @@ def _bars(table: pd.DataFrame, *, x: str, y: str) -> go.Figure:
 
 
 def _title(table: pd.DataFrame) -> str:
-    """Which variant answers best on average over the tasks that all variants have."""
-    wide = table.pivot(index="task", columns="variant", values="em").dropna()
-    if wide.empty or wide.shape[1] == 1:
+    """Which variant answers a task best; of several tasks no mean, in which one's gain hides another's loss."""
+    if table["variant"].nunique() == 1:
         return f"EM is {table['em'].min():.2f} to {table['em'].max():.2f} over the tasks"
-    return _highest("EM" if len(wide) == 1 else "Mean EM", wide.mean())
+    if table["task"].nunique() == 1:
+        return _highest("EM", table.set_index("variant"), "em")
+    least, most = table.loc[table["em"].idxmin()], table.loc[table["em"].idxmax()]
+    ends = [f"{row['em']:.2f} ({row['variant']} on {row['task']})" for row in (least, most)]
+    return f"EM by task, from {ends[0]} to {ends[1]}"
 
 
-def _highest(what: str, scores: pd.Series) -> str:
-    """Which variants have the highest score and which the next, those together that look alike."""
-    first, *rest = style.ranked(scores)
+def _highest(what: str, rows: pd.DataFrame, score: str) -> str:
+    """Which variants have the highest score and which the next, those together that look alike, and how sure that is.
+
+    rows: by variant, with the score and its interval.
+    """
+    first, *rest = style.ranked(rows[score])
     if not rest:
-        return f"{what} is {scores.max():.2f} for all"
-    return f"{what} is highest for {first}, then {rest[0]}"
+        return f"{what} is {rows[score].max():.2f} for all"
+    best, others = rows.loc[rows[score].idxmax()], rows[rows[score].round(2) < round(rows[score].max(), 2)]
+    overlap = (others[f"{score}_high"] >= best[f"{score}_low"]).any()
+    return f"{what} is highest for {first}, then {rest[0]}{'; intervals overlap' if overlap else ''}"

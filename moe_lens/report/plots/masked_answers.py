@@ -18,6 +18,8 @@ FAMILIES = {
     "planted": style.Look(style.GREEN, "star"),
     "random mean": style.Look(style.GREY, "diamond"),
 }
+NOT_TOLD = 0.05
+"""The p-value from which on a set is not told from random ones."""
 #: How families are written.
 NAMES = {"ce": "CE", "oe": "OE", "random mean": "random (mean of sets)"}
 
@@ -89,8 +91,7 @@ def _without_sets(rows: pd.DataFrame) -> go.Figure:
     )  # fmt: skip
     figure = go.Figure(marks)
     figure.update_yaxes(range=[-0.02, 1.02], dtick=0.2, title_text="exact match (EM)")
-    best = rows.loc[rows["em"].idxmax()]
-    told = f"{best['intervention']} has the highest EM, {best['em']:.2f}" if len(rows) > 1 else "The model as it is"
+    told = "EM of the model as it is and under each intervention" if len(rows) > 1 else "EM of the model as it is"
     subtitle = f"{style.counts(rows['n'])} examples; bars: 95 % intervals"
     return style.dress(figure, title=told, subtitle=subtitle, plot_height=330)
 
@@ -187,16 +188,24 @@ def _draw_random_sets(
 
 
 def _title(masked: pd.DataFrame, unmasked: pd.DataFrame) -> str:
-    """Which experts, masked, cost most at the largest size."""
+    """What the set that costs most at the largest size leaves, beside random sets, and the test of both."""
     chosen = masked[(masked["size"] == masked["size"].max()) & ~masked["family"].isin(["random", "random mean"])]
     if chosen.empty:
-        return "What masking random experts leaves of exact match"
+        return "EM with random experts masked"
     worst = chosen.loc[chosen["em"].idxmin()]
     name = NAMES.get(worst["family"], worst["family"])
     of = f" of {unmasked['em'].iloc[0]:.2f}" if len(unmasked) else ""
     alike = masked[(masked["size"] == worst["size"]) & (masked["family"] == "random mean")]["em"]
-    random = f", random ones {alike.mean():.2f}" if len(alike) else ""
-    return f"Masking {worst['size']:g} {name} experts per layer leaves EM {worst['em']:.2f}{of}{random}"
+    random = f"; random sets {alike.mean():.2f}{_tested(worst)}" if len(alike) else "; not compared with random sets"
+    return f"EM {worst['em']:.2f}{of} with {worst['size']:g} {name} experts per layer masked{random}"
+
+
+def _tested(row: pd.Series) -> str:
+    """The p-value of a set's being one of the random ones, and in words where that is likely."""
+    p = row.get("random_p", np.nan)
+    if pd.isna(p):
+        return ", not tested"
+    return f" (p = {p:.2g})" if p < NOT_TOLD else f" (p = {p:.2g}: not told from them)"
 
 
 def _below_random(rows: pd.DataFrame, family: str) -> str:

@@ -39,6 +39,7 @@ INK, FAINT = "#222222", "#E3E3E3"
 #: plotly's settings for a figure on a page: no button that sends data away, pictures saved as vectors.
 CONFIG = {
     "displaylogo": False,
+    "responsive": True,
     "showSendToCloud": False,
     "plotlyServerURL": "",
     "modeBarButtonsToRemove": ["lasso2d", "select2d", "autoScale2d", "zoomIn2d", "zoomOut2d"],
@@ -165,6 +166,7 @@ def dress(
     bottom = below + 30 * legend_rows
     figure.update_layout(
         template=TEMPLATE,
+        meta={"title": title, "subtitle": subtitle, "top": 24 + 30 * headings},
         title={
             "text": "<br>".join(titles),
             "subtitle": {"text": "<br>".join(lines)},
@@ -177,6 +179,15 @@ def dress(
     )
     figure.update_annotations(font_size=18)  # the headings of panels
     return figure
+
+
+def untitled(figure: go.Figure) -> go.Figure:
+    """A copy of a dressed figure without its title and the room for it, as wide as where it stands."""
+    bare = go.Figure(figure)
+    top = bare.layout.meta["top"]
+    bare.update_layout(height=bare.layout.height - bare.layout.margin.t + top, margin={"t": top}, width=None)
+    bare.layout.title, bare.layout.meta = None, None
+    return bare
 
 
 def bars(table: pd.DataFrame, metrics: Sequence[str]) -> str:

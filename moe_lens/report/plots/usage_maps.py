@@ -7,7 +7,7 @@ from plotly.subplots import make_subplots
 
 from moe_lens.report.plots import style
 from moe_lens.report.section import Section
-from moe_lens.report.tables import require, require_once
+from moe_lens.report.tables import named_together, require, require_once
 
 COLUMNS = ("layer", "expert", "score")
 CELL = {"tall": 30, "flat": 13}  # pixels per layer, for models of few and of many layers
@@ -20,6 +20,7 @@ def usage_figure(
     *,
     label: str = "context-dependence ratio",
     marks_label: str = "marked",
+    title: str | None = None,
 ) -> go.Figure:
     """A heat map, layer by expert, of a score; with a column `panel`, one map below the other.
 
@@ -32,6 +33,7 @@ def usage_figure(
         marks: experts to outline, on every panel: the columns `layer` and `expert`.
         label: what the score is, for title and colour bar.
         marks_label: what the outlined experts are, for the legend.
+        title: what is seen; by default where the score is highest.
 
     Raises:
         MoELensError: a column is missing, the table is empty, or an expert has two scores in one panel.
@@ -50,17 +52,24 @@ def usage_figure(
         if marks is not None:
             _draw_outlines(figure, marks, row, layers=layers, name=marks_label)
     _draw_axes(figure, layers, int(table["expert"].max()), rows=len(panels))
-    title = f"{label[:1].upper()}{label[1:]} is highest for {_highest(table)}"
+    title = title or f"{label[:1].upper()}{label[1:]} is highest for {_highest(table)}"
     subtitle = f"{table['layer'].nunique()} layers, {table['expert'].nunique()} experts each"
     return style.dress(figure, title=title, subtitle=subtitle, plot_height=inner, headings=any(panels))
 
 
 def _usage_map(table: pd.DataFrame) -> go.Figure:
-    """The map of experts; those with True in a column `planted` are outlined."""
+    """The map of experts, one for each variant and data set; those with True in a column `planted` are outlined."""
+    table = with_panels(table)
     if "planted" not in table.columns:
         return usage_figure(table)
     planted = table.loc[table["planted"], ["layer", "expert"]].drop_duplicates()
     return usage_figure(table, planted, marks_label="planted") if len(planted) else usage_figure(table)
+
+
+def with_panels(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with a column `panel` that tells variants and data sets apart, where it has several and no such one."""
+    names = named_together(table, ("variant", "data"))
+    return table.assign(panel=names) if "panel" not in table.columns and names.any() else table
 
 
 def _score_map(table: pd.DataFrame) -> go.Figure:

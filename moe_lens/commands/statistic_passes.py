@@ -1,0 +1,93 @@
+"""What the command that measures does first: one pass of each variant over each data set, of which all is kept."""
+
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from moe_lens.commands import console
+from moe_lens.commands.asked_measures import Variant
+from moe_lens.data import Example
+from moe_lens.lens.delta import weights_digest
+from moe_lens.lens.lens import MoELens
+from moe_lens.lens.positions import Positions
+from moe_lens.results import data_digest, expect_same_run, write_table
+from moe_lens.rows_on_disk import growing_table, provenance_of
+from moe_lens.statistics import RoutingTokens, add_saved, save_statistic, weight_similarity
+from moe_lens.statistics.measures import MEASURES, ROUTING, WEIGHTS, Measure
+from moe_lens.statistics.streamed import Streamed
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """What is measured, and the folder that keeps what each pass gave, in parts/.
+
+    what: names of MEASURES, ROUTING or WEIGHTS. made_by: the provenance of all of it. lenient: whether a measure that
+        refuses the model or the data is left out, with a note, instead of ending the command.
+    """
+
+    what: Sequence[str]
+    positions: Positions
+    out: Path
+    made_by: dict[str, Any]
+    lenient: bool = False
+
+    @property
+    def statistics(self) -> dict[str, Measure]:
+        """Those of `what` that have a statistic."""
+        return {name: MEASURES[name] for name in self.what if name in MEASURES}
+
+    def part(self, variant: str, data: str, name: str) -> Path:
+        """The file of what a pass gave."""
+        words = (re.sub(r"[^\w.@=-]+", "_", text) for text in (variant, data, name))
+        return self.out / "parts" / f"{'~'.join(words)}.parquet"
+
+    def run(self, variant: Variant, data: Mapping[str, Sequence[Example]]) -> None:
+        """One pass over each data set, unless it is kept already, and what the weights alone tell."""
+        with variant.opened() as lens:
+            weights = {"variant": variant.name, "weights": weights_digest(lens.module)}
+            if WEIGHTS in self.what:
+                write_table(weight_similarity(lens), self.part(variant.name, "", WEIGHTS), self.made_by | weights)
+            for name, examples in data.items():
+                self._pass(lens, variant.name, name, examples, self.made_by | weights | {"over": data_digest(examples)})
+                self.read(lens, variant.name, name)
+
+    def read(self, lens: MoELens, variant: str, data: str) -> None:
+        """Makes the tables that need the model while it is open."""
+        for name, measure in self.statistics.items():
+            if measure.reads and measure.table is not None:
+                statistic = add_saved(measure.make(lens, self.positions), self.part(variant, data, name))
+                write_table(measure.table(statistic, lens), self.part(variant, data, f"{name}-table"), self.made_by)
+
+    def _pass(
+        self, lens: MoELens, variant: str, data: str, examples: Sequence[Example], made_by: dict[str, Any]
+    ) -> None:
+        """All that is asked for and not there yet, in one pass."""
+        files = {name: self.part(variant, data, name) for name in (*self.statistics, ROUTING) if name in self.what}
+        missing = {name: path for name, path in files.items() if not self._is_kept(path, name, made_by)}
+        if not missing:
+            return
+        console.say(f"{variant}, {data}: {len(examples)} examples, {', '.join(missing)}")
+        made = {name: MEASURES[name].make(lens, self.positions) for name in missing if name != ROUTING}
+        with ExitStack() as open_file:
+            streamed = []
+            if ROUTING in missing:
+                file = open_file.enter_context(growing_table(missing[ROUTING], made_by))
+                streamed = [Streamed(RoutingTokens(self.positions), file.add)]
+            lens.measure(examples, *made.values(), *streamed)
+        for name, statistic in made.items():
+            save_statistic(statistic, missing[name], made_by)
+
+    def _is_kept(self, path: Path, name: str, made_by: dict[str, Any]) -> bool:
+        """Whether the part is there; MoELensError for one of another run."""
+        if name == ROUTING and (whole := self.out / f"{ROUTING}.parquet").exists():
+            expect_same_run(whole, provenance_of(whole), self.made_by)
+            return True
+        if not path.exists():
+            return False
+        told = provenance_of(path)
+        told.pop("statistic", None)
+        expect_same_run(path, told, made_by)
+        return True

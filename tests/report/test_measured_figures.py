@@ -1,0 +1,129 @@
+"""Figures of what `measure` writes: each mark at its value, each title with no more than the table tells."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from moe_lens.errors import MoELensError
+from moe_lens.report.contents import draw
+from moe_lens.report.plots import answers_figure, masking_figure
+from moe_lens.report.plots.answer_scores import summary_figure
+
+
+def over_layers(**values: list[float]) -> pd.DataFrame:
+    return pd.DataFrame({"variant": "as it is", "layer": [1, 0], **values})
+
+
+def ended(name: str, values: list[float]) -> dict[str, list[float]]:
+    return {name: values, f"{name}_low": [own - 0.1 for own in values], f"{name}_high": [own + 0.1 for own in values]}
+
+
+def test_load_has_a_line_for_each_data_set_in_the_order_of_layers():
+    parts = [
+        over_layers(data=[name] * 2, **ended("entropy", [2.0, own]), **ended("max_load", [1.5, 1.25]))
+        for name, own in (("swap", 1.0), ("novel", 3.0))
+    ]
+    figure = draw("load.parquet", pd.concat(parts))
+    lines = [trace for trace in figure.data if trace.name]
+    assert [trace.name for trace in lines] == ["swap", "novel"] * 2
+    assert [list(trace.x) for trace in lines] == [[0, 1]] * 4
+    assert list(lines[1].y) == [3.0, 2.0]
+    band = figure.data[0]
+    assert list(band.y) == pytest.approx([1.1, 2.1, 1.9, 0.9])
+    assert list(figure.layout.xaxis.tickvals) == [0, 1]
+
+
+def test_pairs_stand_at_their_cells_and_a_slider_chooses_the_layer():
+    rows = [(0, 0, 1, 0.5), (0, 1, 0, 0.25), (3, 0, 1, 0.75), (3, 1, 0, np.nan)]
+    table = pd.DataFrame(rows, columns=["layer", "expert", "other", "probability"]).assign(data="swap")
+    figure = draw("coactivation.parquet", table)
+    first, second = figure.data
+    assert (first.z[0, 1], first.z[1, 0], second.z[0, 1]) == (0.5, 0.25, 0.75)
+    assert np.isnan(first.z[0, 0])
+    assert np.isnan(second.z[1, 0])
+    steps = figure.layout.sliders[0].steps
+    assert [(step.label, list(step.args[1])) for step in steps] == [
+        ("layer 0", [True, False]),
+        ("layer 3", [False, True]),
+    ]
+    assert (first.visible, second.visible) == (True, False)
+    with pytest.raises(MoELensError, match="stands there twice"):
+        draw("coactivation.parquet", pd.concat([table, table]))
+
+
+def test_words_are_those_of_the_highest_values_and_rare_ones_do_not_count():
+    rows = [("rare", 1, 1.0), ("low", 9, 0.25), ("high", 9, 0.5)]
+    table = pd.DataFrame(rows, columns=["token", "tokens", "specialisation"]).assign(layer=0, expert=1)
+    [heat] = draw("tokens.parquet", table).data
+    assert heat.z[0][0] == 0.5
+    assert "«high» «low»" in heat.hovertext[0][0]
+    assert "rare" not in heat.hovertext[0][0]
+
+
+def test_a_difference_is_counted_only_where_its_interval_leaves_0_out():
+    ends = {"difference_low": [0.1, -0.3, -0.4, np.nan], "difference_high": [0.3, -0.1, 0.2, np.nan]}
+    table = pd.DataFrame(
+        {"number": "score", "layer": 0, "expert": range(4), "difference": [0.2, -0.2, 0.1, 0.5]} | ends
+    )
+    for columns in ([], ["expert"]):
+        own = table if columns else table.drop(columns="expert").assign(layer=range(4))
+        title = draw("difference-usage.parquet", own).layout.title.text.replace("<br>", " ")
+        assert title == "2 of 3 differences have a 95 % interval without 0; about 0 would by chance"
+    unknown = table.assign(difference_low=np.nan, difference_high=np.nan)
+    assert "of none of which" in draw("difference-usage.parquet", unknown).layout.title.text.replace("<br>", " ")
+
+
+def masked(em: float, p: float | None) -> pd.DataFrame:
+    rows = [("none", "none", 0, 0.75), ("ce:2", "ce", 2, em), ("random:2#0", "random", 2, 0.8)]
+    table = pd.DataFrame(rows, columns=["intervention", "family", "size", "em"]).assign(mode="zero", n=16)
+    table = table.assign(em_low=table["em"] - 0.1, em_high=table["em"] + 0.1, random_p=np.nan)
+    table.loc[1, "random_p"] = p
+    return table
+
+
+@pytest.mark.parametrize(
+    ("em", "p", "ends"),
+    [
+        (0.88, 0.5, "random sets 0.80 (p = 0.5: not told from them)"),
+        (0.1, 0.048, "random sets 0.80 (p = 0.048)"),
+        (0.1, None, "random sets 0.80, not tested"),
+    ],
+)
+def test_what_masking_leaves_is_said_with_its_test(em, p, ends):
+    title = masking_figure(masked(em, p)).layout.title.text.replace("<br>", " ")
+    assert title == f"EM {em:.2f} of 0.75 with 2 CE experts per layer masked; {ends}"
+    alone = masking_figure(masked(em, p).iloc[:2]).layout.title.text.replace("<br>", " ")
+    assert alone.endswith("not compared with random sets")
+
+
+def test_no_mean_over_tasks_hides_what_one_of_them_lost():
+    rows = [("base", "swap", 0.1), ("base", "closed_book", 1.0), ("CEFT", "swap", 0.9), ("CEFT", "closed_book", 0.35)]
+    table = pd.DataFrame(rows, columns=["variant", "task", "em"])
+    table = table.assign(em_low=table["em"] - 0.05, em_high=table["em"] + 0.05)
+    title = answers_figure(table).layout.title.text.replace("<br>", " ")
+    assert title == "EM by task, from 0.10 (base on swap) to 1.00 (base on closed_book)"
+    one = table[table["task"] == "swap"]
+    assert answers_figure(one).layout.title.text == "EM is highest for CEFT (0.90), then base (0.10)"
+    wide = answers_figure(one.assign(em_low=0.0, em_high=1.0)).layout.title.text.replace("<br>", " ")
+    assert wide == "EM is highest for CEFT (0.90), then base (0.10); intervals overlap"
+
+
+def test_evaluations_scores_are_bars_and_the_title_counts_tested_drops():
+    rows = [
+        ("none", "em", 0.9, np.nan),
+        ("ce:4", "em", 0.2, 0.01),
+        ("oe:4", "em", 0.85, 0.4),
+        ("none", "nats", -3, np.nan),
+    ]
+    table = pd.DataFrame(rows, columns=["intervention", "metric", "mean", "q_value"]).assign(n=20)
+    table = table.assign(low=table["mean"] - 0.1, high=table["mean"] + 0.1)
+    figure = summary_figure(table)
+    assert [(bar.name, list(bar.x), list(bar.y)) for bar in figure.data] == [
+        ("none", ["EM"], [0.9]),
+        ("ce:4", ["EM"], [0.2]),
+        ("oe:4", ["EM"], [0.85]),
+    ]
+    assert figure.layout.title.text.replace("<br>", " ") == "1 of 2 differences from the model as it is have q < 0.05"
+    nats = summary_figure(table[table["metric"] == "nats"])
+    assert list(nats.data[0].y) == [-3]
+    assert nats.layout.title.text == "Scores of the model as it is, compared with nothing"
