@@ -129,7 +129,10 @@ FIGURE_10 = PromptTemplate(
 PLAIN_TEMPLATE = PromptTemplate(with_context="{context}\n\nQuestion: {question}", closed_book="Question: {question}")
 """Nothing but the context and the question, for models that follow no instructions."""
 
-TEMPLATES: Mapping[str, PromptTemplate] = {"figure-10": FIGURE_10, "plain": PLAIN_TEMPLATE}
+BARE_TEMPLATE = PromptTemplate(with_context="{context}\n\n{question}", closed_book="{question}", answer_cue="")
+"""The example's own words alone, for prompts that are no questions."""
+
+TEMPLATES: Mapping[str, PromptTemplate] = {"figure-10": FIGURE_10, "plain": PLAIN_TEMPLATE, "bare": BARE_TEMPLATE}
 """The templates that have a name."""
 
 
