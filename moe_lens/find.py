@@ -124,6 +124,8 @@ def main(
     made_by = provenance(model=opening.model, delta=opening.delta, data=examples[first], seed=seed, facts=facts)
     asked = {"experts": wanted.told(), "control": controls.told, "parts": parts} | tasks.facts(examples)
     claim(out, made_by | asked)
+    answers = (1 + len(wanted.selections) + controls.count) * sum(map(len, examples.values()))
+    console.say(f"masking the sets and {controls.count} random ones will then take about {answers} answers")
     finder = finding.Finder(lens, wanted.measuring(lens), out, size, parts, seed, lenient=not score)
     ranked = finder.ranked(wanted.scores)
     measured = list(dict.fromkeys(one for one in wanted.selections if one.score and one.score.name in ranked.tables))

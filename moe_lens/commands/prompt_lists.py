@@ -8,6 +8,7 @@ from moe_lens.choosing.contrast import load_prompts
 from moe_lens.choosing.procedures import Examples
 from moe_lens.commands.options import Opening, Reading
 from moe_lens.data import Example, Fitted
+from moe_lens.data.lookup import SOURCES
 from moe_lens.errors import MoELensError
 from moe_lens.lens.lens import MoELens
 
@@ -15,9 +16,14 @@ ENDING = ".txt"
 TRAIN = "train"
 
 
+def is_list(data: str) -> bool:
+    """Whether it names a list of prompts, and not the file of a named data set, as gigaword:train.article.txt."""
+    return data.endswith(ENDING) and data.partition(":")[0] not in SOURCES
+
+
 def asking(opening: Opening, data: Iterable[str]) -> Opening:
     """How a model is opened for these data: where all are lists and no template is said, prompts are asked bare."""
-    bare = opening.template is None and all(name.endswith(ENDING) for name in data)
+    bare = opening.template is None and all(map(is_list, data))
     return replace(opening, template="bare") if bare else opening
 
 
@@ -34,7 +40,7 @@ class Asked:
 
     def load(self, data: str, *, split: str, limit: int | None = None) -> Examples:
         """The first `limit` examples, or prompts: of a list every second line, from the first for "train" alone."""
-        if not data.endswith(ENDING):
+        if not is_list(data):
             return self.reading.load(data, split=split, limit=limit)
         lines = load_prompts(data)
         if len(lines) < 2:

@@ -15,7 +15,7 @@ from moe_lens.commands import console
 from moe_lens.commands.finding import Finder, file_name, sized
 from moe_lens.commands.named_experts import Measuring, NamedExperts
 from moe_lens.commands.options import Opening, Reading, Scoring
-from moe_lens.commands.prompt_lists import Asked
+from moe_lens.commands.prompt_lists import Asked, is_list
 from moe_lens.data import TEMPLATES
 from moe_lens.lens.interventions import Mode
 from moe_lens.results import read_table
@@ -112,6 +112,7 @@ def test_every_second_line_of_a_list_is_scored_on_and_limited_as_data_are(tmp_pa
     named = NamedExperts([f"contrast({texts};b.txt):1"], opening, scoring, reading, "swap", mode=Mode("zero"))
     asked = named.measuring(opening.load()).load(str(texts))
     assert [one.question for one in asked] == ["Where is a?", "Where is c?", "Where is e?"]
+    assert [is_list(name) for name in ("a.txt", "C:/a.txt", "gigaword:train.article.txt", "swap")] == [1, 1, 0, 0]
     held_out = reading.load(str(texts), split="test")
     assert held_out == ["Where is b?", "Where is d?", "Where is f?"]
 
