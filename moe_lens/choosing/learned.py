@@ -61,13 +61,14 @@ class LearnedSet(Procedure):
         share = re.fullmatch(r"keep=(\d?\.?\d{1,9})", many) if "keep" not in options else None
         given = dict(option.partition("=")[::2] for option in options)
         spare = tuple(filter(None, given.get("spare", "").split(",")))
-        seed, wrong = given.get("seed", "0"), set(given) - {"spare", "keep", "seed"}
+        seed, wrong = given.get("seed", "0"), bool(set(given) - {"spare", "keep", "seed"})
         twice = len(given) < len(options) or len(set(spare)) < len(spare)
         empty = ("spare" in given and not spare) or bool(given.get("keep"))
-        if not (sizes or share) or wrong or twice or empty or not re.fullmatch(r"[0-9]{1,18}", seed):
-            raise MoELensError(f"expected {FORM}; got {text!r}")
-        if share:
+        wrong = wrong or twice or empty or not re.fullmatch(r"[0-9]{1,18}", seed)
+        if share and not wrong:
             return [cls(Sufficing(float(share[1])), spare, int(seed))]
+        if sizes is None or wrong:
+            raise MoELensError(f"expected {FORM}; got {text!r}")
         kind, keep = "budget" if sizes[1] else "size", "keep" in given
         return [cls(Wanted(**{kind: int(number)}, keep=keep), spare, int(seed)) for number in sizes[2].split(",")]
 

@@ -122,14 +122,11 @@ def is_parted(score: Score) -> bool:
 
 def passes_of(scores: Iterable[Score], lens: MoELens, examples: Examples, load: Load) -> float:
     """About how many times measuring these scores sends the examples' tokens through the model that `lens` is of."""
-    sources = {_key(source): source for source in (score.measured_by() for score in scores)}
-    kinds: dict[type, list[Any]] = {}
-    for source in sources.values():
-        kinds.setdefault(type(source) if isinstance(source, Procedure) else Statistic, []).append(source)
-    return sum(
-        kind.passes(own, lens, examples, load=load) if issubclass(kind, Procedure) else 1.0
-        for kind, own in kinds.items()
-    )
+    statistics, procedures = _sources(scores)
+    kinds: dict[type[Procedure], list[Any]] = {}
+    for source in procedures.values():
+        kinds.setdefault(type(source), []).append(source)
+    return bool(statistics) + sum(kind.passes(own, lens, examples, load=load) for kind, own in kinds.items())
 
 
 _Tables = Mapping[tuple[str, str], pd.DataFrame]
@@ -150,13 +147,10 @@ def _measure(
     tables: list[dict[tuple[str, str], pd.DataFrame]] = [{} for _ in range(1 + (parts if parts > 1 else 0))]
     if not scores:
         return [*tables]
-    sources = {_key(source): source for source in (score.measured_by() for score in scores)}
-    procedures = {key: source for key, source in sources.items() if isinstance(source, Procedure)}
+    statistics, procedures = _sources(scores)
     with opened() as lens:
-        statistics = [key for key in sources if key not in procedures]
         if statistics:
-            of_one = [score for score in scores if not isinstance(score.measured_by(), Procedure)]
-            for own, found in zip(tables, _statistics(lens, of_one, examples, batch_size, parts), strict=True):
+            for own, found in zip(tables, _statistics(lens, scores, examples, batch_size, parts), strict=True):
                 own |= found
         for kind in dict.fromkeys(name for name, _ in procedures):
             keys = [key for key in procedures if key[0] == kind]
@@ -172,20 +166,29 @@ def _measure(
 
 
 def _statistics(
-    lens: MoELens, scores: Iterable[Score], examples: Examples, batch_size: int | None, parts: int
+    lens: MoELens, scores: Collection[Score], examples: Examples, batch_size: int | None, parts: int
 ) -> list[_Tables]:
     """The tables of statistics, on all examples and on each part; what is measured on the parts is merged for all."""
     measured = []
     for number in range(parts):
-        sources = {_key(source): source for source in (score.measured_by() for score in scores)}
-        found = lens.measure(examples[number::parts], *sources.values(), batch_size=batch_size)
-        measured.append(dict(zip(sources, found, strict=True)))
+        statistics, _ = _sources(scores)
+        found = lens.measure(examples[number::parts], *statistics.values(), batch_size=batch_size)
+        measured.append(dict(zip(statistics, found, strict=True)))
     each = [{key: one.table() for key, one in own.items()} for own in measured] if parts > 1 else []
-    whole = measured[0]
-    for own in measured[1:]:
+    whole, *others = measured
+    for own in others:
         for key, one in own.items():
             whole[key].merge(one)
     return [{key: one.table() for key, one in whole.items()}, *each]
+
+
+def _sources(
+    scores: Iterable[Score],
+) -> tuple[dict[tuple[str, str], Statistic], dict[tuple[str, str], Procedure]]:
+    """What scores are taken from, each once: new statistics, and procedures."""
+    sources = {_key(source): source for source in (score.measured_by() for score in scores)}
+    procedures = {key: source for key, source in sources.items() if isinstance(source, Procedure)}
+    return {key: source for key, source in sources.items() if not isinstance(source, Procedure)}, procedures
 
 
 def _facts(score: Score, load: Load) -> dict[str, Any]:

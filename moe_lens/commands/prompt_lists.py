@@ -53,6 +53,5 @@ class Asked:
     def fit(self, examples: Examples, lens: MoELens, *, of: str) -> Fitted:
         """Those that fit --max-length, as `Reading.fit` has it; bare prompts with the lens's own answers."""
         prompts = [one for one in examples if isinstance(one, str)]
-        own = {"max_new_tokens": self.max_new_tokens, "stop": self.stop}
-        answered = own_answers(lens, prompts, **own) if prompts else []
+        answered = own_answers(lens, prompts, max_new_tokens=self.max_new_tokens, stop=self.stop) if prompts else []
         return self.reading.fit([*(one for one in examples if isinstance(one, Example)), *answered], lens, of=of)
