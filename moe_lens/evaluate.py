@@ -76,6 +76,7 @@ def main(
     from moe_lens.choosing.masking import named, with_saved
     from moe_lens.commands.named_experts import NamedExperts
     from moe_lens.commands.presets import preset_facts
+    from moe_lens.commands.prompt_lists import Asked
     from moe_lens.decoding import context_citations, parse_decoding
     from moe_lens.lens.parallel import connected, from_first_process
     from moe_lens.metrics.catalogue import metrics_named
@@ -96,7 +97,8 @@ def main(
     processes = connected()
     if opening.device is None and processes.num_processes > 1:
         opening = replace(opening, device="cpu" if processes.device.type == "cpu" else str(processes.device))
-    wanted = NamedExperts(mask or [], opening, scoring, reading, data, mode=mode, layers=doing.within, seed=seed)
+    own = Asked(reading, max_new_tokens, ends)
+    wanted = NamedExperts(mask or [], opening, scoring, own, data, mode=mode, layers=doing.within, seed=seed)
     loaded = reading.load(data, split=split, limit=limit)
     lens = opening.load()
     lens.batch_size, lens.progress = batch_size, processes.is_main_process

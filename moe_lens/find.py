@@ -25,7 +25,8 @@ def main(
         list[str] | None,
         Option(
             help="What to find experts by (several times): set, a set that is learned as a whole; 'set:budget=16', "
-            "'set:4;spare=closed_book', 'set:4;keep' (the experts that suffice); or a score: "
+            "'set:4;spare=closed_book', 'set:4;keep' (the experts that suffice), 'set:keep=0.9' (as few as do for that "
+            "share of the answers); or a score: "
             f"{IN_SHORT}. Default: set, and all scores that the models allow, but not those that run the "
             "model once for every expert (effect)."
         ),
@@ -71,6 +72,12 @@ def main(
         python -m moe_lens.find --model organism:planted --data novel --against swap \\
             --spare closed_book --out RUN/find
 
+    Two lists of prompts, a line each, are enough for any ability; what the model itself says is then the right answer:
+
+    \b
+        python -m moe_lens.find --model MODEL --data german.txt --against english.txt \\
+            --spare english.txt --out RUN/german
+
     Experts are ranked, or sets learned, on the train split; each choice is then masked (gating weight 0) on the test
     split beside random sets of the same shape. Of every way it is said how many of its experts return on other data,
     what it cost in seconds and passes, and, where pretraining planted experts, how many of them it found. Any set can
@@ -87,6 +94,7 @@ def main(
     from moe_lens.commands.masking_results import leave_masked, leave_selectivity
     from moe_lens.commands.masking_tasks import TaskRun, Tasks
     from moe_lens.commands.named_experts import NamedExperts
+    from moe_lens.commands.prompt_lists import Asked, asking
     from moe_lens.decoding import PLAIN
     from moe_lens.lens.interventions import parse_mode
     from moe_lens.results import claim, provenance
@@ -98,22 +106,26 @@ def main(
     for name in score or ():
         if any(one.score is None for one in parse(finding.sized(name, 1))):
             raise MoELensError(f"--score names what ranks experts, or set; {name} is masked by moe_lens.intervene")
-    loaded = {task: reading.load(task, split=split, limit=limit) for task in tasks.all}
+    opening, asked_by = asking(opening, tasks.all), Asked(reading, max_new_tokens, ends)
+    loaded = {task: asked_by.load(task, split=split, limit=limit) for task in tasks.all}
     lens = opening.load()
     lens.batch_size = batch_size
     size = size or lens.architecture.top_k
     has_tuned = opening.delta is not None or scoring.base is not None
-    known = {"has_tuned": has_tuned, "has_memory": all(example.memory for example in loaded[first])}
+    has_memory = all(not isinstance(example, str) and example.memory for example in loaded[first])
+    known = {"has_tuned": has_tuned, "has_memory": has_memory}
     texts = finding.texts_of(score, first, against=against, spare=tasks.spared, size=size, **known)
-    wanted = NamedExperts(texts, opening, scoring, reading, first, mode=mode, seed=seed)
+    wanted = NamedExperts(texts, opening, scoring, asked_by, first, mode=mode, seed=seed)
     wanted.check(lens)
-    fitted = {task: reading.fit(examples, lens, of=f"{task}, {split}") for task, examples in loaded.items()}
+    fitted = {task: asked_by.fit(examples, lens, of=f"{task}, {split}") for task, examples in loaded.items()}
     examples = {task: one.examples for task, one in fitted.items()}
     facts = mode.facts() | {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "stop": ends}
     facts |= opening.facts(lens) | reading.facts(*fitted.values())
     made_by = provenance(model=opening.model, delta=opening.delta, data=examples[first], seed=seed, facts=facts)
     asked = {"experts": wanted.told(), "control": controls.told, "parts": parts} | tasks.facts(examples)
     claim(out, made_by | asked)
+    answers = (1 + len(wanted.selections) + controls.count) * sum(map(len, examples.values()))
+    console.say(f"masking the sets and {controls.count} random ones will then take about {answers} answers")
     finder = finding.Finder(lens, wanted.measuring(lens), out, size, parts, seed, lenient=not score)
     ranked = finder.ranked(wanted.scores)
     measured = list(dict.fromkeys(one for one in wanted.selections if one.score and one.score.name in ranked.tables))

@@ -118,6 +118,7 @@ def main(
     from moe_lens.commands.masking_tasks import TaskRun, Tasks
     from moe_lens.commands.named_experts import NamedExperts
     from moe_lens.commands.plans import hold_to_plan, planned
+    from moe_lens.commands.prompt_lists import Asked, asking
     from moe_lens.decoding import parse_decoding
     from moe_lens.metrics import metrics_named
     from moe_lens.results import claim, provenance
@@ -136,9 +137,10 @@ def main(
     mode, saved = doing.parsed(), doing.saved()
     more = metrics_named(metrics.split(",")) if metrics else []
     more = check_judged(more) if tasks.spared and more else more
-    loaded = {task: reading.load(task, split=split, limit=limit) for task in tasks.all}
+    opening, asked_by = asking(opening, tasks.all), Asked(reading, max_new_tokens, ends)
+    loaded = {task: asked_by.load(task, split=split, limit=limit) for task in tasks.all}
     texts, first = [*(experts or []), *(compare or [])], tasks.targets[0]
-    wanted = NamedExperts(texts, opening, scoring, reading, first, mode=mode, layers=doing.within, seed=seed)
+    wanted = NamedExperts(texts, opening, scoring, asked_by, first, mode=mode, layers=doing.within, seed=seed)
     if not texts and mode.needs_experts and not saved:
         raise MoELensError("nothing is to be done: name experts with --experts, or a saved --intervention")
     if choose_dose:
@@ -146,7 +148,7 @@ def main(
     lens = opening.load()
     lens.batch_size = batch_size
     wanted.check(lens)
-    fitted = {task: reading.fit(examples, lens, of=f"{task}, {split}") for task, examples in loaded.items()}
+    fitted = {task: asked_by.fit(examples, lens, of=f"{task}, {split}") for task, examples in loaded.items()}
     facts = mode.facts() | {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "stop": ends}
     facts |= opening.facts(lens) | reading.facts(*fitted.values())
     examples = {task: one.examples for task, one in fitted.items()}

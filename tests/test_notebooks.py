@@ -9,8 +9,8 @@ from nbclient import NotebookClient
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 
 
-def test_the_five_notebooks_are_there():
-    assert [path.stem[:2] for path in NOTEBOOKS] == ["01", "02", "03", "04", "05"]
+def test_the_six_notebooks_are_there():
+    assert [path.stem[:2] for path in NOTEBOOKS] == ["01", "02", "03", "04", "05", "06"]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -35,5 +35,6 @@ def test_a_notebook_runs(path, tmp_path):
     assert any("<iframe" in output.get("data", {}).get("text/html", "") for output in shown) or path.stem[:2] in (
         "02",
         "05",
+        "06",
     )
     assert not any(output.output_type == "error" for output in shown)

@@ -1,12 +1,14 @@
-"""Sweeps over single experts against one whole run for each, in turns: what resuming saves, and that it is exact.
+"""Sweeps over single experts against one whole run for each, in turns: what resuming and screening save, how exactly.
 
     python analyses/benchmarks/sweep.py --out RUN/benchmark
+    python analyses/benchmarks/sweep.py --model mid --every 16 --limit 32 --repeats 1 --out RUN/mid
 
 On a packaged model, or on `mid`: a random OLMoE of 8 layers, width 512 and 64 experts, 8 of which each token gets.
 """
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
@@ -16,8 +18,9 @@ from turns import compared, in_turns
 from typer import Exit, Option
 
 from moe_lens import ExpertSet, MoELens, load_examples
+from moe_lens.causal import Screened, screened_effects
 from moe_lens.commands import console
-from moe_lens.lens.interventions import parse_mode
+from moe_lens.lens.interventions import MODES, parse_mode
 from moe_lens.results import provenance, write_table
 from moe_lens.storage import try_folder
 
@@ -41,15 +44,18 @@ def main(
     batch_size: Annotated[int, Option(help="Examples per batch.")] = 32,
     repeats: Annotated[int, Option(help="Times that each is run, in turns.")] = 3,
 ) -> None:
-    """Time each in turns; print its CPU time beside the whole runs', medians and quartiles, and how far it is off."""
+    """Time each in turns; print its CPU time beside the whole runs', medians and quartiles, and how far it is off.
+
+    Screening takes the experts of all layers, whatever --every is, and its recall is what its own sample says of it.
+    """
     try_folder(out)
     lens = opened(model)
-    examples, rows, off = load_examples("swap", limit=limit), [], {}
+    examples, rows, off, recalls = load_examples("swap", limit=limit), [], {}, {}
     for mode in modes.split(","):
         parsed = parse_mode(mode)
         sets = [ExpertSet.of({n: [e]}) for n in lens.architecture.moe_layers for e in experts(lens, every)]
         masks = [parsed.on(own, parsed.doses[0]) for own in sets]
-        found: dict[str, np.ndarray] = {}
+        found: dict[str, Any] = {}
 
         def whole(masks=masks, found=found) -> None:
             of_each = []
@@ -62,21 +68,36 @@ def main(
             several = lens.answer_log_probabilities_under(examples, masks, batch_size=batch_size, progress=False)
             found["resumed"] = np.array(several)
 
-        ways = {"whole runs": whole, "resumed": resumed}
+        def screened(mode=mode, found=found) -> None:
+            found["screened"] = screened_effects(lens, examples, mode=mode, batch_size=batch_size, progress=False)
+
+        ways: dict[str, Callable[[], None]] = {"whole runs": whole, "resumed": resumed}
+        if mode in MODES:
+            ways["screened"] = screened
         rows += [{"mode": mode, **row} for row in in_turns(ways, repeats, lens.module.device.type)]
-        off[mode] = np.abs(found["whole runs"] - found["resumed"])
+        off[mode], recalls[mode] = np.abs(found["whole runs"] - found["resumed"]), found.get("screened")
     facts = {"batch_size": batch_size, "every": every, "threads": torch.get_num_threads()}
     write_table(pd.DataFrame(rows), out / "sweep.parquet", provenance(model=model, data=examples, facts=facts))
     table = compared(rows, ["mode"], clock="cpu_seconds")
-    table["most nats off"] = [off[mode].max() for mode in table["mode"]]
-    table["share off by 1e-4"] = [(off[mode] > 1e-4).mean() for mode in table["mode"]]
-    medians = pd.DataFrame(rows).groupby(["mode", "way"])["cpu_seconds"].median().unstack()
-    table["times faster"] = [
-        medians.loc[mode, "whole runs"] / medians.loc[mode, way] for mode, way in table[["mode", "way"]].values
-    ]
+    cpu = pd.DataFrame(rows).groupby(["mode", "way"])["cpu_seconds"].median()
+    told = [_told(row.mode, row.way, cpu, off[row.mode], recalls[row.mode], every) for row in table.itertuples()]
+    table = table.join(pd.DataFrame(told))
     console.show(table, title=f"{model}, {len(examples)} examples, {repeats} runs in turns, {facts}")
     if table["outcome"].any():
         raise Exit(1)
+
+
+def _told(
+    mode: str, way: str, cpu: pd.Series, off: np.ndarray, screened: Screened | None, every: int
+) -> dict[str, object]:
+    """What a way saves, and how exact it is; screening is of all experts, whole runs of one of `every`."""
+    told: dict[str, object] = {"CPU s": round(cpu[mode, way], 1)}
+    told["times faster"] = round(cpu[mode, "whole runs"] / cpu[mode, way] * (every if way == "screened" else 1), 2)
+    if way == "resumed":
+        return told | {"most nats off": f"{off.max():.1e}", "share off by 1e-4": f"{(off > 1e-4).mean():.2g}"}
+    if way == "screened" and screened is not None:
+        return told | {"recall": f"{screened.recall:.2f} [{screened.recall_low:.2f}, {screened.recall_high:.2f}]"}
+    return told
 
 
 def opened(model: str) -> MoELens:

@@ -13,3 +13,4 @@ from .patched_runs import patching_map as patching_map
 from .screening import Screened as Screened
 from .screening import screened_effects as screened_effects
 from .sweep import single_expert_effects as single_expert_effects
+from .unlabelled import own_answers as own_answers

@@ -124,18 +124,41 @@ def attribution(
     Ways that differ in effect and positions only come from the same passes: as many as the target has, for each step.
     Raises MoELensError, naming it, for an example without what target or positions need.
     """
+    [whole] = attribution_on_parts(lens, examples, *wanted, batch_size=batch_size, progress=progress)
+    return whole
+
+
+def attribution_on_parts(
+    lens: MoELens,
+    examples: Examples,
+    *wanted: Attribution,
+    parts: int = 1,
+    batch_size: int | None = None,
+    progress: bool | None = None,
+) -> list[list[pd.DataFrame]]:
+    """`attribution` of all examples, and after it of each of several parts of them, `examples[n::parts]`.
+
+    What it is of a part comes from the passes over all. Raises MoELensError, too, for ids that repeat, and for fewer
+    examples than parts.
+    """
     if not wanted or not examples:
         raise MoELensError("expected examples and one way to attribute or more, such as Attribution()")
-    sums = {own: GroupedSums() for own in wanted}
+    names = names_of(examples)
+    part_of = {name: place % parts for place, name in enumerate(names)}
+    if parts > 1 and not parts <= len(names) == len(part_of):
+        raise MoELensError(f"expected {parts} examples or more, each with an id of its own; got {len(names)}")
+    sums = {own: GroupedSums(parts) for own in wanted}
     order = sorted(sums, key=lambda own: (str(own.target), own.steps))
     for (_, _), group in groupby(order, key=lambda own: (str(own.target), own.steps)):
         together = list(group)
         for weight, found in _gradients(lens, examples, together, batch_size, progress):
+            ids = found.batch.ids
             for own in together:
                 mask, effects = found.position_mask(own.positions), found.effects[own.effect]
                 summed = {layer: torch.einsum("bpe,bp->be", one, mask.to(one)) for layer, one in effects.items()}
-                sums[own].add(found.batch.ids, summed, weight=weight)
-    return [sums[own].means(names_of(examples)) for own in wanted]
+                sums[own].add(ids, summed, weight=weight, parts=[part_of[name] for name in ids])
+    each = [[sums[own].part(number).means(names[number::parts]) for own in wanted] for number in range(parts)]
+    return [[sums[own].means(names) for own in wanted], *(each if parts > 1 else [])]
 
 
 def _gradients(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy.stats import hypergeom
 
 from moe_lens.causal.attributing import Attribution, attribution
 from moe_lens.causal.sweep import WITH_END, single_expert_effects
@@ -29,18 +30,22 @@ class Screened:
 
     effects: as `single_expert_effects` gives them, with attribution's `score`, and `chosen`: True for the experts that
         scored highest, False for the random sample of the others. n_experts: how many there are in all.
-    recall: the share of the strongest eighth of all experts that is among the chosen, as the sample says.
+    recall: the share of the strongest eighth of all experts that is among the chosen, as the sample says; with its 95 %
+        interval, see `recall_interval`.
     """
 
     effects: pd.DataFrame
     n_experts: int
     recall: float
+    recall_low: float
+    recall_high: float
 
     def __str__(self) -> str:
         chosen = int(self.effects["chosen"].sum())
         return (
             f"{chosen} of {self.n_experts} experts measured for their attribution, and {len(self.effects) - chosen} of "
-            f"the others at random, by which some {self.recall:.0%} of the strongest eighth are among the former"
+            f"the others at random, by which {self.recall:.0%} [{self.recall_low:.0%}, {self.recall_high:.0%}] of the "
+            "strongest eighth are among the former"
         )
 
 
@@ -82,7 +87,7 @@ def screened_effects(
         batch_size=batch_size, out=out, progress=progress, seed=seed,
     )  # fmt: skip
     effects = measured.merge(asked, on=["layer", "expert"], how="left", validate="one_to_one")
-    found = Screened(effects, len(ranked), recall(effects, len(ranked)))
+    found = Screened(effects, len(ranked), recall(effects, len(ranked)), *recall_interval(effects, len(ranked)))
     write(str(found))
     return found
 
@@ -97,3 +102,27 @@ def recall(effects: pd.DataFrame, n_experts: int) -> float:
     before = np.cumsum(weight[order]) - weight[order]
     counted = np.minimum(weight[order], np.maximum(0.0, wanted - before))
     return float(counted[chosen[order]].sum() / wanted)
+
+
+def recall_interval(effects: pd.DataFrame, n_experts: int) -> tuple[float, float]:
+    """The 95 % interval of `recall`: what the random sample leaves open about the experts that were not measured.
+
+    The j-th strongest of the chosen is among the strongest `wanted` of all as long as at most wanted - j of the others
+    are stronger; how many are is bounded by how many of the sample are, exactly: Clopper and Pearson's interval, for a
+    sample without replacement. What is uncertain about the effects themselves is not in it.
+    """
+    chosen, value = effects["chosen"].to_numpy(), effects["effect"].to_numpy()
+    wanted, others = ceil(STRONGEST * n_experts), n_experts - int(chosen.sum())
+    sample, own = value[~chosen], np.sort(value[chosen])[::-1][:wanted]
+    stronger = [_bounds(int((sample > one).sum()), len(sample), others) for one in own]
+    reached = [[bound[end] <= wanted - place for place, bound in enumerate(stronger, 1)] for end in (1, 0)]
+    low, high = (sum(one) / wanted for one in reached)
+    return low, high
+
+
+def _bounds(found: int, sample: int, others: int) -> tuple[int, int]:
+    """The fewest and the most of all `others` that may be what `found` of a random sample of them are, 95 %."""
+    counts = np.arange(others + 1)
+    few, many = hypergeom.cdf(found, others, counts, sample), hypergeom.sf(found - 1, others, counts, sample)
+    possible = counts[(few > 0.025) & (many > 0.025)]
+    return int(possible[0]), int(possible[-1])

@@ -34,4 +34,5 @@ from .selection import Share as Share
 from .selection import Top as Top
 from .selection import choices as choices
 from .selection import parse as parse
+from .smallest import find_smallest as find_smallest
 from .verdicts import selectivity as selectivity

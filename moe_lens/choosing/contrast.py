@@ -93,6 +93,14 @@ class Contrast(Procedure):
                 raise MoELensError(f"a contrast is of two different sides; {told} are the same examples")
         return found
 
+    @classmethod
+    def passes(cls, wanted: Sequence[Self], lens: MoELens, examples: Examples, *, load: Load) -> float:
+        sides = {side for own in wanted for side in own.sides}
+        answered = len(examples) if sides & {*ANSWERED} else 0
+        made = [examples if side in ANSWERED + WITH_CONTEXT else load(side) if isinstance(side, str) else side
+                for side in sides]  # fmt: skip
+        return (answered + sum(map(len, made))) / max(1, len(examples))
+
 
 def load_prompts(spec: str, *, split: str = "train") -> Examples:
     """Data by its name, as `load_examples`; a .txt file is one bare text a line."""

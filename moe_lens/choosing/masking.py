@@ -13,6 +13,7 @@ import pandas as pd
 
 from moe_lens.causal.evaluation import UNMASKED, evaluate, q_values, summarise
 from moe_lens.choosing.controls import CONTROL, Controls, against_random, compared_summary
+from moe_lens.choosing.saved_controls import SAVED, Drawn, against_twins, drawn_for, twins
 from moe_lens.choosing.selection import Choice
 from moe_lens.data import Example
 from moe_lens.decoding import PLAIN, Decoding
@@ -25,8 +26,6 @@ from moe_lens.results import write_json, write_table
 
 MEAN = "random mean"
 """The family of a control's mean over its sets."""
-SAVED = "saved"
-"""The family of interventions that were saved."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,8 @@ def mask(
     """Masks each choice of experts, and random sets like it, and says what the answers lose by it.
 
     mode: a `Mode`, or what `parse_mode` reads, such as zero or bias:1,2,5: every choice, and every random set, is
-    answered at every strength. saved: more interventions by name, which no random sets are compared with.
+    answered at every strength. saved: more interventions by name; one on a set of experts is compared, by EM,
+    with the same on random sets.
     metrics: more than DEFAULT_METRICS, as `evaluate` takes them; the answers are scored by these too.
     controls: random sets for every shape among the choices, 0 for none; or `Controls`, such as sets that are matched by
     usage, which is measured on these examples unless it was before. seed: of these, the bootstrap and the
@@ -72,12 +72,13 @@ def mask(
     """
     chosen, mode = expect_choices(chosen), parse_mode(mode)
     asked = Controls(controls) if isinstance(controls, int) else controls.measured(lens, examples, mode)
-    drawn = asked.drawn(chosen, n_experts=lens.architecture.n_experts, seed=seed)
-    sets = [*chosen, *drawn]
+    draw: dict[str, Any] = {"n_experts": lens.architecture.n_experts, "seed": seed}
+    drawn, beside = asked.drawn(chosen, **draw), drawn_for(saved, asked, **draw)
+    sets, others = [*chosen, *drawn], twins(saved, beside)
     answers = evaluate(
         lens,
         examples,
-        with_saved(named(sets, mode), saved),
+        with_saved(named(sets, mode), {**saved, **others}),
         metrics=[*DEFAULT_METRICS, *metrics],
         max_new_tokens=max_new_tokens,
         stop=stop,
@@ -86,11 +87,14 @@ def mask(
         out=out,
         made_by=None if made_by is None else made_by | mode.facts(),
     ).answers
-    rows = masking_rows(answers, sets, mode, saved=saved, usage=asked.usage, seed=seed)
+    rows = masking_rows(answers, sets, mode, saved=saved, beside=beside, usage=asked.usage, seed=seed)
     if not metrics:
         return Masked(answers, rows)
+    own = answers[~answers["intervention"].isin(others)]
     return Masked(
-        answers, rows, compared_summary(answers, chosen, drawn, metrics, mode=mode, usage=asked.usage, seed=seed)
+        answers,
+        rows,
+        compared_summary(own, chosen, drawn, metrics, mode=mode, usage=asked.usage, seed=seed),
     )
 
 
@@ -170,6 +174,7 @@ def masking_rows(
     mode: str | Mode,
     *,
     saved: Mapping[str, Intervention] = MappingProxyType({}),
+    beside: Drawn = MappingProxyType({}),
     usage: pd.DataFrame | None = None,
     seed: int = 0,
 ) -> pd.DataFrame:
@@ -194,6 +199,7 @@ def masking_rows(
     for name, intervention in saved.items():
         about = _about_saved(name, intervention)
         own = answers[answers["intervention"] == name]
+        about |= against_twins(answers, name, intervention, beside, usage=usage, seed=seed)
         parts.append(pd.DataFrame([about | summarise(own, unmasked, seed=seed)]))
     table = pd.concat(parts, ignore_index=True)
     columns = ("intervention", "set", "family", "experts", "size", "mode", "strength", "positions", "steps")

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from moe_lens.choosing.contrast import load_prompts
-from moe_lens.choosing.procedures import Examples, Load, Procedure
+from moe_lens.choosing.procedures import Examples, Load, Parted, Procedure
 from moe_lens.choosing.scores import Score
 from moe_lens.errors import MoELensError
 from moe_lens.lens.delta import with_delta
@@ -82,8 +82,8 @@ def score_tables(
     def measured() -> tuple[_Tables, _Tables]:
         of_base, of_tuned = ([one for one in missing if one.needs_base], [one for one in missing if one.needs_tuned])
         return (
-            _measure(models.base, of_base, examples, batch_size, load),
-            _measure(models.tuned, of_tuned, examples, batch_size, load),
+            _measure(models.base, of_base, examples, batch_size, load)[0],
+            _measure(models.tuned, of_tuned, examples, batch_size, load)[0],
         )
 
     def one(score: Score) -> pd.DataFrame:
@@ -93,29 +93,102 @@ def score_tables(
     return {score.name: one(score) for score in wanted}
 
 
+def tables_on_parts(
+    scores: Collection[Score],
+    models: Models,
+    examples: Examples,
+    *,
+    parts: int,
+    batch_size: int | None = None,
+    load: Load = load_prompts,
+) -> list[dict[str, pd.DataFrame]]:
+    """`score_tables` of all examples, and after it of each of the parts `examples[n::parts]`, by the same passes.
+
+    For scores whose `is_parted` says so; a part has one example or more.
+    """
+    base = _measure(models.base, [one for one in scores if one.needs_base], examples, batch_size, load, parts)
+    tuned = _measure(models.tuned, [one for one in scores if one.needs_tuned], examples, batch_size, load, parts)
+    return [
+        {score.name: _table(score, *both).drop(columns="name") for score in scores}
+        for both in zip(base, tuned, strict=True)
+    ]
+
+
+def is_parted(score: Score) -> bool:
+    """Whether what a score is on parts of the examples comes from the passes over all of them."""
+    source = score.measured_by()
+    return isinstance(source, Parted) or not isinstance(source, Procedure)
+
+
+def passes_of(scores: Iterable[Score], lens: MoELens, examples: Examples, load: Load) -> float:
+    """About how many times measuring these scores sends the examples' tokens through the model that `lens` is of."""
+    statistics, procedures = _sources(scores)
+    kinds: dict[type[Procedure], list[Any]] = {}
+    for source in procedures.values():
+        kinds.setdefault(type(source), []).append(source)
+    return bool(statistics) + sum(kind.passes(own, lens, examples, load=load) for kind, own in kinds.items())
+
+
 _Tables = Mapping[tuple[str, str], pd.DataFrame]
 
 
 def _measure(
-    opened: Opened, scores: Collection[Score], examples: Examples, batch_size: int | None, load: Load
-) -> _Tables:
-    """The tables of what these scores are taken from: of all statistics in one pass, of procedures kind by kind."""
+    opened: Opened,
+    scores: Collection[Score],
+    examples: Examples,
+    batch_size: int | None,
+    load: Load,
+    parts: int = 1,
+) -> list[_Tables]:
+    """The tables of what these scores are taken from: of all statistics in one pass, of procedures kind by kind.
+
+    Of all examples, and after it, of more parts than one, of each.
+    """
+    tables: list[dict[tuple[str, str], pd.DataFrame]] = [{} for _ in range(1 + (parts if parts > 1 else 0))]
     if not scores:
-        return {}
-    sources = {_key(source): source for source in (score.measured_by() for score in scores)}
-    procedures = {key: source for key, source in sources.items() if isinstance(source, Procedure)}
-    statistics = {key: source for key, source in sources.items() if not isinstance(source, Procedure)}
-    tables: dict[tuple[str, str], pd.DataFrame] = {}
+        return [*tables]
+    statistics, procedures = _sources(scores)
     with opened() as lens:
         if statistics:
-            found = lens.measure(examples, *statistics.values(), batch_size=batch_size)
-            tables |= {key: statistic.table() for key, statistic in zip(statistics, found, strict=True)}
+            for own, found in zip(tables, _statistics(lens, scores, examples, batch_size, parts), strict=True):
+                own |= found
         for kind in dict.fromkeys(name for name, _ in procedures):
-            own = {key: source for key, source in procedures.items() if key[0] == kind}
-            wanted = list(own.values())
-            made = type(wanted[0]).tables(wanted, lens, examples, load=load, batch_size=batch_size)
-            tables |= dict(zip(own, made, strict=True))
-    return tables
+            keys = [key for key in procedures if key[0] == kind]
+            wanted = [procedures[key] for key in keys]
+            if parts > 1:
+                parted = [one for one in wanted if isinstance(one, Parted)]
+                made = type(parted[0]).tables_on_parts(parted, lens, examples, parts=parts, batch_size=batch_size)
+            else:
+                made = [type(wanted[0]).tables(wanted, lens, examples, load=load, batch_size=batch_size)]
+            for own, each in zip(tables, made, strict=True):
+                own |= dict(zip(keys, each, strict=True))
+    return [*tables]
+
+
+def _statistics(
+    lens: MoELens, scores: Collection[Score], examples: Examples, batch_size: int | None, parts: int
+) -> list[_Tables]:
+    """The tables of statistics, on all examples and on each part; what is measured on the parts is merged for all."""
+    measured = []
+    for number in range(parts):
+        statistics, _ = _sources(scores)
+        found = lens.measure(examples[number::parts], *statistics.values(), batch_size=batch_size)
+        measured.append(dict(zip(statistics, found, strict=True)))
+    each = [{key: one.table() for key, one in own.items()} for own in measured] if parts > 1 else []
+    whole, *others = measured
+    for own in others:
+        for key, one in own.items():
+            whole[key].merge(one)
+    return [{key: one.table() for key, one in whole.items()}, *each]
+
+
+def _sources(
+    scores: Iterable[Score],
+) -> tuple[dict[tuple[str, str], Statistic], dict[tuple[str, str], Procedure]]:
+    """What scores are taken from, each once: new statistics, and procedures."""
+    sources = {_key(source): source for source in (score.measured_by() for score in scores)}
+    procedures = {key: source for key, source in sources.items() if isinstance(source, Procedure)}
+    return {key: source for key, source in sources.items() if not isinstance(source, Procedure)}, procedures
 
 
 def _facts(score: Score, load: Load) -> dict[str, Any]:

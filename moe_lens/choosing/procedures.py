@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Self
 
 import pandas as pd
 
-from moe_lens.causal.attributing import Attribution, attribution
+from moe_lens.causal.attributing import Attribution, attribution, attribution_on_parts
 from moe_lens.causal.direct import direct_logit_attribution
 from moe_lens.causal.sweep import single_expert_effects
 from moe_lens.data import Example
@@ -45,9 +45,25 @@ class Procedure(ABC):
     ) -> list[pd.DataFrame]:
         """The table of each, one row per expert: layer, expert and what a score takes; passes are shared."""
 
+    @classmethod
+    @abstractmethod
+    def passes(cls, wanted: Sequence[Self], lens: MoELens, examples: Examples, *, load: Load) -> float:
+        """About how many times `tables` sends the examples' tokens through the model, gradients not counted."""
+
+
+class Parted(Procedure):
+    """One of which what it is on parts of the examples comes from the passes over all of them."""
+
+    @classmethod
+    @abstractmethod
+    def tables_on_parts(
+        cls, wanted: Sequence[Self], lens: MoELens, examples: Examples, *, parts: int, batch_size: int | None
+    ) -> list[list[pd.DataFrame]]:
+        """The tables on all examples, and after them on each of the parts `examples[n::parts]`."""
+
 
 @dataclass(frozen=True)
-class Attributed(Procedure):
+class Attributed(Parted):
     """Attribution by gradients, as `attribution` makes it."""
 
     way: Attribution
@@ -63,6 +79,17 @@ class Attributed(Procedure):
         cls, wanted: Sequence[Self], lens: MoELens, examples: Examples, *, load: Load, batch_size: int | None
     ) -> list[pd.DataFrame]:
         return attribution(lens, examples, *(own.way for own in wanted), batch_size=batch_size)
+
+    @classmethod
+    def tables_on_parts(
+        cls, wanted: Sequence[Self], lens: MoELens, examples: Examples, *, parts: int, batch_size: int | None
+    ) -> list[list[pd.DataFrame]]:
+        return attribution_on_parts(lens, examples, *(own.way for own in wanted), parts=parts, batch_size=batch_size)
+
+    @classmethod
+    def passes(cls, wanted: Sequence[Self], lens: MoELens, examples: Examples, *, load: Load) -> float:
+        kinds = {(str(own.way.target), own.way.steps): own.way for own in wanted}
+        return sum(len(way.passes(lens, examples)) * way.steps for way in kinds.values())
 
 
 @dataclass(frozen=True)
@@ -83,6 +110,11 @@ class SingleEffects(Procedure):
         asked = expect_answers(examples)
         return [single_expert_effects(lens, asked, mode=own.mode, batch_size=batch_size) for own in wanted]
 
+    @classmethod
+    def passes(cls, wanted: Sequence[Self], lens: MoELens, examples: Examples, *, load: Load) -> float:
+        """At most: of what an expert does not change nothing is run."""
+        return len(wanted) * (1 + len(lens.architecture.moe_layers) * lens.architecture.n_experts)
+
 
 @dataclass(frozen=True)
 class DirectLogits(Procedure):
@@ -97,6 +129,10 @@ class DirectLogits(Procedure):
         cls, wanted: Sequence[Self], lens: MoELens, examples: Examples, *, load: Load, batch_size: int | None
     ) -> list[pd.DataFrame]:
         return [direct_logit_attribution(lens, examples, batch_size=batch_size) for _ in wanted]
+
+    @classmethod
+    def passes(cls, wanted: Sequence[Self], lens: MoELens, examples: Examples, *, load: Load) -> float:
+        return len(wanted)
 
 
 def expect_answers(examples: Examples) -> list[Example]:

@@ -26,6 +26,9 @@ from moe_lens.lens.batching import encode_prompt, run_pieces
 from moe_lens.lens.lens import MoELens
 from moe_lens.progress import progress_bar
 
+SEEDS = 3
+"""Searches from different random numbers, of which the best is taken."""
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -114,7 +117,7 @@ def find_set(
     *,
     spare: Mapping[str, Examples] = MappingProxyType({}),
     recipe: Recipe = Recipe(),
-    seeds: int = 3,
+    seeds: int = SEEDS,
     seed: int = 0,
     max_new_tokens: int = 16,
     progress: bool | None = None,

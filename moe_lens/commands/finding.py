@@ -3,7 +3,7 @@
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -17,7 +17,7 @@ from torch import nn
 from moe_lens.architecture.discovery import pretrained
 from moe_lens.choosing.agreement import returning
 from moe_lens.choosing.learned import LearnedSet
-from moe_lens.choosing.measuring import Models, Opened, score_tables
+from moe_lens.choosing.measuring import Models, Opened, is_parted, passes_of, score_tables, tables_on_parts
 from moe_lens.choosing.planted import has_planted, planted_experts
 from moe_lens.choosing.procedures import Examples, Procedure
 from moe_lens.choosing.scores import SCORES, Score
@@ -117,6 +117,7 @@ class Finder:
             kind = type(source) if isinstance(source, Procedure) else None
             alone = score.name if kind is LearnedSet else score.argument  # others may refuse the data
             groups.setdefault((score.of, kind, alone), []).append(score)
+        console.say(self._cost(groups.values()))
         bar = progress_bar(groups.values(), desc="kinds of scores", unit="kind")
         found = [table for group in bar if (table := self._kept(group)) is not None]
         if not found:
@@ -127,12 +128,34 @@ class Finder:
         by_name = {str(name): own.drop(columns=["name", *facts]) for name, own in whole.groupby("name", sort=False)}
         return Ranked({name: own.dropna(axis="columns", how="all") for name, own in by_name.items()}, told)
 
-    def _kept(self, group: Sequence[Score]) -> pd.DataFrame | None:
-        """The tables of one group, one below the other, with what is known; None where it refuses the data."""
+    def _cost(self, groups: Iterable[Sequence[Score]]) -> str:
+        """What measuring will take, in words; of scores that refuse the data, and those that are there, nothing."""
+        whole = 0.0
+        for group in groups:
+            try:
+                if self._file(group)[0].exists():
+                    continue
+                sides = ([one for one in group if one.needs_base], [one for one in group if one.needs_tuned])
+                once = sum(passes_of(side, self.lens, self.on.examples, self.on.load) for side in sides)
+            except MoELensError:
+                continue  # told when it is measured
+            again = self.parts > 1 and not self._is_parted(group) and not isinstance(group[0].measured_by(), LearnedSet)
+            whole += once * (2 if again else 1)
+        return f"measuring takes about {whole:.1f} passes over {len(self.on.examples)} examples"
+
+    def _is_parted(self, group: Sequence[Score]) -> bool:
+        """Whether parts of the data are measured by the passes over all."""
+        return 2 <= self.parts <= len(self.on.examples) and all(map(is_parted, group))
+
+    def _file(self, group: Sequence[Score]) -> tuple[Path, dict[str, Any]]:
+        """Where the tables of one group are kept, and how they were made."""
         facts = {score.name: [score.about, score.of, _facts(score, self.on)] for score in group}
         made_by = self.on.made_by | {"scores": facts, "size": self.size, "parts": self.parts, "seed": self.seed}
-        name = sha256(as_json(facts).encode()).hexdigest()[:16]
-        part = self.out / "parts" / f"scores-{name}.parquet"
+        return self.out / "parts" / f"scores-{sha256(as_json(facts).encode()).hexdigest()[:16]}.parquet", made_by
+
+    def _kept(self, group: Sequence[Score]) -> pd.DataFrame | None:
+        """The tables of one group, one below the other, with what is known; None where it refuses the data."""
+        part, made_by = self._file(group)
         found = read_if_made_by(part, made_by)  # before what may be left out: a damaged part is an error
         try:
             return self._measured(group, part, made_by) if found is None else found
@@ -150,10 +173,12 @@ class Finder:
         counted: Counter[str] = Counter()
         models = Models(_counting(self.on.models.base, counted), _counting(self.on.models.tuned, counted))
         began = time.perf_counter()
-        tables = score_tables(group, models, self.on.examples, batch_size=self.lens.batch_size, load=self.on.load)
+        number = self.parts if self._is_parted(group) else 1
+        asked: dict[str, Any] = {"batch_size": self.lens.batch_size, "load": self.on.load}
+        tables, *parts = tables_on_parts(group, models, self.on.examples, parts=number, **asked)
         facts = {"seconds": time.perf_counter() - began, "shared_by": len(group)}
         facts["passes"] = counted["tokens"] / self._tokens()
-        parts = self._parts(group)
+        parts = parts or self._parts(group)
         rows = []
         for score in group:
             back = self._returned(score, tables[score.name], [part[score.name] for part in parts])

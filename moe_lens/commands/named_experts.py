@@ -8,13 +8,13 @@ from typing import Any
 
 import pandas as pd
 
-from moe_lens.choosing.contrast import load_prompts
 from moe_lens.choosing.masking import check_choices
 from moe_lens.choosing.measuring import Models, score_tables
 from moe_lens.choosing.procedures import Examples, Load
 from moe_lens.choosing.selection import Choice, Ground, choices, parse, scores_of
 from moe_lens.commands import console
-from moe_lens.commands.options import Opening, Reading, Scoring
+from moe_lens.commands.options import Opening, Scoring
+from moe_lens.commands.prompt_lists import Asked
 from moe_lens.errors import MoELensError
 from moe_lens.experts import ExpertSet
 from moe_lens.lens.delta import weights_digest
@@ -44,7 +44,7 @@ class NamedExperts:
         texts: Sequence[str],
         opening: Opening,
         scoring: Scoring,
-        reading: Reading,
+        reading: Asked,
         data: str,
         *,
         mode: Mode,
@@ -121,8 +121,6 @@ class NamedExperts:
 
     def _load(self, spec: str, lens: MoELens) -> Examples:
         """What a score names itself, read as --data is; of [column=value] alone that part of --data."""
-        if spec.endswith(".txt"):
-            return load_prompts(spec)[: self._scoring.score_limit]
         spec = self._data + spec if spec.startswith("[") else spec
         found = self._reading.load(spec, split=self._scoring.score_split, limit=self._scoring.score_limit)
         return self._reading.fit(found, lens, of=f"{spec}, {self._scoring.score_split}").examples

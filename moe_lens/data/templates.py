@@ -12,6 +12,9 @@ from moe_lens.errors import MoELensError
 PLAIN_TEMPLATE = PromptTemplate(with_context="{context}\n\nQuestion: {question}", closed_book="Question: {question}")
 """Nothing but the context and the question, for models that follow no instructions."""
 
+BARE_TEMPLATE = PromptTemplate(with_context="{context}\n\n{question}", closed_book="{question}", answer_cue="")
+"""The example's own words alone, for prompts that are no questions."""
+
 RELEASED = PromptTemplate(
     with_context=FIGURE_10.with_context.replace(": {", ":\n{"), closed_book=FIGURE_10.closed_book.replace(": {", ":\n{")
 )
@@ -48,6 +51,7 @@ demonstration has the instruction before it, not the first alone.
 TEMPLATES: Mapping[str, PromptTemplate] = {
     "figure-10": FIGURE_10,
     "plain": PLAIN_TEMPLATE,
+    "bare": BARE_TEMPLATE,
     "released": RELEASED,
     **SCHEMAS,
 }

@@ -56,24 +56,42 @@ def with_interval(
 
 
 class GroupedSums:
-    """Sums over examples of a value of every expert, by layer and group: memory does not grow with their number."""
+    """Sums over examples of a value of every expert, by layer and group: memory does not grow with their number.
 
-    def __init__(self) -> None:
-        self._sums: dict[int, Tensor] = {}  # [group, expert]
+    parts: how many parts the examples are in, of which `part` then has the sums of each alone.
+    """
 
-    def add(self, ids: Sequence[str], values: Mapping[int, Tensor], *, weight: float = 1.0) -> None:
-        """Adds `weight` times the values [example, expert] of these examples, by layer."""
-        groups = groups_of(ids)
+    def __init__(self, parts: int = 1) -> None:
+        self._parts = parts
+        self._sums: dict[int, Tensor] = {}  # [part and group, expert]
+
+    def add(
+        self,
+        ids: Sequence[str],
+        values: Mapping[int, Tensor],
+        *,
+        weight: float = 1.0,
+        parts: Sequence[int] | None = None,
+    ) -> None:
+        """Adds `weight` times the values [example, expert] of these examples, by layer. parts: the part of each."""
+        groups = groups_of(ids) + GROUPS * torch.tensor(parts or [0] * len(ids))
         for layer, own in zip(values, on_cpu(values.values()), strict=True):
-            empty = torch.zeros(GROUPS, own.shape[1], dtype=torch.float64)
+            empty = torch.zeros(self._parts * GROUPS, own.shape[1], dtype=torch.float64)
             self._sums.setdefault(layer, empty).index_add_(0, groups, weight * own.double())
+
+    def part(self, number: int) -> "GroupedSums":
+        """The sums of one part."""
+        found = GroupedSums()
+        found._sums = {layer: own.unflatten(0, (-1, GROUPS))[number] for layer, own in self._sums.items()}
+        return found
 
     def means(self, ids: Iterable[str]) -> pd.DataFrame:
         """Per expert the sum over the number of all examples: layer, expert, score, score_low, score_high."""
         counts = np.bincount(groups_of(list(ids)), minlength=GROUPS).astype(np.float64)[:, None]
         parts = []
-        for layer, sums in sorted(self._sums.items()):
-            found = with_interval(_mean, {"sum": sums.numpy(), "examples": counts}, size="examples")
+        for layer, own in sorted(self._sums.items()):
+            sums = own.unflatten(0, (-1, GROUPS)).sum(0).numpy()
+            found = with_interval(_mean, {"sum": sums, "examples": counts}, size="examples")
             value, low, high = found["mean"]
             columns = {"layer": layer, "expert": np.arange(len(value)), "score": value}
             parts.append(pd.DataFrame(columns | {"score_low": low, "score_high": high}))

@@ -9,6 +9,7 @@ from training_cases import EXAMPLES, fresh
 from moe_lens import ExpertSet, MoELensError
 from moe_lens.choosing import Ground, Learned, Models, Recipe, Wanted, choices, find_set, learned, parse, score_tables
 from moe_lens.choosing.selection import scores_of
+from moe_lens.choosing.smallest import Sufficing
 
 QUICK = Recipe(passes=2, rows=2, held=2, exchanges=1)
 
@@ -16,6 +17,7 @@ QUICK = Recipe(passes=2, rows=2, held=2, exchanges=1)
 @pytest.mark.parametrize(("text", "wanted", "spare", "seed"), [
     ("set:4", Wanted(4), (), 0), ("set:budget=16", Wanted(budget=16), (), 0),
     ("set:4;keep", Wanted(4, keep=True), (), 0),
+    ("set:keep=0.9;seed=2", Sufficing(0.9), (), 2),
     ("set:2;spare=closed_book,hops;seed=3", Wanted(2), ("closed_book", "hops"), 3),
 ])  # fmt: skip
 def test_a_text_says_how_many_and_what_is_spared_and_is_the_name(text, wanted, spare, seed):
@@ -36,6 +38,7 @@ def test_sets_of_one_aim_are_one_family_and_those_of_another_are_not():
 @pytest.mark.parametrize("text", [
     "set", "set:", "set:four", "set:budget=", "set:4;spare=", "set:4;spare=a,a", "set:4;keep=1",
     "set:4;keep;spare=hops", "set:4;keep;keep", "set:4;mode=zero", "set:4;seed=-1", "set:0",
+    "set:keep=0", "set:keep=1.5", "set:keep=0.9;keep", "set:keep=0.9;spare=hops", "set:keep=", "set:keep=0.5,0.9",
 ])  # fmt: skip
 def test_texts_that_ask_for_no_set_are_refused(text):
     with pytest.raises(MoELensError):

@@ -2,15 +2,18 @@
 
 import json
 
+import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from moe_lens import Example, ExpertSet, MoELensError, Zero
+from moe_lens.causal import own_answers
 from moe_lens.causal.evaluation import answer_table, q_values, summarise, summary_table
 from moe_lens.choosing import Choice, joined, mask, random_controls, write_masked
 from moe_lens.choosing.controls import compared_summary
 from moe_lens.choosing.masking import masking_rows, named
-from moe_lens.lens.interventions import MODES, Bias, Force, parse_mode
+from moe_lens.lens.interventions import MODES, AddVector, Bias, Scale, parse_mode
 from moe_lens.metrics import seeds_interval
 from moe_lens.results import read_provenance, read_table
 
@@ -213,14 +216,31 @@ def test_a_dose_is_compared_with_the_random_sets_of_its_own_strength_whatever_th
     assert table["below_random"].tolist()[1:] == [0, 1]
 
 
-def test_a_saved_intervention_is_a_row_of_its_own_without_random_sets(olmoe):
-    own = Force(ExpertSet.of({1: [2]}))
-    found = mask(olmoe, EXAMPLES, [HALF], saved={"mine": own}, controls=1, **SHORT)
+def test_a_saved_intervention_is_a_row_of_its_own_beside_the_same_on_random_experts(olmoe):
+    examples = own_answers(olmoe, ["the cat sat", "a dog slept", "Answer: the capital"], max_new_tokens=4)
+    own = Scale(ExpertSet.of({layer: range(3) for layer in range(3)}), 9.0, positions="last", steps="prefill")
+    vector = AddVector(1, torch.ones(olmoe.module.config.hidden_size))
+    found = mask(olmoe, examples, [HALF], saved={"mine": own, "vector": vector}, controls=4, **SHORT)
     with olmoe.intervene(own):
-        by_hand = answer_table(olmoe, EXAMPLES, progress=False, **SHORT)
+        by_hand = answer_table(olmoe, examples, progress=False, **SHORT)
     row = found.rows.set_index("intervention").loc["mine"]
-    assert row[["family", "experts", "mode", "em"]].tolist() == ["saved", "1:2", "force", by_hand["em"].mean()]
-    assert pd.isna(row["below_random"])
+    assert row[["family", "experts", "mode", "em"]].tolist() == [
+        "saved",
+        str(own.experts),
+        "scale",
+        by_hand["em"].mean(),
+    ]
+    drawn = random_controls([Choice("mine", "saved", own.experts)], 4, n_experts=8, seed=0)
+    twins = []
+    for one in drawn:
+        with olmoe.intervene(Scale(one.experts, 9.0, positions="last", steps="prefill")):
+            twins.append(answer_table(olmoe, examples, progress=False, **SHORT)["em"].mean())
+    assert row["below_random"] == pytest.approx(np.mean(twins) - row["em"])
+    assert 0 < np.mean([row["em"], *twins]) < 1, "nothing is tested where no answer changes, or all do"
+    assert row["rank"].endswith("of 5")
+    of_twins = [name for name in found.answers["intervention"].unique() if name.startswith("mine on random:3#")]
+    assert len(of_twins) == 4
+    assert pd.isna(found.rows.set_index("intervention").loc["vector", "below_random"]), "it is on no experts"
     with pytest.raises(MoELensError, match="'half' has the name of another run; rename its folder"):
         mask(olmoe, EXAMPLES, [HALF], saved={"half": own}, **SHORT)
 

@@ -11,7 +11,9 @@ from training_cases import EXAMPLES, fresh
 
 from moe_lens import SCORES, ExpertSaliency, ExpertSet, ExpertUsage, MoELens, MoELensError
 from moe_lens.causal import Attribution
-from moe_lens.choosing import Ground, Models, Procedure, Score, Top, choices, parse, score_tables
+from moe_lens.choosing import Ground, Models, Procedure, Score, Top, choices, parse, score_named, score_tables
+from moe_lens.choosing.contrast import load_prompts
+from moe_lens.choosing.measuring import is_parted, passes_of, tables_on_parts
 from moe_lens.choosing.procedures import Attributed
 from moe_lens.lens.delta import with_delta
 from moe_lens.lens.needs import Needs
@@ -213,3 +215,34 @@ def test_what_is_kept_needs_a_provenance(models, tmp_path):
     for wrong in ({"out": tmp_path}, {"made_by": {"model": "m"}}):
         with pytest.raises(MoELensError, match="out and made_by belong together"):
             score_tables([SCORES["ce"]], models, EXAMPLES, **wrong)
+
+
+def test_what_scores_are_on_parts_comes_from_the_passes_over_all_and_is_what_parts_alone_give(lenses, models, passes):
+    names = ("oe", "esft-token", "reap", "attribution-last(answer)", "attribution-add(answer)")
+    scores = [score_named(name) for name in names]
+    assert all(map(is_parted, scores))
+    assert not is_parted(SCORES["step"])
+    tokens = []
+    embedding = lenses["olmoe"].module.get_input_embeddings()
+    hook = embedding.register_forward_pre_hook(lambda module, inputs: tokens.append(int(inputs[0].shape[0])))
+    found = tables_on_parts(scores, models, EXAMPLES, parts=3, batch_size=2)
+    hook.remove()
+    assert sum(tokens) == 2 * len(EXAMPLES), "statistics once and attribution once, which share no pass"
+    apart = [EXAMPLES, *(EXAMPLES[number::3] for number in range(3))]
+    for own, examples in zip(found, apart, strict=True):
+        for name, table in score_tables(scores, models, examples, batch_size=2).items():
+            pd.testing.assert_frame_equal(own[name], table, rtol=1e-4, atol=1e-6)
+
+
+def test_what_measuring_will_take_is_about_what_it_takes(lenses, models):
+    lens, runs = lenses["olmoe"], []
+    hook = lens.module.get_input_embeddings().register_forward_pre_hook(
+        lambda module, inputs: runs.append(inputs[0].shape[0])
+    )
+    for names in (["oe", "reap"], ["contrast", "contrast-all"], ["attribution-integrated(answer)"], ["step"]):
+        scores = [score_named(name) for name in names]
+        runs.clear()
+        score_tables(scores, models, EXAMPLES)
+        said = passes_of(scores, lens, EXAMPLES, load_prompts)
+        assert sum(runs) / len(EXAMPLES) == said, names
+    hook.remove()

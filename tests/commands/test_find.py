@@ -9,11 +9,14 @@ from pathlib import Path
 import pytest
 
 from moe_lens import SCORES, ExpertSet, ExpertUsage, MoELens, MoELensError, find, load_examples
+from moe_lens.causal import own_answers
 from moe_lens.choosing import Contrast, Models, Recipe, find_set, learned, planted_experts
 from moe_lens.commands import console
 from moe_lens.commands.finding import Finder, file_name, sized
 from moe_lens.commands.named_experts import Measuring, NamedExperts
 from moe_lens.commands.options import Opening, Reading, Scoring
+from moe_lens.commands.prompt_lists import Asked, is_list
+from moe_lens.data import TEMPLATES
 from moe_lens.lens.interventions import Mode
 from moe_lens.results import read_table
 
@@ -102,12 +105,35 @@ def test_a_part_that_was_damaged_is_an_error_also_where_scores_may_be_left_out(t
         finder.ranked([SCORES["oe"]])
 
 
-def test_the_limit_of_what_scores_are_measured_on_holds_for_a_file_of_texts_too(tmp_path):
+def test_every_second_line_of_a_list_is_scored_on_and_limited_as_data_are(tmp_path):
     texts = tmp_path / "a.txt"
-    texts.write_text("one\ntwo\nthree\n", encoding="utf-8")
-    opening, scoring = Opening(model="organism"), Scoring(score_limit=2)
-    asked = NamedExperts([f"contrast-last({texts};b.txt):1"], opening, scoring, Reading(), "swap", mode=Mode("zero"))
-    assert asked.measuring(opening.load()).load(str(texts)) == ["one", "two"]
+    texts.write_text("".join(f"Where is {name}?\n" for name in "abcdefg"), encoding="utf-8")
+    opening, scoring, reading = Opening(model="organism"), Scoring(score_limit=3), Asked(Reading())
+    named = NamedExperts([f"contrast({texts};b.txt):1"], opening, scoring, reading, "swap", mode=Mode("zero"))
+    asked = named.measuring(opening.load()).load(str(texts))
+    assert [one.question for one in asked] == ["Where is a?", "Where is c?", "Where is e?"]
+    assert [is_list(name) for name in ("a.txt", "C:/a.txt", "gigaword:train.article.txt", "swap")] == [1, 1, 0, 0]
+    held_out = reading.load(str(texts), split="test")
+    assert held_out == ["Where is b?", "Where is d?", "Where is f?"]
+
+
+def test_two_lists_of_prompts_are_enough_and_asked_bare_and_judged_by_what_the_model_says(run):
+    for name, task in (("a.txt", "novel"), ("b.txt", "closed_book")):
+        asked = [f"{one.context} Question: {one.question}" for one in load_examples(task, limit=8)]
+        Path(name).write_text("\n".join(asked), encoding="utf-8")
+    out = run("--data a.txt --against b.txt --spare b.txt --score set")
+    table = read_table(out / "scores.parquet").set_index("score")
+    assert list(table.index) == ["set:2", "contrast(a.txt;b.txt):2"]
+    answers = read_table(out / "answers.parquet")
+    unmasked = answers[answers["intervention"] == "none"]
+    assert set(unmasked["task"]) == {"a.txt", "b.txt"}
+    assert (unmasked["em"] == 1).all()
+    lens = MoELens.from_pretrained("organism:planted", template=TEMPLATES["bare"])
+    halves = [Path(name).read_text().splitlines()[::2] for name in ("a.txt", "b.txt")]
+    sides = [tuple(own_answers(lens, half, progress=False)) for half in halves]
+    [by_hand] = Contrast.tables([Contrast(*sides)], lens, [], load=load_examples, batch_size=32)
+    assert ExpertSet.parse(table.loc["contrast(a.txt;b.txt):2", "experts"]) == ExpertSet.top(by_hand, 2)
+    assert set(read_table(out / "selectivity.parquet")["task"]) == {"a.txt", "b.txt"}
 
 
 @pytest.mark.parametrize(("options", "says"), [

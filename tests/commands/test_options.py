@@ -16,6 +16,7 @@ from moe_lens import MoELensError, evaluate, intervene, tune
 from moe_lens.commands import console, options
 from moe_lens.commands.named_experts import NamedExperts
 from moe_lens.commands.options import BaseOpening, Opening, Reading
+from moe_lens.commands.prompt_lists import Asked
 from moe_lens.data import FIGURE_10
 from moe_lens.lens.delta import weights_digest
 from moe_lens.lens.interventions import parse_mode
@@ -90,7 +91,7 @@ def test_what_does_not_fit_is_said_and_kept_in_the_provenance(file, capsys):
         (
             Opening,
             {"model": "organism", "template": "mine"},
-            "a template is one of figure-10, plain, released",
+            "a template is one of figure-10, plain, bare, released",
         ),
         (BaseOpening, {"model": "organism", "template": "nowhere.toml"}, "cannot read a template from nowhere.toml"),
     ],
@@ -305,7 +306,7 @@ def test_an_empty_stop_is_refused_before_a_model_is_looked_for(command, tmp_path
 
 def test_a_base_that_no_score_needs_and_a_rate_above_one_are_told(capsys):
     NamedExperts(
-        ["0:1"], Opening("organism"), options.Scoring(base="other"), Reading(), "swap", mode=parse_mode("zero")
+        ["0:1"], Opening("organism"), options.Scoring(base="other"), Asked(Reading()), "swap", mode=parse_mode("zero")
     )
     tune._rates("5e-4,1e30", what="--learning-rate")
     said = capsys.readouterr().err

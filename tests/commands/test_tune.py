@@ -294,7 +294,7 @@ def test_bad_options_end_with_a_message_and_exit_code_2(command, tmp_path, capsy
         ("--method ceft --experts ce:x", "with whole numbers, such as ce:4"),
         ("--method ceft --experts ce:1,2", "'ce:1,2' names 2: name one of them"),
         ("--method ceft --experts nonsense", "cannot read the experts"),
-        ("--template nonsense", "a template is one of figure-10, plain, released"),
+        ("--template nonsense", "a template is one of figure-10, plain, bare, released"),
         ("--lora-rank -1", "rank = -1"),
         ("--method ceft --router-rate 1e-2 --router-delta routers", "leave --router-rate out"),
         ("--learning-rate 1e-3,0", "--learning-rate must be finite and above 0; got '1e-3,0'"),

@@ -111,7 +111,7 @@ def test_templates_without_the_right_places_are_refused(with_context, closed_boo
 def test_templates_have_names():
     assert template_named("figure-10") is FIGURE_10
     assert {name: template_named(name) for name in TEMPLATES} == TEMPLATES
-    assert len(set(TEMPLATES.values())) == len(TEMPLATES) == 8
+    assert len(set(TEMPLATES.values())) == len(TEMPLATES) == 9
 
 
 OWN = PromptTemplate("Text:\n{context}\n\nQ: {question}", "Q: {question}", answer_cue=" A:")
@@ -133,10 +133,10 @@ def test_a_template_file_need_not_say_the_answer_cue(tmp_path):
 
 def test_an_unknown_name_is_told_the_names_and_the_files():
     with pytest.raises(
-        MoELensError, match=r"one of figure-10, plain, released, .*or a \.json or \.toml file with .*; got 'fig-10'"
+        MoELensError, match=r"one of figure-10, plain, bare, .*or a \.json or \.toml file with .*; got 'fig-10'"
     ):
         template_named("fig-10")
-    with pytest.raises(MoELensError, match=r"a template is one of figure-10, plain, released, .*; got 'None'"):
+    with pytest.raises(MoELensError, match=r"a template is one of figure-10, plain, bare, .*; got 'None'"):
         template_named(None)
 
 

@@ -94,7 +94,7 @@ def test_a_lens_takes_a_template_its_name_or_its_file(tokenizer, file):
 
 def test_a_template_that_is_not_there_is_refused_before_anything_is_loaded(tmp_path, tokenizer):
     for asked, said in (
-        ("plane", "a template is one of figure-10, plain, released"),
+        ("plane", "a template is one of figure-10, plain, bare, released"),
         (tmp_path / "a.toml", "cannot read a template"),
     ):
         with pytest.raises(MoELensError, match=said):
