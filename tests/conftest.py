@@ -1,5 +1,6 @@
 """Tiny random models of each router family, and a tiny byte-level tokenizer; nothing is downloaded."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -35,6 +36,12 @@ FAMILIES = {
 #: Whose routing is in parts that of others; tests of every family take them among the slow ones.
 LIKE_OTHERS = ("qwen3_moe", "deepseek_v2")
 SELECTION_BIAS_FAMILIES = ("deepseek_v3",)
+
+
+def pytest_collection_finish() -> None:
+    """What imports made stays: it is not to be looked through whenever a test, or a halved batch, collects garbage."""
+    gc.collect()
+    gc.freeze()
 
 
 def build_model(family: str, vocab_size: int, **changes: object) -> torch.nn.Module:
