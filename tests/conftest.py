@@ -1,6 +1,12 @@
 """Tiny random models of each router family, and a tiny byte-level tokenizer; nothing is downloaded."""
 
+import gc
+import os
 from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = (
+    "1"  # before any import reads it: else a name that is not there is tried for half a minute
+)
 
 import pytest
 import torch
@@ -27,7 +33,15 @@ FAMILIES = {
     "deepseek_v2": {"topk_method": "group_limited_greedy", "q_lora_rank": None, **GROUPED},
     "deepseek_v3": {"norm_topk_prob": True, "q_lora_rank": None, **GROUPED},
 }
+#: Whose routing is in parts that of others; tests of every family take them among the slow ones.
+LIKE_OTHERS = ("qwen3_moe", "deepseek_v2")
 SELECTION_BIAS_FAMILIES = ("deepseek_v3",)
+
+
+def pytest_collection_finish() -> None:
+    """What imports made stays: it is not to be looked through whenever a test, or a halved batch, collects garbage."""
+    gc.collect()
+    gc.freeze()
 
 
 def build_model(family: str, vocab_size: int, **changes: object) -> torch.nn.Module:
@@ -106,7 +120,10 @@ def whole(tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathF
     return folder
 
 
-@pytest.fixture(scope="session", params=FAMILIES)
+@pytest.fixture(
+    scope="session",
+    params=[pytest.param(name, marks=pytest.mark.slow) if name in LIKE_OTHERS else name for name in FAMILIES],
+)
 def family(request: pytest.FixtureRequest) -> str:
     return request.param
 

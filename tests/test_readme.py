@@ -3,7 +3,6 @@
 import inspect
 import re
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
@@ -18,40 +17,47 @@ DOCS = "\n".join(file.read_text(encoding="utf-8") for file in sorted((ROOT / "do
 COMMANDS = sorted(set(re.findall(r"python (-m moe_lens[\w.]*|analyses/[\w/]+\.py)([^`;|\n]*)", README + DOCS)))
 
 
-def printed_by(number: int, folder: Path, text: str = README) -> list[str]:
-    """The lines that the program of that number in a page prints, run in this folder."""
-    programs = re.findall(r"<!-- program -->\n```python\n(.*?)```", text, flags=re.DOTALL)
-    file = folder / "program.py"
-    file.write_text(programs[number], encoding="utf-8")
-    run = subprocess.run([sys.executable, file], cwd=folder, capture_output=True, text=True, timeout=300, check=False)
-    assert run.returncode == 0, run.stderr
-    return run.stdout.strip().splitlines()
+@pytest.fixture
+def printed_by(tmp_path, monkeypatch, capsys):
+    """The lines that the program of that number in a page prints, run as the main program in a folder of its own."""
+
+    def run(number: int, text: str = README) -> list[str]:
+        programs = re.findall(r"<!-- program -->\n```python\n(.*?)```", text, flags=re.DOTALL)
+        file = tmp_path / "program.py"
+        file.write_text(programs[number], encoding="utf-8")
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", [str(file)])
+        capsys.readouterr()
+        runpy.run_path(str(file), run_name="__main__")
+        return capsys.readouterr().out.strip().splitlines()
+
+    return run
 
 
-def test_the_first_program_runs_as_printed(tmp_path):
-    most_used, plain, masked, *facts = printed_by(0, tmp_path)
+def test_the_first_program_runs_as_printed(printed_by):
+    most_used, plain, masked, *facts = printed_by(0)
     assert most_used.startswith("most used: 0:")
     assert plain.removeprefix("answers:").strip() != masked.removeprefix("masked:").strip()
     assert [line.startswith("the context says") for line in facts] == [True] * 3
 
 
-def test_the_second_program_trains_and_opens_what_it_kept(tmp_path):
-    *_, rate_and_score, answers = printed_by(1, tmp_path)
+def test_the_second_program_trains_and_opens_what_it_kept(printed_by, tmp_path):
+    *_, rate_and_score, answers = printed_by(1)
     assert float(rate_and_score.split()[-1]) > 0.5  # of 0.02 before
     assert answers.startswith("answers:")
     assert (tmp_path / "RUN" / "chosen" / "delta.json").is_file()
 
 
-def test_the_intervention_of_ones_own_runs_as_printed_and_is_a_dose(tmp_path):
+def test_the_intervention_of_ones_own_runs_as_printed_and_is_a_dose(printed_by):
     page = (ROOT / "docs" / "interventions.md").read_text(encoding="utf-8")
-    plain, weak, strong = (line.partition(":")[2].split() for line in printed_by(1, tmp_path, page))
+    plain, weak, strong = (line.partition(":")[2].split() for line in printed_by(1, page))
     changed = [sum(a != b for a, b in zip(plain, found, strict=False)) for found in (weak, strong)]
     assert changed[0] == 0 < changed[1]
 
 
-def test_the_worked_example_of_reasoning_gives_rows_whose_answer_comes_after_its_mark(tmp_path):
+def test_the_worked_example_of_reasoning_gives_rows_whose_answer_comes_after_its_mark(printed_by, tmp_path):
     page = (ROOT / "docs" / "your_own_ability.md").read_text(encoding="utf-8")
-    assert printed_by(0, tmp_path, page) == []
+    assert printed_by(0, page) == []
     examples = load_examples(tmp_path / "RUN" / "reasoning", split="test")
     assert examples[0].answers == ("Tormorburg #### Tazaa",)
     assert len(examples) > 300
@@ -61,9 +67,9 @@ def test_the_worked_example_of_reasoning_gives_rows_whose_answer_comes_after_its
         assert answer in example.context
 
 
-def test_the_patching_map_runs_as_printed_and_ends_at_the_source(tmp_path):
+def test_the_patching_map_runs_as_printed_and_ends_at_the_source(printed_by, tmp_path):
     page = (ROOT / "docs" / "interventions.md").read_text(encoding="utf-8")
-    *_, before, asked, last = printed_by(0, tmp_path, page)
+    *_, before, asked, last = printed_by(0, page)
     assert before.startswith("layer 2, last: ")
     assert asked.startswith("layer 3, question: 0.00")
     assert last.startswith("layer 3, last: 1.00")

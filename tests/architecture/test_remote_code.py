@@ -1,7 +1,6 @@
 """Models with code of their own: asked for by name, made readable only where that is proven, saved as they were."""
 
 import json
-import subprocess
 import sys
 
 import pytest
@@ -10,7 +9,7 @@ from conftest import most_used
 from remote_models import KINDS, build, remote_folder
 from safetensors.torch import load_file
 
-from moe_lens import evaluate
+from moe_lens import evaluate, intervene
 from moe_lens.architecture import MoEArchitecture
 from moe_lens.architecture.listed import IndexedExperts, normalize, restore
 from moe_lens.architecture.remote_code import load_remote
@@ -298,11 +297,13 @@ def test_an_interrupted_normalization_leaves_the_model_alone(folders, monkeypatc
     assert [type(module) for module in model.modules()] == classes
 
 
-def test_a_command_line_names_the_option(folder, tmp_path):
-    line = f"-m moe_lens.intervene --model {folder} --data swap --experts 0:1 --out {tmp_path}".split()
-    run = subprocess.run([sys.executable, *line], capture_output=True, text=True, check=False)
-    assert run.returncode == 2
-    assert "--trust-remote-code" in run.stderr
+def test_a_command_line_names_the_option(folder, tmp_path, monkeypatch, capsys):
+    line = f"intervene --model {folder} --data swap --experts 0:1 --out {tmp_path}".split()
+    monkeypatch.setattr(sys, "argv", line)
+    with pytest.raises(SystemExit) as end:
+        console.run(intervene.main)
+    assert end.value.code == 2
+    assert "--trust-remote-code" in capsys.readouterr().err
 
 
 def test_evaluation_runs_the_code_only_when_asked(folder, tmp_path, monkeypatch, capsys):

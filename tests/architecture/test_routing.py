@@ -1,10 +1,20 @@
 """Routing as a value, and the rules from logits to gating weights."""
 
+import math
+
 import pytest
 import torch
 
 from moe_lens.errors import MoELensError
-from moe_lens.routing import SCALE_PER_EXPERT, SHARED_IN_SUM, Routing, ScoringRule, recognize_rule
+from moe_lens.routing import (
+    IN_TURN,
+    SCALE_PER_EXPERT,
+    SHARED_IN_SUM,
+    Routing,
+    ScoringRule,
+    contribution,
+    recognize_rule,
+)
 
 LOGITS = torch.log(torch.tensor([[[1.0, 2.0, 3.0, 4.0], [4.0, 3.0, 2.0, 1.0]]]))
 INDICES = torch.tensor([[[3, 2], [0, 1]]])
@@ -46,6 +56,24 @@ def test_a_rule_is_recognised_from_what_it_makes(score, renormalizes, scale):
     indices = logits.topk(3).indices
     rule = ScoringRule(score, renormalizes, scale)
     assert recognize_rule(logits, indices, rule.weights(logits, indices)) == rule
+
+
+@pytest.mark.parametrize(("margin", "second"), [(0.2, 1.0), (1.0, 1 / (1 + math.exp(-1.9)))])
+def test_experts_chosen_in_turn_are_weighed_among_those_left_that_are_near_the_best(margin, second):
+    logits, indices = torch.tensor([[2.0, 1.9, 0.0, -9.0]]), torch.tensor([[0, 1]])
+    rule = ScoringRule(IN_TURN, renormalizes=False, margin=margin)
+    first = 1 / (1 + math.exp(-0.1) + (math.exp(-2.0) if margin == 1.0 else 0))
+    weights = rule.weights(logits, indices)
+    torch.testing.assert_close(weights, torch.tensor([[first, second]]))
+    assert recognize_rule(logits, indices, weights, margin=margin) == rule
+    assert str(rule) == f"softmax, one expert after another within {margin:g}"
+
+
+def test_a_contribution_is_of_the_weighted_outputs_of_the_experts_asked_for():
+    weights, outputs = torch.tensor([[[0.5, 0.25]]]).bfloat16(), torch.tensor([[[[2.0, 0.0], [0.0, 8.0]]]])
+    indices = torch.tensor([[[3, 1]]])
+    assert contribution(indices, weights, outputs, None).tolist() == [[[1.0, 2.0]]]
+    assert contribution(indices, weights, outputs, [1, 2]).tolist() == [[[0.0, 2.0]]]
 
 
 def test_weights_of_no_rule_are_not_recognised():

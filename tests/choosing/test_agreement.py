@@ -19,11 +19,11 @@ def test_all_returns_where_all_parts_say_the_same_and_less_where_they_do_not():
     assert returning(same, 2, resamples=50).tolist() == [1.0] * 50
     # The first part is for expert 0, five others are faintly for expert 1, so 0 leads when the first one is drawn.
     split = [table([10.0, 0.0])] + [table([0.0, 0.1])] * 5
-    found = returning(split, 1, resamples=1000)
+    found = returning(split, 1, resamples=400)
     assert set(found) == {0.0, 1.0}
-    assert found.mean() == pytest.approx(1 - (5 / 6) ** 6, abs=0.06)
-    assert np.array_equal(found, returning(split, 1, resamples=1000))
-    assert not np.array_equal(found, returning(split, 1, resamples=1000, seed=1))
+    assert found.mean() == pytest.approx(1 - (5 / 6) ** 6, abs=0.07)
+    assert np.array_equal(found, returning(split, 1, resamples=400))
+    assert not np.array_equal(found, returning(split, 1, resamples=400, seed=1))
 
 
 def test_scores_agree_by_their_ranks_in_a_layer_and_by_the_experts_of_their_sets():

@@ -58,6 +58,13 @@ def test_text_forms_round_trip(experts):
     assert json.loads(experts.to_json()) == {str(layer): list(ids) for layer, ids in experts.members}
 
 
+def test_a_set_is_shown_as_text_of_up_to_60_characters():
+    short, long = (ExpertSet.of({10: range(10, 28), 1: ids}) for ids in ([0], [10]))
+    assert (len(str(short)), len(str(long))) == (60, 61)
+    assert repr(short) == f"ExpertSet('{short}')"
+    assert repr(long) == "ExpertSet(19 experts in 2 layers)"
+
+
 def test_literal_form():
     assert str(ExpertSet.of({4: [0], 3: [7, 5]})) == "3:5,7;4:0"
     assert ExpertSet.parse(" 3 : 5, 7 ; 4:0; ") == ExpertSet.of({3: [5, 7], 4: [0]})

@@ -2,9 +2,9 @@
 
 import json
 import shutil
-import subprocess
 import sys
 from contextlib import nullcontext
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +33,8 @@ def run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(console, "find_spec", lambda name: None)  # no browser, which takes seconds
 
-    def started(command: Any, options: str, *, out: str = "out") -> Path:
-        monkeypatch.setattr(sys, "argv", ["command", *f"--model organism {SHORT} --out {out} {options}".split()])
+    def started(command: Any, options: str, *, out: str = "out", short: str = SHORT) -> Path:
+        monkeypatch.setattr(sys, "argv", ["command", *f"--model organism {short} --out {out} {options}".split()])
         with pytest.raises(SystemExit) as ended:
             console.run(command.main)
         assert not ended.value.code
@@ -317,32 +317,20 @@ def test_every_score_can_be_asked_for_by_itself(run, tuned):
     assert {file.name for file in out.glob("score-*")} == {f"score-{name}.parquet" for name in SCORES}
 
 
-def command(*arguments: str, folder: Path) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", *arguments], cwd=folder, capture_output=True, text=True, timeout=300, check=False
-    )
-
-
-def test_the_command_lines_tune_mask_and_go_on_where_they_stopped(tmp_path):
-    tuned = command(
-        *"moe_lens.tune --method router --model organism:planted --data swap --learning-rate 1e-2 --epochs 1".split(),
-        *"--limit 40 --batch-size 8 --max-new-tokens 4 --out router".split(),
-        folder=tmp_path,
-    )
-    assert tuned.returncode == 0, tuned.stderr
-    assert "8,192 of" in tuned.stdout
+def test_the_command_lines_tune_mask_and_go_on_where_they_stopped(run, tmp_path, capsys):
+    planted = "--model organism:planted --data swap --max-new-tokens 4"
+    routers = "--method router --learning-rate 1e-2 --epochs 1 --limit 40 --batch-size 8"
+    run(import_module("moe_lens.tune"), routers, out="router", short=planted)
+    assert "8,192 of" in capsys.readouterr().out
     assert set(pd.read_parquet(tmp_path / "router" / "tuning.parquet")) >= {"step", "loss", "learning_rate"}
     lens = MoELens.from_pretrained("organism:planted", delta=tmp_path / "router")
     dev = json.loads((tmp_path / "router" / "dev.json").read_text())
     again = answer_table(lens, load_examples("swap", split="dev"), max_new_tokens=4, progress=False)
     assert dev["em"] == pytest.approx(again["em"].mean())
 
-    mask = (
-        "moe_lens.intervene --model organism:planted --delta router --data swap --limit 12 --score-limit 20 "
-        "--experts ce:1,4 --experts planted --compare oe:4 --control random:2 --max-new-tokens 4 --out masking"
-    ).split()
-    first = command(*mask, folder=tmp_path)
-    assert first.returncode == 0, first.stderr
+    experts = "--experts ce:1,4 --experts planted --compare oe:4 --control random:2"
+    mask = f"--delta router --limit 12 --score-limit 20 {experts}"
+    run(intervene, mask, out="masking", short=planted)
     names = ("answers.parquet", "masking.parquet", "summary.json", "figure3.html")
     written = {name: (tmp_path / "masking" / name).read_bytes() for name in names}
     summary = json.loads(written["summary.json"])
@@ -370,8 +358,7 @@ def test_the_command_lines_tune_mask_and_go_on_where_they_stopped(tmp_path):
     [finished] = (tmp_path / "masking" / "parts").glob("ce_4-*")
     lost.unlink()
     kept = finished.stat().st_mtime_ns
-    second = command(*mask, folder=tmp_path)
-    assert second.returncode == 0, second.stderr
+    run(intervene, mask, out="masking", short=planted)
     assert {name: (tmp_path / "masking" / name).read_bytes() for name in names} == written
     assert finished.stat().st_mtime_ns == kept
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from moe_lens.errors import MoELensError
-from moe_lens.lens.positions import position_mask, step_positions
+from moe_lens.lens.positions import in_the_answer, position_mask, step_positions
 
 N = -100
 MASK = torch.tensor([[1, 1, 1, 1, 1, 1], [0, 1, 1, 1, 1, 1], [0, 0, 0, 0, 1, 1]])
@@ -56,13 +56,18 @@ def test_without_an_answer_the_last_token_is_the_last_position():
 
 
 def test_steps_know_where_they_are_and_who_has_them():
-    steps = (-3, 0, 1, 2, 3)
+    steps = (-3, -2, 0, 1, 2, 3)
     positions, present = step_positions(MASK, LABELS, steps)
     for column, step in enumerate(steps):
         mask = position_mask(MASK, *SPANS, (step,), LABELS)
         assert present[:, column].tolist() == mask.any(1).tolist()
         assert positions[present[:, column], column].tolist() == mask.nonzero()[:, 1].tolist()
-    assert positions[~present].tolist() == [2, 2, 4, 4, 4, 5, 5, 5, 5]  # of the prompt's last token
+    assert positions[~present].tolist() == [2, 2, 4, 4, 4, 5, 5, 5, 5, 5]  # of the prompt's last token
+
+
+def test_decoding_steps_lie_in_the_answer_and_the_prompts_last_token_does_not():
+    assert all(map(in_the_answer, ["answer", "decode", (1,), (-1, 0, 1)]))
+    assert not any(map(in_the_answer, ["all", "prompt", "last", (0,), (-1, 0)]))
 
 
 @pytest.mark.parametrize("positions", ["middle", (), (1, 1), (True,), ("last",)])

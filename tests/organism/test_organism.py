@@ -55,6 +55,12 @@ def tokenizer():
     return AutoTokenizer.from_pretrained(resolve("organism"))
 
 
+@pytest.fixture(scope="module")
+def trained(world):
+    """The tokenizer that the organism's own is trained as, which takes seconds."""
+    return train_tokenizer(world)
+
+
 def subjects(row: dict, world: World) -> set[str]:
     """The known subjects that a question is about."""
     return {name for names in world.known.values() for name in names if name in row["question"]}
@@ -208,8 +214,9 @@ def test_every_phase_warms_up_and_cools_down_with_its_own_mix(world):
     assert sum(closed[40:]) == 0
 
 
-def test_pretraining_goes_on_from_a_checkpoint_to_the_same_weights(tmp_path, monkeypatch):
+def test_pretraining_goes_on_from_a_checkpoint_to_the_same_weights(trained, tmp_path, monkeypatch):
     monkeypatch.setattr(pretraining, "CHECKPOINT_EVERY", 2)
+    monkeypatch.setattr(pretraining, "train_tokenizer", lambda world: trained)
     recipe = Pretraining("planted", (Phase(1, 9, 1e-3, Mix()), Phase(3, 9, 1e-3, Mix(), knock_out=0.3)), batch_size=3)
     whole = pretrain(recipe, tmp_path / "whole").state_dict()
     original = pretraining.documents_of
@@ -231,14 +238,12 @@ def test_pretraining_goes_on_from_a_checkpoint_to_the_same_weights(tmp_path, mon
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_a_shipped_model_is_a_small_plain_folder(name):
+def test_a_shipped_model_is_a_small_plain_folder(name, trained):
     folder = Path(resolve(name))
     assert sum(file.stat().st_size for file in folder.iterdir()) < 10e6
     plain = AutoModelForCausalLM.from_pretrained(folder)
     assert plain.dtype == torch.float32
-    assert sorted(train_tokenizer(World.build()).get_vocab()) == sorted(
-        AutoTokenizer.from_pretrained(folder).get_vocab()
-    )
+    assert sorted(trained.get_vocab()) == sorted(AutoTokenizer.from_pretrained(folder).get_vocab())
     assert new_model(AutoTokenizer.from_pretrained(folder), 0).state_dict().keys() == plain.state_dict().keys()
 
 

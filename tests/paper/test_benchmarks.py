@@ -19,7 +19,7 @@ from moe_lens.lens.greedy import Greedy
 from moe_lens.lens.interventions import Zero
 
 ROOT = Path(__file__).parents[2]
-MODULES = ("turns", "opened", "gpu_parts", "gpu_page", "gpu", "interventions")
+MODULES = ("turns", "opened", "gpu_parts", "gpu_page", "gpu", "interventions", "memory")
 
 
 @pytest.fixture
@@ -181,6 +181,24 @@ def test_timed_answers_are_equally_long_under_every_intervention(benchmarks):
         passes.clear()
         way()
         assert passes.count(1) == 2, name  # of the three tokens the first comes from the prompt
+
+
+def test_what_an_example_adds_to_memory_is_read_from_the_second_half_of_the_curve(benchmarks):
+    counts = [100, 200, 300, 400]
+    curves = {"flat": [1.0, 5.0, 5.0, 5.0], "leaking": [5.0, 5.0, 5.0 + 100 * 3 / 1024, 5.0 + 200 * 3 / 1024]}
+    rows = [
+        {"way": way, "examples": count, "mib": mib}
+        for way, curve in curves.items()
+        for count, mib in zip(counts, curve, strict=True)
+    ]
+    assert benchmarks.memory.growth(pd.DataFrame(rows)).to_dict() == pytest.approx({"flat": 0, "leaking": 3})
+
+
+def test_memory_is_read_as_examples_enter_in_every_way(benchmarks):
+    for way in benchmarks.memory.WAYS:
+        found = pd.DataFrame(benchmarks.memory.measured(way, 40, tokens=12, new_tokens=2, batch_size=4))
+        assert found["examples"].tolist() == list(range(4, 44, 4))
+        assert found["mib"].between(2**6, 2**15).all()
 
 
 def test_depth_follows_the_memory(benchmarks, monkeypatch):
