@@ -1,3 +1,4 @@
+from .activation_rates import ActivationRates as ActivationRates
 from .answer_probability import AnswerProbability as AnswerProbability
 from .attention_mass import AttentionMass as AttentionMass
 from .attention_mass import average_heads as average_heads
@@ -5,10 +6,14 @@ from .coactivation import CoActivation as CoActivation
 from .expert_outputs import ExpertSaliency as ExpertSaliency
 from .expert_outputs import ExpertVocabulary as ExpertVocabulary
 from .expert_outputs import OutputSimilarity as OutputSimilarity
+from .expert_paths import ExpertPaths as ExpertPaths
 from .logit_spread import LogitSpread as LogitSpread
 from .router_load import RouterLoad as RouterLoad
 from .selected_experts import SelectedExperts as SelectedExperts
+from .token_baseline import TokenBaseline as TokenBaseline
+from .top_contexts import TopContexts as TopContexts
 from .usage import ExpertUsage as ExpertUsage
 from .vectors import RoutingVectors as RoutingVectors
 from .vocabulary import VocabularySpecialisation as VocabularySpecialisation
+from .weights import router_similarity as router_similarity
 from .weights import weight_similarity as weight_similarity
