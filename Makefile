@@ -12,6 +12,7 @@ READY := $(VENV)/.ready
 help:
 	@echo "make demo       run the demonstration on the shipped model; its page of figures goes to demo/"
 	@echo "make figures    make the paper's figures on the shipped model, resuming; the gallery is runs/paper/report.html"
+	@echo "                the atlas of its experts runs/atlas/index.html"
 	@echo "make test       run the tests (slow ones left out), in WORKERS processes of one thread each (now: $(WORKERS))"
 	@echo "make test-slow  run the slow tests"
 	@echo "make gpu-check  check and time everything on this machine's GPU, in 8 minutes; the table is docs/gpu.md"
@@ -40,6 +41,7 @@ figures: $(READY)
 		$(BIN)/python $$script --limit 400 --out runs/paper || exit; \
 	done
 	$(BIN)/python -m moe_lens.report runs/paper --title "The paper's figures and tables on the model organism"
+	$(BIN)/python -m moe_lens.atlas --model organism --data swap,novel,closed_book,hops --limit 400 --out runs/atlas
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist worksteal

@@ -20,7 +20,7 @@ def main(
     out: Annotated[
         Path,
         Option(
-            help="Folder for index.html, which opens from the disk, atlas/ with its data, and tables/ with the numbers. "
+            help="Folder for index.html, which opens from the disk, atlas/ with its data, and tables/ with numbers. "
             "The same command with the same folder reads the tables and makes the pages anew."
         ),
     ],

@@ -31,6 +31,7 @@ GROUPS = (
     ("commands",),
     ("organism", "paper"),
     (
+        "atlas",
         "demo",
         "evaluate",
         "find",

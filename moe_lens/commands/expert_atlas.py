@@ -73,12 +73,13 @@ class Atlas:
             every.merge(own)
         found = {"rates": pd.concat([every.table().assign(data=""), *rates], ignore_index=True)}
         found["contexts"] = pd.concat(contexts, ignore_index=True)
-        found |= {name: statistic.table() for name, statistic in shared.items()}
+        tables = {name: statistic.table for name, statistic in shared.items()}
+        for name, make in {**tables, "routers": lambda: router_similarity(self.lens)}.items():
+            if (reason := _refusal(lambda name=name, make=make: found.update({name: make()}))) is not None:
+                reasons[name] = reason
         for name in ("tokens", "written"):
             if name in found:
                 found[name] = found[name].assign(text=self._alone(found[name]["token_id"]))
-        if (reason := _refusal(lambda: found.update(routers=router_similarity(self.lens)))) is not None:
-            reasons["routers"] = reason
         return found, pd.DataFrame(reasons.items(), columns=["name", "reason"], dtype=object)
 
     def _shared(self) -> dict[str, Callable[[], Statistic]]:

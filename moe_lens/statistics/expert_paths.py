@@ -19,7 +19,7 @@ from moe_lens.statistics.jackknife import GROUPS, Sums, groups_of, with_interval
 class ExpertPaths(LayerSums):
     """How often a token that selects expert i of a layer selects expert j of the next MoE layer: P(j | i).
 
-    positions: which tokens count, as in `Record.position_mask`. Raises MoELensError for a model with one MoE layer.
+    positions: which tokens count, as in `Record.position_mask`.
     """
 
     def __init__(self, positions: Positions = "all") -> None:
@@ -27,8 +27,6 @@ class ExpertPaths(LayerSums):
         super().__init__(Needs.of({"routing"}, positions), {"positions": positions})
 
     def sums(self, record: Record) -> dict[int, dict[str, Tensor]]:
-        if len(record.routing) < 2:
-            raise MoELensError("a path leads from one MoE layer to the next; this model has one only")
         mask = record.position_mask(self.positions)
         groups = groups_of(record.ids)[mask.nonzero()[:, 0]]  # [token]
         by_group = OnDevices(places_of(mask)[groups.argsort()])
@@ -55,9 +53,11 @@ class ExpertPaths(LayerSums):
         together: tokens that selected both, N_ij. probability: P(j | i) = N_ij / N_i, which sums to the next layer's k
         over j. rate: P(j) = N_j / N, which independent layers would give. lift: their ratio, with its 95 % interval
         over texts (`with_interval`) in lift_low and lift_high. NaN where i or j was never selected, and of the interval
-        where a group of texts holds all of that. Raises MoELensError if no token counted.
+        where a group of texts holds all of that. Raises MoELensError if no token counted, and for one MoE layer.
         """
-        parts = []
+        parts: list[pd.DataFrame] = []
+        if len(self._sums) == 1:
+            raise MoELensError("a path leads from one MoE layer to the next; this model has one only")
         found = self.layer_sums()
         for layer, after in pairwise(found):
             sums = {name: part.numpy() for name, part in found[layer].items()}

@@ -8,7 +8,10 @@ import pytest
 import moe_lens
 from moe_lens.__main__ import commands, main
 
-NAMES = ["demo", "doctor", "evaluate", "find", "intervene", "report", "tune", "organism.measure", "organism.pretrain"]
+NAMES = [
+    *("atlas", "demo", "doctor", "evaluate", "find", "intervene", "report", "tune"),
+    *("organism.measure", "organism.pretrain"),
+]
 
 
 def test_every_command_is_listed_with_one_sentence(capsys):

@@ -4,9 +4,9 @@ const main = document.querySelector("main"), asked = document.querySelector("inp
 const address = (...words) => words.map(encodeURIComponent).join("/");
 
 function gridPage(name, each) {
-  const { title, about, measures, data } = loaded.get("shared");
+  const { about, measures, data } = loaded.get("shared");
   const measure = measures.find((one) => one.name === name) || measures[0];
-  element(main, "h1", "", title);
+  element(main, "h1", "", "All experts");
   element(main, "p", "note", `${about}. Watched on ${data.join(", ")}. Each square is an expert: choose one for its page.`);
   const row = element(main, "div", "row"), choice = element(row, "select");
   choice.setAttribute("aria-label", "Coloured by");
@@ -100,7 +100,7 @@ async function show() {
   main.replaceChildren();
   draw();
   const heading = main.querySelector("h1"), { title } = loaded.get("shared");
-  document.title = heading && heading.textContent !== title ? `${heading.textContent}: ${title}` : title;
+  document.title = heading ? `${heading.textContent}: ${title}` : title;
   window.scrollTo(0, 0);
 }
 

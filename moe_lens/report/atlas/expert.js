@@ -19,11 +19,11 @@ function useOf(parent, { use, saliency }, { data }) {
   const box = section(parent, "How much it is used", "The share of tokens that take it, with its 95 % interval over texts; the mean gating weight where it is taken, and how often it then has the highest of all.");
   const top = Math.max(...use.map(([, rate]) => rate), 1e-12);
   const shown = data.length > 1 ? use : use.filter(([name]) => name);
-  table(box, ["data", "#rate", "", "#interval", "#weight", "#first", "#tokens"], shown.map(
-    ([name, rate, low, high, weight, first, selected, tokens]) => [
-      name || "all together", number(rate),
-      (cell) => (element(cell, "span", "bar").style.width = `${Math.round((90 * rate) / top)}px`),
-      between(low, high), number(weight), number(first, 2), `${whole(selected)} of ${whole(tokens)}`,
+  table(box, ["data", "#tokens", "#rate", "", "#interval", "#weight", "#first"], shown.map(
+    ([name, rate, low, high, weight, first, tokens]) => [
+      name || "all together", whole(tokens), number(rate),
+      (cell) => (element(cell, "span", "bar").style.width = `${Math.round((60 * rate) / top)}px`),
+      between(low, high), number(weight), number(first, 2),
     ]));
   for (const [reap] of saliency) {
     element(box, "p", "note", `REAP, the mean of gating weight times the norm of its output where it is taken: ${number(reap)}.`);
@@ -80,7 +80,7 @@ function writtenOf(parent, { written }) {
 
 function partnersOf(parent, { partners }, { layer }) {
   if (!partners.length) return;
-  const box = section(parent, "Partners", "Experts of the layer that tokens of this one take most beyond those experts' own rate, ordered by the interval's low end.");
+  const box = section(parent, "Partners", "Experts of the layer that tokens of this one take more often than all tokens do, as far as the interval is sure of it, the surest first.");
   table(box, ["expert", "#of its tokens", "#interval", "#of all", "#ratio"], partners.map(([other, share, low, high, rate, ratio]) => [
     (cell) => toExpert(cell, layer, other), number(share), between(low, high), number(rate), number(ratio, 2),
   ]));
@@ -99,7 +99,7 @@ function alikeOf(parent, { outputs, routers }, { layer }) {
 
 function pathsOf(parent, { before, after }, { layers, l }) {
   if (!before.length && !after.length) return;
-  const box = section(parent, "Paths", "Experts of the layers next to it that its tokens take more often than tokens in general do: P(later | earlier) over P(later), which is 1 where layers choose independently; ordered by the interval's low end.");
+  const box = section(parent, "Paths", "Experts of the layers next to it that its tokens take more often than all tokens do, as far as the interval is sure of it, the surest first. Ratio: P(later | earlier) over P(later), 1 where layers choose independently.");
   for (const [heading, rows] of [[`from layer ${layers[l - 1]}`, before], [`to layer ${layers[l + 1]}`, after]]) {
     if (!rows.length) continue;
     element(box, "h3", "", heading);

@@ -41,14 +41,16 @@ class ExpertPages:
             yield (
                 key,
                 {
-                    "use": records(self._of("rates", key), "data rate rate_low rate_high weight first selected tokens"),
+                    "use": records(self._of("rates", key), "data rate rate_low rate_high weight first tokens"),
                     "contexts": records(contexts, "data id position weight place texts weights"),
                     "tokens": self._tokens(key),
                     "written": records(self._of("written", key), "token_id text excess logit"),
                     "partners": self._partners(key),
                     "outputs": self._alike("outputs", key, "other together similarity"),
                     "routers": self._alike("routers", key, "other similarity"),
-                    "before": self._paths("before", key, "layer expert probability rate lift lift_low lift_high"),
+                    "before": self._paths(
+                        "before", key, "before_layer before_expert probability rate lift lift_low lift_high"
+                    ),
                     "after": self._paths("after", key, "next_layer other probability rate lift lift_low lift_high"),
                     "told": records(
                         self._of("baseline", key), "token token_low token_high bigram bigram_low bigram_high"
@@ -91,7 +93,9 @@ class ExpertPages:
             return {}
         table = pd.concat(parts, ignore_index=True)
         by_layer = table.groupby(["run", "name", "layer"])["score"]
-        return {"scores": table.assign(rank=by_layer.rank(ascending=False, method="min"), among=by_layer.transform("size"))}
+        return {
+            "scores": table.assign(rank=by_layer.rank(ascending=False, method="min"), among=by_layer.transform("size"))
+        }
 
     def _of(self, name: str, key: Key) -> pd.DataFrame:
         """The rows of an expert; none where the table is missing or has none of it."""
@@ -108,26 +112,23 @@ class ExpertPages:
         return {"often": records(often.head(MOST), columns), "mostly": records(mostly.head(MOST), columns)}
 
     def _partners(self, key: Key) -> list[Row]:
-        """The experts of the layer that its tokens take most beyond those experts' own rate, by the sure end."""
+        """The experts of the layer that its tokens surely take more often than all tokens do."""
         rows = self._of("partners", key)
         if rows.empty:
             return []
         rows = rows.assign(rate=self.rates.loc[key[0]].loc[rows["other"]].to_numpy())
         rows = rows.assign(lift=rows["probability"] / rows["rate"], sure=rows["probability_low"] / rows["rate"])
-        return _highest(rows, "sure", "other probability probability_low probability_high rate lift")
+        return _highest(rows[rows["sure"] > 1], "sure", "other probability probability_low probability_high rate lift")
 
     def _alike(self, name: str, key: Key, columns: str) -> list[Row]:
         """The experts of the layer that are most like it, by some similarity."""
         return _highest(self._of(name, key), "similarity", columns)
 
     def _paths(self, name: str, key: Key, columns: str) -> list[Row]:
-        """The experts of the layer before, or after, that its tokens take most beyond their rate, by the sure end."""
+        """The experts of the layer before, or after, that its tokens surely take more often than all tokens do."""
         rows = self._of(name, key)
-        if not rows.empty and name == "before":
-            # P(this | before) is what the table has; of a path into an expert the lift is the same from both ends
-            rows = rows.drop(columns=["layer", "expert"])
-            rows = rows.rename(columns={"before_layer": "layer", "before_expert": "expert"})
-        return _highest(rows, "lift_low", columns)
+        columns += " probability rate lift lift_low lift_high"
+        return [] if rows.empty else _highest(rows[rows["lift_low"] > 1], "lift_low", columns)
 
     def _scores(self, key: Key) -> list[Row]:
         return records(self._of("scores", key), "run name score score_low score_high rank among")
@@ -171,10 +172,10 @@ def short(value: Any) -> Any:
         return value
     if hasattr(value, "__len__"):
         return [short(one) for one in value]
-    if pd.isna(value):
+    number = float(value)
+    if number != number:
         return None
-    number = float(f"{float(value):.4g}")
-    return int(value) if float(value).is_integer() else number
+    return int(number) if number.is_integer() else float(f"{number:.4g}")
 
 
 def _highest(rows: pd.DataFrame, by: str, columns: str) -> list[list[Any]]:
