@@ -207,17 +207,18 @@ def walked(site: Path, *steps: str) -> list[dict]:
 @needs_browser
 def test_every_view_has_an_address_and_shows_hostile_text_as_text(site):
     token = next(token for token, text, *_ in data_of(site, "tokens") if "<" in text)
-    start, page, other, taken, found, asked, measured, dark, nowhere = walked(
+    start, page, other, taken, found, asked, measured, dark, nowhere, nothing = walked(
         site,
         "",
         "document.querySelectorAll('.grid a')[8 + 2].click()",
-        "document.dispatchEvent(new KeyboardEvent('keydown', { key: 'ArrowRight', shiftKey: true, bubbles: true }))",
+        "main.dispatchEvent(new KeyboardEvent('keydown', { key: 'ArrowRight', shiftKey: true, bubbles: true }))",
         f"location.hash = 'token/{token}'",
         "asked.value = '<'; document.querySelector('form').requestSubmit()",
         "asked.value = 'layer 2, expert 7'; document.querySelector('form').requestSubmit()",
         "location.hash = ''; location.hash = 'grid/weight/layer'",
         "document.querySelector('.theme').click()",
         "location.hash = 'expert/9/9'",
+        "location.hash = 'grid/nonsense'",
     )
     assert start["html"].count('href="#expert/') == 24 + 10
     assert (page["hash"], page["text"].splitlines()[0]) == ("#expert/1/2", "Layer 1, expert 2")
@@ -233,7 +234,8 @@ def test_every_view_has_an_address_and_shows_hostile_text_as_text(site):
     assert "highest of the layer" in measured["text"]
     assert {measured["theme"], dark["theme"]} == {"light", "dark"}
     assert "the atlas has no expert-9-9" in nowhere["text"]
-    for view in (start, page, other, taken, found, asked, measured, dark, nowhere):
+    assert "no measure nonsense" in nothing["text"]
+    for view in (start, page, other, taken, found, asked, measured, dark, nowhere, nothing):
         assert "tiny <img" in view["title"], "as text, and not run"
         assert not re.search("<(img|script|b>|b [^c])", view["html"].replace("<b class", ""))
         assert not view["broken"]
@@ -262,6 +264,7 @@ def many(layers: int, experts: int) -> dict[str, pd.DataFrame]:
     }
 
 
+@pytest.mark.slow
 @needs_browser
 def test_a_large_model_has_small_pages_beside_what_they_share(tmp_path):
     write_atlas(many(27, 64), tmp_path, {"model": "large"}, about="27 layers, 64 experts")

@@ -5,7 +5,8 @@ const address = (...words) => words.map(encodeURIComponent).join("/");
 
 function gridPage(name, each) {
   const { about, measures, data } = loaded.get("shared");
-  const measure = measures.find((one) => one.name === name) || measures[0];
+  const measure = name ? measures.find((one) => one.name === name) : measures[0];
+  if (!measure) return nothing(`This atlas has no measure ${name}.`)();
   element(main, "h1", "", "All experts");
   element(main, "p", "note", `${about}. Watched on ${data.join(", ")}. Each square is an expert: choose one for its page.`);
   const row = element(main, "div", "row"), choice = element(row, "select");
@@ -26,6 +27,7 @@ function gridPage(name, each) {
   table(first, ["expert", `#${measure.name}`], order.slice(0, 10).map(([value, place]) => [
     (cell) => toExpert(cell, ...expertAt(place)), number(value),
   ]));
+  return main;
 }
 
 function expertAt(place) {

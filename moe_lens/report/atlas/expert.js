@@ -59,10 +59,10 @@ function contextsOf(parent, { contexts }, { data }) {
   }
 }
 
-function tokensOf(parent, { tokens }) {
-  if (!tokens.often.length) return;
+function tokensOf(parent, { often, mostly }) {
+  if (!often.length) return;
   const box = section(parent, "Tokens that take it", "By how often they do, and by the share of their occurrences in which they do (of tokens that occur ten times or more).");
-  for (const [heading, rows] of [["most often", tokens.often], ["most regularly", tokens.mostly]]) {
+  for (const [heading, rows] of [["most often", often], ["most regularly", mostly]]) {
     element(box, "h3", "", heading);
     table(box, ["token", "#taken", "#of", "#share"], rows.map(([id, text, count, selected, share]) => [
       (cell) => toToken(cell, id, text), whole(selected), whole(count), number(share, 2),

@@ -5,24 +5,29 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
+from moe_lens.experts import ExpertSet
 from moe_lens.report.atlas.run_numbers import RunNumbers
 
 MOST = 12
 """Rows of each list on a page."""
 OCCURRENCES = 10
 """So often a token has to be in the data to be listed by its share."""
+TOKEN = "token_id text tokens selected specialisation"
+PATH = "probability rate lift lift_low lift_high"
+TOLD = "token token_low token_high bigram bigram_low bigram_high"
 
-Row = dict[str, Any]
 Key = tuple[int, int]
+Rows = list[list[Any]]
 
 
 @dataclass(frozen=True)
 class ExpertPages:
-    """The pages of all experts.
+    """The pages of all experts, ((layer, expert), page) in rising order; a page has a list of rows for each part.
 
-    tables: of the atlas, by name; those that a model has not are missing. runs: by name, what runs say.
+    tables: of the atlas, by name; what those would say that a model has not is an empty list. runs: by name.
     """
 
     tables: Mapping[str, pd.DataFrame]
@@ -34,135 +39,93 @@ class ExpertPages:
         pairs = self.tables["rates"][["layer", "expert"]].drop_duplicates().sort_values(["layer", "expert"])
         return list(pairs.itertuples(index=False, name=None))
 
-    def __iter__(self) -> Iterator[tuple[Key, Row]]:
-        for layer, expert in self.experts:
-            key = (layer, expert)
-            contexts = self._of("contexts", key).sort_values("rank")
-            yield (
-                key,
-                {
-                    "use": records(self._of("rates", key), "data rate rate_low rate_high weight first tokens"),
-                    "contexts": records(contexts, "data id position weight place texts weights"),
-                    "tokens": self._tokens(key),
-                    "written": records(self._of("written", key), "token_id text excess logit"),
-                    "partners": self._partners(key),
-                    "outputs": self._alike("outputs", key, "other together similarity"),
-                    "routers": self._alike("routers", key, "other similarity"),
-                    "before": self._paths(
-                        "before", key, "before_layer before_expert probability rate lift lift_low lift_high"
-                    ),
-                    "after": self._paths("after", key, "next_layer other probability rate lift lift_low lift_high"),
-                    "told": records(
-                        self._of("baseline", key), "token token_low token_high bigram bigram_low bigram_high"
-                    ),
-                    "saliency": records(self._of("saliency", key), "reap ean"),
-                    "scores": self._scores(key),
-                    "doses": self._doses(key),
-                },
-            )
+    def __iter__(self) -> Iterator[tuple[Key, dict[str, Any]]]:
+        parts, doses = self._parts(), self._doses()
+        for key in self.experts:
+            yield key, {name: rows.get(key, []) for name, rows in parts.items()} | {"doses": doses.get(key, [])}
 
-    @cached_property
-    def rates(self) -> pd.Series:
-        """The rate of each expert over all data sets together, by layer and expert."""
-        table = self.tables["rates"]
-        return table[table["data"] == ""].set_index(["layer", "expert"])["rate"]
-
-    @cached_property
-    def _parts(self) -> dict[str, dict[Key, pd.DataFrame]]:
-        """The rows of each expert, of each table."""
+    def _parts(self) -> dict[str, dict[Key, Rows]]:
+        """By part of the page and expert its rows, the first ones first."""
+        tokens, paths = self._table("tokens"), self._table("paths")
         return {
-            name: {(int(layer), int(expert)): rows for (layer, expert), rows in table.groupby(["layer", "expert"])}
-            for name, table in (self.tables | self._from_paths | self._from_runs).items()
-            if "expert" in table
+            "use": by_expert(self._table("rates"), "data rate rate_low rate_high weight first tokens"),
+            "saliency": by_expert(self._table("saliency"), "reap"),
+            "told": by_expert(self._table("baseline"), TOLD),
+            "contexts": by_expert(
+                _ordered(self._table("contexts"), rank=True), "data id position weight place texts weights"
+            ),
+            "often": by_expert(_ordered(tokens, selected=False, token_id=True), TOKEN, MOST),
+            "mostly": by_expert(
+                _ordered(_above(tokens, "tokens", OCCURRENCES - 1), specialisation=False, selected=False), TOKEN, MOST
+            ),
+            "written": by_expert(_ordered(self._table("written"), rank=True), "token_id text excess logit"),
+            "partners": by_expert(
+                self._partners(), "other probability probability_low probability_high rate lift", MOST
+            ),
+            "outputs": by_expert(_alike(self._table("outputs")), "other together similarity", MOST),
+            "routers": by_expert(_alike(self._table("routers")), "other similarity", MOST),
+            "after": by_expert(_surest(paths, "lift_low"), f"next_layer other {PATH}", MOST),
+            "before": by_expert(_surest(paths, "lift_low"), f"layer expert {PATH}", MOST, of=("next_layer", "other")),
+            "scores": by_expert(self._scores(), "run name score score_low score_high rank among"),
         }
 
-    @property
-    def _from_paths(self) -> dict[str, pd.DataFrame]:
-        """The paths by the expert from which they lead, and by the one to which they do."""
-        if "paths" not in self.tables:
-            return {}
-        paths = self.tables["paths"]
-        names = {"layer": "before_layer", "expert": "before_expert", "next_layer": "layer", "other": "expert"}
-        return {"after": paths, "before": paths.rename(columns=names)}
+    def _table(self, name: str) -> pd.DataFrame:
+        """A table of the atlas; an empty one where the model has none."""
+        return self.tables.get(name, pd.DataFrame())
 
-    @cached_property
-    def _from_runs(self) -> dict[str, pd.DataFrame]:
+    def _partners(self) -> pd.DataFrame:
+        """Pairs of which the first one's tokens surely take the other more often than all tokens do."""
+        pairs, rates = self._table("partners"), self.tables["rates"]
+        if pairs.empty:
+            return pairs
+        every = rates[rates["data"] == ""][["layer", "expert", "rate"]].rename(columns={"expert": "other"})
+        pairs = pairs.merge(every, on=["layer", "other"], how="left")
+        own = pairs["rate"].where(pairs["rate"] > 0)
+        return _surest(pairs.assign(lift=pairs["probability"] / own, sure=pairs["probability_low"] / own), "sure")
+
+    def _scores(self) -> pd.DataFrame:
         """The scores of all runs, with the rank of each expert in its layer."""
         parts = [run.scores.assign(run=name) for name, run in self.runs.items() if len(run.scores)]
         if not parts:
-            return {}
+            return pd.DataFrame()
         table = pd.concat(parts, ignore_index=True)
         by_layer = table.groupby(["run", "name", "layer"])["score"]
-        return {
-            "scores": table.assign(rank=by_layer.rank(ascending=False, method="min"), among=by_layer.transform("size"))
-        }
+        ranks = by_layer.rank(ascending=False, method="min")
+        return table.assign(rank=ranks, among=by_layer.transform("size"))
 
-    def _of(self, name: str, key: Key) -> pd.DataFrame:
-        """The rows of an expert; none where the table is missing or has none of it."""
-        return self._parts.get(name, {}).get(key, pd.DataFrame())
-
-    def _tokens(self, key: Key) -> dict[str, list[Row]]:
-        """The tokens that take it, by how often they do, and by the share of their occurrences in which they do."""
-        rows, columns = self._of("tokens", key), "token_id text tokens selected specialisation"
-        if rows.empty:
-            return {"often": [], "mostly": []}
-        often = rows.sort_values(["selected", "token_id"], ascending=[False, True])
-        frequent = rows[rows["tokens"] >= OCCURRENCES]
-        mostly = frequent.sort_values(["specialisation", "selected", "token_id"], ascending=[False, False, True])
-        return {"often": records(often.head(MOST), columns), "mostly": records(mostly.head(MOST), columns)}
-
-    def _partners(self, key: Key) -> list[Row]:
-        """The experts of the layer that its tokens surely take more often than all tokens do."""
-        rows = self._of("partners", key)
-        if rows.empty:
-            return []
-        rows = rows.assign(rate=self.rates.loc[key[0]].loc[rows["other"]].to_numpy())
-        rows = rows.assign(lift=rows["probability"] / rows["rate"], sure=rows["probability_low"] / rows["rate"])
-        return _highest(rows[rows["sure"] > 1], "sure", "other probability probability_low probability_high rate lift")
-
-    def _alike(self, name: str, key: Key, columns: str) -> list[Row]:
-        """The experts of the layer that are most like it, by some similarity."""
-        return _highest(self._of(name, key), "similarity", columns)
-
-    def _paths(self, name: str, key: Key, columns: str) -> list[Row]:
-        """The experts of the layer before, or after, that its tokens surely take more often than all tokens do."""
-        rows = self._of(name, key)
-        columns += " probability rate lift lift_low lift_high"
-        return [] if rows.empty else _highest(rows[rows["lift_low"] > 1], "lift_low", columns)
-
-    def _scores(self, key: Key) -> list[Row]:
-        return records(self._of("scores", key), "run name score score_low score_high rank among")
-
-    def _doses(self, key: Key) -> list[Row]:
-        """The dose curves of the sets that it is in, each with what random sets and the unmasked model give."""
-        found = []
+    def _doses(self) -> dict[Key, list[dict[str, Any]]]:
+        """The dose curves of the sets that an expert is in, each with what random sets and the unmasked model give."""
+        found: dict[Key, list[dict[str, Any]]] = {}
         for name, run in self.runs.items():
-            for one in run.curves_of(*key):
-                tasks = run.doses["task"] if "task" in run.doses else pd.Series("", index=run.doses.index)
-                for task, rows in run.doses.groupby(tasks.fillna(""), sort=False):
-                    found.append({"run": name, "set": one, "task": task, **_curve(rows, one)})
+            tasks = run.doses["task"].fillna("") if "task" in run.doses else pd.Series("", index=run.doses.index)
+            for one, experts in run.sets.items():
+                for task, rows in run.doses.groupby(tasks, sort=False):
+                    curve = {"run": name, "set": one, "task": task, **_curve(rows, one)}
+                    for key in ExpertSet.parse(experts):
+                        found.setdefault(key, []).append(curve)
         return found
 
 
-def _curve(rows: pd.DataFrame, name: str) -> Row:
-    """A set's exact match by strength, beside the lowest and the highest of random sets and the unmasked model."""
-    own = rows[(rows["set"] == name) & rows["strength"].notna()].sort_values("strength")
-    chance = rows[(rows["family"] == "random") & rows["strength"].notna()].groupby("strength")["em"]
-    chance = chance.agg(["min", "max"]).reset_index()
-    unmasked = rows.loc[rows["family"] == "none", "em"]
-    return {
-        "mode": str(own["mode"].iloc[0]) if len(own) else "",
-        "experts": str(own["experts"].iloc[0]) if len(own) else "",
-        "points": records(own, "strength em em_low em_high"),
-        "random": records(chance, "strength min max"),
-        "unmasked": short(unmasked.iloc[0]) if len(unmasked) else None,
-    }
+def by_expert(
+    table: pd.DataFrame, columns: str, most: int | None = None, *, of: tuple[str, str] = ("layer", "expert")
+) -> dict[Key, Rows]:
+    """The rows of each expert, in the table's order, as lists of these columns; no more than `most` of each.
 
-
-def records(table: pd.DataFrame, columns: str) -> list[list[Any]]:
-    """The rows of these columns as lists, numbers with four digits; none of an empty table."""
+    of: the columns that name the expert. None of an empty table.
+    """
+    found: dict[Key, Rows] = {}
     if table.empty:
-        return []
+        return found
+    keys = zip(*(table[name].tolist() for name in of), strict=True)
+    for key, row in zip(keys, zip(*(table[name].tolist() for name in columns.split()), strict=True), strict=True):
+        own = found.setdefault(key, [])
+        if most is None or len(own) < most:
+            own.append([short(value) for value in row])
+    return found
+
+
+def records(table: pd.DataFrame, columns: str) -> Rows:
+    """The rows of these columns as lists, numbers with four digits."""
     return [[short(value) for value in row] for row in table[columns.split()].itertuples(index=False, name=None)]
 
 
@@ -170,7 +133,7 @@ def short(value: Any) -> Any:
     """A value as JSON has it, with four digits; NaN is nothing."""
     if isinstance(value, str) or value is None:
         return value
-    if hasattr(value, "__len__"):
+    if isinstance(value, list | np.ndarray):
         return [short(one) for one in value]
     number = float(value)
     if number != number:
@@ -178,8 +141,35 @@ def short(value: Any) -> Any:
     return int(number) if number.is_integer() else float(f"{number:.4g}")
 
 
-def _highest(rows: pd.DataFrame, by: str, columns: str) -> list[list[Any]]:
-    """The rows of the highest values; of equal ones those that come first."""
-    if rows.empty:
-        return []
-    return records(rows[rows[by].notna()].sort_values(by, ascending=False, kind="stable").head(MOST), columns)
+def _ordered(table: pd.DataFrame, **rising: bool) -> pd.DataFrame:
+    """The table by these columns, rising or falling; of equal rows those that come first."""
+    return table if table.empty else table.sort_values(list(rising), ascending=list(rising.values()), kind="stable")
+
+
+def _above(table: pd.DataFrame, column: str, least: float) -> pd.DataFrame:
+    """The rows whose value is above `least`."""
+    return table if table.empty else table[table[column] > least]
+
+
+def _surest(table: pd.DataFrame, low: str) -> pd.DataFrame:
+    """The rows of ratios that are above 1 with their whole interval, from the highest low end down."""
+    return _ordered(_above(table, low, 1), **{low: False})
+
+
+def _alike(table: pd.DataFrame) -> pd.DataFrame:
+    """Pairs that have a similarity, the most alike first."""
+    return _ordered(_above(table, "similarity", -np.inf), similarity=False)
+
+
+def _curve(rows: pd.DataFrame, name: str) -> dict[str, Any]:
+    """A set's exact match by strength, beside the lowest and the highest of random sets and the unmasked model."""
+    dosed = rows[rows["strength"].notna()].sort_values("strength", kind="stable")
+    own, chance = dosed[dosed["set"] == name], dosed[dosed["family"] == "random"]
+    unmasked = rows.loc[rows["family"] == "none", "em"]
+    return {
+        "mode": str(own["mode"].iloc[0]) if len(own) else "",
+        "experts": str(own["experts"].iloc[0]) if len(own) else "",
+        "points": records(own, "strength em em_low em_high"),
+        "random": records(chance.groupby("strength")["em"].agg(["min", "max"]).reset_index(), "strength min max"),
+        "unmasked": short(unmasked.iloc[0]) if len(unmasked) else None,
+    }

@@ -6,13 +6,14 @@ from pathlib import Path
 import pandas as pd
 
 from moe_lens.errors import MoELensError
-from moe_lens.experts import ExpertSet
 from moe_lens.results import read_table
 from moe_lens.storage import nameable
 
 KEPT = ("score-*.parquet", "scores-*.parquet")
 """The files of scores of every expert, below a run's folder; those of moe_lens.find have several each."""
 SCORE = ("name", "layer", "expert", "score")
+OTHERS = ("none", "random", "random mean", "saved")
+"""Rows of a masking run that are of no set of experts that somebody chose."""
 DOSE = ("set", "family", "experts", "mode", "strength", "em", "em_low", "em_high")
 
 
@@ -26,11 +27,11 @@ class RunNumbers:
     scores: pd.DataFrame
     doses: pd.DataFrame
 
-    def curves_of(self, layer: int, expert: int) -> list[str]:
-        """The sets with dose curves that the expert is in."""
-        chosen = self.doses[~self.doses["family"].isin(["none", "random", "random mean", "saved"])]
-        sets = chosen.drop_duplicates("set")
-        return [str(row.set) for row in sets.itertuples() if (layer, expert) in ExpertSet.parse(row.experts)]
+    @property
+    def sets(self) -> dict[str, str]:
+        """The experts of each set that has a dose curve, random ones left out, by its name."""
+        chosen = self.doses[~self.doses["family"].isin(OTHERS) & self.doses["strength"].notna()]
+        return dict(zip(chosen["set"], chosen["experts"], strict=True))
 
 
 def read_run(folder: str | Path) -> RunNumbers:
