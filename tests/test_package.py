@@ -34,6 +34,7 @@ GROUPS = (
     ("commands",),
     ("organism", "paper"),
     (
+        "atlas",
         "demo",
         "evaluate",
         "find",

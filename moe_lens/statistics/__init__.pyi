@@ -1,3 +1,4 @@
+from .activation_rates import ActivationRates as ActivationRates
 from .answer_probability import AnswerProbability as AnswerProbability
 from .attention_mass import AttentionMass as AttentionMass
 from .attention_mass import average_heads as average_heads
@@ -5,13 +6,17 @@ from .coactivation import CoActivation as CoActivation
 from .expert_outputs import ExpertSaliency as ExpertSaliency
 from .expert_outputs import ExpertVocabulary as ExpertVocabulary
 from .expert_outputs import OutputSimilarity as OutputSimilarity
+from .expert_paths import ExpertPaths as ExpertPaths
 from .logit_spread import LogitSpread as LogitSpread
 from .router_load import RouterLoad as RouterLoad
 from .routing_tokens import RoutingTokens as RoutingTokens
 from .saved import add_saved as add_saved
 from .saved import save_statistic as save_statistic
 from .selected_experts import SelectedExperts as SelectedExperts
+from .token_baseline import TokenBaseline as TokenBaseline
+from .top_contexts import TopContexts as TopContexts
 from .usage import ExpertUsage as ExpertUsage
 from .vectors import RoutingVectors as RoutingVectors
 from .vocabulary import VocabularySpecialisation as VocabularySpecialisation
+from .weights import router_similarity as router_similarity
 from .weights import weight_similarity as weight_similarity

@@ -1,4 +1,4 @@
-"""How alike the weights of a layer's experts are; read from the model, without data."""
+"""How alike the weights of a layer's experts are, and its router's rows; read from the model, without data."""
 
 import pandas as pd
 import torch
@@ -32,6 +32,26 @@ def weight_similarity(lens: MoELens) -> pd.DataFrame:
             raise NotFiniteError(f"weights of the experts in layer {layer} are not finite, so none is like another")
         norms = products.diagonal().sqrt()
         parts.append(pairs_table(layer, {"similarity": (products / norms[:, None] / norms).numpy()}))
+    return pd.concat(parts, ignore_index=True)
+
+
+def router_similarity(lens: MoELens) -> pd.DataFrame:
+    """One row per ordered pair of different experts of a layer: layer, expert, other, similarity.
+
+    similarity: the cosine of the two experts' rows of the router's weight: experts that are asked for by like tokens.
+    Raises MoELensError for a router without one row per expert, and for one that is not in memory.
+    """
+    architecture, parts = lens.architecture, []
+    for layer in architecture.moe_layers:
+        path = architecture.at(layer).router
+        own = dict(lens.module.get_submodule(path).named_parameters())
+        rows = [name for name, one in own.items() if one.ndim == 2 and len(one) == architecture.n_experts]
+        if len(rows) != 1:
+            shapes = {name: list(one.shape) for name, one in own.items()}
+            raise MoELensError(f"expected one weight in the router {path!r} with a row per expert; it has {shapes}")
+        expect_in_memory(lens.module, [f"{path}.{rows[0]}"], "its rows are compared")
+        unit = torch.nn.functional.normalize(own[rows[0]].detach().float().cpu().double(), dim=-1)
+        parts.append(pairs_table(layer, {"similarity": (unit @ unit.T).numpy()}))
     return pd.concat(parts, ignore_index=True)
 
 

@@ -8,8 +8,10 @@ import pytest
 import moe_lens
 from moe_lens.__main__ import commands, main
 
-NAMES = ["demo", "doctor", "evaluate", "find", "intervene", "measure", "report", "tune"]
-NAMES += ["organism.measure", "organism.pretrain"]
+NAMES = [
+    *("atlas", "demo", "doctor", "evaluate", "find", "intervene", "measure", "report", "tune"),
+    *("organism.measure", "organism.pretrain", "organism.split"),
+]
 
 
 def test_every_command_is_listed_with_one_sentence(capsys):

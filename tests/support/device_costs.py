@@ -17,7 +17,7 @@ from moe_lens.architecture.tiny import tiny_model
 from moe_lens.checks.reference import padded
 from moe_lens.data import encode
 from moe_lens.lens import CAPTURES, MODES
-from moe_lens.statistics import weight_similarity
+from moe_lens.statistics import router_similarity, weight_similarity
 from moe_lens.tuning import Method, Schedule, TuneAll, TuneExperts, TuneRouters, fit
 
 FAMILY, FEW, MORE = "olmoe", 1, 2
@@ -143,6 +143,7 @@ COSTED: Mapping[str, Costed] = MappingProxyType(
         "logit lens": _beyond(_nothing, _logit_lens),
         **{name: _beyond(_bare_forward, partial(measured, name)) for name in STATISTICS},
         "weight_similarity": _beyond(_nothing, weight_similarity),
+        "router_similarity": _beyond(_nothing, router_similarity),
         "tune router": _step(lambda lens: TuneRouters()),
         "tune ceft": _step(lambda lens: TuneExperts(ExpertSet.of({n: [0, 2] for n in lens.architecture.moe_layers}))),
         "tune fft": _step(lambda lens: TuneAll()),

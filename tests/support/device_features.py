@@ -18,9 +18,11 @@ from moe_lens.lens import CAPTURES, MODES, Intervention, Rows, Statistic, apply_
 from moe_lens.lens.delta import restored
 from moe_lens.report.views.tokens import attention_of_tokens, experts_of_tokens
 from moe_lens.statistics import (
+    ActivationRates,
     AnswerProbability,
     AttentionMass,
     CoActivation,
+    ExpertPaths,
     ExpertSaliency,
     ExpertUsage,
     ExpertVocabulary,
@@ -30,7 +32,10 @@ from moe_lens.statistics import (
     RoutingTokens,
     RoutingVectors,
     SelectedExperts,
+    TokenBaseline,
+    TopContexts,
     VocabularySpecialisation,
+    router_similarity,
     weight_similarity,
 )
 from moe_lens.tuning import Method, Schedule, TuneAll, TuneExperts, TuneLowRank, TuneRouters, save_trained, tune
@@ -204,9 +209,13 @@ STATISTICS: dict[str, Callable[[MoELens], Statistic]] = {
     "ExpertUsage": lambda lens: ExpertUsage(),
     "ExpertUsage token gate": lambda lens: ExpertUsage("token", value="gate"),
     "ExpertUsage gating_weight": lambda lens: ExpertUsage(positions="context", value="gating_weight"),
+    "ActivationRates": lambda lens: ActivationRates(),
     "RouterLoad": lambda lens: RouterLoad(),
     "LogitSpread": lambda lens: LogitSpread(),
     "CoActivation": lambda lens: CoActivation(),
+    "ExpertPaths": lambda lens: ExpertPaths(),
+    "TokenBaseline": lambda lens: TokenBaseline(),
+    "TopContexts": lambda lens: TopContexts(),
     "SelectedExperts": lambda lens: SelectedExperts(),
     "RoutingTokens": lambda lens: RoutingTokens(),
     "RoutingVectors": lambda lens: RoutingVectors(),
@@ -245,6 +254,7 @@ FEATURES: dict[str, Feature] = {
     **{f"check {name}": _checked(name) for name in CHECKS},
     **{name: _measured(name) for name in STATISTICS},
     "weight_similarity": weight_similarity,
+    "router_similarity": router_similarity,
     **TRAINING,
 }
 """Everything, by name; what each gives is compared with what it gives on the CPU."""

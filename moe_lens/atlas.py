@@ -1,0 +1,89 @@
+"""The atlas of a model's experts from the command line: `python -m moe_lens.atlas --help`."""
+
+from pathlib import Path
+from typing import Annotated
+
+from typer import Option
+
+from moe_lens.commands import console, options
+
+
+def main(
+    opening: options.Opening,
+    data: Annotated[
+        str,
+        Option(
+            help="What the experts are watched on, with commas: each data set is a domain of the atlas. Names as "
+            "--data of the other commands takes them."
+        ),
+    ],
+    out: Annotated[
+        Path,
+        Option(
+            help="Folder for index.html, which opens from the disk, atlas/ with its data, and tables/ with numbers. "
+            "The same command with the same folder reads the tables and makes the pages anew."
+        ),
+    ],
+    scores: Annotated[
+        list[Path] | None,
+        Option(
+            help="The folder of a run (several times) whose numbers about single experts are shown: scores that "
+            "moe_lens.find, intervene or evaluate kept there, single effects among them, and dose curves."
+        ),
+    ] = None,
+    positions: Annotated[
+        str,
+        Option(
+            help="Which tokens count: all (of the prompt), context, question, from_question, last, or numbers counted "
+            "from the prompt's last token, such as -1,0."
+        ),
+    ] = "all",
+    contexts: Annotated[int, Option(min=1, help="Contexts shown of each expert and data set.")] = 6,
+    split: Annotated[str, Option(help="Which split of each data set is read (a file has none: all of it).")] = "test",
+    limit: Annotated[int | None, Option(min=1, help="Read the first so many examples of each data set only.")] = None,
+    reading: options.Reading = options.Reading(),
+    batch_size: Annotated[
+        int, Option(min=1, help="Examples per batch; the outputs of all their experts are in memory at once.")
+    ] = 8,
+) -> None:
+    """Write a site with a page for every expert of a model: what takes it, what it writes, and who goes with it.
+
+    For example, the packaged model on four of its tasks, then opened with any browser, without a network:
+
+    \b
+        python -m moe_lens.atlas --model organism:planted --data novel,swap,closed_book,hops --out ATLAS
+
+    A run's scores and dose curves stand on the pages of the experts that they are of:
+
+    \b
+        python -m moe_lens.find --model organism:planted --data novel --score effect --out RUN/find
+        python -m moe_lens.atlas --model organism:planted --data novel,swap,closed_book,hops \\
+            --scores RUN/find --out ATLAS
+    """
+    from moe_lens.commands.expert_atlas import Atlas
+    from moe_lens.commands.masking_tasks import Tasks
+    from moe_lens.lens.positions import check_positions
+    from moe_lens.report.atlas import read_run, write_atlas
+    from moe_lens.results import claim, data_digest, provenance
+    from moe_lens.storage import try_folder
+
+    try_folder(out)
+    tasks, place = Tasks.parse(data, None).targets, options.place_named(positions)
+    check_positions(place)
+    runs = {folder.name: read_run(folder) for folder in scores or []}
+    loaded = {task: reading.load(task, split=split, limit=limit) for task in tasks}
+    lens = opening.load()
+    lens.batch_size = batch_size
+    fitted = {task: reading.fit(examples, lens, of=f"{task}, {split}") for task, examples in loaded.items()}
+    examples = {task: one.examples for task, one in fitted.items()}
+    facts = opening.facts(lens) | reading.facts(*fitted.values()) | {"positions": place, "contexts": contexts}
+    facts |= {"batch_size": batch_size, "tasks": {task: data_digest(own) for task, own in examples.items()}}
+    made_by = provenance(model=opening.model, delta=opening.delta, facts=facts)
+    claim(out, made_by)
+    tables = Atlas(lens, place, contexts).tables(out / "tables", made_by, examples)
+    page = write_atlas(tables, out, made_by, about=lens.architecture.in_short(), runs=runs)
+    console.say(f"wrote {page}: open it with a browser")
+
+
+if __name__ == "__main__":
+    console.run(main)

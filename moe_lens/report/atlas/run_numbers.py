@@ -1,0 +1,55 @@
+"""What a run's folder says of single experts: the scores that it kept of every expert, and its dose curves."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from moe_lens.errors import MoELensError
+from moe_lens.results import read_table
+from moe_lens.storage import nameable
+
+KEPT = ("score-*.parquet", "scores-*.parquet")
+"""The files of scores of every expert, below a run's folder; those of moe_lens.find have several each."""
+SCORE = ("name", "layer", "expert", "score")
+OTHERS = ("none", "random", "random mean", "saved")
+"""Rows of a masking run that are of no set of experts that somebody chose."""
+DOSE = ("set", "family", "experts", "mode", "strength", "em", "em_low", "em_high")
+
+
+@dataclass(frozen=True)
+class RunNumbers:
+    """scores: columns name, layer, expert, score, score_low, score_high (NaN where there is no interval).
+
+    doses: rows of a masking run with strengths, the unmasked one and the random ones among them.
+    """
+
+    scores: pd.DataFrame
+    doses: pd.DataFrame
+
+    @property
+    def sets(self) -> dict[str, str]:
+        """The experts of each set that has a dose curve, random ones left out, by its name."""
+        chosen = self.doses[~self.doses["family"].isin(OTHERS) & self.doses["strength"].notna()]
+        return dict(zip(chosen["set"], chosen["experts"], strict=True))
+
+
+def read_run(folder: str | Path) -> RunNumbers:
+    """The numbers of a run; MoELensError where its folder has neither scores nor dose curves."""
+    if not nameable(folder).is_dir():
+        raise MoELensError(f"expected the folder of a run; got {folder}, which is none")
+    scores = [read_table(path) for name in KEPT for path in sorted(Path(folder).rglob(name))]
+    doses = [read_table(path) for path in sorted(Path(folder).rglob("doses.parquet"))]
+    found = [table for table in scores if set(SCORE) <= set(table)]
+    curves = [table for table in doses if set(DOSE) <= set(table)]
+    if not found and not curves:
+        raise MoELensError(
+            f"{folder} keeps no scores of every expert ({', '.join(KEPT)}) and no doses.parquet; give the folder of "
+            "moe_lens.find, or of moe_lens.intervene with scores or strengths"
+        )
+    columns = [*SCORE, "score_low", "score_high"]
+    whole = pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=columns)
+    return RunNumbers(
+        whole.reindex(columns=columns).drop_duplicates(["name", "layer", "expert"], ignore_index=True),
+        pd.concat(curves, ignore_index=True) if curves else pd.DataFrame(columns=DOSE),
+    )

@@ -1,0 +1,70 @@
+"""ActivationRates: how often, how strongly and how decidedly tokens take each expert, with intervals over texts."""
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from moe_lens.lens.devices import OnDevices, places_of
+from moe_lens.lens.needs import Needs
+from moe_lens.lens.positions import Positions
+from moe_lens.lens.record import Record
+from moe_lens.statistics.accumulators import LayerSums
+from moe_lens.statistics.jackknife import Sums, by_group, groups_of, with_interval
+
+
+class ActivationRates(LayerSums):
+    """The share of tokens that select an expert, N_i / N, over all tokens alike, and the gating weight it then has.
+
+    positions: which tokens count, as in `Record.position_mask`.
+    """
+
+    def __init__(self, positions: Positions = "all") -> None:
+        self.positions = positions
+        super().__init__(Needs.of({"routing"}, positions), {"positions": positions})
+
+    def sums(self, record: Record) -> dict[int, dict[str, Tensor]]:
+        mask = record.position_mask(self.positions)
+        tokens, groups = OnDevices(places_of(mask)), OnDevices(groups_of(record.ids)[mask.nonzero()[:, 0]])
+        found = {}
+        for layer, routing in record.routing.items():
+            indices, weights = (tokens.of(part.flatten(0, 1)) for part in (routing.indices, routing.weights.double()))
+            none = torch.zeros(len(indices), routing.n_experts, dtype=torch.float64, device=weights.device)
+            best = indices.gather(1, weights.argmax(1, keepdim=True))
+            counted = {
+                "tokens": none[:, :1] + 1,
+                "selected": tokens.of(routing.selected().flatten(0, 1)),
+                "weight": none.scatter_add(1, indices, weights),
+                "first": none.scatter(1, best, 1.0),
+            }
+            found[layer] = {name: by_group(values, groups) for name, values in counted.items()}  # [group, expert or 1]
+        return found
+
+    def table(self) -> pd.DataFrame:
+        """One row per expert: layer, expert, tokens (that count), selected (of them), rate, weight, first.
+
+        rate: selected / tokens; over a layer's experts it sums to k. rate_low and rate_high: its 95 % interval over
+        texts (`with_interval`). weight: the mean gating weight over the tokens that selected it, first: of these tokens
+        the share in which no other expert has more; both NaN for an expert that was never selected.
+        Raises MoELensError if no token counted.
+        """
+        parts = []
+        for layer, tensors in self.layer_sums().items():
+            sums = {name: part.numpy() for name, part in tensors.items()}
+            value, low, high = with_interval(_rate, sums, size="tokens")
+            total = {name: part.sum(0) for name, part in sums.items()}
+            columns = {"layer": layer, "expert": np.arange(len(value)), "tokens": int(total["tokens"][0])}
+            columns |= {"selected": total["selected"].astype(int), "rate": value}
+            columns |= {"rate_low": low.clip(0, 1), "rate_high": high.clip(0, 1)}
+            for name in ("weight", "first"):
+                none = np.full(len(value), np.nan)
+                columns[name] = np.divide(total[name], total["selected"], out=none, where=total["selected"] > 0)
+            parts.append(pd.DataFrame(columns))
+        table = pd.concat(parts, ignore_index=True)
+        table.attrs = dict(self.settings)
+        return table
+
+
+def _rate(sums: Sums) -> np.ndarray:
+    rate: np.ndarray = sums["selected"] / sums["tokens"]
+    return rate
