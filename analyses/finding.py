@@ -44,7 +44,7 @@ def main(
     sizes = Sizes(size, n_random, scored, dev, test, other, searches)
     study = Finding(model, tuned_routers(routers), out, sizes, [score_named(name) for name in names])
     made_by = provenance(model=model, facts={"sizes": repr(sizes), "scores": names, "seeds": sorted(study.deltas)})
-    claim(out, made_by)
+    claim(out, provenance(model=model, facts={"size": size}))  # more routers and questions go on from what is there
     of_base, rows, found = study.of_base(), [], {}
     for seed, folder in study.deltas.items():
         lens = MoELens.from_pretrained(model, delta=folder)
