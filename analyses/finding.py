@@ -19,7 +19,7 @@ from moe_lens.commands import console
 from moe_lens.organism.tuning_effects import tuned_routers
 from moe_lens.paper.finders import Finding, Sizes, best_of_kinds
 from moe_lens.results import claim, provenance, write_table
-from moe_lens.storage import try_folder
+from moe_lens.storage import try_folder, write_bytes
 
 LEFT_OUT = ("effect", "effect-tuned")
 """The exact effects stand in the table as `strongest`, measured on dev questions."""
@@ -53,6 +53,9 @@ def main(
     table = pd.concat(rows, ignore_index=True)
     wanted = best_of_kinds(table)
     console.say(f"chosen on dev, to be asked on test: {', '.join(wanted)}")
+    for one in found[min(found)]:
+        if one.name in wanted and (one in of_base or one.name == "planted"):
+            write_bytes(out / "sets" / f"{one.choice.family.partition(',')[0]}.json", one.experts.to_json().encode())
     tests = []
     for seed, folder in study.deltas.items():
         chosen = [one.choice for one in found[seed] if one.name in wanted]
