@@ -20,6 +20,7 @@ from moe_lens.choosing.selection import scores_of
 from moe_lens.commands import console
 from moe_lens.organism.tuning_effects import tuned_routers
 from moe_lens.paper.finders import ALSO, SPARED, TARGETS
+from moe_lens.paper.result_tables import dose_table_printed, strengthening_table
 from moe_lens.paper.strengthening import Strengthening, biased, decodings, pairs, trained_biases, vectors
 from moe_lens.results import claim, provenance, write_table
 from moe_lens.storage import try_folder
@@ -55,17 +56,18 @@ def main(
     points += [*vectors(study.lens, asked), *decodings()]
     table, chosen = study.chosen(points)
     both, more = study.chosen(pairs(table, points))
-    write_table(pd.concat([table, both], ignore_index=True), out / "dev.parquet", made_by)
     console.say("chosen on dev: " + "; ".join(point.name for point in [*chosen, *more]))
-    write_table(study.test([*chosen, *more], n_random), out / "test.parquet", made_by)
-    parts = []
+    tested, parts = study.test([*chosen, *more], n_random), []
     for seed, folder in tuned_routers(routers).items():
         lens = MoELens.from_pretrained(model, delta=folder)
         for task in (*TARGETS, *SPARED, *ALSO):
             tokens, questions = 32 if task == "summary" else 8, study.examples(task, "test")
             answers = evaluate(lens, questions, max_new_tokens=tokens, batch_size=96).answers
             parts.append(answers.assign(task=task, seed=seed))
-    write_table(pd.concat(parts, ignore_index=True), out / "tuned.parquet", made_by)
+    tables = {"dev": pd.concat([table, both], ignore_index=True), "test": tested, "tuned": pd.concat(parts)}
+    for name, own in tables.items():
+        write_table(own, out / f"{name}.parquet", made_by)
+    print(dose_table_printed(tables["dev"]), strengthening_table(tested, tables["tuned"]), sep="\n\n")
 
 
 if __name__ == "__main__":
