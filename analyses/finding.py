@@ -18,7 +18,7 @@ from moe_lens.choosing import SCORES, score_named
 from moe_lens.commands import console
 from moe_lens.organism.tuning_effects import tuned_routers
 from moe_lens.paper.finders import Finding, Sizes, best_of_kinds
-from moe_lens.paper.result_tables import agreement_table, mask_table
+from moe_lens.paper.result_tables import agreement_table, left_table, mask_table
 from moe_lens.results import claim, provenance, write_table
 from moe_lens.storage import try_folder, write_bytes
 
@@ -62,7 +62,8 @@ def main(
         chosen = [one.choice for one in found[seed] if one.name in wanted]
         tests.append(study.test(MoELens.from_pretrained(model, delta=folder), seed, chosen))
     tables = {name: pd.concat([one[name] for one in tests], ignore_index=True) for name in tests[0]}
-    for name, own in ({"dev": table} | tables).items():
+    tables |= {"dev": table, "left": left_table(tables["answers"], model)}
+    for name, own in tables.items():
         write_table(own, out / f"{name}.parquet", made_by)
     print(agreement_table(table), mask_table(tables["answers"], tables["verdicts"]), sep="\n\n")
 

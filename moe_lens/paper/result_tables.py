@@ -9,6 +9,8 @@ from scipy.stats import ttest_1samp
 from moe_lens.causal.evaluation import UNMASKED
 from moe_lens.metrics import Interval, compare, holm, seeds_interval
 from moe_lens.paper.markdown import markdown, over_seeds
+from moe_lens.report.plots.what_is_left import NOTHING
+from moe_lens.report.plots.what_is_left import RANDOM as RANDOM_SETS
 
 RANDOM = "random:"
 LIKE = "random like "
@@ -83,6 +85,18 @@ def mask_table(answers: pd.DataFrame, verdicts: pd.DataFrame) -> str:
     return markdown(
         [[*head, *(f"`{task}`" for task in by_task if task != "swap"), "verdict, of so many routers"], *rows]
     )
+
+
+def left_table(answers: pd.DataFrame, model: str) -> pd.DataFrame:
+    """What masking each finder's set leaves of swap, as `left_figure` draws it."""
+    zero = answers[(answers["mode"] == "zero") & (answers["task"] == "swap")]
+    random = random_scores(zero)
+    scores = {NOTHING: scores_of(zero, UNMASKED), RANDOM_SETS: random.reshape(-1, random.shape[-1])}
+    names = [name for name in zero["intervention"].unique() if not name.startswith(RANDOM) and name != UNMASKED]
+    scores |= {name: scores_of(zero, name) for name in names}
+    found = {name: seeds_interval(own, bounds=(0, 1)) for name, own in scores.items()}
+    rows = [{"finder": name, "em": it.mean, "em_low": it.low, "em_high": it.high} for name, it in found.items()]
+    return pd.DataFrame(rows).assign(model=model)
 
 
 def dose_table_printed(dev: pd.DataFrame) -> str:
