@@ -32,8 +32,8 @@ TARGETS, SPARED, ALSO = ("swap", "novel"), ("closed_book", "consistent"), ("hops
 """Tasks that need reading, those that do not, and two more that read, on which no verdict is built."""
 STRONGEST = "strongest"
 """What the experts with the largest exact effects on dev are called."""
-LEARNED = {"set": ("swap", ()), "set;spare": ("swap", SPARED)}
-UNTUNED = {"set;spare, base": ("novel", SPARED)}
+LEARNED = {"set": ("swap", ()), "set;spare": ("swap", ("closed_book",))}
+UNTUNED = {"set;spare, base": ("novel", ("closed_book",))}
 """Learned sets by name: the task to hurt and those to spare, on the tuned model and on the base model."""
 ENDS = ("-from_question", "-question", "-last", "-all", "-mass", "-integrated")
 
@@ -210,7 +210,8 @@ class Finding:
                 size, tokens = Wanted(size=self.sizes.size), {"max_new_tokens": 8, "seeds": self.sizes.searches}
                 return find_set(lens, self.examples(target, "train"), size, spare=spare, seed=seed or 0, **tokens).table
 
-            rows = self._timed(f"learned-{len(found)}", target, "train", seed, learned)
+            part = f"learned-{len(found)}" + "".join(f"-sparing-{task}" for task in spared)
+            rows = self._timed(part, target, "train", seed, learned)
             members = ExpertSet.of({layer: own["expert"] for layer, own in rows[rows["chosen"]].groupby("layer")})
             found.append(Found(name, members, rows["seconds"].iloc[0], rows[["layer", "expert", "score"]]))
         return found
