@@ -34,11 +34,10 @@ def left_figure(table: pd.DataFrame) -> go.Figure:
             if name in lines:
                 line = {"color": style.GREY, "dash": dash, "width": 1.5}
                 figure.add_vline(lines[name], line=line, row=1, col=column)
-        figure.update_xaxes(title_text="exact match left", range=[-0.04, 1.04], dtick=0.5, row=1, col=column)
+        figure.update_xaxes(title_text="EM left", range=[-0.04, 1.04], dtick=0.5, row=1, col=column)
     figure.update_xaxes(title_font_size=17, tickfont_size=17)
-    figure.update_yaxes(
-        tickvals=list(range(len(order))), ticktext=list(order), range=[-0.6, len(order) - 0.4], ticks=""
-    )
+    figure.update_yaxes(tickvals=list(range(len(order))), ticktext=list(order), ticks="", tickfont_size=15)
+    figure.update_yaxes(range=[-0.6, len(order) - 0.4])
     subtitle = "dashed: random sets; dotted: nothing masked; bars: 95 % intervals"
     title = f"{order[-1]} leaves least" + (", mean of the models" if len(models) > 1 else "")
     return style.dress(figure, title=title, subtitle=subtitle, plot_height=30 * len(order), below=80, headings=True)
