@@ -32,7 +32,7 @@ TARGETS, SPARED, ALSO = ("swap", "novel"), ("closed_book", "consistent"), ("hops
 """Tasks that need reading, those that do not, and two more that read, on which no verdict is built."""
 STRONGEST = "strongest"
 """What the experts with the largest exact effects on dev are called."""
-LEARNED = {"set": ("swap", ()), "set;spare": ("swap", ("closed_book",))}
+LEARNED = {"set": ("swap", ())}
 UNTUNED = {"set;spare, base": ("novel", ("closed_book",))}
 """Learned sets by name: the task to hurt and those to spare, on the tuned model and on the base model."""
 ENDS = ("-from_question", "-question", "-last", "-all", "-mass", "-integrated")
