@@ -1,8 +1,7 @@
 """The tables of docs/organism.md, paper.md and cost.md, as Markdown, from what was measured; each option is one.
 
 python analyses/readme_tables.py --tasks RUN/conflict/tasks.parquet --tasks RUN/planted/tasks.parquet \
-    --scores RUN/which_score/scores.parquet --methods RUN/table3/tasks.parquet \
-    --sizes RUN/table5/sizes.parquet --layers RUN/figure11/layers.parquet \
+    --methods RUN/table3/tasks.parquet --sizes RUN/table5/sizes.parquet --layers RUN/figure11/layers.parquet \
     --rivals RUN/table11/tasks.parquet --costs RUN/training_cost/summary.parquet
 """
 
@@ -18,7 +17,7 @@ from moe_lens.commands import console
 from moe_lens.paper.markdown import markdown, of_rivals, over_seeds
 from moe_lens.results import read_provenance, read_table
 
-SCORES = {"auc": "AUC", "precision": "precision at 4", "spearman": "rank correlation", "em": "EM left"}
+SHARE = (0.0, 1.0)
 
 
 def wide(paths: Sequence[Path], keys: list[str], columns: list[str]) -> str:
@@ -28,7 +27,8 @@ def wide(paths: Sequence[Path], keys: list[str], columns: list[str]) -> str:
         table, model = read_table(path), read_provenance(path)["model"]
         long = table.melt([*keys, *columns, "seed"], ["em", "memory"], "measure").dropna(subset="value")
         long["measure"] = long["measure"].map({"em": "", "memory": " from memory"})
-        cells = long.groupby([*keys, *columns, "measure"], sort=False, dropna=False)["value"].agg(over_seeds)
+        values = long.groupby([*keys, *columns, "measure"], sort=False, dropna=False)["value"]
+        cells = values.agg(over_seeds, bounds=SHARE)
         cells = cells.unstack([*columns, "measure"], sort=False)
         parts.append(cells.set_axis([f"`{model}` {' '.join(label[:-1])}{label[-1]}" for label in cells], axis=1))
     found = pd.concat(parts, axis=1).fillna("–").reset_index()
@@ -37,7 +37,6 @@ def wide(paths: Sequence[Path], keys: list[str], columns: list[str]) -> str:
 
 def main(
     tasks: Annotated[list[Path], Option(help="tasks.parquet of moe_lens.organism.measure, one per model.")] = (),
-    scores: Annotated[list[Path], Option(help="scores.parquet of which_score.py.")] = (),
     methods: Annotated[list[Path], Option(help="tasks.parquet of table3_methods.py, one per model.")] = (),
     sizes: Annotated[list[Path], Option(help="sizes.parquet of table5_expert_count.py, one per model.")] = (),
     layers: Annotated[list[Path], Option(help="layers.parquet of figure11_layers.py, one per model.")] = (),
@@ -45,16 +44,12 @@ def main(
     costs: Annotated[list[Path], Option(help="summary.parquet of training_cost.py or interventions.py.")] = (),
 ) -> None:
     """Print the tables: means over seeds with their interval, or the lowest and highest of fewer than five seeds."""
-    if not any((tasks, scores, methods, sizes, layers, rivals, costs)):
-        raise MoELensError("give saved tables to print, by --tasks, --scores, --methods and so on; see --help")
+    if not any((tasks, methods, sizes, layers, rivals, costs)):
+        raise MoELensError("give saved tables to print, by --tasks, --methods and so on; see --help")
     kinds = (tasks, ["task"], ["variant"]), (methods, ["variant"], ["task"])
     for paths, keys, columns in (*kinds, (sizes, ["variant", "size"], ["task"]), (layers, ["kind", "layer"], ["task"])):
         if paths:
             print(wide(paths, keys, columns) + "\n")
-    for path in scores:
-        named = read_table(path).groupby("score", sort=False)
-        rows = [[f"`{name}`", own["about"].iloc[0], *(over_seeds(own[it]) for it in SCORES)] for name, own in named]
-        print(markdown([["score", "what is counted", *SCORES.values()], *rows]) + "\n")
     forms = {"learning_rate": "g", "trainable": ",.0f", "seconds": ".0f"}
     for path in methods:
         rows = [["variant", "learning rate", "trained parameters", "seconds"]]

@@ -9,6 +9,7 @@ import pandas as pd
 from moe_lens.causal.evaluation import answer_table, summarise
 from moe_lens.commands import console
 from moe_lens.data import Example, load_examples
+from moe_lens.errors import MoELensError
 from moe_lens.lens.delta import weights_digest
 from moe_lens.lens.lens import MoELens
 from moe_lens.organism.questions import TASKS
@@ -19,6 +20,15 @@ from moe_lens.tuning import Schedule, TuneRouters, save_trained, tune
 
 RATES = (5e-3, 2e-2)
 SCHEDULE = Schedule(epochs=4, batch_size=16)
+
+
+def tuned_routers(folder: Path) -> dict[int, Path]:
+    """The tuned routers that `measure_organism` left in a folder, by seed; MoELensError where there are none."""
+    named = {path.name.removeprefix("router-"): path for path in folder.glob("router-*")}
+    found = {int(seed): path for seed, path in named.items() if seed.isdigit()}
+    if not found:
+        raise MoELensError(f"no router-SEED folders in {folder}; run python -m moe_lens.organism.measure first")
+    return dict(sorted(found.items()))
 
 
 def task_table(lens: MoELens, *, seed: int | None, split: str, limit: int | None) -> pd.DataFrame:

@@ -19,6 +19,7 @@ from moe_lens.report.plots.training_course import tuning_figure
 from moe_lens.report.plots.transfer import transfer_figure
 from moe_lens.report.plots.tuned_layers import layers_figure
 from moe_lens.report.plots.usage_maps import usage_figure
+from moe_lens.report.plots.what_is_left import left_figure
 
 __all__ = [
     "agreement_figure",
@@ -29,6 +30,7 @@ __all__ = [
     "doses_figure",
     "gains_figure",
     "layers_figure",
+    "left_figure",
     "masking_figure",
     "metrics_figure",
     "parameters_figure",
