@@ -110,7 +110,7 @@ def test_the_names_of_the_options_are_the_commands_own():
 
     assert set(signature(grouped(main)).parameters) == {
         *("model", "delta", "dtype", "device", "trust_remote_code", "template"),
-        *("system_prompt", "chat_template_kwargs"),
+        *("demonstrations", "system_prompt", "chat_template_kwargs"),
         *("columns", "skip_bad", "max_length", "too_long", "quiet", "version"),
     }
 
@@ -138,7 +138,7 @@ def test_quiet_holds_for_the_command_alone(monkeypatch, capsys):
 def test_lists_that_helps_write_out_are_complete(command):
     """Helps open no heavy room, so what they list is written down; here it is compared."""
     helps = {
-        name: " ".join(info.help for info in parameter.annotation.__metadata__)
+        name: " ".join(info.help for info in parameter.annotation.__metadata__ if hasattr(info, "help"))
         for name, parameter in signature(grouped(command.main)).parameters.items()
         if hasattr(parameter.annotation, "__metadata__")
     }
