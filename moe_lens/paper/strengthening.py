@@ -34,6 +34,8 @@ from moe_lens.results import provenance
 from moe_lens.tuning import Schedule, tune
 from moe_lens.tuning.router_bias import TuneBias
 
+SPARE = ("closed_book",)
+"""What has to be kept where a strength is chosen; a model that reads answers `consistent` no better than it reads."""
 PLACE: dict[str, Any] = {"positions": "from_question"}
 """Where all of them act: from the question on, answers included."""
 BIASES = (2.0, 3.0, 4.0, 5.0, 7.0)
@@ -186,9 +188,9 @@ class Strengthening:
 
     def chosen(self, points: Sequence[Point]) -> tuple[pd.DataFrame, list[Point]]:
         """`dose_table` of the points on dev, and those that it chooses."""
-        answers = self.answers(points, "dev", (*TARGETS, *SPARED))
+        answers = self.answers(points, "dev", (*TARGETS, *SPARE))
         among = [Candidate(point.name, point.of, point.distance, point.distance) for point in points]
-        table = dose_table(answers, among, targets=TARGETS, spared=SPARED)
+        table = dose_table(answers, among, targets=TARGETS, spared=SPARE)
         names = set(table.loc[table["chosen"], "intervention"])
         return table, [point for point in points if point.name in names]
 

@@ -11,7 +11,7 @@ from moe_lens import ExpertSet
 from moe_lens.decoding import CAD
 from moe_lens.lens.interventions import AddVector, Bias, LogitBias
 from moe_lens.paper.finders import best_of_kinds, kind_of
-from moe_lens.paper.result_tables import below, mask_table, strengthening_table
+from moe_lens.paper.result_tables import below, left_table, mask_table, strengthening_table
 from moe_lens.paper.strengthening import Point, pairs, random_like
 
 ROOT = Path(__file__).parents[2]
@@ -84,6 +84,8 @@ def test_sets_are_compared_with_the_random_sets_of_their_mode():
     assert found["random sets"]["`swap` left, zeroed"].startswith("0.88")
     assert found["random sets"]["rerouted"].startswith("0.50")
     assert found["random sets"]["`closed_book`"] == "–"
+    left = left_table(pd.concat(parts), "organism").set_index("finder")["em"]
+    assert left.to_dict() == {"nothing masked": 1.0, "random sets": 0.875, "one": 0.0}
 
 
 def test_ways_are_compared_with_router_tuning_and_with_random_ones_like_them():

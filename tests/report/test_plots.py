@@ -15,6 +15,7 @@ from moe_lens.report.plots import (
     doses_figure,
     gains_figure,
     layers_figure,
+    left_figure,
     masking_figure,
     metrics_figure,
     parameters_figure,
@@ -326,6 +327,24 @@ def test_seeds_become_their_mean_with_bars_from_lowest_to_highest():
 def test_one_seed_twice_is_refused():
     with pytest.raises(MoELensError, match="seed 1"):
         answers_figure(pd.concat([answers_table().assign(seed=1)] * 2))
+
+
+def test_what_is_left_has_the_finder_that_leaves_least_on_top_and_random_sets_as_a_line():
+    left = {"one": (0.2, 0.1), "two": (0.6, 0.4), "random sets": (0.8, 0.7), "nothing masked": (0.9, 0.9)}
+    rows = [
+        {"model": model, "finder": name, "em": em[place], "em_low": em[place] - 0.05, "em_high": em[place] + 0.1}
+        for place, model in enumerate("ab")
+        for name, em in left.items()
+    ]
+    figure = left_figure(pd.DataFrame(rows))
+    assert list(figure.layout.yaxis.ticktext) == ["two", "one"]  # plotly counts from below
+    assert [list(panel.x) for panel in figure.data] == [[0.2, 0.6], [0.1, 0.4]]
+    assert [list(panel.y) for panel in figure.data] == [[1, 0], [1, 0]]
+    assert [shape.x0 for shape in figure.layout.shapes] == [0.8, 0.9, 0.7, 0.9]
+    assert figure.data[0].error_x.array == pytest.approx([0.1, 0.1])
+    assert "one leaves least" in figure.layout.title.text
+    with pytest.raises(MoELensError, match="stands there twice"):
+        left_figure(pd.DataFrame([*rows, rows[0]]))
 
 
 def tuning_log() -> pd.DataFrame:
