@@ -52,7 +52,8 @@ def peak_lead(
 
 def _wide(curve: pd.DataFrame, column: str, ids: list[str]) -> np.ndarray:
     """A column by example and layer, [id, layer], layers in rising order."""
-    return curve.pivot(index="id", columns="layer", values=column).loc[ids].to_numpy(np.float64)
+    wide: np.ndarray = curve.pivot(index="id", columns="layer", values=column).loc[ids].to_numpy(np.float64)
+    return wide
 
 
 def _peaks(weights: np.ndarray, base: np.ndarray, tuned: np.ndarray) -> np.ndarray:

@@ -21,13 +21,13 @@ def group_shares(scores: Sequence[float], groups: Sequence[str]) -> list[float]:
     found, names = np.asarray(scores, np.float64), np.asarray(groups)
     known = ~np.isnan(found)
     if not known.any():
-        return found.tolist()
+        return list(map(float, found))
     of_each, place = np.unique(names[known], return_inverse=True)
     sizes = np.bincount(place)
     means = np.bincount(place, found[known]) / sizes
     weights = known.sum() / (len(of_each) * sizes)
     found[known] = means.mean() + weights[place] * (found[known] - means[place])
-    return found.tolist()
+    return list(map(float, found))
 
 
 def corpus_bleu_shares(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
@@ -53,4 +53,4 @@ def corpus_bleu_shares(predictions: Sequence[str], references: Sequence[Sequence
     if n == 1:
         return [bleu(whole)]
     without = np.array([bleu(whole - own) for own in counts])
-    return (bleu(whole) + (n - 1) * (without.mean() - without)).tolist()
+    return list(map(float, bleu(whole) + (n - 1) * (without.mean() - without)))

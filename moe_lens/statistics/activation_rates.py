@@ -51,7 +51,7 @@ class ActivationRates(LayerSums):
         parts = []
         for layer, tensors in self.layer_sums().items():
             sums = {name: part.numpy() for name, part in tensors.items()}
-            value, low, high = with_interval(_rate, sums, size="tokens")
+            value, low, high = with_interval(_rates, sums, size="tokens")["rate"]
             total = {name: part.sum(0) for name, part in sums.items()}
             columns = {"layer": layer, "expert": np.arange(len(value)), "tokens": int(total["tokens"][0])}
             columns |= {"selected": total["selected"].astype(int), "rate": value}

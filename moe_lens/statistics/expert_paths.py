@@ -62,10 +62,10 @@ class ExpertPaths(LayerSums):
         for layer, after in pairwise(found):
             sums = {name: part.numpy() for name, part in found[layer].items()}
             total = {name: part.sum(0) for name, part in sums.items()}
-            value, low, high = with_interval(_lift, sums, size="tokens")
+            value, low, high = with_interval(_lifts, sums, size="tokens")["lift"]
             rate = np.broadcast_to(total["after"] / total["tokens"], value.shape)
             expert, other = np.indices(value.shape)
-            columns = {"layer": layer, "expert": expert, "next_layer": after, "other": other}
+            columns: dict[str, Any] = {"layer": layer, "expert": expert, "next_layer": after, "other": other}
             columns |= {"together": total["together"].astype(int), "probability": _given(total), "rate": rate}
             columns |= {"lift": value, "lift_low": low.clip(0), "lift_high": high}
             flat = {name: np.ravel(part) if np.ndim(part) else part for name, part in columns.items()}
@@ -80,12 +80,13 @@ def _given(sums: Sums) -> np.ndarray:
     return _ratio(sums["together"], sums["before"][:, None])
 
 
-def _lift(sums: Sums) -> np.ndarray:
-    """P(j | i) / P(j) of the sums over some texts, [expert, other]."""
-    return _ratio(_given(sums), sums["after"] / sums["tokens"])
+def _lifts(sums: Sums) -> dict[str, np.ndarray]:
+    """lift: P(j | i) / P(j) of the sums over some texts, [expert, other]."""
+    return {"lift": _ratio(_given(sums), sums["after"] / sums["tokens"])}
 
 
 def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
     """The ratio, NaN where what is below is 0."""
     below = np.broadcast_to(below, above.shape)
-    return np.divide(above, below, out=np.full(above.shape, np.nan), where=below > 0)
+    ratio: np.ndarray = np.divide(above, below, out=np.full(above.shape, np.nan), where=below > 0)
+    return ratio

@@ -1,6 +1,5 @@
 """TokenBaseline: how much of an expert's use is told by the token alone, and by the token and the one before it."""
 
-from collections.abc import Callable
 from typing import Any, Self
 
 import numpy as np
@@ -80,13 +79,13 @@ class TokenBaseline:
             raise MoELensError(f"TokenBaseline has seen no token that counts ({self.settings})")
         folds = [_judged(tokens, pairs, group) for group in range(GROUPS)]
         sums = {name: np.stack([fold[name] for fold in folds]) for name in folds[0]}
-        told = [with_interval(_told(name), sums, size="count") for name in ("token", "bigram")]
+        told = with_interval(_told, sums, size="count")
         judged = sums["count"].sum() or np.nan
         known = {name: sums[name].sum() / judged for name in ("known_tokens", "known_bigrams")}
         layers = np.concatenate([np.full(count, layer) for layer, count in self._layers.items()])
         experts = np.concatenate([np.arange(count) for count in self._layers.values()])
         columns: dict[str, Any] = {"layer": layers, "expert": experts, "tokens": int(tokens.count.sum())}
-        for name, (value, low, high) in zip(("token", "bigram"), told, strict=True):
+        for name, (value, low, high) in told.items():
             columns |= {name: value, f"{name}_low": low, f"{name}_high": high.clip(max=1)}
         table = pd.DataFrame(columns | known)
         table.attrs = dict(self.settings)
@@ -226,11 +225,11 @@ def _errors(count: np.ndarray, selected: np.ndarray, told: np.ndarray) -> np.nda
     return summed
 
 
-def _told(name: str) -> Callable[[Sums], np.ndarray]:
-    """What the errors of that name leave of those of the rate, as a share told, [expert of a layer]."""
-
-    def told(sums: Sums) -> np.ndarray:
-        none = sums["none"]
-        return 1 - np.divide(sums[name], none, out=np.full(none.shape, np.nan), where=none > 0)
-
-    return told
+def _told(sums: Sums) -> dict[str, np.ndarray]:
+    """What token and bigram tell: what their errors leave of those of the rate, as a share, [expert of a layer]."""
+    none = sums["none"]
+    left = {
+        name: np.divide(sums[name], none, out=np.full(none.shape, np.nan), where=none > 0)
+        for name in ("token", "bigram")
+    }
+    return {name: 1 - own for name, own in left.items()}
