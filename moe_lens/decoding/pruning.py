@@ -44,7 +44,8 @@ class Cited(Decoding):
         batch_size: int | None = None,
         progress: bool | None = None,
     ) -> list[str]:
-        settings: dict[str, Any] = {"max_new_tokens": max_new_tokens, "stop": stop, "batch_size": batch_size, "progress": progress}
+        settings: dict[str, Any] = {"max_new_tokens": max_new_tokens, "stop": stop}
+        settings |= {"batch_size": batch_size, "progress": progress}
         answers = lens.generate(examples, **settings)
         shorter = self._pruned(lens, examples, answers, batch_size, progress)
         with each_as(lens, list(shorter)):

@@ -65,6 +65,5 @@ class ActivationRates(LayerSums):
         return table
 
 
-def _rate(sums: Sums) -> np.ndarray:
-    rate: np.ndarray = sums["selected"] / sums["tokens"]
-    return rate
+def _rates(sums: Sums) -> dict[str, np.ndarray]:
+    return {"rate": sums["selected"] / sums["tokens"]}

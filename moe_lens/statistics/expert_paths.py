@@ -1,6 +1,7 @@
 """ExpertPaths: which experts of the next layer a token goes on to, beside what independent layers would give."""
 
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pandas as pd
