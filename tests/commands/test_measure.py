@@ -182,7 +182,8 @@ def test_a_model_against_itself_differs_by_nothing(tmp_path, monkeypatch):
 def test_the_help_lists_all_measures_and_says_what_takes_two_models():
     assert ", ".join(MEASURES) == measure.MEASURED
     assert [name for name, one in MEASURES.items() if one.table is None] == list(MEASURES)[-2:]
-    assert re.search(r"\(the last two with --against or --intervention\)", str(measure.main.__annotations__["what"]))
+    told = measure.main.__annotations__["what"].__metadata__[0].help
+    assert re.search(r"\(the last two with --against or --intervention\)", told)
 
 
 @pytest.mark.parametrize(

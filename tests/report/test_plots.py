@@ -287,7 +287,7 @@ def test_titles_say_what_the_table_shows():
     assert answers_figure(swap.assign(em=[0.501, 0.502])).layout.title.text == "EM is 0.50 for all"
     three = pd.concat([swap, swap.head(1).assign(variant="other", em=0.502)])
     title = answers_figure(three).layout.title.text.replace("<br>", " ")
-    assert title == "EM is highest for other and mine (0.50), then base (0.10)"
+    assert title == "EM is highest for other and mine (0.50), then base (0.10); intervals overlap"
     assert tuning_figure(tuning_log()).layout.title.text == "The loss goes from 3.00 to 1.00 in training"
 
 
