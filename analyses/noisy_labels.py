@@ -3,8 +3,9 @@
     python analyses/noisy_labels.py --model organism:planted --data swap --seeds 0,1,2,3,4 --out runs/paper
 
 Of the training answers a share is replaced by those of other training examples, the larger shares holding the smaller
-ones; dev and test stay clean. Experts found are compared with those of the clean training of the same seed; row "clean"
-has what clean trainings of two seeds share, without any noise, and chance what random sets do.
+ones, and the same ones with every seed; dev and test stay clean. Experts found are compared with those of the clean
+training of the same seed; row "clean" has what clean trainings of two seeds share, without any noise, and chance what
+random sets do.
 """
 
 import json
@@ -44,13 +45,13 @@ def with_wrong_answers(examples: Sequence[Example], share: float, seed: int) -> 
     return [replace(one, answers=(wrong[i],)) if i in chosen else one for i, one in enumerate(examples)]
 
 
-def write_task(study: Study, task: str, share: float, seed: int) -> str:
+def write_task(study: Study, task: str, share: float) -> str:
     """The folder of a task whose training answers are wrong by this share, written now; its name as data."""
-    folder = study.out / "noisy_labels" / f"{Path(task).name}-{share:g}-{seed}"
+    folder = study.out / "noisy_labels" / f"{Path(task).name}-{share:g}"
     for split in ("train", "dev", "test"):
         examples = study.examples(task, split)
         if split == "train":
-            examples = with_wrong_answers(examples, share, seed)
+            examples = with_wrong_answers(examples, share, study.schedule.seed)
         rows = [{**asdict(one), "answer": one.answers, "original_answer": one.memory} for one in examples]
         write_bytes(folder / f"{split}.jsonl", "\n".join(map(json.dumps, rows)).encode())
     return str(folder)
@@ -82,7 +83,7 @@ def compute(study: Study) -> pd.DataFrame:
     rows = []
     for share in SHARES:
         for seed in study.seeds:
-            router = noisy.trained(write_task(study, task, share, seed) if share else task, ROUTER, seed)
+            router = noisy.trained(write_task(study, task, share) if share else task, ROUTER, seed)
             experts[share, seed] = found(study, task, router)
             rows.append(study.answer_row(f"{share:.0%} wrong" if share else "clean", task, router, seed))
     for row, (share, seed) in zip(rows, experts, strict=True):
