@@ -1,6 +1,7 @@
 """What makes an untuned model read its context? Biased experts, vectors, decoding and their pairs, on the organism.
 
-Strengths are chosen on dev: the highest EM on swap and novel of those that leave closed_book .95 of its own. Test is asked once, with what dev chose, random ones like it, and tuned routers for reference.
+Strengths are chosen on dev: the highest EM on swap and novel of those that leave closed_book .95 of its own. Test is
+asked once, with what dev chose, random ones like it, and tuned routers for reference.
 
     python analyses/strengthening.py --model organism:planted --experts contrast:4 --experts planted \
         --routers RUN/planted --out RUN/strengthening
