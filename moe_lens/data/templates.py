@@ -78,6 +78,6 @@ def template_named(name: str | Path) -> PromptTemplate:
     if not texts or not {"with_context", "closed_book"} <= set(told) <= known:
         raise MoELensError(
             f"{path}: expected the texts with_context, closed_book and answer_cue, and for chats system_prompt and a "
-            f"table of chat_template_kwargs, and true or false for bare_question and unquoted_context; got {told!r:.200}"
+            f"table of chat_template_kwargs (bare_question, unquoted_context: true or false); got {told!r:.200}"
         )
     return PromptTemplate(**told)
