@@ -62,7 +62,8 @@ def merged(folders: Sequence[Path], out: Path, lens: MoELens | None) -> Kept:
     _expect_readable(first, lens)
     made_by = _joined(told)
     claim(out, made_by)
-    positions = first["positions"] if isinstance(first["positions"], str) else tuple(first["positions"])
+    asked: Any = first["positions"]
+    positions: Positions = asked if isinstance(asked, str) else tuple(asked)
     whole = Measuring(first["what"], positions, out, made_by, first["lenient"])
     shards = [replace(whole, out=folder) for folder in folders]
     kept = Kept(whole, first["variants"], list(first["sets"]), first["n_experts"])
