@@ -68,8 +68,8 @@ def model_of(family: str, home: Path, tokenizer) -> str:
     return f"--model {family}"
 
 
-def run(line: str, variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A command of the page, as bash would read it with these variables."""
+def run(line: str, variables: dict[str, str], monkeypatch: pytest.MonkeyPatch, *, code: int = 0) -> None:
+    """A command of the page, as bash would read it with these variables; it ends with this exit code."""
     for _ in range(3):  # as one names another
         line = re.sub(r"\$(\w+)", lambda found: variables[found[1]], line)
     program, *arguments = line.replace('"', "").split()
@@ -79,7 +79,7 @@ def run(line: str, variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -
             runpy.run_path(str(ROOT / program), run_name="__main__")
         else:
             runpy.run_module(program, run_name="__main__")
-    assert not ended.value.code, line
+    assert (ended.value.code or 0) == code, line
 
 
 def variables(model: str) -> dict[str, str]:
@@ -105,11 +105,13 @@ TINY = "--limit 3 --max-new-tokens 2 --train-batch-size 3"
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The attention mask API")
 @pytest.mark.parametrize("family", FAMILIES)
-def test_commands_run_as_printed_on_a_tiny_model_of_the_family(family, home, tokenizer, monkeypatch):
-    model = model_of(family, home, tokenizer)
+def test_commands_run_as_printed_on_a_tiny_model_of_the_family(family, home, tokenizer, monkeypatch, capsys):
+    model, own_code = model_of(family, home, tokenizer), FAMILIES[family].own_code
     for name in SCRIPTS:
         [options] = [options for script, options in COMMANDS if script == f"analyses/{name}.py"]
-        run(f"analyses/{name}.py {options} {TINY}", variables(model), monkeypatch)
+        refused = own_code and name == "figure6_attention_gain"
+        run(f"analyses/{name}.py {options} {TINY}", variables(model), monkeypatch, code=2 if refused else 0)
+        assert ("this model has no attention" in capsys.readouterr().err) == refused
     rows = read_table(home / "runs" / "table1" / "tasks_beside_paper.parquet")
     assert len(rows) == 2 * 5
     assert rows["em, paper"].notna().all()
@@ -127,8 +129,9 @@ def test_commands_run_as_printed_on_a_tiny_model_of_the_family(family, home, tok
     told = ("method", "rank", "alpha", "score", "evaluate_every", "max_new_tokens", "epochs")
     assert [facts[name] for name in told] == ["router-lora", 8, 32, "log_likelihood", 0.1, 32, 3]
     assert "Context:\n{context}" in facts["template"]["with_context"]
-    lora = "--method fft --lora-rank 4 --lora-alpha 4 --lora-on attention,mlp --objective dpo --preset paper"
-    run(f"moe_lens.tune {common}-dpo {lora} --max-new-tokens 2", variables(model), monkeypatch)
+    lora = "--method router" if own_code else "--method fft --lora-rank 4 --lora-alpha 4 --lora-on attention,mlp"
+    trained = f"{common}-dpo {lora} --objective dpo --preset paper --max-new-tokens 2"
+    run(f"moe_lens.tune {trained}", variables(model), monkeypatch)
     assert read_facts(home / "runs" / f"{family}-dpo")["objective"] == "dpo"
     evaluated = f"{common}-answers --delta $OUT/{family}-dpo --preset paper --metrics em,f1,memory"
     run(f"moe_lens.evaluate {evaluated}", variables(model), monkeypatch)
