@@ -68,7 +68,7 @@ class ExpertPaths(LayerSums):
             columns = {"layer": layer, "expert": expert, "next_layer": after, "other": other}
             columns |= {"together": total["together"].astype(int), "probability": _given(total), "rate": rate}
             columns |= {"lift": value, "lift_low": low.clip(0), "lift_high": high}
-            flat = {name: np.ravel(part) if np.ndim(part) else part for name, part in columns.items()}
+            flat = {name: part.ravel() if isinstance(part, np.ndarray) else part for name, part in columns.items()}
             parts.append(pd.DataFrame(flat))
         table = pd.concat(parts, ignore_index=True)
         table.attrs = dict(self.settings)
@@ -87,5 +87,6 @@ def _lift(sums: Sums) -> np.ndarray:
 
 def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
     """The ratio, NaN where what is below is 0."""
-    below = np.broadcast_to(below, above.shape)
-    return np.divide(above, below, out=np.full(above.shape, np.nan), where=below > 0)
+    below, out = np.broadcast_to(below, above.shape), np.full(above.shape, np.nan)
+    np.divide(above, below, out=out, where=below > 0)
+    return out

@@ -230,7 +230,8 @@ def _told(name: str) -> Callable[[Sums], np.ndarray]:
     """What the errors of that name leave of those of the rate, as a share told, [expert of a layer]."""
 
     def told(sums: Sums) -> np.ndarray:
-        none = sums["none"]
-        return 1 - np.divide(sums[name], none, out=np.full(none.shape, np.nan), where=none > 0)
+        none, left = sums["none"], np.full(sums["none"].shape, np.nan)
+        np.divide(sums[name], none, out=left, where=none > 0)
+        return 1 - left
 
     return told

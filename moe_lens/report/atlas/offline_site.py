@@ -54,8 +54,8 @@ def write_atlas(
     _write(folder, "shared", shared)
     for name in ("atlas.css", "parts.js", "expert.js", "atlas.js"):
         write_bytes(folder / name, (files("moe_lens.report.atlas") / name).read_bytes())
-    page = (files("moe_lens.report.atlas") / "index.html").read_text(encoding="utf-8")
-    write_bytes(out / "index.html", page.replace("TITLE", html.escape(title)).encode())
+    index = (files("moe_lens.report.atlas") / "index.html").read_text(encoding="utf-8")
+    write_bytes(out / "index.html", index.replace("TITLE", html.escape(title)).encode())
     return out / "index.html"
 
 
