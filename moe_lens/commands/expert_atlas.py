@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ class Atlas:
         reasons: dict[str, str] = {}
         shared: dict[str, Statistic] = {}
         for name, make in self._shared().items():
-            if (reason := _refusal(lambda make=make: self.lens.measure(first, make(), progress=False))) is None:
+            if (reason := _refusal(partial(self._tried, make, first))) is None:
                 shared[name] = make()
             else:
                 reasons[name] = reason
@@ -75,7 +76,7 @@ class Atlas:
         found["contexts"] = pd.concat(contexts, ignore_index=True)
         tables = {name: statistic.table for name, statistic in shared.items()}
         for name, make in {**tables, "routers": lambda: router_similarity(self.lens)}.items():
-            if (reason := _refusal(lambda name=name, make=make: found.update({name: make()}))) is not None:
+            if (reason := _refusal(partial(_keep, found, name, make))) is not None:
                 reasons[name] = reason
         for name in ("tokens", "written"):
             if name in found:
@@ -95,6 +96,10 @@ class Atlas:
             "written": lambda: ExpertVocabulary(head, top=12, positions=positions),
         }
 
+    def _tried(self, make: Callable[[], Statistic], examples: Sequence[Example]) -> None:
+        """Measures it on a few examples; MoELensError where the model does not have it."""
+        self.lens.measure(examples, make(), progress=False)
+
     def _texts(self, contexts: pd.DataFrame) -> pd.DataFrame:
         """The contexts with the text of each token."""
         return contexts.assign(texts=[token_texts(ids, self.lens.tokenizer) for ids in contexts["token_ids"]])
@@ -103,6 +108,11 @@ class Atlas:
         """The text of each token by itself."""
         texts = {token: token_texts([int(token)], self.lens.tokenizer)[0] for token in token_ids.unique()}
         return token_ids.map(texts)
+
+
+def _keep(found: dict[str, pd.DataFrame], name: str, make: Callable[[], pd.DataFrame]) -> None:
+    """Puts the table that is made among those found."""
+    found[name] = make()
 
 
 def _refusal(measure: Callable[[], object]) -> str | None:

@@ -13,6 +13,7 @@ from moe_lens.commands.statistic_tables import Kept
 from moe_lens.errors import MoELensError
 from moe_lens.lens.delta import weights_digest
 from moe_lens.lens.lens import MoELens
+from moe_lens.lens.positions import Positions
 from moe_lens.results import RUN_FILE, claim, expect_same_run, read_table, write_table
 from moe_lens.rows_on_disk import growing_table, parts_of
 from moe_lens.statistics import add_saved, save_statistic

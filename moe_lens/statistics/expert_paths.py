@@ -1,7 +1,6 @@
 """ExpertPaths: which experts of the next layer a token goes on to, beside what independent layers would give."""
 
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -66,10 +65,10 @@ class ExpertPaths(LayerSums):
             value, low, high = with_interval(_lifts, sums, size="tokens")["lift"]
             rate = np.broadcast_to(total["after"] / total["tokens"], value.shape)
             expert, other = np.indices(value.shape)
-            columns: dict[str, Any] = {"layer": layer, "expert": expert, "next_layer": after, "other": other}
+            columns = {"layer": layer, "expert": expert, "next_layer": after, "other": other}
             columns |= {"together": total["together"].astype(int), "probability": _given(total), "rate": rate}
             columns |= {"lift": value, "lift_low": low.clip(0), "lift_high": high}
-            flat = {name: np.ravel(part) if np.ndim(part) else part for name, part in columns.items()}
+            flat = {name: part.ravel() if isinstance(part, np.ndarray) else part for name, part in columns.items()}
             parts.append(pd.DataFrame(flat))
         table = pd.concat(parts, ignore_index=True)
         table.attrs = dict(self.settings)
@@ -88,6 +87,6 @@ def _lifts(sums: Sums) -> dict[str, np.ndarray]:
 
 def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
     """The ratio, NaN where what is below is 0."""
-    below = np.broadcast_to(below, above.shape)
-    ratio: np.ndarray = np.divide(above, below, out=np.full(above.shape, np.nan), where=below > 0)
-    return ratio
+    below, out = np.broadcast_to(below, above.shape), np.full(above.shape, np.nan)
+    np.divide(above, below, out=out, where=below > 0)
+    return out

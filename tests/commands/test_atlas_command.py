@@ -58,7 +58,7 @@ def test_given_again_it_measures_nothing_and_adds_a_runs_numbers(run, monkeypatc
     write_table(scores.set_axis(["name", "layer", "expert", "score"], axis=1), tmp_path / "score-mine.parquet", {})
     folder = run(f"--scores {tmp_path}")
     after = {path.name: path.read_bytes() for path in folder.rglob("expert-*.js")}
-    assert b'"mine",0.75,null,null,4,16' in after["expert-2-12.js"]
+    assert b'"mine", 0.75, null, null, 4, 16' in after["expert-2-12.js"]
     assert run() == folder
     assert {path.name: path.read_bytes() for path in folder.rglob("expert-*.js")} == before
 
