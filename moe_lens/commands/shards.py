@@ -64,7 +64,7 @@ def merged(folders: Sequence[Path], out: Path, lens: MoELens | None) -> Kept:
     made_by = _joined(told)
     claim(out, made_by)
     asked: Any = first["positions"]
-    positions: Positions = asked if isinstance(asked, str) else tuple(asked)
+    positions: Positions = tuple(asked) if isinstance(asked, list) else asked
     whole = Measuring(first["what"], positions, out, made_by, first["lenient"])
     shards = [replace(whole, out=folder) for folder in folders]
     kept = Kept(whole, first["variants"], list(first["sets"]), first["n_experts"])
