@@ -23,7 +23,7 @@ def citations_view(table: pd.DataFrame, *, title: str = "What each answer rests 
     table = require(table, COLUMNS, figure="citations_view").sort_values(["place", "sentence"])
     cases: list[Value] = []
     for _, case in table.groupby("place", sort=False):
-        values = [None if math.isnan(value) else round(float(value), 4) for value in case["attribution"]]
+        values: list[Value] = [None if math.isnan(value) else round(float(value), 4) for value in case["attribution"]]
         first = case.iloc[0]
         told = {name: str(first[name]) for name in ("id", "question", "answer")}
         cases.append({**told, "texts": case["text"].tolist(), "values": values})
