@@ -13,6 +13,7 @@ from moe_lens.commands.statistic_tables import Kept
 from moe_lens.errors import MoELensError
 from moe_lens.lens.delta import weights_digest
 from moe_lens.lens.lens import MoELens
+from moe_lens.lens.positions import Positions
 from moe_lens.results import RUN_FILE, claim, expect_same_run, read_table, write_table
 from moe_lens.rows_on_disk import growing_table, parts_of
 from moe_lens.statistics import add_saved, save_statistic
@@ -62,7 +63,8 @@ def merged(folders: Sequence[Path], out: Path, lens: MoELens | None) -> Kept:
     _expect_readable(first, lens)
     made_by = _joined(told)
     claim(out, made_by)
-    positions = first["positions"] if isinstance(first["positions"], str) else tuple(first["positions"])
+    said = first["positions"]
+    positions: Positions = tuple(said) if isinstance(said, list) else said
     whole = Measuring(first["what"], positions, out, made_by, first["lenient"])
     shards = [replace(whole, out=folder) for folder in folders]
     kept = Kept(whole, first["variants"], list(first["sets"]), first["n_experts"])
