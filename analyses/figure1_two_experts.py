@@ -10,21 +10,14 @@ happens over all questions tried is in the columns context_share and memory_shar
 
 import pandas as pd
 
-from moe_lens import ExpertSet
 from moe_lens.causal import evaluate
 from moe_lens.errors import MoELensError
-from moe_lens.lens.interventions import Force, Intervention, TopK
-from moe_lens.metrics import exact_match
+from moe_lens.paper.lone_experts import alone, case_of, whose
 from moe_lens.paper.script import run
 from moe_lens.paper.study import Study
 
 TRIED = 12
 """Test questions that are answered by every expert alone; the case is the first of them that shows both."""
-
-
-def alone(layer: int, expert: int) -> tuple[Intervention, ...]:
-    """What leaves one expert alone in its layer, with the old sum of the weights."""
-    return TopK(1, layers=(layer,)), Force(ExpertSet.of({layer: [expert]}), weights="sum")
 
 
 def compute(study: Study) -> pd.DataFrame:
@@ -44,14 +37,7 @@ def compute(study: Study) -> pd.DataFrame:
         study.open(), examples, named, max_new_tokens=study.max_new_tokens, seed=study.schedule.seed
     ).answers
     by_id = {example.id: example for example in examples}
-    found["says"] = [
-        "context"
-        if exact_match(said, by_id[name].answers)
-        else "memory"
-        if exact_match(said, by_id[name].memory)
-        else "other"
-        for said, name in zip(found["prediction"], found["id"], strict=True)
-    ]
+    found["says"] = [whose(said, by_id[name]) for said, name in zip(found["prediction"], found["id"], strict=True)]
     changed = found[found["intervention"] != "none"]
     places = changed["intervention"].str.split(":", expand=True).astype(int)
     changed = changed.assign(layer=places[0], expert=places[1])
@@ -75,18 +61,6 @@ COLUMNS = (
     "id", "layer", "expert", "prediction", "says", "chosen", "as_it_is", "question", "answer", "memory",
     "context_share", "memory_share",
 )  # fmt: skip
-
-
-def case_of(changed: pd.DataFrame, ids: list[str]) -> tuple[str, int]:
-    """The first example, and of it the first layer, in which experts alone give either answer."""
-    for name in ids:
-        for layer, part in changed[changed["id"] == name].groupby("layer"):
-            if {"context", "memory"} <= set(part["says"]):
-                return name, int(layer)
-    raise MoELensError(
-        f"of {len(ids)} questions none has a layer in which one expert alone gives the context's answer and another "
-        "memory's; take other --data or another model"
-    )
 
 
 if __name__ == "__main__":

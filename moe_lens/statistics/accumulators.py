@@ -96,6 +96,10 @@ class GroupSums(LayerSums):
     bounds: Mapping[str, tuple[float, float]] = {}
 
     @abstractmethod
+    def table(self) -> pd.DataFrame:
+        """The result so far, without changing it."""
+
+    @abstractmethod
     def numbers(self, sums: Sums) -> dict[str, np.ndarray]:
         """What the sums over some texts make: of a layer [], of each expert [expert] or pair of them [expert, expert].
 

@@ -254,10 +254,15 @@ def extras_asked_for(metric: Metric, monkeypatch: pytest.MonkeyPatch) -> list[st
 
 def test_the_page_of_metrics_says_what_the_code_does(monkeypatch):
     page = (Path(__file__).resolve().parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
-    rows, _, tables, scores = (
-        [[cell.strip() for cell in line.strip("|").split("|")] for line in part.splitlines() if line.startswith("| `")]
+    found = {
+        part.splitlines()[0]: [
+            [cell.strip() for cell in line.strip("|").split("|")]
+            for line in part.splitlines()
+            if line.startswith("| `")
+        ]
         for part in page.split("\n## ")[1:]
-    )
+    }
+    rows, tables, scores = (found[title] for title in ("Scores of answers", "From tables", "Scores of experts"))
     assert [row[0].strip("`") for row in rows] == list(METRICS)
     for (_, about, source, needs, without), metric in zip(rows, METRICS.values(), strict=True):
         assert (about, source) == (metric.about, metric.source)

@@ -14,6 +14,8 @@ import pytest
 import torch
 
 from moe_lens import Example, MoELensError
+from moe_lens.paper.lone_experts import alone, case_of
+from moe_lens.paper.wrong_answers import with_wrong_answers
 from moe_lens.results import provenance, read_table, write_table
 
 ROOT = Path(__file__).parents[2]
@@ -229,30 +231,21 @@ def test_every_analysis_is_short_and_says_how_it_is_run():
         assert f"python analyses/{script.name}" in text
 
 
-@pytest.fixture
-def analysis(monkeypatch):
-    """A script of analyses/ by its name."""
-    monkeypatch.syspath_prepend(ROOT / "analyses")
-    return importlib.import_module
-
-
-def test_a_larger_share_of_wrong_answers_holds_the_smaller_and_none_of_them_is_right(analysis):
-    wrong = analysis("noisy_labels").with_wrong_answers
+def test_a_larger_share_of_wrong_answers_holds_the_smaller_and_none_of_them_is_right():
     examples = [Example(str(i), "c", "q", (f"a{i % 7}", f"b{i}")) for i in range(50)]
-    assert wrong(examples, 0.0, seed=1) == examples
-    few, many = (wrong(examples, share, seed=1) for share in (0.2, 0.4))
+    assert with_wrong_answers(examples, 0.0, seed=1) == examples
+    few, many = (with_wrong_answers(examples, share, seed=1) for share in (0.2, 0.4))
     changed = [{i for i in range(50) if made[i] != examples[i]} for made in (few, many)]
     assert (len(changed[0]), len(changed[1])) == (10, 20)
     assert changed[0] < changed[1]
     assert all(many[i].answers[0] not in examples[i].answers for i in changed[1])
     assert [many[i].answers for i in changed[0]] == [few[i].answers for i in changed[0]]
-    assert wrong(examples, 0.2, seed=2) != few
+    assert with_wrong_answers(examples, 0.2, seed=2) != few
     with pytest.raises(MoELensError, match="all training examples have one answer"):
-        wrong([Example(str(i), "c", "q", ("same",)) for i in range(3)], 0.4, seed=0)
+        with_wrong_answers([Example(str(i), "c", "q", ("same",)) for i in range(3)], 0.4, seed=0)
 
 
-def test_an_expert_alone_has_the_weights_that_all_had_together(analysis, olmoe):
-    alone = analysis("figure1_two_experts").alone
+def test_an_expert_alone_has_the_weights_that_all_had_together(olmoe):
     texts = ["The capital of Arland is Belmor.", "The cat"]
     plain = list(olmoe.records(texts, batch_size=1, progress=False))
     with olmoe.intervene(*alone(1, 5)):
@@ -266,8 +259,7 @@ def test_an_expert_alone_has_the_weights_that_all_had_together(analysis, olmoe):
         assert after.routing[0].indices.equal(before.routing[0].indices)
 
 
-def test_the_case_of_figure_1_is_the_first_question_and_layer_with_either_answer(analysis):
-    case_of = analysis("figure1_two_experts").case_of
+def test_the_case_of_figure_1_is_the_first_question_and_layer_with_either_answer():
     rows = [("a", 0, "context"), ("a", 1, "memory"), ("b", 0, "other"), ("b", 2, "context"), ("b", 2, "memory")]
     table = pd.DataFrame(rows, columns=["id", "layer", "says"])
     assert case_of(table, ["a", "b"]) == ("b", 2)

@@ -107,6 +107,9 @@ class Means(GroupSums):
         counted = {"value": values, "texts": torch.ones_like(values)}
         return {0: {name: by_group(own, OnDevices(groups_of(record.ids))) for name, own in counted.items()}}
 
+    def table(self):
+        raise NotImplementedError
+
     def numbers(self, sums):
         return {"mean": sums["value"] / sums["texts"]}
 
