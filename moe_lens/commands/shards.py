@@ -63,13 +63,8 @@ def merged(folders: Sequence[Path], out: Path, lens: MoELens | None) -> Kept:
     _expect_readable(first, lens)
     made_by = _joined(told)
     claim(out, made_by)
-<<<<<<< HEAD
-    asked: Any = first["positions"]
-    positions: Positions = tuple(asked) if isinstance(asked, list) else asked
-=======
     said = first["positions"]
     positions: Positions = tuple(said) if isinstance(said, list) else said
->>>>>>> measure
     whole = Measuring(first["what"], positions, out, made_by, first["lenient"])
     shards = [replace(whole, out=folder) for folder in folders]
     kept = Kept(whole, first["variants"], list(first["sets"]), first["n_experts"])

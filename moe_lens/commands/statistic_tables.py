@@ -63,11 +63,7 @@ class Kept:
         if (against := measure.against) is not None and len(self.variants) > 1:
             parts = []
             for variant, data in product(self.variants[1:], self.data):
-<<<<<<< HEAD
-                first, second = (self._statistic(name, measure, which, data) for which in (self.variants[0], variant))
-=======
                 first, second = (self._statistic(name, measure, own, data) for own in (self.variants[0], variant))
->>>>>>> measure
                 parts.append(_named(against(first, second, self.n_experts), variant=variant, data=data))
             yield name if measure.table is None else f"difference-{name}", pd.concat(parts, ignore_index=True)
 

@@ -45,15 +45,10 @@ class RoutingTokens(ExampleRows):
             columns = {"id": np.repeat(np.array(record.ids, dtype=object)[row], k)}
             columns |= {"position": np.repeat((place - record.starts.numpy()[row]).astype(np.int32), k)}
             columns |= {"token_id": np.repeat(record.input_ids[mask].numpy().astype(np.int32), k)}
-<<<<<<< HEAD
-            columns |= {"layer": np.full(len(row) * k, layer, np.int16)}
-            columns |= {"rank": np.tile(np.arange(k, dtype=np.int16), len(row))}
-=======
             columns |= {
                 "layer": np.full(len(row) * k, layer, np.int16),
                 "rank": np.tile(np.arange(k, dtype=np.int16), len(row)),
             }
->>>>>>> measure
             columns |= {name: part.flatten().numpy() for name, part in own.items()}
             tables.append(pd.DataFrame(columns).astype({"expert": np.int16, "id": str}))
         return pd.concat(tables, ignore_index=True)
