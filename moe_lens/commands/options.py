@@ -11,10 +11,10 @@ from typer import Option
 
 from moe_lens.commands import console
 from moe_lens.commands.presets import Section
-from moe_lens.data.demonstrations import demonstrations_named
 from moe_lens.data.files import ENDINGS
 from moe_lens.data.lookup import ORGANISM_TASKS, SOURCES
 from moe_lens.data.prompts import FIGURE_10, PromptTemplate
+from moe_lens.data.shown import demonstrations_named
 from moe_lens.data.templates import SCHEMAS, TEMPLATES, template_named
 from moe_lens.errors import MoELensError
 from moe_lens.progress import is_drawn, is_quiet

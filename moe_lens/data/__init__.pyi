@@ -1,7 +1,5 @@
 from .counterparts import memory_said as memory_said
 from .counterparts import without_context as without_context
-from .demonstrations import demonstrations_named as demonstrations_named
-from .demonstrations import demonstrations_of as demonstrations_of
 from .encoding import Batch as Batch
 from .encoding import Encoded as Encoded
 from .encoding import collate as collate
@@ -16,6 +14,8 @@ from .prompts import FIGURE_10 as FIGURE_10
 from .prompts import Prompt as Prompt
 from .prompts import PromptTemplate as PromptTemplate
 from .rows import parse_columns as parse_columns
+from .shown import demonstrations_named as demonstrations_named
+from .shown import demonstrations_of as demonstrations_of
 from .templates import SCHEMAS as SCHEMAS
 from .templates import TEMPLATES as TEMPLATES
 from .templates import template_named as template_named

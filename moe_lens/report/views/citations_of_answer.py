@@ -4,7 +4,7 @@ import math
 
 import pandas as pd
 
-from moe_lens.report.document import View, view
+from moe_lens.report.document import Value, View, view
 from moe_lens.report.section import Section
 from moe_lens.report.tables import require
 
@@ -21,9 +21,9 @@ def citations_view(table: pd.DataFrame, *, title: str = "What each answer rests 
     Raises MoELensError for a table that lacks a column or is empty.
     """
     table = require(table, COLUMNS, figure="citations_view").sort_values(["place", "sentence"])
-    cases = []
+    cases: list[Value] = []
     for _, case in table.groupby("place", sort=False):
-        values = [None if math.isnan(value) else round(float(value), 4) for value in case["attribution"]]
+        values: list[Value] = [None if math.isnan(value) else round(float(value), 4) for value in case["attribution"]]
         first = case.iloc[0]
         told = {name: str(first[name]) for name in ("id", "question", "answer")}
         cases.append({**told, "texts": case["text"].tolist(), "values": values})
