@@ -63,7 +63,8 @@ def model_of(family: str, home: Path, tokenizer) -> str:
     if model.own_code:
         remote_folder(folder, tokenizer, KINDS["summed"])
         return f"--model {family} --trust-remote-code"
-    build_model(model.model_type, len(tokenizer)).save_pretrained(folder)
+    window = {"sliding_window": None} if "mixtral" in model.model_type else {}  # as in the model itself
+    build_model(model.model_type, len(tokenizer), **window).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return f"--model {family}"
 

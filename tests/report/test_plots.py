@@ -450,6 +450,13 @@ def gains_table() -> pd.DataFrame:
     return table.assign(gain_low=table["gain"] - 0.05, gain_high=table["gain"] + 0.1, n=200)
 
 
+def test_gains_that_are_defined_nowhere_are_drawn_as_none():
+    """As where attention has a window that ends before the context, and the base model has nothing there."""
+    names = ["gain", "gain_low", "gain_high"]
+    figure = gains_figure(gains_table().assign(**dict.fromkeys(names, float("nan"))), what="Attention")
+    assert "Attention has no gain that is defined" in figure.layout.title.text
+
+
 def test_gains_are_lines_in_the_order_of_layers_with_bands_of_their_intervals():
     figure = gains_figure(gains_table(), what="Attention")
     assert figure.layout.title.text == "Attention gains most at layer 3, context (CAG): +30%"

@@ -97,6 +97,8 @@ def _draw_axes(figure: go.Figure, layers: list[int], gained: str, *, steep: bool
 
 def _title(table: pd.DataFrame, what: str) -> str:
     """Where the gain is largest, or that there is none."""
+    if table["gain"].isna().all():  # as where attention has a window that ends before the context
+        return f"{what} has no gain that is defined, as the base model has nothing there"
     best = table.loc[table["gain"].idxmax()]
     if best["gain"] <= 0:
         return f"{what} does not gain at any layer"
