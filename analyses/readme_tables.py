@@ -40,7 +40,7 @@ def main(
     methods: Annotated[list[Path], Option(help="tasks.parquet of table3_methods.py, one per model.")] = (),
     sizes: Annotated[list[Path], Option(help="sizes.parquet of table5_expert_count.py, one per model.")] = (),
     layers: Annotated[list[Path], Option(help="layers.parquet of figure11_layers.py, one per model.")] = (),
-    costs: Annotated[list[Path], Option(help="summary.parquet of benchmarks/training_cost.py.")] = (),
+    costs: Annotated[list[Path], Option(help="summary.parquet of training_cost.py or interventions.py.")] = (),
 ) -> None:
     """Print the tables: means over seeds with their interval, or the lowest and highest of fewer than five seeds."""
     if not any((tasks, methods, sizes, layers, costs)):

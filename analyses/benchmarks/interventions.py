@@ -48,7 +48,7 @@ Stack = tuple[Intervention, ...]
 
 
 def main(
-    out: Annotated[Path, Option(help="Folder for interventions.parquet.")],
+    out: Annotated[Path, Option(help="Folder for interventions.parquet and, for docs/cost.md, summary.parquet.")],
     models: Annotated[str, Option(help=f"Some of {', '.join(MODELS)}.")] = "organism,mid",
     batch_size: Annotated[int, Option(help="Prompts in the one batch.")] = 32,
     tokens: Annotated[int, Option(help="Tokens of each prompt of a random model.")] = 64,
@@ -68,11 +68,20 @@ def main(
         for what, ways in parts.items():
             rows += [{"model": model, "what": what, **row} for row in in_turns(ways, turns, "cpu")]
     facts = {"batch_size": batch_size, "new_tokens": new_tokens, "threads": torch.get_num_threads()}
-    write_table(pd.DataFrame(rows), out / "interventions.parquet", provenance(model=models, seed=0, facts=facts))
+    made_by = provenance(model=models, seed=0, facts=facts)
+    write_table(pd.DataFrame(rows), out / "interventions.parquet", made_by)
     table = compared(rows, ["model", "what"], clock="cpu_seconds")
+    write_table(beside_plain(table), out / "summary.parquet", made_by)
     console.show(table.drop(columns=["peak_gib", "added_gib"]), title=f"CPU time, {turns} turns, {facts}")
     if table["outcome"].str.startswith("failed").any():
         raise Exit(1)
+
+
+def beside_plain(table: pd.DataFrame) -> pd.DataFrame:
+    """A row for each way, a column for each model: its time over the plain model's."""
+    ways = table[table["way"] != "plain"]
+    times = ways.set_index(["what", "way", "model"])["x_plain"]
+    return times.unstack("model", sort=False).fillna("–").reset_index()
 
 
 def opened_model(model: str, batch_size: int, tokens: int) -> tuple[MoELens, list[Example]]:
