@@ -106,10 +106,6 @@ class GroupSums(LayerSums):
         Each number by its column's name.
         """
 
-    @abstractmethod
-    def table(self) -> pd.DataFrame:
-        """What it shows, as its own class says."""
-
     def estimates(self) -> dict[int, dict[str, np.ndarray]]:
         """By layer the numbers with the ends of their 95 % intervals over texts (`with_interval`), NAME_low and _high.
 
