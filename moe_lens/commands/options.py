@@ -410,7 +410,7 @@ def epochs_for(text: str, data: str) -> int:
 
 def steps_between(given: float | None) -> int | float | None:
     """What `Schedule` takes for --evaluate-every: a whole number of steps, or a share below 1."""
-    if given is not None and given >= 1 and given != int(given):
+    if given is not None and (given <= 0 or (given >= 1 and given != int(given))):
         raise MoELensError(f"--evaluate-every is a whole number of steps, or below 1 a share of all; got {given}")
     return int(given) if given is not None and given >= 1 else given
 

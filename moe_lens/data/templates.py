@@ -81,8 +81,8 @@ def template_named(name: str | Path) -> PromptTemplate:
     texts = isinstance(told, dict) and all(isinstance(value, kinds.get(name, str)) for name, value in told.items())
     if not texts or not {"with_context", "closed_book"} <= set(told) <= known:
         raise MoELensError(
-            f"{path}: expected the texts with_context, closed_book and answer_cue, answer_after, and for chats "
-            "system_prompt and a table of chat_template_kwargs (bare_question, unquoted_context: true or false); got "
-            f"{told!r:.200}"
+            f"{path}: expected the texts with_context, closed_book and answer_cue, for thoughts answer_after, and for "
+            "chats system_prompt and a table of chat_template_kwargs (bare_question, unquoted_context: true or false); "
+            f"got {told!r:.200}"
         )
     return PromptTemplate(**told)

@@ -218,7 +218,7 @@ def test_a_dose_is_compared_with_the_random_sets_of_its_own_strength_whatever_th
 
 def test_a_saved_intervention_is_a_row_of_its_own_beside_the_same_on_random_experts(olmoe):
     examples = own_answers(olmoe, ["the cat sat", "a dog slept", "Answer: the capital"], max_new_tokens=4)
-    own = Scale(ExpertSet.of({layer: range(3) for layer in range(3)}), 9.0, positions="last", steps="prefill")
+    own = Scale(ExpertSet.of({layer: range(3) for layer in range(3)}), 1.6, positions="last", steps="prefill")
     vector = AddVector(1, torch.ones(olmoe.module.config.hidden_size))
     found = mask(olmoe, examples, [HALF], saved={"mine": own, "vector": vector}, controls=4, **SHORT)
     with olmoe.intervene(own):
@@ -233,7 +233,7 @@ def test_a_saved_intervention_is_a_row_of_its_own_beside_the_same_on_random_expe
     drawn = random_controls([Choice("mine", "saved", own.experts)], 4, n_experts=8, seed=0)
     twins = []
     for one in drawn:
-        with olmoe.intervene(Scale(one.experts, 9.0, positions="last", steps="prefill")):
+        with olmoe.intervene(Scale(one.experts, 1.6, positions="last", steps="prefill")):
             twins.append(answer_table(olmoe, examples, progress=False, **SHORT)["em"].mean())
     assert row["below_random"] == pytest.approx(np.mean(twins) - row["em"])
     assert 0 < np.mean([row["em"], *twins]) < 1, "nothing is tested where no answer changes, or all do"

@@ -64,7 +64,8 @@ def refused():
 
 def test_scores_are_usage_of_tuned_base_or_their_difference_and_saliency(models, lenses):
     tables = score_tables(MEASURED, models, EXAMPLES)
-    assert {tuple(table.columns) for table in tables.values()} == {("layer", "expert", "score")}
+    columns = ("layer", "expert", "score")
+    assert {tuple(table.columns) for table in tables.values()} == {columns, (*columns, "score_low", "score_high")}
     scores = {name: table["score"] for name, table in tables.items()}
     for end in ("", "-last", "-question", "-mass"):
         assert scores[f"ce-gain{end}"].to_numpy() == pytest.approx((scores[f"ce{end}"] - scores[f"oe{end}"]).to_numpy())

@@ -231,6 +231,9 @@ def test_mmlu_from_the_hub_shows_the_dev_questions_of_each_subject(tmp_path, mon
             for subject in ("law", "art_history")
         ]
         pd.DataFrame(rows).to_parquet(tmp_path / "hub" / f"{split}.parquet")
+    named = "".join(f"  - split: {name}\n    path: {name}.parquet\n" for name in ("test", "dev", "validation"))
+    card = f"---\nconfigs:\n- config_name: default\n  data_files:\n{named}---\n"
+    (tmp_path / "hub" / "README.md").write_text(card)  # else dev and validation would be one
     mmlu = SOURCES["mmlu"]
     monkeypatch.setitem(SOURCES, "mmlu", replace(mmlu, hub=replace(mmlu.hub, id=str(tmp_path / "hub"), config=None)))
     first, second, *_ = load_examples("mmlu")

@@ -83,7 +83,7 @@ def test_statistics_take_a_device_without_float64(on_the_cpu):
 
 
 def test_every_statistic_is_among_the_features():
-    functions = {"average_heads", "weight_similarity", "save_statistic", "add_saved"}
+    functions = {"average_heads", "weight_similarity", "router_similarity", "save_statistic", "add_saved"}
     public = set(moe_lens.statistics.__all__) - functions
     assert {name.split()[0] for name in STATISTICS} == public
 

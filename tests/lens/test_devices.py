@@ -73,4 +73,6 @@ def test_statistics_are_those_of_the_cpu_also_on_a_device_without_float64(tokeni
             statistics = ExpertUsage(), RouterLoad(), CoActivation(), ExpertSaliency(), SelectedExperts()
             tables.append([statistic.table() for statistic in lens.measure(TEXTS, *statistics, progress=False)])
     for mine, expected in zip(*tables, strict=True):
-        pd.testing.assert_frame_equal(mine, expected)
+        ends = [name for name in mine if name.endswith(("_low", "_high"))]
+        pd.testing.assert_frame_equal(mine.drop(columns=ends), expected.drop(columns=ends))
+        pd.testing.assert_frame_equal(mine[ends], expected[ends], rtol=1e-3)  # they magnify rounding

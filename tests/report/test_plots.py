@@ -399,7 +399,7 @@ def test_metrics_stand_side_by_side_and_the_title_compares_the_first():
     table = pd.DataFrame(rows, columns=["variant", "metric", "mean"]).assign(task="summary", n=9)
     table = table.assign(low=table["mean"] - 0.1, high=table["mean"] + 0.2)
     figure = metrics_figure(table)
-    assert figure.layout.title.text == "sentence BLEU is highest for FFT (0.70), then base (0.20)"
+    assert figure.layout.title.text == "sentence BLEU is highest for FFT (0.70), then base<br>(0.20)"
     assert list(trace(figure, "base").x) == ["sentence BLEU", "ROUGE-L"]
     np.testing.assert_allclose(trace(figure, "FFT").y, [0.7, 0.4])
     np.testing.assert_allclose(trace(figure, "FFT").error_y.array, 0.2)
