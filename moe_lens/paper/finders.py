@@ -105,7 +105,7 @@ class Finding:
 
     def made_by(self, part: str, task: str, split: str, seed: int | None) -> dict[str, Any]:
         """The provenance of a part; seed: of the tuned routers, None of the base model."""
-        facts = {"part": part, "weights": weights_digest(self.base.module)}
+        facts: dict[str, Any] = {"part": part, "weights": weights_digest(self.base.module)}
         facts |= {"size": self.sizes.size, "searches": self.sizes.searches}
         delta, asked = None if seed is None else self.deltas[seed], self.examples(task, split)
         return provenance(model=self.model, delta=delta, data=asked, seed=seed, facts=facts)
@@ -149,14 +149,15 @@ class Finding:
 
         Where sets are to cost something else is looked at in the base model: tuning itself has lowered some of it.
         """
-        zeroed, own = {}, {"seed": seed, "controls": self.sizes.n_random}
+        zeroed: dict[str, Masked] = {}
+        own: dict[str, Any] = {"seed": seed, "controls": self.sizes.n_random}
         for task in TARGETS:
             asked = self._asked("zero", task, "test", seed)
             zeroed[task] = mask(lens, self.examples(task, "test"), chosen, **asked, **own)
         for task in (*SPARED, *ALSO):
             asked = self._asked("zero", task, "test", None)
             zeroed[task] = mask(self.base, self.examples(task, "test"), chosen, controls=0, **asked)
-        found: Masked = joined(zeroed)
+        found = joined(zeroed)
         asked = self._asked("reroute", "swap", "test", seed)
         rerouted = mask(lens, self.examples("swap", "test"), chosen, "reroute", **asked, **own)
         verdicts = selectivity(found.answers, found.rows, targets=TARGETS, spared=SPARED)
@@ -202,13 +203,14 @@ class Finding:
 
     def _learned(self, wanted: Mapping[str, tuple[str, Sequence[str]]], lens: MoELens, seed: int | None) -> list[Found]:
         """The sets that are learned as a whole."""
-        found = []
+        found: list[Found] = []
         for name, (target, spared) in wanted.items():
 
             def learned(target: str = target, spared: Sequence[str] = spared) -> pd.DataFrame:
                 spare = {task: self.examples(task, "train") for task in spared}
-                size, tokens = Wanted(size=self.sizes.size), {"max_new_tokens": 8, "seeds": self.sizes.searches}
-                return find_set(lens, self.examples(target, "train"), size, spare=spare, seed=seed or 0, **tokens).table
+                asked, size = self.examples(target, "train"), Wanted(size=self.sizes.size)
+                many, first = self.sizes.searches, seed or 0
+                return find_set(lens, asked, size, spare=spare, seeds=many, seed=first, max_new_tokens=8).table
 
             part = f"learned-{len(found)}" + "".join(f"-sparing-{task}" for task in spared)
             rows = self._timed(part, target, "train", seed, learned)

@@ -103,7 +103,7 @@ def dose_table_printed(dev: pd.DataFrame) -> str:
     """The dose curves on dev: EM of every task at each point. dev: of `dose_table`."""
     wide = dev.pivot_table(index=["set", "intervention", "chosen"], columns="task", values="em", sort=False)
     lines = []
-    for (way, name, chosen), row in wide.iterrows():  # type: ignore[misc]
+    for (way, name, chosen), row in wide.iterrows():
         point = str(name).removeprefix(f"{way} ")
         lines.append([way, f"**{point}**" if chosen else point, *(f"{value:.2f}" for value in row)])
     return markdown([["way", "strength", *(f"`{task}`" for task in wide)], *lines])
