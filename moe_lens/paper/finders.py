@@ -157,7 +157,7 @@ class Finding:
         for task in (*SPARED, *ALSO):
             asked = self._asked("zero", task, "test", None)
             zeroed[task] = mask(self.base, self.examples(task, "test"), chosen, controls=0, **asked)
-        found: Masked = joined(zeroed)
+        found = joined(zeroed)
         asked = self._asked("reroute", "swap", "test", seed)
         rerouted = mask(lens, self.examples("swap", "test"), chosen, "reroute", **asked, **own)
         verdicts = selectivity(found.answers, found.rows, targets=TARGETS, spared=SPARED)
@@ -204,14 +204,13 @@ class Finding:
     def _learned(self, wanted: Mapping[str, tuple[str, Sequence[str]]], lens: MoELens, seed: int | None) -> list[Found]:
         """The sets that are learned as a whole."""
         found: list[Found] = []
-        size = Wanted(size=self.sizes.size)
         for name, (target, spared) in wanted.items():
 
             def learned(target: str = target, spared: Sequence[str] = spared) -> pd.DataFrame:
                 spare = {task: self.examples(task, "train") for task in spared}
-                train, seeds = self.examples(target, "train"), self.sizes.searches
-                found = find_set(lens, train, size, spare=spare, seeds=seeds, seed=seed or 0, max_new_tokens=8)
-                return found.table
+                asked, size = self.examples(target, "train"), Wanted(size=self.sizes.size)
+                many, first = self.sizes.searches, seed or 0
+                return find_set(lens, asked, size, spare=spare, seeds=many, seed=first, max_new_tokens=8).table
 
             part = f"learned-{len(found)}" + "".join(f"-sparing-{task}" for task in spared)
             rows = self._timed(part, target, "train", seed, learned)

@@ -1,7 +1,5 @@
 """The tables of finding.py and strengthening.py: answers to rows with intervals, p-values corrected, as Markdown."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import pandas as pd
 from scipy.stats import ttest_1samp
@@ -54,11 +52,7 @@ def agreement_table(dev: pd.DataFrame) -> str:
         "em_dev": "EM left, dev",
     }
     there = {name: head for name, head in told.items() if name in dev and dev[name].notna().any()}
-    forms = {"seconds": ".0f"}
-    rows = [
-        [f"`{name}`", *(_over(own[it], forms.get(it, ".2f")) for it in there)]
-        for name, own in dev.groupby("finder", sort=False)
-    ]
+    rows = [[f"`{name}`", *(_over(own[it], it) for it in there)] for name, own in dev.groupby("finder", sort=False)]
     return markdown([["finder", *there.values()], *rows])
 
 
@@ -150,6 +144,11 @@ def _random_mean(answers: pd.DataFrame) -> str:
     return f"{answers.loc[there, 'em'].mean():.2f}" if there.any() else "–"
 
 
-def _over(values: pd.Series, form: str) -> str:
-    known: Sequence[float] | pd.Series = values.dropna()
-    return over_seeds(known, form) if len(known) else "–"
+def _over(values: pd.Series, column: str) -> str:
+    """A cell of a column of `agreement_table`."""
+    known: pd.Series = values.dropna()
+    if not len(known):
+        return "–"
+    if column == "seconds":
+        return f"{known.mean():.0f}"
+    return over_seeds(known, bounds=(-1, 1) if column == "spearman" else (0, 1))

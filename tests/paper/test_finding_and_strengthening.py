@@ -11,7 +11,7 @@ from moe_lens import ExpertSet
 from moe_lens.decoding import CAD
 from moe_lens.lens.interventions import AddVector, Bias, LogitBias
 from moe_lens.paper.finders import best_of_kinds, kind_of
-from moe_lens.paper.result_tables import below, left_table, mask_table, strengthening_table
+from moe_lens.paper.result_tables import agreement_table, below, left_table, mask_table, strengthening_table
 from moe_lens.paper.strengthening import Point, pairs, random_like
 
 ROOT = Path(__file__).parents[2]
@@ -59,6 +59,18 @@ def answers(scores: dict[str, dict[str, list[float]]], **more: object) -> pd.Dat
         for em in each
     ]
     return pd.DataFrame(rows).assign(**more)
+
+
+def test_agreement_with_both_truths_is_a_mean_over_seeds_that_stays_in_bounds():
+    auc = {"one": [1.0, 1.0, 1.0, 1.0, 0.5], "two": [np.nan] * 5}
+    rows = [
+        {"finder": name, "seed": seed, "seconds": 10.0 + seed, "auc": own[seed], "em_dev": 0.25}
+        for name, own in auc.items()
+        for seed in range(5)
+    ]
+    found = cells(agreement_table(pd.DataFrame(rows)))
+    assert found["`one`"] == {"finder": "`one`", "CPU s": "12", "AUC": "0.90 [0.62, 1.00]", "EM left, dev": "0.25"}
+    assert found["`two`"]["AUC"] == "–"
 
 
 def test_sets_are_compared_with_the_random_sets_of_their_mode():
