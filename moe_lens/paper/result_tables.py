@@ -8,6 +8,7 @@ from scipy.stats import ttest_1samp
 
 from moe_lens.causal.evaluation import UNMASKED
 from moe_lens.metrics import Interval, compare, holm, seeds_interval
+from moe_lens.paper.finders import kind_of
 from moe_lens.paper.markdown import markdown, over_seeds
 from moe_lens.report.plots.what_is_left import NOTHING
 from moe_lens.report.plots.what_is_left import RANDOM as RANDOM_SETS
@@ -90,12 +91,12 @@ def mask_table(dev: pd.DataFrame, answers: pd.DataFrame, verdicts: pd.DataFrame)
 
 
 def left_table(answers: pd.DataFrame, model: str) -> pd.DataFrame:
-    """What masking each finder's set leaves of swap, as `left_figure` draws it."""
+    """What masking the set of each kind of finder leaves of swap, as `left_figure` draws it."""
     zero = answers[(answers["mode"] == "zero") & (answers["task"] == "swap")]
     random = random_scores(zero)
     scores = {NOTHING: scores_of(zero, UNMASKED), RANDOM_SETS: random.reshape(-1, random.shape[-1])}
     names = [name for name in zero["intervention"].unique() if not name.startswith(RANDOM) and name != UNMASKED]
-    scores |= {name: scores_of(zero, name) for name in names}
+    scores |= {kind_of(name): scores_of(zero, name) for name in names}
     found = {name: seeds_interval(own, bounds=(0, 1)) for name, own in scores.items()}
     rows = [{"finder": name, "em": it.mean, "em_low": it.low, "em_high": it.high} for name, it in found.items()]
     return pd.DataFrame(rows).assign(model=model)
