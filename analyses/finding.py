@@ -65,7 +65,7 @@ def main(
     tables |= {"dev": table, "left": left_table(tables["answers"], model)}
     for name, own in tables.items():
         write_table(own, out / f"{name}.parquet", made_by)
-    print(agreement_table(table), mask_table(tables["answers"], tables["verdicts"]), sep="\n\n")
+    print(agreement_table(table), mask_table(table, tables["answers"], tables["verdicts"]), sep="\n\n")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,14 @@
 """The tables of finding.py and strengthening.py: answers to rows with intervals, p-values corrected, as Markdown."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 from scipy.stats import ttest_1samp
 
 from moe_lens.causal.evaluation import UNMASKED
 from moe_lens.metrics import Interval, compare, holm, seeds_interval
+from moe_lens.paper.finders import kind_of
 from moe_lens.paper.markdown import markdown, over_seeds
 from moe_lens.report.plots.what_is_left import NOTHING
 from moe_lens.report.plots.what_is_left import RANDOM as RANDOM_SETS
@@ -42,21 +45,17 @@ def below(theirs: np.ndarray, own: np.ndarray) -> tuple[Interval, float]:
     return seeds_interval(lower, bounds=(-1, 1)), max(over_questions, over_trainings)
 
 
+TOLD = {"seconds": "CPU s", "auc": "AUC", "precision": "P@k", "spearman": "rank correlation", "em_dev": "EM left, dev"}
+"""What is told of each finder before its set is masked on test."""
+
+
 def agreement_table(dev: pd.DataFrame) -> str:
     """Each finder against both truths, and what its sets leave on dev; means over seeds. dev: of `Finding.dev`."""
-    told = {
-        "seconds": "CPU s",
-        "auc": "AUC",
-        "precision": "P@k",
-        "spearman": "rank correlation",
-        "em_dev": "EM left, dev",
-    }
-    there = {name: head for name, head in told.items() if name in dev and dev[name].notna().any()}
-    rows = [[f"`{name}`", *(_over(own[it], it) for it in there)] for name, own in dev.groupby("finder", sort=False)]
-    return markdown([["finder", *there.values()], *rows])
+    head, cells = _agreement(dev, tuple(TOLD))
+    return markdown([["finder", *head], *([f"`{name}`", *own] for name, own in cells.items())])
 
 
-def mask_table(answers: pd.DataFrame, verdicts: pd.DataFrame) -> str:
+def mask_table(dev: pd.DataFrame, answers: pd.DataFrame, verdicts: pd.DataFrame) -> str:
     """What each finder's set leaves on test: the task hit, zeroed and rerouted, against random sets; all others."""
     zero, reroute = (answers[answers["mode"] == mode] for mode in ("zero", "reroute"))
     by_task = dict(iter(zero.groupby("task", sort=False)))
@@ -65,29 +64,39 @@ def mask_table(answers: pd.DataFrame, verdicts: pd.DataFrame) -> str:
     random = {mode: random_scores(own[own["task"] == "swap"]) for mode, own in (("zero", zero), ("reroute", reroute))}
     lower = {name: below(random["zero"].mean(1), scores_of(swap, name)) for name in names}
     corrected = dict(zip(names, holm([p for _, p in lower.values()]), strict=True))
-    rows = []
+    found, told = _agreement(dev, ("seconds", "auc", "precision"))
+    rows, nothing = [], ["–"] * len(found)
     for name in (UNMASKED, *names):
         left = [str(seeds_interval(scores_of(own, name), bounds=(0, 1))) for own in (swap, reroute)]
-        told = [str(lower[name][0]), f"{corrected[name]:.3f}"] if name in lower else ["–", "–"]
+        compared = [str(lower[name][0]), f"{corrected[name]:.3f}"] if name in lower else ["–", "–"]
         others = [f"{scores_of(own, name).mean():.2f}" for task, own in by_task.items() if task != "swap"]
         own = verdicts[(verdicts["intervention"] == name) & (verdicts["task"] == "swap")]["verdict"].value_counts()
-        rows.append([f"`{name}`", *left, *told, *others, ", ".join(f"{word}: {n}" for word, n in own.items()) or "–"])
+        rows.append(
+            [
+                f"`{name}`",
+                *told.get(name, nothing),
+                *left,
+                *compared,
+                *others,
+                ", ".join(f"{word}: {n}" for word, n in own.items()) or "–",
+            ]
+        )
     flat = [str(seeds_interval(own.reshape(-1, own.shape[-1]), bounds=(0, 1))) for own in random.values()]
     others = [_random_mean(own) for task, own in by_task.items() if task != "swap"]
-    rows.append(["random sets", *flat, "–", "–", *others, "–"])
-    head = ["set", "`swap` left, zeroed", "rerouted", "below random sets", "p (Holm)"]
+    rows.append(["random sets", *nothing, *flat, "–", "–", *others, "–"])
+    head = ["set", *found, "`swap` left, zeroed", "rerouted", "below random sets", "p (Holm)"]
     return markdown(
         [[*head, *(f"`{task}`" for task in by_task if task != "swap"), "verdict, of so many routers"], *rows]
     )
 
 
 def left_table(answers: pd.DataFrame, model: str) -> pd.DataFrame:
-    """What masking each finder's set leaves of swap, as `left_figure` draws it."""
+    """What masking the set of each kind of finder leaves of swap, as `left_figure` draws it."""
     zero = answers[(answers["mode"] == "zero") & (answers["task"] == "swap")]
     random = random_scores(zero)
     scores = {NOTHING: scores_of(zero, UNMASKED), RANDOM_SETS: random.reshape(-1, random.shape[-1])}
     names = [name for name in zero["intervention"].unique() if not name.startswith(RANDOM) and name != UNMASKED]
-    scores |= {name: scores_of(zero, name) for name in names}
+    scores |= {kind_of(name): scores_of(zero, name) for name in names}
     found = {name: seeds_interval(own, bounds=(0, 1)) for name, own in scores.items()}
     rows = [{"finder": name, "em": it.mean, "em_low": it.low, "em_high": it.high} for name, it in found.items()]
     return pd.DataFrame(rows).assign(model=model)
@@ -142,6 +151,13 @@ def _random_mean(answers: pd.DataFrame) -> str:
     """The mean EM of random sets where they were asked."""
     there = answers["intervention"].str.startswith(RANDOM)
     return f"{answers.loc[there, 'em'].mean():.2f}" if there.any() else "–"
+
+
+def _agreement(dev: pd.DataFrame, columns: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
+    """The heads of those of TOLD that are known, and by finder its cells."""
+    there = [name for name in columns if name in dev and dev[name].notna().any()]
+    named = dev.groupby("finder", sort=False)
+    return [TOLD[it] for it in there], {str(name): [_over(own[it], it) for it in there] for name, own in named}
 
 
 def _over(values: pd.Series, column: str) -> str:

@@ -85,10 +85,12 @@ def test_sets_are_compared_with_the_random_sets_of_their_mode():
     verdicts = pd.DataFrame(
         {"intervention": "one", "task": "swap", "verdict": ["selective"] * 3 + ["as random sets"] * 2}
     )
-    found = cells(mask_table(pd.concat(parts), verdicts))
+    dev = pd.DataFrame({"finder": ["one", "other"], "seed": 0, "seconds": [3.0, 9.0], "precision": [0.75, 0.5]})
+    found = cells(mask_table(dev, pd.concat(parts), verdicts))
     assert list(found) == ["`none`", "`one`", "random sets"]
     own = found["`one`"]
     assert own["`swap` left, zeroed"].startswith("0.00 [0.00")
+    assert (own["CPU s"], own["P@k"], found["`none`"]["CPU s"]) == ("3", "0.75", "–")
     assert own["rerouted"].startswith("0.50")
     assert own["below random sets"].startswith("0.88")
     assert own["`closed_book`"] == "0.75"

@@ -39,7 +39,8 @@ def left_figure(table: pd.DataFrame) -> go.Figure:
     figure.update_yaxes(tickvals=list(range(len(order))), ticktext=list(order), ticks="", tickfont_size=15)
     figure.update_yaxes(range=[-0.6, len(order) - 0.4])
     subtitle = "dashed: random sets; dotted: nothing masked; bars: 95 % intervals"
-    title = f"{order[-1]} leaves least" + (", mean of the models" if len(models) > 1 else "")
+    of_all = [name for name in order if (own["finder"] == name).sum() == len(models)]
+    title = f"{(of_all or list(order))[-1]} leaves least" + (", mean of the models" if len(models) > 1 else "")
     return style.dress(figure, title=title, subtitle=subtitle, plot_height=30 * len(order), below=80, headings=True)
 
 
