@@ -86,7 +86,7 @@ LETTERS = {
 @given(st.data(), st.sampled_from(sorted(LETTERS)), st.sampled_from(["NFC", "NFD"]), st.sampled_from(["NFC", "NFD"]))
 def test_in_scripts_with_spaces_a_word_is_found_as_often_as_it_stands_alone(data, script, form, other):
     """Against the words of the text, cut at its spaces."""
-    word = st.text(LETTERS[script], min_size=1, max_size=3).filter(lambda text: not unicodedata.combining(text[0]))
+    word = st.text(LETTERS[script], min_size=1, max_size=3).filter(lambda text: unicodedata.category(text[0])[0] != "M")
     text = data.draw(st.lists(word, min_size=1, max_size=6))
     answer = data.draw(st.sampled_from(text) | word)
     same = [unicodedata.normalize("NFC", one) == unicodedata.normalize("NFC", answer) for one in text]
