@@ -20,7 +20,7 @@ from moe_lens.choosing.selection import scores_of
 from moe_lens.commands import console
 from moe_lens.organism.tuning_effects import tuned_routers
 from moe_lens.paper.finders import ALSO, SPARED, TARGETS
-from moe_lens.paper.result_tables import dose_table_printed, strengthening_table
+from moe_lens.paper.result_tables import dose_curves, strengthening_table
 from moe_lens.paper.strengthening import Strengthening, biased, decodings, pairs, trained_biases, vectors
 from moe_lens.results import claim, provenance, write_table
 from moe_lens.storage import try_folder
@@ -67,7 +67,7 @@ def main(
     tables = {"dev": pd.concat([table, both], ignore_index=True), "test": tested, "tuned": pd.concat(parts)}
     for name, own in tables.items():
         write_table(own, out / f"{name}.parquet", made_by)
-    print(dose_table_printed(tables["dev"]), strengthening_table(tested, tables["tuned"]), sep="\n\n")
+    print(dose_curves(tables["dev"]), strengthening_table(tested, tables["tuned"]), sep="\n\n")
 
 
 if __name__ == "__main__":

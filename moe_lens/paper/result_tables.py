@@ -102,14 +102,20 @@ def left_table(answers: pd.DataFrame, model: str) -> pd.DataFrame:
     return pd.DataFrame(rows).assign(model=model)
 
 
-def dose_table_printed(dev: pd.DataFrame) -> str:
-    """The dose curves on dev: EM of every task at each point. dev: of `dose_table`."""
+def dose_curves(dev: pd.DataFrame) -> str:
+    """The dose curves on dev: of each way its strengths, with EM of every task, what was chosen in bold.
+
+    dev: of `dose_table`.
+    """
+    tasks = list(dict.fromkeys(dev["task"]))
     wide = dev.pivot_table(index=["set", "intervention", "chosen"], columns="task", values="em", sort=False)
-    lines = []
+    curves: dict[str, list[str]] = {}
     for (way, name, chosen), row in wide.iterrows():
         point = str(name).removeprefix(f"{way} ")
-        lines.append([way, f"**{point}**" if chosen else point, *(f"{value:.2f}" for value in row)])
-    return markdown([["way", "strength", *(f"`{task}`" for task in wide)], *lines])
+        told = f"{f'**{point}**' if chosen else point}: {' / '.join(f'{row[task]:.2f}' for task in tasks)}"
+        curves.setdefault(way, []).append(told)
+    head = ["way", f"strength: {' / '.join(f'`{task}`' for task in tasks)}"]
+    return markdown([head, *([way, "; ".join(points)] for way, points in curves.items())])
 
 
 def strengthening_table(test: pd.DataFrame, tuned: pd.DataFrame) -> str:

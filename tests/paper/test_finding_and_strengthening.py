@@ -11,7 +11,14 @@ from moe_lens import ExpertSet
 from moe_lens.decoding import CAD
 from moe_lens.lens.interventions import AddVector, Bias, LogitBias
 from moe_lens.paper.finders import best_of_kinds, kind_of
-from moe_lens.paper.result_tables import agreement_table, below, left_table, mask_table, strengthening_table
+from moe_lens.paper.result_tables import (
+    agreement_table,
+    below,
+    dose_curves,
+    left_table,
+    mask_table,
+    strengthening_table,
+)
 from moe_lens.paper.strengthening import Point, pairs, random_like
 
 ROOT = Path(__file__).parents[2]
@@ -118,6 +125,18 @@ def test_ways_are_compared_with_router_tuning_and_with_random_ones_like_them():
     assert found["vector 2"]["random like it, `swap`"] == "0.15"
     assert found["CAD 1"]["random like it, `swap`"] == "–"
     assert found["router tuning"]["`closed_book`"].startswith("0.90")
+
+
+def test_dose_curves_have_a_row_for_each_way_and_what_was_chosen_in_bold():
+    rows = [
+        {"set": "bias, a", "intervention": f"bias, a {dose}", "task": task, "em": dose * size, "chosen": dose == 3}
+        for dose in (2, 3)
+        for task, size in (("swap", 0.1), ("closed_book", 0.3))
+    ]
+    found = cells(dose_curves(pd.DataFrame(rows)))
+    assert found == {
+        "bias, a": {"way": "bias, a", "strength: `swap` / `closed_book`": "2: 0.20 / 0.60; **3**: 0.30 / 0.90"}
+    }
 
 
 def test_what_is_random_is_as_large_and_acts_in_the_same_place():
