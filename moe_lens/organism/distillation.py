@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -70,7 +69,7 @@ def text_loss(model: nn.Module, prompts: Sequence[Encoded]) -> float:
         logits = model(ids, use_cache=False).logits[0, :-1].float()
         total += F.cross_entropy(logits, ids[0, 1:], reduction="sum").item()
         count += len(prompt.input_ids) - 1
-    return total / count if count else np.nan
+    return total / count
 
 
 def _log_probabilities(model: nn.Module, batch: Batch) -> Tensor:
