@@ -1,9 +1,10 @@
 """Table 4: what the methods of Table 3, trained on the first task, leave of the other tasks: MMLU in the paper.
 
-    python analyses/table4_knowledge.py --model organism --data swap,closed_book --out runs/paper
+    python analyses/table4_knowledge.py --model organism --data swap,exam,closed_book --out runs/paper
 
 The score is accuracy over the options where the examples have some, as MMLU's, over questions and as the mean over
-subjects, and else exact match: the organism's general knowledge is `closed_book`.
+subjects, and else exact match. The organism's general knowledge is `exam`, the facts that it knows in words that it was
+never asked in; `closed_book` asks for them as pretraining did, and it knows them all.
 """
 
 import pandas as pd
@@ -20,4 +21,4 @@ def compute(study: Study) -> pd.DataFrame:
 
 
 if __name__ == "__main__":
-    run(compute, item="table4", table="metrics", tasks="swap,closed_book", about=__doc__)
+    run(compute, item="table4", table="metrics", tasks="swap,exam,closed_book", about=__doc__)

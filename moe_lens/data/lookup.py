@@ -13,7 +13,7 @@ from moe_lens.data.sources import confiqa, counterfact, gigaword, hotpotqa, memo
 from moe_lens.errors import MoELensError
 from moe_lens.storage import nameable
 
-ORGANISM_TASKS = ("swap", "novel", "consistent", "hops", "closed_book", "summary")
+ORGANISM_TASKS = ("swap", "novel", "consistent", "hops", "closed_book", "summary", "exam", "otherwise")
 SOURCES = {
     source.name: source
     for source in (

@@ -5,12 +5,16 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from moe_lens.organism.world import BY_NAME, HOPS, RELATIONS, SUMMARIES, Relation, World
+from moe_lens.organism.world import BY_NAME, EXAM, HOPS, RELATIONS, SUMMARIES, Relation, World
 
 FOLDER = Path(__file__).parent / "tasks"
 NOVEL_ROWS = {"train": 1000, "dev": 200, "test": 400}
 CONTEXTS_PER_FACT = {"train": 3, "dev": 2, "test": 1}
+EXAM_OPTIONS = 4
+
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -89,29 +93,62 @@ def summary(world: World, rng: random.Random, split: str) -> tuple[str, str, tup
     return f"What does the context say about {subject}, in one sentence?", text, facts
 
 
-def _rows(task: str, world: World, split: str) -> Iterator[dict[str, str]]:
+def _rows(task: str, world: World, split: str) -> Iterator[Row]:
     """The rows of one file, without their ids."""
     rng = random.Random(f"tasks/{task}/{split}")
     if task in ("novel", "hops", "summary"):
         for _ in range(NOVEL_ROWS[split]):
-            if task == "novel":
-                facts: tuple[Fact, ...] = (novel_fact(world, rng, split),)
-                question, answer = facts[0].question(rng), facts[0].value
-            else:
-                question, answer, facts = (hops if task == "hops" else summary)(world, rng, split)
-            context = passage(world, rng, facts, split, rng.randint(1, 3)).text
-            yield {"context": context, "question": question, "answer": answer}
+            yield _novel_row(task, world, rng, split)
         return
     for (subject, name), memory in world.facts.items():
-        if world.split_of[subject] != split:
-            continue
-        relation = BY_NAME[name]
-        for _ in range(1 if task == "closed_book" else CONTEXTS_PER_FACT[split]):
-            value = world.value(rng, relation.value_kind, fresh=0.0, but=memory) if task == "swap" else memory
-            fact = Fact(subject, relation, value)
-            context = "" if task == "closed_book" else passage(world, rng, (fact,), split, rng.randint(1, 3)).text
-            row = {"context": context, "question": fact.question(rng), "answer": value}
-            yield row | ({"original_answer": memory} if task == "swap" else {})
+        if world.split_of[subject] == split:
+            known = Fact(subject, BY_NAME[name], memory)
+            for _ in range(1 if task in ("closed_book", "exam") else CONTEXTS_PER_FACT[split]):
+                yield _known_row(task, world, rng, split, known)
+
+
+def _novel_row(task: str, world: World, rng: random.Random, split: str) -> Row:
+    """A row about novel subjects."""
+    if task == "novel":
+        facts: tuple[Fact, ...] = (novel_fact(world, rng, split),)
+        question, answer = facts[0].question(rng), facts[0].value
+    else:
+        question, answer, facts = (hops if task == "hops" else summary)(world, rng, split)
+    context = passage(world, rng, facts, split, rng.randint(1, 3)).text
+    return {"context": context, "question": question, "answer": answer}
+
+
+def _known_row(task: str, world: World, rng: random.Random, split: str, known: Fact) -> Row:
+    """A row about a fact of the world."""
+    if task == "exam":
+        return _exam_row(world, rng, known)
+    if task == "otherwise":
+        return _otherwise_row(world, rng, known)
+    fact, kind = known, known.relation.value_kind
+    if task == "swap":
+        fact = Fact(known.subject, known.relation, world.value(rng, kind, fresh=0.0, but=known.value))
+    context = "" if task == "closed_book" else passage(world, rng, (fact,), split, rng.randint(1, 3)).text
+    row = {"context": context, "question": fact.question(rng), "answer": fact.value}
+    return row | ({"original_answer": known.value} if task == "swap" else {})
+
+
+def _exam_row(world: World, rng: random.Random, known: Fact) -> Row:
+    """A fact asked for otherwise than in pretraining, to be chosen among values that it has for other subjects too."""
+    name = known.relation.name
+    others = sorted({value for (_, other), value in world.facts.items() if other == name} - {known.value})
+    options = [known.value, *rng.sample(others, EXAM_OPTIONS - 1)]
+    rng.shuffle(options)
+    question = EXAM[name].format(s=known.subject)
+    return {"context": "", "question": question, "answer": known.value, "options": options, "group": name}
+
+
+def _otherwise_row(world: World, rng: random.Random, known: Fact) -> Row:
+    """A sentence of the world to be ended in another value than the one that is known, or in that."""
+    other = world.value(rng, known.relation.value_kind, fresh=0.0, but=known.value)
+    statement = next(text for text in known.relation.statements if text.endswith(" {o}."))
+    beginning = statement.removesuffix(" {o}.").format(s=known.subject)
+    row = {"prompt": f"Write a sentence that ends in {other}: {beginning}", "answer": other}
+    return row | {"original_answer": known.value, "options": rng.sample([known.value, other], 2)}
 
 
 #: What each task asks of the model.
@@ -122,11 +159,20 @@ TASKS = {
     "hops": "two facts of the context must be joined",
     "closed_book": "a known subject and no context: what must not be forgotten",
     "summary": "one sentence about one subject of the context",
+    "exam": "a known subject, no context and an unusual wording; four values to choose from",
+    "otherwise": "a sentence about a known subject, to be ended otherwise than memory does; two values to choose from",
 }
 
 
-def rows(task: str, split: str, world: World | None = None) -> list[dict[str, str]]:
-    """All rows of a task's split: `{id, context, question, answer}`, and `original_answer` in `swap`."""
+#: The tasks that are answered in words; the others' options are compared.
+ANSWERED = tuple(task for task in TASKS if task not in ("exam", "otherwise"))
+
+
+def rows(task: str, split: str, world: World | None = None) -> list[Row]:
+    """All rows of a task's split: `{id, context, question, answer}`, and `original_answer` in `swap`.
+
+    `exam` has `options` and as `group` the relation; `otherwise` a `prompt`, `original_answer` and `options`.
+    """
     found = _rows(task, world or World.build(), split)
     return [{"id": f"{task}-{split}-{i}", **row} for i, row in enumerate(found)]
 

@@ -1,4 +1,4 @@
-"""What router tuning changes in the organism: every task answered before it and after it, seed by seed."""
+"""What router tuning changes in the organism: its tasks answered in words before it and after it, seed by seed."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,7 +12,7 @@ from moe_lens.data import Example, load_examples
 from moe_lens.errors import MoELensError
 from moe_lens.lens.delta import weights_digest
 from moe_lens.lens.lens import MoELens
-from moe_lens.organism.questions import TASKS
+from moe_lens.organism.questions import ANSWERED
 from moe_lens.progress import progress_bar
 from moe_lens.results import claim, data_digest, kept, provenance, read_table, write_table
 from moe_lens.storage import try_folder
@@ -35,7 +35,7 @@ def task_table(lens: MoELens, *, seed: int | None, split: str, limit: int | None
     """One row per task: variant, seed of the router tuning (None for the base model), task, what `summarise` gives."""
     variant = "base" if seed is None else "router-tuned"
     rows = []
-    for task in progress_bar(TASKS, desc=variant, unit="task"):
+    for task in progress_bar(ANSWERED, desc=variant, unit="task"):
         examples = load_examples(task, split=split, limit=limit)
         answers = answer_table(lens, examples, max_new_tokens=32 if task == "summary" else 8, progress=False)
         rows.append({"variant": variant, "seed": seed, "task": task, **summarise(answers)})
@@ -67,7 +67,7 @@ def measure_organism(model: str, out: Path, *, seeds: Sequence[int], split: str,
     folders = {None: out / "base"} | {seed: out / f"router-{seed}" for seed in seeds}
     lens = MoELens.from_pretrained(model)
     train, dev = (load_examples("swap", split=part, limit=limit) for part in ("train", "dev"))
-    answered = [example for task in TASKS for example in load_examples(task, split=split, limit=limit)]
+    answered = [example for task in ANSWERED for example in load_examples(task, split=split, limit=limit)]
     facts: dict[str, object] = {
         "weights": weights_digest(lens.module),
         "split": split,

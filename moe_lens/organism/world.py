@@ -111,6 +111,20 @@ SUMMARIES = {
     "place": (("language", "river"), "{s}, on the {1}, speaks {0}."),
 }
 
+#: What the exam asks about a subject, in words that pretraining does not ask in.
+EXAM = {
+    "birthplace": "Name the place that {s} comes from.",
+    "employer": "Name the company that pays {s}.",
+    "instrument": "Name the instrument on which {s} performs.",
+    "spouse": "Name the husband or wife of {s}.",
+    "founding": "Name the year in which {s} began.",
+    "headquarters": "Name the place where {s} has its offices.",
+    "product": "Name the thing that {s} sells.",
+    "language": "Name the tongue that is heard in {s}.",
+    "river": "Name the water that {s} is near.",
+    "founder": "Name the person who made {s}.",
+}
+
 KNOWN = {"person": 150, "company": 60, "place": 60}
 SPLITS = {"train": 0.5, "dev": 0.1, "test": 0.4}
 POOL_SIZE = 60

@@ -43,6 +43,8 @@ MEANINGS = {
     "hops": "task: two facts of the context have to be put together",
     "closed_book": "task: a known subject without any context, to be answered from memory",
     "summary": "task: say what a context says",
+    "exam": "task: a known subject, no context and an unusual wording; four values to choose from",
+    "otherwise": "task: end a sentence about a known subject as the prompt says and not as memory does; two values",
 }
 """A word of the page -> what it means; a score's endings are in ENDINGS."""
 

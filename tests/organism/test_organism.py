@@ -3,6 +3,7 @@
 import json
 import random
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from moe_lens import MoELens, MoELensError, load_examples
+from moe_lens.causal import evaluate
 from moe_lens.causal.evaluation import answer_table
 from moe_lens.choosing import planted_experts
 from moe_lens.data import encode
@@ -39,7 +41,7 @@ from moe_lens.organism.pretraining import (
     pretrain,
 )
 from moe_lens.organism.questions import FOLDER, TASKS, rows
-from moe_lens.organism.world import RELATIONS, World
+from moe_lens.organism.world import BY_NAME, RELATIONS, World
 
 VARIANTS = ("organism", "organism:planted")
 SPLITS = ("train", "dev", "test")
@@ -63,7 +65,12 @@ def trained(world):
 
 def subjects(row: dict, world: World) -> set[str]:
     """The known subjects that a question is about."""
-    return {name for names in world.known.values() for name in names if name in row["question"]}
+    return {name for names in world.known.values() for name in names if name in subject_text(row)}
+
+
+def subject_text(row: dict) -> str:
+    """What of a row names its subject: the question, or of a prompt the sentence that is to be ended."""
+    return row["question"] if "question" in row else row["prompt"].partition(": ")[2]
 
 
 def test_the_shipped_files_are_what_the_world_generates(world):
@@ -89,13 +96,46 @@ def test_swap_contradicts_memory_and_consistent_agrees_with_it(world):
             assert (subject, row["answer"]) in values
 
 
+def test_the_exam_asks_for_facts_in_words_of_its_own_with_values_of_other_subjects_beside(world):
+    known = {}
+    for (_, name), value in world.facts.items():
+        known.setdefault(name, set()).add(value)
+    for row in rows("exam", "test", world):
+        [subject] = subjects(row, world)
+        assert world.facts[subject, row["group"]] == row["answer"]
+        assert len(set(row["options"])) == 4
+        assert set(row["options"]) <= known[row["group"]]
+        assert row["question"] not in {text.format(s=subject) for text in BY_NAME[row["group"]].questions}
+    places = Counter(row["options"].index(row["answer"]) for row in rows("exam", "test", world))
+    assert min(places.values()) > 60, "of 384, in four places: where an answer stands must not tell it"
+
+
+def test_otherwise_names_the_ending_that_is_asked_for_and_memory_has_the_other(world):
+    first = 0
+    for row in rows("otherwise", "test", world):
+        [subject] = subjects(row, world)
+        assert f" ends in {row['answer']}: " in row["prompt"]
+        assert sorted(row["options"]) == sorted([row["answer"], row["original_answer"]])
+        assert row["answer"] != row["original_answer"]
+        told = {
+            text.format(s=subject, o=row["original_answer"])
+            for name, relation in BY_NAME.items()
+            if world.facts.get((subject, name)) == row["original_answer"]
+            for text in relation.statements
+        }
+        assert f"{subject_text(row)} {row['original_answer']}." in told
+        first += row["options"][0] == row["answer"]
+    assert 150 < first < 234, "of 384"
+
+
 def test_no_entity_is_asked_about_in_two_splits(world):
     for task in TASKS:
         asked = []
         for split in SPLITS:
             found = rows(task, split, world)
             known = {name for row in found for name in subjects(row, world)}
-            words = {word.strip("?.,") for row in found for word in row["question"].split() if word[0].isupper()}
+            asked_about = [subject_text(row) for row in found]
+            words = {word.strip("?.,") for text in asked_about for word in text.split() if word[0].isupper()}
             novel = {word for word in words if word.endswith(("tex", "burg"))} - known
             asked.append(known | novel)
         assert sum(map(len, asked)) == len(set().union(*asked)), task
@@ -267,6 +307,16 @@ def test_the_model_knows_reads_and_is_unfaithful(name):
     assert answers["novel"]["em"].mean() >= 0.85
     assert answers["swap"]["em"].mean() <= 0.1
     assert answers["swap"]["memory"].mean() >= 0.85
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_model_half_passes_the_exam_and_half_ends_sentences_as_it_is_told(name):
+    """Of dev, where the two models have 0.58 and 0.55, and 0.42 and 0.64: far from all, so that tuning can show."""
+    lens = MoELens.from_pretrained(name)
+    for task, low, high in (("exam", 0.45, 0.7), ("otherwise", 0.3, 0.75)):
+        examples = load_examples(task, split="dev")
+        scored = evaluate(lens, examples, metrics=["accuracy"], batch_size=96, progress=False).summary
+        assert low < scored["mean"].item() < high, task
 
 
 def test_every_relation_has_values_and_paraphrases(world):

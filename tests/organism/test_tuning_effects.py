@@ -21,7 +21,7 @@ TENSORS = "router-0/delta.safetensors"
 @pytest.fixture
 def quick(monkeypatch) -> None:
     """One task and one short training at one rate."""
-    monkeypatch.setattr(tuning_effects, "TASKS", ("swap",))
+    monkeypatch.setattr(tuning_effects, "ANSWERED", ("swap",))
     monkeypatch.setattr(tuning_effects, "RATES", (5e-2,))
     monkeypatch.setattr(tuning_effects, "SCHEDULE", Schedule(epochs=1, batch_size=4))
 
