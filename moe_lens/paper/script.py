@@ -32,7 +32,7 @@ RATES: Mapping[str, tuple[float, ...]] = MappingProxyType(
         "router": (3e-3, 1e-2, 3e-2, 1e-1),
         "experts": (1e-3, 3e-3, 1e-2, 3e-2),
         "all": (1e-4, 3e-4, 1e-3, 3e-3),
-        "preference": (1e-3,),
+        "preference": (1e-4, 3e-4, 1e-3),
     }
 )
 """The learning rates tried on the organism, by what learns. The paper's, for models of billions, is 5e-4."""

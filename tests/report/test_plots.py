@@ -405,6 +405,12 @@ def test_metrics_stand_side_by_side_and_the_title_compares_the_first():
     np.testing.assert_allclose(trace(figure, "FFT").error_y.array, 0.2)
     both = metrics_figure(pd.concat([table, table.assign(task="news")]))
     assert "sentence BLEU<br>news" in trace(both, "base").x
+    long = metrics_figure(table.replace({"metric": {"rouge_l": "accuracy_over_groups"}}).assign(task="exam"))
+    assert trace(long, "base").x[1] == "accuracy, mean over groups"
+    longer = pd.concat([table.replace({"metric": {"rouge_l": "accuracy_over_groups"}}), table.assign(task="news")])
+    assert trace(metrics_figure(longer), "base").x[1] == "accuracy, mean<br>over groups<br>summary"
+    room = [metrics_figure(one).layout.margin.b for one in (table, longer)]
+    assert room[1] - room[0] == 2 * 26, "a label's lines stand above the legend"
     with pytest.raises(MoELensError, match="stands there twice"):
         metrics_figure(pd.concat([table, table]))
 

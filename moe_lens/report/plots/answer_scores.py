@@ -1,5 +1,7 @@
 """The comparison of models: exact match of each model variant on each task, or other scores of each."""
 
+import textwrap
+
 import pandas as pd
 import plotly.graph_objects as go
 
@@ -21,6 +23,8 @@ VARIANTS = {
     "planted experts": style.Look(style.PURPLE, "star"),
     "FFT": style.Look(style.BLUE, "triangle-down"),
 }
+LETTERS = 60
+"""About as many as have room below the axis."""
 ALPHA = 0.05
 """The corrected p-value below which a difference is told from none."""
 #: How metrics are written.
@@ -67,14 +71,18 @@ def metrics_figure(table: pd.DataFrame) -> go.Figure:
     require_once(table, ("variant", "metric", "task"), figure="metrics_figure")
     names = table["metric"].map(METRICS).fillna(table["metric"])
     tasks = list(dict.fromkeys(table["task"]))
-    label = names if len(tasks) == 1 else names + "<br>" + table["task"]
+    groups = table[["metric", "task"]].drop_duplicates()
+    wrapped = names.map(lambda name: "<br>".join(textwrap.wrap(name, LETTERS // len(groups), break_long_words=False)))
+    label = wrapped if len(tasks) == 1 else wrapped + "<br>" + table["task"]
     table = table.assign(label=label).rename(columns={"mean": "score", "low": "score_low", "high": "score_high"})
     figure = _bars(table, x="label", y="score")
     figure.update_yaxes(title_text="score")
     first = table[table["label"] == table["label"].iloc[0]]
-    title = _highest(first["label"].iloc[0].replace("<br>", " on "), first.set_index("variant"), "score")
+    what = names.iloc[0] if len(tasks) == 1 else f"{names.iloc[0]} on {tasks[0]}"
+    title = _highest(what, first.set_index("variant"), "score")
     subtitle = f"{', '.join(tasks)}: {table['n'].max()} answers; bars: 95 % intervals"
-    return style.dress(figure, title=title, subtitle=subtitle, plot_height=300, below=44 + 26 * (len(tasks) > 1))
+    lines = label.str.count("<br>").max()
+    return style.dress(figure, title=title, subtitle=subtitle, plot_height=300, below=44 + 26 * lines)
 
 
 def summary_figure(table: pd.DataFrame) -> go.Figure:
