@@ -63,14 +63,14 @@ def main(
     from moe_lens.commands.expert_atlas import Atlas
     from moe_lens.commands.masking_tasks import Tasks
     from moe_lens.lens.positions import check_positions
-    from moe_lens.report.atlas import read_run, write_atlas
+    from moe_lens.report.atlas import read_runs, write_atlas
     from moe_lens.results import claim, data_digest, provenance
     from moe_lens.storage import try_folder
 
     try_folder(out)
     tasks, place = Tasks.parse(data, None).targets, options.place_named(positions)
     check_positions(place)
-    runs = {folder.name: read_run(folder) for folder in scores or []}
+    runs = read_runs(scores or [])
     loaded = {task: reading.load(task, split=split, limit=limit) for task in tasks}
     lens = opening.load()
     lens.batch_size = batch_size

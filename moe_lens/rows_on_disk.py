@@ -12,10 +12,19 @@ import pyarrow.parquet as pq
 
 from moe_lens.errors import MoELensError
 from moe_lens.results import PROVENANCE_KEY, TABLE_REMEDY
-from moe_lens.storage import SEAL, UNSEALED, as_json, check_sealed, replacing, seal_file
+from moe_lens.storage import SEAL, UNSEALED, as_json, cannot_write, check_sealed, replacing, seal_file
 
 ROWS = 1 << 18
 """That are read at once."""
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Inside the block, what keeps a file from being written is a MoELensError."""
+    try:
+        yield
+    except OSError as error:
+        raise cannot_write(path, error) from error
 
 
 class RowWriter:
@@ -28,15 +37,17 @@ class RowWriter:
     def add(self, rows: pd.DataFrame) -> None:
         """Writes the rows, of which there may be none."""
         part = pa.Table.from_pandas(rows, preserve_index=False)
-        if self._writer is None:
-            labels = {PROVENANCE_KEY: as_json({**self._made_by, SEAL: UNSEALED}).encode()}
-            self._writer = pq.ParquetWriter(self._path, part.schema.with_metadata(labels))
-        self._writer.write_table(part.cast(self._writer.schema))
+        with _writing(self._path):
+            if self._writer is None:
+                labels = {PROVENANCE_KEY: as_json({**self._made_by, SEAL: UNSEALED}).encode()}
+                self._writer = pq.ParquetWriter(self._path, part.schema.with_metadata(labels))
+            self._writer.write_table(part.cast(self._writer.schema))
 
     def close(self) -> None:
         """Ends the file; without any table there is none."""
         if self._writer is not None:
-            self._writer.close()
+            with _writing(self._path):
+                self._writer.close()
 
 
 @contextmanager
@@ -44,15 +55,18 @@ def growing_table(path: Path, made_by: Mapping[str, Any]) -> Iterator[RowWriter]
     """Inside the block a table grows on the disk; it is `path`, whole and sealed, once the block ends.
 
     `read_table` reads it, where it fits, as `pandas.read_parquet` does. After an exception `path` is as it was.
+    Raises MoELensError where it cannot be written, as on a full disk.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with _writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as unfinished:
         writer = RowWriter(unfinished, made_by)
         try:
             yield writer
         finally:
             writer.close()
-        seal_file(unfinished, at_end=True)
+        with _writing(path):
+            seal_file(unfinished, at_end=True)
 
 
 def parts_of(path: Path) -> Iterator[pd.DataFrame]:

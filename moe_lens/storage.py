@@ -118,8 +118,12 @@ def write_bytes(path: str | Path, content: bytes) -> None:
         with replacing(path) as unfinished, unfinished.open("wb") as file:
             file.write(content)
     except (OSError, ValueError) as error:
-        told = f"cannot write {path}: {_why(error)}; make room or choose another place, and try again"
-        raise MoELensError(told) from error
+        raise cannot_write(path, error) from error
+
+
+def cannot_write(path: Path, error: Exception) -> MoELensError:
+    """What is to be told of a file that could not be written."""
+    return MoELensError(f"cannot write {path}: {_why(error)}; make room or choose another place, and try again")
 
 
 @contextmanager

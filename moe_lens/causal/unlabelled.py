@@ -22,13 +22,17 @@ def own_answers(
 
     The template "bare" asks nothing but the prompt. Exact match then counts the answers that stay as they are; the
     model as it is has 1, but for rounding in batches of other sizes.
-    Prompts that are blank or that the model answers with nothing are left out, with a warning; MoELensError where all
-    are.
+    Prompts that are blank or that the model answers with nothing, or with nothing after the template's `answer_after`,
+    are left out, with a warning; MoELensError where all are.
     """
     asked = [Example(str(place), "", text, ("?",)) for place, text in enumerate(prompts) if text.strip()]
     said = lens.generate(asked, max_new_tokens=max_new_tokens, stop=stop, batch_size=batch_size, progress=progress)
     answers = [without_thoughts(text).strip() for text in said]
-    found = [Example(one.id, "", one.question, (answer,)) for one, answer in zip(asked, answers, strict=True) if answer]
+    found = [
+        Example(one.id, "", one.question, (answer,))
+        for one, answer in zip(asked, answers, strict=True)
+        if lens.template.answered(answer)
+    ]
     if not found:
         raise MoELensError(f"the model says nothing to any of {len(prompts)} prompts, so there is nothing to change")
     if len(found) < len(prompts):

@@ -1,9 +1,9 @@
 """Contrast: how much more often the base model selects an expert on one side than on the other; no labels needed."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any, Self
 
 import pandas as pd
@@ -11,6 +11,7 @@ import pandas as pd
 from moe_lens.causal.evaluation import evaluate
 from moe_lens.choosing.procedures import Examples, Load, Procedure, expect_answers
 from moe_lens.data import Example, load_examples, without_context
+from moe_lens.data.files import text_lines
 from moe_lens.errors import MoELensError
 from moe_lens.lens.lens import MoELens
 from moe_lens.lens.positions import SPANNED, Positions
@@ -103,13 +104,10 @@ class Contrast(Procedure):
 
 
 def load_prompts(spec: str, *, split: str = "train") -> Examples:
-    """Data by its name, as `load_examples`; a .txt file is one bare text a line."""
+    """Data by its name, as `load_examples`; a .txt file (UTF-8) is one bare text a line, blank lines aside."""
     if not spec.endswith(".txt"):
         return load_examples(spec, split=split)
-    try:
-        lines = Path(spec).read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError) as error:
-        raise MoELensError(f"cannot read texts from {spec!r}: {error}") from None
+    lines = (part for line in text_lines(spec) for part in re.split(r"\r\n|\r|\n", line))
     return [line for line in lines if line.strip()]
 
 

@@ -15,6 +15,7 @@ from moe_lens.data import Example
 from moe_lens.errors import MoELensError, NotFiniteError
 from moe_lens.lens.delta import FACTS_FILE
 from moe_lens.lens.lens import MoELens
+from moe_lens.lens.loading import expect_model
 from moe_lens.lens.positions import Positions, check_positions
 from moe_lens.results import data_digest, portable
 from moe_lens.statistics.measures import MEASURES, ROUTING, WEIGHTS
@@ -94,8 +95,10 @@ class Asked:
         return Models.with_delta(lens, folder).tuned
 
     def facts(self, lens: MoELens, data: Mapping[str, Sequence[Example]]) -> dict[str, Any]:
-        """For the provenance."""
+        """For the provenance; MoELensError where there is nothing to compare with, before anything is measured."""
         delta = None if self.against is None else Path(self.against) / FACTS_FILE
+        if self.against is not None and not is_there(Path(self.against) / FACTS_FILE):
+            expect_model(self.against)
         return {
             "variants": self.variants,
             "positions": self.positions,

@@ -42,6 +42,7 @@ def run(main: Callable[..., None]) -> None:
 
     Ctrl-C ends it with a line that says how to go on, and exit code 130.
     """
+    _refuse_no_text(sys.argv)
     _refuse_no_folder(sys.argv)
     command = grouped(main)
     command.__doc__ = flowing(main.__doc__ or "")
@@ -57,6 +58,16 @@ def run(main: Callable[..., None]) -> None:
         raise
     finally:
         warnings.formatwarning = usual
+
+
+def _refuse_no_text(line: Sequence[str]) -> None:
+    """Ends the process where an argument has bytes that are no UTF-8, which no table or page could name."""
+    for argument in line:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            print(f"error: arguments are UTF-8 text; got {argument!r}: rename what it names", file=sys.stderr)
+            raise SystemExit(2) from None
 
 
 def _refuse_no_folder(line: Sequence[str]) -> None:

@@ -42,12 +42,12 @@ class Atlas:
     contexts: int
 
     def tables(self, out: Path, made_by: dict[str, Any], data: Mapping[str, Sequence[Example]]) -> dict[str, Any]:
-        """The tables by name; those that are there already, made in the same way, are read."""
+        """The tables by name; where all are there already, made in the same way, they are read."""
         left_out = read_if_made_by(out / f"{LAST}.parquet", made_by)
-        if left_out is not None:
-            names = [path.stem for path in sorted(out.glob("*.parquet")) if path.stem != LAST]
-            found = {name: read_if_made_by(out / f"{name}.parquet", made_by) for name in names}
-        else:
+        names = {*self._shared(), "rates", "contexts", "routers"} - set([] if left_out is None else left_out["name"])
+        read = {name: read_if_made_by(out / f"{name}.parquet", made_by) for name in sorted(names)}
+        found = {name: table for name, table in read.items() if table is not None}
+        if left_out is None or len(found) < len(names):
             found, left_out = self._measured(data)
             for name, table in found.items():
                 write_table(table, out / f"{name}.parquet", made_by)

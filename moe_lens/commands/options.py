@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
@@ -84,6 +85,8 @@ NOT_JSON = {"true": "true", "yes": "true", "on": "true", "false": "false", "no":
     "null": "null",
 }
 """How JSON spells what is written otherwise elsewhere."""
+NUMBER = r"\d{1,9}"
+"""A whole number of an option, as a regular expression; Python refuses to read one of thousands of digits."""
 SHOWN = 20
 """Bad rows that are printed; the others are counted."""
 
@@ -268,7 +271,7 @@ class Doing:
 
 def place_named(text: str) -> Any:
     """A word, or a tuple of numbers."""
-    numbers = re.fullmatch(r"-?\d+(,-?\d+)*", text.strip())
+    numbers = re.fullmatch(rf"-?{NUMBER}(,-?{NUMBER})*", text.strip())
     return tuple(map(int, text.split(","))) if numbers else text.strip()
 
 
@@ -400,7 +403,7 @@ def epochs_for(text: str, data: str) -> int:
     found: dict[str, int] = {}
     for part in text.split(","):
         of, _, number = part.rpartition("=")
-        if of in found or not number.strip().isdigit() or int(number) < 1:
+        if of in found or not re.fullmatch(NUMBER, number.strip()) or int(number) < 1:
             raise MoELensError(f"--epochs is a number of at least 1, and NAME=number for a data set; got {text!r}")
         found[of] = int(number)
     if name not in found and "" not in found:
@@ -410,7 +413,7 @@ def epochs_for(text: str, data: str) -> int:
 
 def steps_between(given: float | None) -> int | float | None:
     """What `Schedule` takes for --evaluate-every: a whole number of steps, or a share below 1."""
-    if given is not None and (given <= 0 or (given >= 1 and given != int(given))):
+    if given is not None and (not 0 < given < inf or (given >= 1 and given != int(given))):
         raise MoELensError(f"--evaluate-every is a whole number of steps, or below 1 a share of all; got {given}")
     return int(given) if given is not None and given >= 1 else given
 

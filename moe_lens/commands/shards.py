@@ -37,14 +37,17 @@ class Shard:
         """That of --shard 0/4, the whole without it; MoELensError for what is none."""
         if text is None:
             return cls(0, 1)
-        found = re.fullmatch(r"(\d+)/(\d+)", text.strip())
+        found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text.strip())
         if found is None or int(found[1]) >= int(found[2]):
             raise MoELensError(f"--shard is I/N, every N-th example from the I-th on, I from 0; got {text!r}")
         return cls(int(found[1]), int(found[2]))
 
     def of_all(self, examples: Sequence[Part]) -> Sequence[Part]:
-        """Its examples."""
-        return examples[self.number :: self.of]
+        """Its examples; MoELensError where there are too few for one."""
+        found = examples[self.number :: self.of]
+        if not found:
+            raise MoELensError(f"of {len(examples)} examples the shard {self} has none; take fewer shards")
+        return found
 
     def __str__(self) -> str:
         return f"{self.number}/{self.of}"

@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ from moe_lens.rows_on_disk import growing_table, provenance_of
 from moe_lens.statistics import RoutingTokens, add_saved, save_statistic, weight_similarity
 from moe_lens.statistics.measures import MEASURES, ROUTING, WEIGHTS, Measure
 from moe_lens.statistics.streamed import Streamed
+
+LONGEST = 24
+"""Characters of a name, of data or a variant, that its file's name has."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +45,8 @@ class Measuring:
 
     def part(self, variant: str, data: str, name: str) -> Path:
         """The file of what a pass gave."""
-        words = (re.sub(r"[^\w.@=-]+", "_", text) for text in (variant, data, name))
-        return self.out / "parts" / f"{'~'.join(words)}.parquet"
+        words = "~".join(map(_in_a_file_name, (variant, data, name)))
+        return self.out / "parts" / f"{words}.parquet"
 
     def run(self, variant: Variant, data: Mapping[str, Sequence[Example]]) -> None:
         """One pass over each data set, unless it is kept already, and what the weights alone tell."""
@@ -91,3 +95,9 @@ class Measuring:
         told.pop("statistic", None)
         expect_same_run(path, told, made_by)
         return True
+
+
+def _in_a_file_name(text: str) -> str:
+    """A short text of letters as it is; others with a digest: no two share a file, and no name is too long."""
+    plain = re.sub(r"[^\w.@=-]+", "_", text)[-LONGEST:]
+    return plain if plain == text else f"{plain}-{sha256(text.encode()).hexdigest()[:8]}"

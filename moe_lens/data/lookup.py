@@ -63,6 +63,11 @@ def find(spec: str, split: str, *, streaming: bool) -> Found:
         source = SOURCES[name]
         if revision == authors.NAME:
             return _of_authors(source, path, split)
+        if revision and path:
+            raise MoELensError(
+                f"{name}@{revision} is a revision on the hub, and {path!r} lies here; give {name}@{revision}, "
+                f"{name}:{path}, or {name}@{authors.NAME}:{path} for the paper's own splits"
+            )
         return _local(source, path, split) if path else _published(source, split, revision, streaming=streaming)
     if Path(spec).is_file() or (ending(spec) is not None and not path):
         return Found(read_rows(spec), Path(spec).name.removesuffix(".gz").removesuffix(ending(spec) or ""))

@@ -77,8 +77,10 @@ class PromptTemplate:
             raise MoELensError(f"how a prompt is rendered is decided here; leave {', '.join(taken)} out")
         try:
             re.compile(self.answer_after)
-        except re.error as error:
-            raise MoELensError(f"answer_after is a regular expression; got {self.answer_after!r}: {error}") from None
+        except (re.error, OverflowError, RecursionError) as error:
+            raise MoELensError(
+                f"answer_after is a regular expression; got {self.answer_after!r:.200}: {error}"
+            ) from None
         for name, value in self.chat_template_kwargs.items():
             try:
                 json.dumps(value, allow_nan=False)

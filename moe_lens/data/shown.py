@@ -1,5 +1,6 @@
 """Demonstrations for prompts, as one word of a command names them: `counterfactual:16:swap`."""
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import cache
@@ -45,7 +46,7 @@ def demonstrations_named(text: str) -> tuple[Example, ...]:
     """Those that KIND:COUNT:DATA names, of the training examples of DATA; MoELensError for anything else."""
     kind, _, rest = text.partition(":")
     count, _, data = rest.partition(":")
-    if kind not in KINDS or not count.isdecimal() or not int(count) or not data.strip():
+    if kind not in KINDS or not re.fullmatch(r"\d{1,9}", count) or not int(count) or not data.strip():
         raise MoELensError(
             f"demonstrations are {' or '.join(KINDS)}, how many and of which data, such as counterfactual:16:swap; got "
             f"{text!r}"

@@ -16,7 +16,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from moe_lens.architecture.quantized import LOADED_IN_FULL, quantization_method
 from moe_lens.architecture.remote_code import load_remote, prepare_remote
@@ -96,6 +96,12 @@ def load_model(
             warnings.warn(f"{name} is quantised ({method}); it is loaded in full precision, and larger", stacklevel=2)
             config.quantization_config["dequantize"] = True
         return load_whole(folder, config=config, trust_remote_code=False, **chosen)
+
+
+def expect_model(name: str | Path) -> None:
+    """MoELensError unless a name, folder or hub id has a model's configuration; neither weights nor code are read."""
+    with _bad_input_explained(name):
+        PretrainedConfig.get_config_dict(resolve(name))
 
 
 def _check_devices(device_map: Any) -> None:

@@ -74,13 +74,10 @@ def _section(name: str, table: pd.DataFrame, section: Section, *, place: int) ->
 
 
 def _drawing(name: str, table: pd.DataFrame, section: Section, *, place: int) -> str:
-    """The table's figure in HTML without plotly.js, empty where it has none; MoELensError names the table."""
-    if section.draw is None:
+    """The table's figure in HTML without plotly.js, empty where it has none."""
+    figure = section.drawn(table, name)
+    if figure is None:
         return ""
-    try:
-        figure = section.draw(table)
-    except MoELensError as error:
-        raise MoELensError(f"cannot draw {name}: {error}") from None
     if isinstance(figure, View):
         return f'<div class="figure">{figure._repr_html_()}</div>'
     told = figure.layout.meta or {"title": "", "subtitle": ""}

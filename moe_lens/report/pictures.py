@@ -37,7 +37,7 @@ def write_pictures(folder: Path, formats: Sequence[str], *, titled: bool) -> Ite
     """Draws each table of `SECTIONS` below the folder to its figures/, and gives the files as they are written."""
     for pattern, section in SECTIONS.items():
         for path in sorted(folder.rglob(pattern)):
-            figure = section.draw(read_table(path)) if section.draw is not None else None
+            figure = section.drawn(read_table(path), path.relative_to(folder).as_posix())
             if not isinstance(figure, go.Figure):
                 continue
             shown = figure if titled else style.untitled(figure).update_layout(width=style.WIDTH)

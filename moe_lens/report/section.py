@@ -6,6 +6,7 @@ from dataclasses import KW_ONLY, dataclass
 import pandas as pd
 import plotly.graph_objects as go
 
+from moe_lens.errors import MoELensError
 from moe_lens.report.document import View
 
 
@@ -24,3 +25,12 @@ class Section:
     _: KW_ONLY
     draw: Callable[[pd.DataFrame], go.Figure | View] | None
     place: int
+
+    def drawn(self, table: pd.DataFrame, name: str) -> go.Figure | View | None:
+        """The table's figure; None where it has none, or no rows. MoELensError for any other names the table."""
+        if self.draw is None or table.empty:
+            return None
+        try:
+            return self.draw(table)
+        except MoELensError as error:
+            raise MoELensError(f"cannot draw {name}: {error}") from None

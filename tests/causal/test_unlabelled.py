@@ -1,5 +1,8 @@
 """Prompts without answers: what the model says is the right answer, and what it says nothing to is left out."""
 
+import re
+from dataclasses import replace
+
 import pytest
 from training_cases import fresh
 
@@ -38,3 +41,15 @@ def test_prompts_without_an_answer_are_left_out_and_told(lens):
     assert [one.id for one in kept] == ["0", "1", "3"]
     with pytest.raises(MoELensError, match="says nothing to any of 1"):
         own_answers(lens, [" "])
+
+
+def test_a_prompt_whose_answer_proper_never_begins_is_left_out_so_that_the_model_as_it_is_has_1(lens):
+    said = [one.answers[0] for one in own_answers(lens, PROMPTS, max_new_tokens=4)]
+    mark = next(letter for letter in said[0][:-1] if any(letter not in other[:-1] for other in said[1:]))
+    marked = MoELens(lens.module, lens.tokenizer, template=replace(lens.template, answer_after=re.escape(mark)))
+    marked.progress = False
+    with pytest.warns(UserWarning, match="prompts have no answer"):
+        kept = own_answers(marked, PROMPTS, max_new_tokens=4)
+    assert 0 < len(kept) < len(PROMPTS)
+    found = evaluate(marked, kept, metrics=["em"], max_new_tokens=4).answers
+    assert (found["em"] == 1).all()

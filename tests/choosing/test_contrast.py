@@ -154,8 +154,13 @@ def test_what_a_score_names_itself_is_part_of_what_is_kept(lens, tmp_path):
 def test_a_file_of_texts_has_one_a_line(tmp_path):
     (tmp_path / "a.txt").write_text("one\n\n two \n", encoding="utf-8")
     assert load_prompts(str(tmp_path / "a.txt")) == ["one", " two "]
-    with pytest.raises(MoELensError, match="cannot read texts from"):
+    with pytest.raises(MoELensError, match=r"cannot read .*none\.txt"):
         load_prompts(str(tmp_path / "none.txt"))
+    (tmp_path / "a.txt").write_bytes("\ufeffa\u2028b\x0bc\x85\r\n\r\n d\re".encode())
+    assert load_prompts(str(tmp_path / "a.txt")) == ["a\u2028b\x0bc\x85", " d", "e"], "ends of lines only"
+    (tmp_path / "a.txt").write_bytes(b"one\ntw\xff")
+    with pytest.raises(MoELensError, match=r"a\.txt, line 2: not UTF-8"):
+        load_prompts(str(tmp_path / "a.txt"))
 
 
 def test_one_router_step_makes_the_answers_likelier_and_is_undone(tokenizer):

@@ -63,10 +63,19 @@ def test_given_again_it_measures_nothing_and_adds_a_runs_numbers(run, monkeypatc
     assert {path.name: path.read_bytes() for path in folder.rglob("expert-*.js")} == before
 
 
+def test_a_table_that_somebody_took_away_is_measured_again(run):
+    table = run() / "tables" / "rates.parquet"
+    before = read_table(table)
+    table.unlink()
+    run()
+    pd.testing.assert_frame_equal(read_table(table), before)
+
+
 @pytest.mark.parametrize(
     ("options", "data", "says"),
     [
         ("--scores nowhere", "swap,novel", "expected the folder of a run; got nowhere"),
+        ("--scores a/run --scores b/run", "swap,novel", "names of their folders, which repeat: run, run"),
         ("--positions somewhere", "swap,novel", "positions must be one of"),
         ("", "swap,swap", "'swap' is named twice"),
         ("", "swap", "holds the results of another run"),

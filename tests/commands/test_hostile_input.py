@@ -5,24 +5,30 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from moe_lens import MoELens, load_examples
+from moe_lens import MoELens, evaluate, intervene, load_examples, tune
 from moe_lens.causal.judge import parse_verdict
 from moe_lens.checks.suite import checks_named
 from moe_lens.choosing.controls import Controls
 from moe_lens.choosing.selection import parse
-from moe_lens.commands import console
+from moe_lens.commands import console, options
+from moe_lens.commands.shards import Shard
 from moe_lens.data import parse_columns
+from moe_lens.data.prompts import FIGURE_10
+from moe_lens.data.shown import demonstrations_named
 from moe_lens.data.templates import template_named
+from moe_lens.decoding import parse_decoding
 from moe_lens.errors import MoELensError
 from moe_lens.interruption import INTERRUPTED
 from moe_lens.lens.delta import read_facts
 from moe_lens.lens.interventions import check_mode
+from moe_lens.lens.positions import check_positions
 from moe_lens.metrics.catalogue import metrics_named
 from moe_lens.report.page import build_report
 from moe_lens.storage import try_folder
@@ -55,6 +61,12 @@ OPTIONS = {
     "--columns": parse_columns,
     "--template": template_named,
     "--metrics": lambda text: metrics_named(text.split(",")),
+    "--positions": lambda text: check_positions(options.place_named(text)),
+    "--epochs": lambda text: options.epochs_for(text, "swap"),
+    "--shard": lambda text: Shard.parse(f"0/{text}"),
+    "--demonstrations": lambda text: demonstrations_named(f"counterfactual:{text}:"),
+    "--answer-after": lambda text: replace(FIGURE_10, answer_after=text),
+    "--decoding": lambda text: parse_decoding(f"cite:{text}"),
     "--checks": lambda text: checks_named(text.split(",")),
     "--dtype": console.check_dtype,
     "--delta": read_facts,
@@ -76,6 +88,25 @@ def taken(read: Callable[[str], object], text: str) -> None:
 def test_any_text_in_an_option_is_taken_or_refused(option, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     quick(given(text=TEXTS)(lambda text: taken(OPTIONS[option], text)))()
+
+
+@pytest.mark.parametrize("option", ["--positions", "--epochs", "--shard", "--demonstrations", "--decoding"])
+@pytest.mark.parametrize("number", [NINES, "²", "-1" + "0" * 5000])
+def test_what_python_does_not_read_as_a_number_is_refused_as_none(option, number):
+    with pytest.raises(MoELensError):
+        OPTIONS[option](number)
+
+
+@pytest.mark.parametrize("pattern", ["a{99999999999999}", "(" * 5000, "("])
+def test_a_pattern_that_python_cannot_compile_is_refused(pattern):
+    with pytest.raises(MoELensError, match="answer_after is a regular expression"):
+        replace(FIGURE_10, answer_after=pattern)
+
+
+@pytest.mark.parametrize("given", [float("nan"), float("inf"), -1.0, 0.0, 1.5])
+def test_steps_between_measurements_that_no_run_has_are_refused(given):
+    with pytest.raises(MoELensError, match="--evaluate-every"):
+        options.steps_between(given)
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -129,8 +160,6 @@ def test_ctrl_c_says_that_the_same_command_goes_on_also_while_packages_are_impor
 def test_a_folder_that_cannot_be_written_ends_a_command_before_its_model_is_looked_for(
     command, tmp_path, monkeypatch, capsys
 ):
-    from moe_lens import evaluate, intervene, tune
-
     (tmp_path / "file").touch()
     name, *words = command.split()
     main = {"evaluate": evaluate, "intervene": intervene, "tune": tune}[name].main
@@ -140,6 +169,16 @@ def test_a_folder_that_cannot_be_written_ends_a_command_before_its_model_is_look
         console.run(main)
     assert end.value.code == 2
     assert "cannot write to the folder" in capsys.readouterr().err
+
+
+def test_an_argument_that_is_no_utf_8_is_told_before_anything_is_read(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(
+        sys, "argv", ["evaluate", "--model", "nowhere", "--data", "swap", "--out", f"{tmp_path}/\udcff"]
+    )
+    with pytest.raises(SystemExit) as end:
+        console.run(evaluate.main)
+    assert end.value.code == 2
+    assert "arguments are UTF-8 text" in capsys.readouterr().err
 
 
 def test_experts_in_json_that_is_too_deep_or_too_long_are_told(tmp_path, monkeypatch):

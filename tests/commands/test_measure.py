@@ -11,8 +11,10 @@ import torch
 from moe_lens import ExpertUsage, MoELens, MoELensError, load_examples, measure
 from moe_lens.commands import console
 from moe_lens.commands.shards import merged
+from moe_lens.commands.statistic_passes import Measuring
 from moe_lens.experts import ExpertSet
 from moe_lens.lens.interventions import Scale
+from moe_lens.lens.loading import expect_model
 from moe_lens.results import claim, read_provenance, read_table
 from moe_lens.rows_on_disk import ROWS, growing_table, parts_of
 from moe_lens.statistics import RouterLoad
@@ -107,7 +109,7 @@ def test_the_same_command_goes_on_without_measuring_again(runs, monkeypatch, cap
     line = ALIKE.format("usage,load,routing", runs / "again")
     assert command(line, monkeypatch) == 0
     first = {path.name: path.read_bytes() for path in (runs / "again").glob("*.parquet")}
-    (runs / "again" / "parts" / "as_it_is~novel~load.parquet").unlink()
+    next((runs / "again" / "parts").glob("*~novel~load.parquet")).unlink()
     measured = []
     usual = MoELens.measure
 
@@ -194,11 +196,43 @@ def test_the_help_lists_all_measures_and_says_what_takes_two_models():
         ("--what load --shard 2/2", "--shard is I/N"),
         ("--what load --positions nowhere", "positions must be one of"),
         ("--what load --against organism --intervention missing", "expected a saved intervention"),
+        ("--what load --limit 2 --shard 2/3", "of 2 examples the shard 2/3 has none; take fewer shards"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_before_a_model_is_opened(more, says, tmp_path, monkeypatch, capsys):
     assert command(f"--model {tmp_path}/nowhere --data swap --out {tmp_path}/out {more}", monkeypatch) == 2
     assert says in capsys.readouterr().err
+
+
+def test_a_second_model_that_is_not_there_is_told_before_the_first_is_measured(tmp_path, monkeypatch, capsys):
+    line = f"--model organism --data swap --limit 2 --what load --out {tmp_path / 'out'}"
+    assert command(f"{line} --against {tmp_path / 'nowhere'}", monkeypatch) == 2
+    assert "there is no such folder" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists(), "else the corrected command would be another run"
+    expect_model("organism:planted")
+
+
+def test_every_variant_and_data_set_has_a_file_of_its_own_with_a_name_that_is_not_too_long(tmp_path):
+    part = Measuring(["load"], "all", tmp_path, {}).part
+    names = ["a/b", "a_b", "a b", "é" * 300, "é" * 299, "📄", "🦁", "a~b", "..", "."]
+    files = {part("as it is", name, "load") for name in names}
+    assert len(files) == len(names)
+    assert {file.parent for file in files} == {tmp_path / "parts"}
+    assert max(len(file.name.encode()) for file in files) < 200
+
+
+def test_rows_that_cannot_be_written_are_told_and_an_error_inside_stays_its_own(tmp_path):
+    rows = pd.DataFrame({"value": [1]})
+    (tmp_path / "file").touch()
+    with pytest.raises(MoELensError, match="cannot write"), growing_table(tmp_path / "file" / "rows.parquet", {}):
+        pass
+    with pytest.raises(MoELensError, match="cannot write"), growing_table(tmp_path / "rows.parquet", {}) as file:
+        (tmp_path / file._path.name).mkdir()
+        file.add(rows)
+    with pytest.raises(FileNotFoundError), growing_table(tmp_path / "others.parquet", {}) as file:
+        file.add(rows)
+        (tmp_path / "nowhere").read_bytes()
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_shard_that_comes_twice_and_a_run_of_something_else_are_not_merged(runs, tmp_path, monkeypatch, capsys):

@@ -215,6 +215,10 @@ def test_mmlus_folders_give_its_usual_form_five_answered_questions_of_the_subjec
     file = mmlu_folder / "test" / "law_test.csv"
     assert [one.question for one in load_examples(f"mmlu:{file}")] == [one.question for one in examples[2:]]
     assert [one.group for one in load_examples(f"mmlu:{mmlu_folder}", split="dev")] == ["law"]
+    file.write_text(" ,a,b,c,d,A\n")
+    with pytest.raises(MoELensError, match=r"law_test\.csv, line 1: a record has a blank question"):
+        load_examples(f"mmlu:{file}")
+    file.write_text("1?,a,b,c,d,A\n")
     (mmlu_folder / "dev" / "law_dev.csv").write_text("1?,a,b,c,d,A\n")
     with pytest.raises(MoELensError, match="shows 5 answered dev questions of the subject 'law', and 1 are at hand"):
         load_examples(f"mmlu:{file}")
@@ -391,6 +395,11 @@ def test_without_the_public_data_the_authors_splits_come_from_the_hub_or_say_wha
         load_examples(f"confiqa-mc@authors:{of_authors}", split="dev2")
     with pytest.raises(MoELensError, match="takes the folder of its train, dev and test files; got ''"):
         load_examples("squad@authors")
+
+
+def test_a_revision_of_what_lies_here_is_refused_so_that_a_slip_of_authors_loads_nothing_else(of_authors):
+    with pytest.raises(MoELensError, match=r"nq-swap@author is a revision on the hub, and .* lies here"):
+        load_examples(f"nq-swap@author:{of_authors}", split="train")
 
 
 def test_the_authors_real_splits_load_by_their_name():

@@ -4,6 +4,7 @@ import html
 import json
 import re
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -151,6 +152,17 @@ def test_a_folder_without_numbers_of_experts_is_refused(tmp_path):
         read_run(tmp_path)
     with pytest.raises(MoELensError, match="which is none"):
         read_run(tmp_path / "nowhere")
+
+
+def test_numbers_of_experts_that_the_model_has_not_are_refused(tables, run, tmp_path):
+    own = read_run(run)
+    others = replace(own, scores=own.scores.assign(layer=own.scores["layer"] + 1))
+    with pytest.raises(MoELensError, match="the run other has numbers of layer 3, expert 0, and this model"):
+        write_atlas(tables, tmp_path, {"model": "tiny"}, about="3 layers", runs={"other": others})
+    deeper = replace(own, doses=own.doses.assign(experts="1:99"))
+    with pytest.raises(MoELensError, match="layer 1, expert 99"):
+        write_atlas(tables, tmp_path, {"model": "tiny"}, about="3 layers", runs={"other": deeper})
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_same_tables_give_the_same_bytes_and_nothing_is_loaded_from_elsewhere(site, tables, run, tmp_path):

@@ -10,8 +10,10 @@ import pytest
 
 from moe_lens.errors import MoELensError
 from moe_lens.report import pictures
+from moe_lens.report.contents import SECTIONS
 from moe_lens.report.glossary import meaning
 from moe_lens.report.page import MOST_ROWS, build_report
+from moe_lens.report.views.citations_of_answer import COLUMNS
 from moe_lens.results import write_table
 
 DRAWN = r'Plotly\.newPlot\(\s*"figure-\d"'
@@ -111,6 +113,16 @@ def test_a_table_without_a_figure_is_shown_as_numbers(tmp_path):
     page = build_report(tmp_path, title="x").read_text()
     assert not re.search(DRAWN, page)
     assert '<td class="number">0.75</td>' in page
+
+
+def test_a_table_without_rows_stands_on_the_page_and_keeps_no_other_from_it(run):
+    """Such as the citations of examples that have no context."""
+    write_table(pd.DataFrame(columns=list(COLUMNS)), run / "citations.parquet", PROVENANCE)
+    assert "All 0 rows of <code>citations.parquet</code>" in build_report(run, title="x").read_text()
+    section = SECTIONS["citations.parquet"]
+    assert section.drawn(pd.DataFrame(columns=list(COLUMNS)), "citations.parquet") is None
+    with pytest.raises(MoELensError, match=r"cannot draw a/citations.parquet: .* this table has no place"):
+        section.drawn(pd.DataFrame({"a": [1]}), "a/citations.parquet")
 
 
 def test_a_table_that_cannot_be_drawn_is_named_and_the_old_page_stays(run):

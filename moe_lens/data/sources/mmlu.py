@@ -72,7 +72,7 @@ def _options(record: Record) -> tuple[Sequence[str], int]:
     options = record["choices"] if "choices" in record else [record[letter] for letter in LETTERS]
     right = record["answer"]
     right = LETTERS.find(right) if isinstance(right, str) and len(right) == 1 else right
-    if not isinstance(right, int) or not 0 <= right < len(options):
+    if not isinstance(right, int) or isinstance(right, bool) or not 0 <= right < len(options):
         raise MoELensError(f"expected the right option's number or its letter; got {record['answer']!r}")
     return options, right
 
@@ -80,6 +80,8 @@ def _options(record: Record) -> tuple[Sequence[str], int]:
 def _asked(record: Record) -> str:
     """A question with its options by letter, up to where the answer stands."""
     options, _ = _options(record)
+    if not record["question"].strip():
+        raise MoELensError("a record has a blank question; give it one or leave it out")
     lines = [f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=True)]
     return "\n".join([record["question"].strip(), *lines, "Answer:"])
 

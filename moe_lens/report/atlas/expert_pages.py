@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from moe_lens.errors import MoELensError
 from moe_lens.experts import ExpertSet
 from moe_lens.report.atlas.run_numbers import RunNumbers
 
@@ -38,6 +39,16 @@ class ExpertPages:
         """All of them, (layer, expert) in rising order."""
         pairs = self.tables["rates"][["layer", "expert"]].drop_duplicates().sort_values(["layer", "expert"])
         return list(pairs.itertuples(index=False, name=None))
+
+    def __post_init__(self) -> None:
+        known = set(self.experts)
+        for name, run in self.runs.items():
+            if unknown := sorted(run.experts - known):
+                layer, expert = unknown[0]
+                raise MoELensError(
+                    f"the run {name} has numbers of layer {layer}, expert {expert}, and this model has no such expert; "
+                    "give runs of the model that the atlas is of"
+                )
 
     def __iter__(self) -> Iterator[tuple[Key, dict[str, Any]]]:
         parts, doses = self._parts(), self._doses()

@@ -1,11 +1,13 @@
 """What a run's folder says of single experts: the scores that it kept of every expert, and its dose curves."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
 from moe_lens.errors import MoELensError
+from moe_lens.experts import ExpertSet
 from moe_lens.results import read_table
 from moe_lens.storage import nameable
 
@@ -32,6 +34,20 @@ class RunNumbers:
         """The experts of each set that has a dose curve, random ones left out, by its name."""
         chosen = self.doses[~self.doses["family"].isin(OTHERS) & self.doses["strength"].notna()]
         return dict(zip(chosen["set"], chosen["experts"], strict=True))
+
+    @property
+    def experts(self) -> set[tuple[int, int]]:
+        """All that it has numbers of, (layer, expert)."""
+        scored = self.scores[["layer", "expert"]].itertuples(index=False, name=None)
+        return {*scored, *(key for experts in self.sets.values() for key in ExpertSet.parse(experts))}
+
+
+def read_runs(folders: Sequence[str | Path]) -> dict[str, RunNumbers]:
+    """The numbers of runs by their folders' names; MoELensError where these repeat, and as from `read_run`."""
+    names = [nameable(folder).resolve().name for folder in folders]
+    if len(set(names)) < len(names):
+        raise MoELensError(f"runs are told by the names of their folders, which repeat: {', '.join(names)}")
+    return {name: read_run(folder) for name, folder in zip(names, folders, strict=True)}
 
 
 def read_run(folder: str | Path) -> RunNumbers:
