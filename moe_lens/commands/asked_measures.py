@@ -52,7 +52,7 @@ class Asked:
             known = ", ".join((*MEASURES, WEIGHTS, ROUTING, EVERYTHING))
             raise MoELensError(f"--what names, with commas, {known}; got {', '.join(unknown)}")
         alone = against is None and not several
-        if alone and (two := [name for name in names if name in MEASURES and MEASURES[name].table is None]):
+        if alone and (two := [name for name in names if name in MEASURES and MEASURES[name].takes_two]):
             raise MoELensError(f"{', '.join(two)} compares two models; give --against or --intervention")
         asked = cls(names, place, against, several)
         if len(set(asked.variants)) < len(asked.variants):
@@ -73,7 +73,7 @@ class Asked:
         """The measures, in their order."""
         known = [*MEASURES, WEIGHTS] if self.lenient else []
         alone = len(self.variants) == 1
-        known = [name for name in known if not (alone and name in MEASURES and MEASURES[name].table is None)]
+        known = [name for name in known if not (alone and name in MEASURES and MEASURES[name].takes_two)]
         return list(dict.fromkeys([*known, *(name for name in self.what if name != EVERYTHING)]))
 
     def opened(self, opening: Opening, lens: MoELens) -> list[Variant]:

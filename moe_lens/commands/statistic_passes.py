@@ -71,12 +71,14 @@ class Measuring:
             return
         console.say(f"{variant}, {data}: {len(examples)} examples, {', '.join(missing)}")
         made = {name: MEASURES[name].make(lens, self.positions) for name in missing if name != ROUTING}
+        unlike = {(type(one).__name__, str(one.settings)): one for one in made.values()}
+        made = {name: unlike[type(one).__name__, str(one.settings)] for name, one in made.items()}
         with ExitStack() as open_file:
             streamed = []
             if ROUTING in missing:
                 file = open_file.enter_context(growing_table(missing[ROUTING], made_by))
                 streamed = [Streamed(RoutingTokens(self.positions), file.add)]
-            lens.measure(examples, *made.values(), *streamed)
+            lens.measure(examples, *unlike.values(), *streamed)
         for name, statistic in made.items():
             save_statistic(statistic, missing[name], made_by)
 
