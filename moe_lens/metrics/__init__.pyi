@@ -13,15 +13,12 @@ from .comparisons import compare as compare
 from .comparisons import holm as holm
 from .divergence import expert_overlap as expert_overlap
 from .divergence import routing_divergence as routing_divergence
-from .domain_information import domain_information as domain_information
 from .gains import answer_probability_gain as answer_probability_gain
 from .gains import attention_gain as attention_gain
 from .gains import paired_gain as paired_gain
 from .gains import ratio_of_means as ratio_of_means
 from .maps import routing_map as routing_map
 from .maps import separability as separability
-from .matched_experts import match_experts as match_experts
-from .matched_experts import signature_distance as signature_distance
 from .matching import exact_match as exact_match
 from .matching import exact_match_unicode as exact_match_unicode
 from .matching import f1 as f1
@@ -40,5 +37,4 @@ from .resampling import paired_permutation_p as paired_permutation_p
 from .resampling import permutation_p_values as permutation_p_values
 from .resampling import ratio_interval as ratio_interval
 from .resampling import seeds_interval as seeds_interval
-from .routing_clusters import routing_clusters as routing_clusters
 from .saturation import router_saturation as router_saturation

@@ -12,29 +12,28 @@ from moe_lens.errors import MoELensError
 from moe_lens.lens.lens import MoELens
 from moe_lens.lens.positions import Positions
 from moe_lens.metrics import (
-    domain_information,
     domain_specialisation,
     example_means,
     paired_difference,
     risk_difference,
     router_saturation,
-    routing_clusters,
     routing_divergence,
-    signature_distance,
 )
-from moe_lens.metrics.matched_experts import matched_by_tokens
+from moe_lens.metrics.clusters_of_examples import routing_clusters
+from moe_lens.metrics.information import domain_information
+from moe_lens.metrics.matched_experts import matched_by_tokens, signature_distance
 from moe_lens.statistics.accumulators import GroupSums
 from moe_lens.statistics.activation_rates import ActivationRates
+from moe_lens.statistics.affinity import router_affinity
 from moe_lens.statistics.answer_probability import AnswerProbability
 from moe_lens.statistics.attention_mass import AttentionMass
 from moe_lens.statistics.coactivation import CoActivation
-from moe_lens.statistics.expert_groups import expert_groups
+from moe_lens.statistics.communities import expert_groups
 from moe_lens.statistics.expert_outputs import ExpertSaliency, ExpertVocabulary, OutputSimilarity
 from moe_lens.statistics.expert_paths import ExpertPaths
 from moe_lens.statistics.expert_portraits import ExpertPortraits
 from moe_lens.statistics.logit_spread import LogitSpread
 from moe_lens.statistics.pairs import pairs_table
-from moe_lens.statistics.router_affinity import router_affinity
 from moe_lens.statistics.router_histograms import RouterHistograms
 from moe_lens.statistics.router_load import RouterLoad
 from moe_lens.statistics.router_margins import RouterMargins

@@ -5,12 +5,16 @@ import sys
 import pytest
 import torch
 
-from moe_lens import MoELens, compare
+from moe_lens import MoELens, compare, load_examples
 from moe_lens.commands import console
 from moe_lens.commands.compared_models import first_opened
 from moe_lens.errors import MoELensError
 from moe_lens.results import read_table
+from moe_lens.statistics import CoActivation, RouterMargins, router_affinity, router_similarity
 from moe_lens.tuning import TuneRouters, save_trained
+
+WHAT = "usage,margins,dirichlet,histograms,affinity,groups,rates,clustering,contexts,"
+WHAT += "saturation,matching,portraits,signatures"
 
 
 def command(line: str, monkeypatch: pytest.MonkeyPatch) -> int:
@@ -37,7 +41,7 @@ def turned(tmp_path_factory):
 def out(turned, tmp_path_factory):
     folder, patch = tmp_path_factory.mktemp("compared") / "out", pytest.MonkeyPatch()
     line = f"organism {turned} --data swap,novel --limit 6 --out {folder} "
-    assert command(f"{line} --what usage,saturation,matching,portraits,signatures", patch) == 0
+    assert command(f"{line} --what {WHAT}", patch) == 0
     patch.undo()
     return folder
 
@@ -74,8 +78,19 @@ def test_use_differs_as_of_second_minus_first_and_all_is_on_the_page(out):
     assert usage["second"].to_numpy() == pytest.approx(usage["first"].to_numpy()[[15, *range(15)]])
     page = (out / "report.html").read_text()
     assert "<h1>From organism to " in page
-    for name in ("usage", "difference-usage", "saturation", "matching", "portraits", "signatures"):
+    for name in (*WHAT.split(","), "difference-usage"):
         assert f"<code>{name}.parquet</code>" in page
+
+
+def test_the_lenses_hold_what_the_statistics_give_and_contexts_show_their_token(out):
+    lens = MoELens.from_pretrained("organism")
+    found = lens.measure(load_examples("novel", limit=6), RouterMargins(), CoActivation(), progress=False)
+    mine = {name: read_table(out / f"{name}.parquet") for name in ("margins", "affinity", "contexts")}
+    first = {name: own.query("variant == 'as it is' and data == 'novel'") for name, own in mine.items()}
+    assert first["margins"]["margin"].to_numpy() == pytest.approx(found[0].table()["margin"].to_numpy(), abs=1e-4)
+    affinity = router_affinity(found[1], router_similarity(lens))
+    assert first["affinity"]["correlation"].to_numpy() == pytest.approx(affinity["correlation"].to_numpy(), abs=1e-6)
+    assert first["contexts"]["text"].str.fullmatch(".*«.+».*").all()
 
 
 def test_a_delta_says_what_it_is_put_on(turned, tmp_path):

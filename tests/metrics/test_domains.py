@@ -8,7 +8,8 @@ import pytest
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 from moe_lens.errors import MoELensError
-from moe_lens.metrics import domain_information, routing_clusters
+from moe_lens.metrics.clusters_of_examples import routing_clusters
+from moe_lens.metrics.information import domain_information
 
 
 def texts(rates: dict[str, list[list[float]]], *, tokens: int = 8) -> pd.DataFrame:

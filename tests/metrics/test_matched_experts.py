@@ -6,8 +6,7 @@ import pytest
 from scipy.stats import wasserstein_distance
 
 from moe_lens.errors import MoELensError
-from moe_lens.metrics import match_experts, signature_distance
-from moe_lens.metrics.matched_experts import matched_by_tokens, matches_table
+from moe_lens.metrics.matched_experts import match_experts, matched_by_tokens, matches_table, signature_distance
 
 
 def chosen(experts: list[tuple[int, ...]], *, texts: int = 4) -> pd.DataFrame:

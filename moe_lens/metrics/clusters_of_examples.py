@@ -6,7 +6,7 @@ from scipy.special import entr
 from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
 
-from moe_lens.metrics.domain_information import with_domains
+from moe_lens.metrics.information import with_domains
 
 
 def routing_clusters(
