@@ -58,12 +58,13 @@ def main(
     from moe_lens.commands.compared_models import first_opened
     from moe_lens.commands.measured_run import MeasuredRun
     from moe_lens.commands.shards import Shard
+    from moe_lens.results import portable
     from moe_lens.storage import try_folder
 
     try_folder(out)
     asked = Asked.parse(what, positions, second, [])
     run = MeasuredRun(first_opened(opening, first, second), reading, data, split, limit, batch_size, out, Shard(0, 1))
-    run.leave(asked, title=f"From {first} to {second}")
+    run.leave(asked, title=f"From {portable(first)} to {portable(second)}")
 
 
 if __name__ == "__main__":

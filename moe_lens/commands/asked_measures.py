@@ -59,6 +59,12 @@ class Asked:
             raise MoELensError(f"variants are told by their names, which repeat: {', '.join(asked.variants)}")
         return asked
 
+    def expect_several(self, data: Sequence[str]) -> None:
+        """MoELensError where a measure is of how data sets differ, and there is one; before anything is measured."""
+        across = [name for name in self.what if name in MEASURES and MEASURES[name].across is not None]
+        if len(data) < 2 and across:
+            raise MoELensError(f"{', '.join(across)} tells data sets apart; give --data two or more, with commas")
+
     @property
     def variants(self) -> list[str]:
         """The names of what is measured, the model as it is first."""

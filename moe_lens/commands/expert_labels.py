@@ -78,4 +78,4 @@ def _texts(table: pd.DataFrame | None, key: tuple[int, int], by: str) -> list[st
     if table is None:
         return []
     own = table[(table["layer"] == key[0]) & (table["expert"] == key[1])]
-    return own.sort_values([by, "token_id"], ascending=[False, True]).head(TOKENS)["text"].tolist()
+    return [str(text) for text in own.sort_values([by, "token_id"], ascending=[False, True])["text"].head(TOKENS)]

@@ -28,6 +28,7 @@ class MeasuredRun:
     def leave(self, asked: Asked, *, title: str = "What was measured") -> None:
         """Measures what is asked for, as far as it is not there yet, and leaves tables and a page of this title."""
         sets = [name.strip() for name in self.data.split(",")]
+        asked.expect_several(sets)
         read = {name: self.reading.load(name, split=self.split, limit=self.limit) for name in sets}
         loaded = {name: self.part.of_all(examples) for name, examples in read.items()}
         lens = self.opening.load()

@@ -65,7 +65,7 @@ class Kept:
         if parts:
             yield name, pd.concat(parts, ignore_index=True)
         parts = []
-        for variant in self.variants[1:]:
+        for variant in self.variants[1:] if measure.against or measure.between else ():
             first, second = (self._all(name, measure, own) for own in (self.variants[0], variant))
             if measure.against is not None:
                 tables = {data: measure.against(first[data], second[data], self.n_experts) for data in self.data}

@@ -73,7 +73,7 @@ class TokenBaseline:
 
         kind, key, group, count (of a layer its experts), and the columns of experts that were selected, how often.
         """
-        rows = [("layer", layer, 0, count, [], []) for layer, count in self._layers.items()]
+        rows: list[tuple[Any, ...]] = [("layer", layer, 0, count, [], []) for layer, count in self._layers.items()]
         for kind, counts in (("token", self._tokens), ("bigram", self._pairs)):
             rows += [(kind, *row) for row in counts.read().rows()]
         return pd.DataFrame(rows, columns=["kind", "key", "group", "count", "experts", "selected"])

@@ -17,7 +17,8 @@ class Board:
 
     def __init__(self, folder: Path) -> None:
         expect_board()
-        self._folder, self._writer = folder, None
+        self._folder = folder
+        self._writer: Any = None
 
     def add(self, row: Mapping[str, Any]) -> None:
         """A step's row of the log: its numbers, and of routing the mean over layers, of unused experts the sum.

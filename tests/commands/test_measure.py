@@ -192,6 +192,7 @@ def test_the_help_lists_all_measures_and_says_what_takes_two_models():
     [
         ("--what nonsense", "--what names, with commas, usage, load"),
         ("--what saturation", "saturation compares two models; give --against"),
+        ("--what load,information", "information tells data sets apart; give --data two or more"),
         ("--what load --shard 2/2", "--shard is I/N"),
         ("--what load --positions nowhere", "positions must be one of"),
         ("--what load --against organism --intervention missing", "expected a saved intervention"),
