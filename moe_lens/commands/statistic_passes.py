@@ -16,7 +16,8 @@ from moe_lens.lens.positions import Positions
 from moe_lens.results import data_digest, expect_same_run, write_table
 from moe_lens.rows_on_disk import growing_table, provenance_of
 from moe_lens.statistics import RoutingTokens, add_saved, save_statistic, weight_similarity
-from moe_lens.statistics.measures import MEASURES, ROUTING, WEIGHTS, Measure
+from moe_lens.statistics.measure_kinds import Measure
+from moe_lens.statistics.measures import MEASURES, ROUTING, WEIGHTS
 from moe_lens.statistics.streamed import Streamed
 
 

@@ -13,7 +13,8 @@ from moe_lens.report.page import build_report
 from moe_lens.results import read_table, write_table
 from moe_lens.rows_on_disk import growing_table, parts_of
 from moe_lens.statistics import add_saved
-from moe_lens.statistics.measures import ROUTING, WEIGHTS, Measure
+from moe_lens.statistics.measure_kinds import Measure
+from moe_lens.statistics.measures import ROUTING, WEIGHTS
 from moe_lens.statistics.saved import Storable
 
 
