@@ -140,7 +140,7 @@ def tune(
             around=trained.around,
             objective=loss,
             label=f"{method.name}, rate {tried.learning_rate:g}",
-            follow=None if board is None else Board(_folder(board, tried)).add,
+            follow=None if board is None else Board(Path(board) / f"rate-{tried.learning_rate:g}").add,
         )
 
     with method.attached(lens) as trained:
