@@ -90,7 +90,7 @@ def test_the_lenses_hold_what_the_statistics_give_and_contexts_show_their_token(
     assert first["margins"]["margin"].to_numpy() == pytest.approx(found[0].table()["margin"].to_numpy(), abs=1e-4)
     affinity = router_affinity(found[1], router_similarity(lens))
     assert first["affinity"]["correlation"].to_numpy() == pytest.approx(affinity["correlation"].to_numpy(), abs=1e-6)
-    assert first["contexts"]["text"].str.fullmatch(".*«.+».*").all()
+    assert first["contexts"]["text"].str.fullmatch("(?s).*«.+».*").all()
 
 
 def test_a_delta_says_what_it_is_put_on(turned, tmp_path):
