@@ -7,21 +7,19 @@ from moe_lens.report.plots.layer_curves import curves_figure
 from moe_lens.report.section import Section
 from moe_lens.report.tables import require
 
-OF = {"modularity": "in the same texts", "held_out": "in other texts"}
+NUMBERS = {"modularity": "modularity", "held_out": "in other<br>texts"}
 
 
 def groups_figure(table: pd.DataFrame) -> go.Figure:
-    """The modularity of each layer's groups over layers, in the texts that they were found in and in others.
+    """The modularity of each layer's groups over layers: in the texts that they were found in, and in others.
 
     Args:
         table: what `expert_groups` gave, with `variant` and `data` where they take several values.
     """
-    table = require(table, ("layer", "expert", "group", *OF), figure="groups_figure")
+    table = require(table, ("layer", "expert", "group", *NUMBERS), figure="groups_figure")
     keys = [name for name in ("variant", "data", "layer") if name in table]
-    layers = table.drop_duplicates(keys)[[*keys, *OF]].melt(id_vars=keys, var_name="of", value_name="found")
-    layers["of"] = layers["of"].map(OF)
-    title = "How clear-cut groups of experts are, by layer"
-    return curves_figure(layers, {"found": "modularity"}, title=title, series=("of",))
+    layers = table.drop_duplicates(keys)[[*keys, *NUMBERS]]
+    return curves_figure(layers, NUMBERS, title="How clear-cut groups of experts are, by layer")
 
 
 SECTIONS = {

@@ -14,13 +14,13 @@ APART = {"distance": "of the models", "same": "by the same number", "floor": "of
 
 
 def matches_figure(table: pd.DataFrame) -> go.Figure:
-    """The mean similarity of matched experts over layers, beside that of the same number and of any two.
+    """The mean similarity of matched experts over layers and data sets, beside the same number's and of any two.
 
     Args:
         table: rows of `matches_table`, with `variant` and `data` where they take several values.
     """
     table = require(table, ("layer", "by", "expert", "match", "moved", *OF), figure="matches_figure")
-    keys = [name for name in ("variant", "data", "by", "layer") if name in table]
+    keys = [name for name in ("variant", "by", "layer") if name in table]
     means = table.groupby(keys, as_index=False)[list(OF)].mean()
     long = means.melt(id_vars=keys, var_name="of", value_name="alike")
     long["of"] = long["of"].map(OF)
@@ -50,6 +50,8 @@ def signatures_figure(table: pd.DataFrame) -> go.Figure:
                     hovertext=style.hover(part), hoverinfo="text",
                 )  # fmt: skip
     figure.update_yaxes(title_text="distance", rangemode="tozero")
+    layers = sorted(set(table["layer"]))
+    figure.update_xaxes(tickvals=layers[:: -(-len(layers) // 12)])
     figure.update_xaxes(title_text="layer", row=len(profiles), col=1)
     over = int((table["distance"] > table["floor"]).sum())
     title = f"Signatures are further apart than halves of texts in {over} of {len(table)} cases"
