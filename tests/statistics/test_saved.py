@@ -53,6 +53,9 @@ def test_parts_that_are_saved_and_joined_are_the_whole(name, lens, records, tmp_
             assert found[column].map(list).tolist() == whole[column].tolist()
         else:
             assert found[column].tolist() == whole[column].tolist()
+    for column in [name.removesuffix("_low") for name in whole if name.endswith("_low")]:
+        told = whole[[f"{column}_low", column, f"{column}_high"]].dropna()
+        assert (told.diff(axis=1).iloc[:, 1:] >= -1e-12).all(axis=None), column
 
 
 @pytest.mark.parametrize("name", [name for name in HAS if MEASURES[name].against is not None])
