@@ -15,6 +15,7 @@ from moe_lens.lens.record import Record
 from moe_lens.statistics.accumulators import GroupSums
 from moe_lens.statistics.jackknife import GROUPS, Sums, by_group, groups_of, with_interval
 
+VALUES = ("each", "largest", "entropy")
 BINS = 64
 EDGES = np.linspace(0, 1, BINS + 1) ** 3
 """Of the histograms' bins, which are finer near 0, where most experts' probabilities are."""
@@ -44,7 +45,9 @@ class RouterHistograms(GroupSums):
             own = tokens.of(routing.logits.flatten(0, 1)).double().softmax(-1)  # [token, expert]
             counted = {"tokens": torch.ones_like(own[:, 0]), "probability": own, "squared": own.square()}
             found[layer] = {name: by_group(values, groups) for name, values in counted.items()}
-            found[layer] |= {"each": _histogram(own, groups), "largest": _histogram(own.amax(1, True), groups)}
+            entropy = torch.special.entr(own).sum(1, keepdim=True) / np.log(routing.n_experts)
+            values = (own, own.amax(1, keepdim=True), entropy.clamp(0, 1))
+            found[layer] |= {name: _histogram(part, groups) for name, part in zip(VALUES, values, strict=True)}
         return found
 
     def numbers(self, sums: Sums) -> dict[str, np.ndarray]:
@@ -72,8 +75,9 @@ class RouterHistograms(GroupSums):
     def histograms(self) -> pd.DataFrame:
         """One row per layer, value and bin: layer, value, low, high (of the bin), share, its interval, fitted.
 
-        value: "each", the probabilities of all experts at all tokens, or "largest", each token's largest. share: of
-        them in the bin. fitted: the share that the Dirichlet distribution of `table` has there, of "each".
+        value: "each", the probabilities of all experts at all tokens, "largest", each token's largest, or "entropy",
+        each token's entropy over experts as a share of its highest. share: of them in the bin. fitted: the share that
+        the Dirichlet distribution of `table` has there, of "each".
         """
         parts = []
         for layer, tensors in self.layer_sums().items():
@@ -110,4 +114,4 @@ def _fitted(sums: Sums) -> tuple[np.ndarray, np.ndarray]:
 
 def _shares(sums: Sums) -> dict[str, np.ndarray]:
     """By value the share in each bin, [bin]."""
-    return {value: sums[value].sum(0) / sums[value].sum() for value in ("each", "largest")}
+    return {value: sums[value].sum(0) / sums[value].sum() for value in VALUES}

@@ -101,11 +101,11 @@ def test_clusters_stand_for_all_layers_and_each_with_their_chance():
 
 
 def test_histograms_are_drawn_as_the_share_below_with_the_fit_beside():
-    table = pd.DataFrame({"layer": 3, "high": [0.5, 1.0] * 2, "share": [0.25, 0.75, 0.5, 0.5]})
-    table = table.assign(value=["each"] * 2 + ["largest"] * 2, fitted=[0.5, 0.5, np.nan, np.nan])
+    table = pd.DataFrame({"layer": 3, "high": [0.5, 1.0] * 3, "share": [0.25, 0.75, 0.5, 0.5, 1, 0]})
+    table = table.assign(value=np.repeat(["each", "largest", "entropy"], 2), fitted=[0.5, 0.5, *[np.nan] * 4])
     figure = draw("histograms.parquet", table)
-    assert [list(trace.y) for trace in figure.data] == [[0.25, 1], [0.5, 1], [0.5, 1]]
-    assert [trace.line.dash for trace in figure.data] == ["solid", "dot", "solid"]
+    assert [list(trace.y) for trace in figure.data] == [[0.25, 1], [0.5, 1], [0.5, 1], [1, 1]]
+    assert [trace.line.dash for trace in figure.data] == ["solid", "dot", "solid", "solid"]
 
 
 def test_groups_are_one_number_of_a_layer_in_the_same_texts_and_in_others():

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.special import entr
 from scipy.stats import beta, cramervonmises, spearmanr
 from test_expert_statistics import routed
 from test_paths_and_contexts import ONE_OF_EACH
@@ -83,7 +84,8 @@ def test_histograms_count_every_probability_and_have_the_fits_share_beside():
     logits = drawn([1, 1, 1], tokens=2000)
     table = RouterHistograms().update(of_logits(logits)).histograms()
     own = logits.flatten(0, 1).softmax(-1).numpy()
-    for value, seen in (("each", own), ("largest", own.max(1))):
+    share = (entr(own).sum(1) / np.log(3)).clip(0, 1)
+    for value, seen in (("each", own), ("largest", own.max(1)), ("entropy", share)):
         part = table[table["value"] == value]
         assert part["share"].to_numpy() == pytest.approx(np.histogram(seen, EDGES)[0] / seen.size)
         assert (part["share_low"] <= part["share"]).all()
