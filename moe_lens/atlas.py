@@ -72,6 +72,7 @@ def main(
     from moe_lens.commands.expert_atlas import Atlas
     from moe_lens.commands.expert_labels import expert_labels
     from moe_lens.commands.masking_tasks import Tasks
+    from moe_lens.extras import optional
     from moe_lens.lens.positions import check_positions
     from moe_lens.report.atlas import read_run, write_atlas
     from moe_lens.results import claim, data_digest, provenance, write_table
@@ -79,6 +80,8 @@ def main(
 
     try_folder(out)
     asked = judge_of(judge, judge_model, cache=out / "judge")
+    if asked is not None:
+        optional("openai", extra="judge")  # before anything is measured
     tasks, place = Tasks.parse(data, None).targets, options.place_named(positions)
     check_positions(place)
     runs = {folder.name: read_run(folder) for folder in scores or []}

@@ -12,7 +12,7 @@ COMPARED = "usage,load,margins,specialisation,saturation,divergence,matching,por
 
 
 @dataclass(frozen=True)
-class Opening(options.Opening):
+class Opening(options.BaseOpening):
     """As the other commands open a model, which the arguments name."""
 
     model: Annotated[
