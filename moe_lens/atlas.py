@@ -42,6 +42,14 @@ def main(
     split: Annotated[str, Option(help="Which split of each data set is read (a file has none: all of it).")] = "test",
     limit: Annotated[int | None, Option(min=1, help="Read the first so many examples of each data set only.")] = None,
     reading: options.Reading = options.Reading(),
+    judge: Annotated[
+        str | None,
+        Option(
+            help="The address of a server that speaks the OpenAI chat protocol, such as http://localhost:8000/v1: the "
+            "model there gives each expert a label, from the places of its most weight. Its key is OPENAI_API_KEY."
+        ),
+    ] = None,
+    judge_model: Annotated[str | None, Option(help="The name of the model on that server.")] = None,
     batch_size: Annotated[
         int, Option(min=1, help="Examples per batch; the outputs of all their experts are in memory at once.")
     ] = 8,
@@ -60,14 +68,20 @@ def main(
         python -m moe_lens.atlas --model organism:planted --data novel,swap,closed_book,hops \\
             --scores RUN/find --out ATLAS
     """
+    from moe_lens.causal.judge import judge_of
     from moe_lens.commands.expert_atlas import Atlas
+    from moe_lens.commands.expert_labels import expert_labels
     from moe_lens.commands.masking_tasks import Tasks
+    from moe_lens.extras import optional
     from moe_lens.lens.positions import check_positions
     from moe_lens.report.atlas import read_runs, write_atlas
-    from moe_lens.results import claim, data_digest, provenance
+    from moe_lens.results import claim, data_digest, provenance, write_table
     from moe_lens.storage import try_folder
 
     try_folder(out)
+    asked = judge_of(judge, judge_model, cache=out / "judge")
+    if asked is not None:
+        optional("openai", extra="judge")  # before anything is measured
     tasks, place = Tasks.parse(data, None).targets, options.place_named(positions)
     check_positions(place)
     runs = read_runs(scores or [])
@@ -81,6 +95,12 @@ def main(
     made_by = provenance(model=opening.model, delta=opening.delta, facts=facts)
     claim(out, made_by)
     tables = Atlas(lens, place, contexts).tables(out / "tables", made_by, examples)
+    if asked is not None:
+        labels = tables["labels"] = expert_labels(tables, asked)
+        write_table(labels, out / "labels.parquet", made_by | {"judge": asked.model})
+        without = labels.loc[labels["label"] == "", "failure"].tolist()
+        if without:
+            console.note(f"{len(without)} of {len(labels)} experts have no label, the first because of: {without[0]}")
     page = write_atlas(tables, out, made_by, about=lens.architecture.in_short(), runs=runs)
     console.say(f"wrote {page}: open it with a browser")
 

@@ -71,7 +71,7 @@ def main(
     Several processes share the work: torchrun --nproc-per-node 2 -m moe_lens.evaluate …
     """
     from moe_lens.causal.evaluation import check_metrics, evaluate
-    from moe_lens.causal.judge import Judge
+    from moe_lens.causal.judge import judge_of
     from moe_lens.choosing.controls import Controls, compared_summary
     from moe_lens.choosing.masking import named, with_saved
     from moe_lens.commands.named_experts import NamedExperts
@@ -91,9 +91,7 @@ def main(
     ends, answering = options.ends(stop), parse_decoding(decoding)
     scored = metrics_named(metrics.split(","))
     names = [metric.name for metric in scored]
-    if (judge is None) != (judge_model is None):
-        raise MoELensError("--judge and --judge-model belong together; give both or neither")
-    asked = None if judge is None or judge_model is None else Judge(judge_model, judge, cache=out / "judge")
+    asked = judge_of(judge, judge_model, cache=out / "judge")
     processes = connected()
     if opening.device is None and processes.num_processes > 1:
         opening = replace(opening, device="cpu" if processes.device.type == "cpu" else str(processes.device))

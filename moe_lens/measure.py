@@ -10,8 +10,9 @@ from moe_lens.commands import console, options
 from moe_lens.errors import MoELensError
 
 MEASURED = (
-    "usage, load, spread, coactivation, specialisation, tokens, predictions, saliency, similarity, vocabulary, "
-    "attention, answer, saturation, divergence"
+    "usage, load, spread, margins, dirichlet, histograms, coactivation, affinity, groups, paths, rates, "
+    "specialisation, information, clustering, baseline, contexts, tokens, predictions, saliency, shared, similarity, "
+    "vocabulary, attention, answer, saturation, divergence, matching, portraits, signatures"
 )
 
 
@@ -37,7 +38,8 @@ def main(
     what: Annotated[
         str,
         Option(
-            help=f"With commas, of {MEASURED} (the last two with --against or --intervention); weights, how alike the "
+            help=f"With commas, of {MEASURED} (the last five with --against or --intervention; information and "
+            "clustering tell several data sets of --data apart); weights, how alike the "
             "experts' weights are; routing, a row for every token, layer and selected expert with weight and logit in "
             "routing.parquet; all: everything but routing that the model and the data allow."
         ),
@@ -88,10 +90,8 @@ def main(
         python -m moe_lens.measure --merge RUN/shard-0 RUN/shard-1 --out RUN/whole
     """
     from moe_lens.commands.asked_measures import Asked
+    from moe_lens.commands.measured_run import MeasuredRun
     from moe_lens.commands.shards import Shard, merged
-    from moe_lens.commands.statistic_passes import Measuring
-    from moe_lens.commands.statistic_tables import Kept
-    from moe_lens.results import claim, provenance
     from moe_lens.storage import try_folder
 
     try_folder(out)
@@ -100,27 +100,8 @@ def main(
         return
     if folders or not opening.model or not data:
         raise MoELensError("measuring takes --model and --data, and no folders; --merge FOLDER FOLDER joins such runs")
-    asked, part = Asked.parse(what, positions, against, intervention or []), Shard.parse(shard)
-    sets = [name.strip() for name in data.split(",")]
-    loaded = {name: part.of_all(reading.load(name, split=split, limit=limit)) for name in sets}
-    lens = opening.load()
-    lens.batch_size = batch_size
-    fitted = {name: reading.fit(own, lens, of=f"{name}, {split}") for name, own in loaded.items()}
-    examples = {name: one.examples for name, one in fitted.items()}
-    facts = asked.facts(lens, examples) | {"batch_size": batch_size, "shard": str(part), "split": split}
-    facts |= opening.facts(lens) | reading.facts(*fitted.values())
-    every = [example for own in examples.values() for example in own]
-    if not every:
-        raise MoELensError(f"there are no examples to measure in {data}; take more, or fewer shards")
-    names = asked.names()
-    if asked.lenient:
-        names = asked.possible(names, lens, every[0])
-    made_by = provenance(model=opening.model, delta=opening.delta, data=every, facts=facts | {"what": names})
-    claim(out, made_by)
-    measuring = Measuring(names, asked.positions, out, made_by, asked.lenient)
-    for variant in asked.opened(opening, lens):
-        measuring.run(variant, examples)
-    Kept(measuring, asked.variants, list(examples), lens.architecture.n_experts).leave()
+    asked = Asked.parse(what, positions, against, intervention or [])
+    MeasuredRun(opening, reading, data, split, limit, batch_size, out, Shard.parse(shard)).leave(asked)
 
 
 if __name__ == "__main__":

@@ -130,6 +130,10 @@ def main(
     ] = None,
     max_new_tokens: Annotated[int, Option(min=1, help="Longest answer on the dev data, in tokens.")] = 16,
     checkpoint_seconds: Annotated[float, Option(min=0, help="Seconds between checkpoints.")] = 300.0,
+    tensorboard: Annotated[
+        bool,
+        Option("--tensorboard", help="Also write the log to OUT/tensorboard as it grows; needs moe_lens[board]."),
+    ] = False,
     merge: Annotated[
         bool, Option("--merge", help="Also write the whole tuned model to OUT/merged, as a plain checkpoint.")
     ] = False,
@@ -176,6 +180,7 @@ def main(
     from moe_lens.results import claim, write_json
     from moe_lens.storage import try_folder
     from moe_lens.tuning import Checkpoints, Schedule, save_merged
+    from moe_lens.tuning.board import expect_board
     from moe_lens.tuning.processes import Processes
     from moe_lens.tuning.training import check_rates
 
@@ -184,6 +189,8 @@ def main(
             "a bias is no part of the model, which is neither merged nor split: leave --merge, --shard out"
         )
     try_folder(out)
+    if tensorboard:
+        expect_board()
     within = None if layers is None else tuple(console.numbers(layers, int, what="--layers"))
     selection = None if experts is None else parse_one(experts)
     acts = None if positions is None else options.place_named(positions)
@@ -223,6 +230,7 @@ def main(
         max_new_tokens=max_new_tokens,
         checkpoint_seconds=checkpoint_seconds,
         objective=preferring,
+        tensorboard=tensorboard,
     )
     asked.check(lens)
     if Processes.current().is_main:

@@ -2,6 +2,9 @@
 
 import gc
 import os
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = (
@@ -148,3 +151,17 @@ def olmoe(lenses: dict[str, MoELens]) -> MoELens:
 def most_used_experts(lens: MoELens) -> ExpertSet:
     """The two most used experts of each layer on the fixed corpus."""
     return most_used(lens, CORPUS, size=2)
+
+
+@pytest.fixture(scope="session")
+def judge_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    """The base URL of a judge's server in a process of its own, and the file of the questions it was asked."""
+    pytest.importorskip("openai")
+    log = tmp_path_factory.mktemp("judge") / "asked.txt"
+    log.touch()
+    script = Path(__file__).parent / "support" / "judge_server.py"
+    with subprocess.Popen([sys.executable, str(script), str(log)], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield f"http://127.0.0.1:{int(process.stdout.readline())}/v1", log
+        finally:
+            process.terminate()

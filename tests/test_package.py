@@ -35,6 +35,7 @@ GROUPS = (
     ("organism", "paper"),
     (
         "atlas",
+        "compare",
         "demo",
         "evaluate",
         "find",

@@ -6,11 +6,11 @@ import json
 import os
 import re
 from base64 import b64encode
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, unquote
 
 from moe_lens.data.thoughts import THOUGHTS, without_thoughts
@@ -22,6 +22,8 @@ from moe_lens.storage import read_sealed_json, write_sealed_json
 if TYPE_CHECKING:
     from moe_lens.data.example import Example
 
+Said = TypeVar("Said")
+Found = TypeVar("Found")
 PROMPT = """\
 You grade answers to questions. Compare a proposed answer with the reference answers and decide whether it gives the \
 same answer as one of them. Other wording, more detail or another spelling of the same thing is right; a different, \
@@ -76,16 +78,28 @@ class Judge:
         found so far are in the cache.
         """
         prompts = [self._prompt(*pair) for pair in zip(examples, predictions, strict=True)]
+        return [Verdict(*reply) for reply in self.replies(prompts, parse_verdict, what="verdict")]
+
+    def replies(
+        self, prompts: Sequence[str], read: Callable[[str], Said | None], *, what: str
+    ) -> list[tuple[Said | None, str | None]]:
+        """What `read` makes of the reply to each prompt, in order, or None and why there is nothing.
+
+        read: gives None for a reply that does not say what was asked for, which `what` names. Raises MoELensError as
+        `verdicts`.
+        """
         different = list(dict.fromkeys(prompts))
-        found = dict(zip(different, _finish(self._verdicts(different)), strict=True))
+        found = dict(zip(different, _finish(self._replies(different, read, what)), strict=True))
         return [found[prompt] for prompt in prompts]
 
-    async def _verdicts(self, prompts: Sequence[str]) -> list[Verdict]:
+    async def _replies(
+        self, prompts: Sequence[str], read: Callable[[str], Said | None], what: str
+    ) -> list[tuple[Said | None, str | None]]:
         room = asyncio.Semaphore(self.workers)
 
-        async def one(client: Any, prompt: str) -> Verdict:
+        async def one(client: Any, prompt: str) -> tuple[Said | None, str | None]:
             async with room:
-                return await self._verdict(client, prompt)
+                return await self._read(client, prompt, read, what)
 
         async with self._client() as client:
             return await asyncio.gather(*(one(client, prompt) for prompt in prompts))
@@ -105,8 +119,10 @@ class Judge:
         }
         return re.sub(r"\{(question|answers|prediction)\}", lambda match: filled[match[1]], self.prompt)
 
-    async def _verdict(self, client: Any, prompt: str) -> Verdict:
-        """The verdict on one prompt, from the cache or from the server."""
+    async def _read(
+        self, client: Any, prompt: str, read: Callable[[str], Said | None], what: str
+    ) -> tuple[Said | None, str | None]:
+        """What the reply to one prompt says, from the cache or from the server, or why nothing."""
         request = {
             "model": self.model,
             "messages": [{"role": "user", "content": prompt}],
@@ -116,17 +132,18 @@ class Judge:
         kept = None
         if self.cache is not None:
             kept = self.cache / f"{hashlib.sha256(json.dumps(request).encode()).hexdigest()}.json"
-            if (right := _kept_verdict(kept, request)) is not None:
-                return Verdict(right)
+            if (known := _kept(kept, request, read)) is not None:
+                return known, None
         reply, failure = await self._reply(client, request)
         if reply is None:
-            return Verdict(None, self._public(failure or "")[:MOST_TOLD])
-        right = parse_verdict(reply)
-        if right is None:
-            return Verdict(None, f"no clear verdict in the reply: {self._public(reply)[-200:]!r}")
+            return None, self._public(failure or "")[:MOST_TOLD]
+        reply = self._public(reply)
+        said = read(reply)
+        if said is None:
+            return None, f"no clear {what} in the reply: {reply[-200:]!r}"
         if kept is not None:
-            write_sealed_json(kept, {"request": request, "reply": self._public(reply)})
-        return Verdict(right)
+            write_sealed_json(kept, {"request": request, "reply": reply})
+        return said, None
 
     async def _reply(self, client: Any, request: Mapping[str, Any]) -> tuple[str | None, str | None]:
         """The text that the server replies, or else why there is none."""
@@ -165,6 +182,13 @@ class Judge:
         return text
 
 
+def judge_of(address: str | None, model: str | None, *, cache: Path) -> Judge | None:
+    """The judge of --judge and --judge-model, None without; MoELensError for the one without the other."""
+    if (address is None) != (model is None):
+        raise MoELensError("--judge and --judge-model belong together; give both or neither")
+    return None if address is None or model is None else Judge(model, address, cache=cache)
+
+
 def _forms(secret: str) -> set[str]:
     """A secret as a server may write it."""
     plain = unquote(secret)
@@ -176,7 +200,7 @@ def _sayable(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
-def _finish(asking: Coroutine[Any, Any, list[Verdict]]) -> list[Verdict]:
+def _finish(asking: Coroutine[Any, Any, list[Found]]) -> list[Found]:
     """What it comes to, also where a loop runs already, as in a notebook."""
     try:
         asyncio.get_running_loop()
@@ -207,10 +231,10 @@ def parse_verdict(reply: str) -> bool | None:
     return verdicts == {"RIGHT"}
 
 
-def _kept_verdict(file: Path, request: Mapping[str, Any]) -> bool | None:
-    """The verdict in a file of the cache; None if there is none, or what is there is another's or damaged."""
+def _kept(file: Path, request: Mapping[str, Any], read: Callable[[str], Said | None]) -> Said | None:
+    """What the reply in a file of the cache says; None if there is none, or what is there is another's or damaged."""
     try:
         kept = read_sealed_json(file, remedy="it is asked again")
     except MoELensError:
         return None
-    return parse_verdict(kept["reply"]) if kept["request"] == request else None
+    return read(kept["reply"]) if kept["request"] == request else None

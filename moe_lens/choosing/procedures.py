@@ -94,7 +94,7 @@ class Attributed(Parted):
 
 @dataclass(frozen=True)
 class SingleEffects(Procedure):
-    """What the right answer loses when one expert is masked: exact, a run for each expert."""
+    """What the right answer loses when one expert is masked, or gains when it is forced: exact, a run for each."""
 
     mode: str = "zero"
     per_expert: ClassVar[bool] = True
@@ -108,7 +108,9 @@ class SingleEffects(Procedure):
         cls, wanted: Sequence[Self], lens: MoELens, examples: Examples, *, load: Load, batch_size: int | None
     ) -> list[pd.DataFrame]:
         asked = expect_answers(examples)
-        return [single_expert_effects(lens, asked, mode=own.mode, batch_size=batch_size) for own in wanted]
+        found = [single_expert_effects(lens, asked, mode=own.mode, batch_size=batch_size) for own in wanted]
+        gains = {"gain": "effect", "gain_low": "effect_high", "gain_high": "effect_low"}
+        return [table.assign(**{name: -table[of] for name, of in gains.items()}) for table in found]
 
     @classmethod
     def passes(cls, wanted: Sequence[Self], lens: MoELens, examples: Examples, *, load: Load) -> float:

@@ -19,7 +19,7 @@ IN_SHORT = (
     "ce, oe and ce-gain (each also with -last, -question, -mass after it), esft-token, esft-gate, reap, ean, contrast "
     "(-all, -from_question, -last), attribution, attribution-add and attribution-logit (each also with -integrated, "
     "and then with -question, -from_question, -last), step and step-gain (-question, -last), effect, effect-tuned, "
-    "dla; some take something in brackets, such as contrast(novel;swap) and attribution(answer)"
+    "forced, dla; some take something in brackets, such as contrast(novel;swap) and attribution(answer)"
 )
 """The names of SCORES for help, whose columns are narrow: long names would be cut."""
 STEPS = 4
@@ -162,12 +162,12 @@ def _steps() -> list[Score]:
 
 
 def _effects() -> list[Score]:
-    """What masking one expert costs, in both models, and what one writes to the logits."""
+    """What masking one expert costs, in both models, what forcing one gains, and what one writes to the logits."""
 
-    def single() -> "Procedure":
+    def single(mode: str = "zero") -> "Procedure":
         from moe_lens.choosing.procedures import SingleEffects
 
-        return SingleEffects()
+        return SingleEffects(mode)
 
     def direct() -> "Procedure":
         from moe_lens.choosing.procedures import DirectLogits
@@ -178,6 +178,13 @@ def _effects() -> list[Score]:
     return [
         Score("effect", f"{about}, base model", "base", single, "effect"),
         Score("effect-tuned", f"{about}, tuned model", "tuned", single, "effect"),
+        Score(
+            "forced",
+            "exact gain of log p(answer) where one expert is forced, base model",
+            "base",
+            partial(single, "force"),
+            "gain",
+        ),
         Score("dla", "direct logit attribution: context's minus memory's first token, base model", "base", direct),
     ]
 

@@ -53,12 +53,18 @@ class Asked:
             known = ", ".join((*MEASURES, WEIGHTS, ROUTING, EVERYTHING))
             raise MoELensError(f"--what names, with commas, {known}; got {', '.join(unknown)}")
         alone = against is None and not several
-        if alone and (two := [name for name in names if name in MEASURES and MEASURES[name].table is None]):
+        if alone and (two := [name for name in names if name in MEASURES and MEASURES[name].takes_two]):
             raise MoELensError(f"{', '.join(two)} compares two models; give --against or --intervention")
         asked = cls(names, place, against, several)
         if len(set(asked.variants)) < len(asked.variants):
             raise MoELensError(f"variants are told by their names, which repeat: {', '.join(asked.variants)}")
         return asked
+
+    def expect_several(self, data: Sequence[str]) -> None:
+        """MoELensError where a measure is of how data sets differ, and there is one; before anything is measured."""
+        across = [name for name in self.what if name in MEASURES and MEASURES[name].across is not None]
+        if len(data) < 2 and across:
+            raise MoELensError(f"{', '.join(across)} tells data sets apart; give --data two or more, with commas")
 
     @property
     def variants(self) -> list[str]:
@@ -74,7 +80,7 @@ class Asked:
         """The measures, in their order."""
         known = [*MEASURES, WEIGHTS] if self.lenient else []
         alone = len(self.variants) == 1
-        known = [name for name in known if not (alone and name in MEASURES and MEASURES[name].table is None)]
+        known = [name for name in known if not (alone and name in MEASURES and MEASURES[name].takes_two)]
         return list(dict.fromkeys([*known, *(name for name in self.what if name != EVERYTHING)]))
 
     def opened(self, opening: Opening, lens: MoELens) -> list[Variant]:

@@ -113,11 +113,14 @@ def _expect_readable(told: dict[str, Any], lens: MoELens | None) -> None:
     """MoELensError where the model is needed and missing, or another one."""
     needing = [name for name in told["what"] if name in MEASURES and MEASURES[name].reads]
     if needing and lens is None:
-        raise MoELensError(f"{', '.join(needing)} is told in tokens, which only the model knows; give --model too")
+        raise MoELensError(f"{', '.join(needing)} takes the model's tokens or weights again; give --model too")
     if lens is not None and weights_digest(lens.module) != told["weights"]:
         raise MoELensError("the model of --model is not the one that the shards measured; open that, in its --dtype")
-    if "vocabulary" in needing and len(told["variants"]) > 1 + len(told["saved"]):
-        raise MoELensError("vocabulary is read by each model's own head; merge runs without --against, or without it")
+    own = [name for name in needing if MEASURES[name].reads == "weights"]
+    if own and len(told["variants"]) > 1 + len(told["saved"]):
+        raise MoELensError(
+            f"{', '.join(own)} takes each model's own weights; merge runs without --against, or without it"
+        )
 
 
 def _joined(told: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -44,7 +44,7 @@ class Stage:
 
     lens: the base model; called `model`. train, dev: examples. facts: of both, for the provenance.
     score, max_length, max_new_tokens, checkpoint_seconds, objective: as `tune` takes them; routers that are tuned to
-    choose experts learn the answers whatever the objective.
+    choose experts learn the answers whatever the objective. tensorboard: whether the log is written for that, too.
     """
 
     lens: MoELens
@@ -58,6 +58,7 @@ class Stage:
     max_new_tokens: int
     checkpoint_seconds: float
     objective: DPO | None = None
+    tensorboard: bool = False
 
     def made_by(self, routers: Path | None) -> dict[str, Any]:
         """What tells a training command's work from another's, besides what is trained and at which rates.
@@ -90,6 +91,7 @@ class Stage:
             max_new_tokens=self.max_new_tokens,
             checkpoint_seconds=self.checkpoint_seconds,
             shard=shard,
+            board=out / "tensorboard" if self.tensorboard else None,
         )
         if Processes.current().is_main:
             self._write(tuned, method, out, objective)
@@ -152,6 +154,8 @@ class Stage:
         else:
             tuned.trained.added.intervention().save(out, made_by=made_by)
         write_table(tuned.log, out / "tuning.parquet", made_by)
+        if len(tuned.routing):
+            write_table(tuned.routing, out / "routing_course.parquet", made_by)
         write_table(tuned.candidates, out / "learning_rates.parquet", made_by)
         write_json(out / "cost.json", {"seconds": tuned.seconds, "trainable": tuned.trained.count})
         console.save_figure(tuning_figure(tuned.log), out / "tuning.html")

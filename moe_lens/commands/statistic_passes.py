@@ -17,7 +17,8 @@ from moe_lens.lens.positions import Positions
 from moe_lens.results import data_digest, expect_same_run, write_table
 from moe_lens.rows_on_disk import growing_table, provenance_of
 from moe_lens.statistics import RoutingTokens, add_saved, save_statistic, weight_similarity
-from moe_lens.statistics.measures import MEASURES, ROUTING, WEIGHTS, Measure
+from moe_lens.statistics.measure_kinds import Measure
+from moe_lens.statistics.measures import MEASURES, ROUTING, WEIGHTS
 from moe_lens.statistics.streamed import Streamed
 
 LONGEST = 24
@@ -75,12 +76,14 @@ class Measuring:
             return
         console.say(f"{variant}, {data}: {len(examples)} examples, {', '.join(missing)}")
         made = {name: MEASURES[name].make(lens, self.positions) for name in missing if name != ROUTING}
+        unlike = {(type(one).__name__, str(one.settings)): one for one in made.values()}
+        made = {name: unlike[type(one).__name__, str(one.settings)] for name, one in made.items()}
         with ExitStack() as open_file:
             streamed = []
             if ROUTING in missing:
                 file = open_file.enter_context(growing_table(missing[ROUTING], made_by))
                 streamed = [Streamed(RoutingTokens(self.positions), file.add)]
-            lens.measure(examples, *made.values(), *streamed)
+            lens.measure(examples, *unlike.values(), *streamed)
         for name, statistic in made.items():
             save_statistic(statistic, missing[name], made_by)
 

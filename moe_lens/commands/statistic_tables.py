@@ -13,7 +13,8 @@ from moe_lens.report.page import build_report
 from moe_lens.results import read_table, write_table
 from moe_lens.rows_on_disk import growing_table, parts_of
 from moe_lens.statistics import add_saved
-from moe_lens.statistics.measures import ROUTING, WEIGHTS, Measure
+from moe_lens.statistics.measure_kinds import Measure
+from moe_lens.statistics.measures import ROUTING, WEIGHTS
 from moe_lens.statistics.saved import Storable
 
 
@@ -26,7 +27,7 @@ class Kept:
     data: Sequence[str]
     n_experts: int
 
-    def leave(self) -> None:
+    def leave(self, *, title: str = "What was measured") -> None:
         """Writes a table for each measure and what variants differ by, with report.html, and says what was written."""
         out, written = self.measuring.out, []
         for name, table in self._tables():
@@ -36,7 +37,7 @@ class Kept:
             written.append(f"{ROUTING}.parquet ({self._leave_routing():,} rows)")
         if not written:
             raise MoELensError("nothing could be measured; see the notes above, or name with --what what you want")
-        drawn = [] if written[0].startswith(ROUTING) else [build_report(out, title="What was measured").name]
+        drawn = [] if written[0].startswith(ROUTING) else [build_report(out, title=title).name]
         console.say(f"written to {out}: {', '.join([*written, *drawn])}")
 
     def _tables(self) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -53,19 +54,31 @@ class Kept:
             yield WEIGHTS, pd.concat([_named(table, variant=variant) for variant, table in parts], ignore_index=True)
 
     def _of(self, name: str, measure: Measure) -> Iterator[tuple[str, pd.DataFrame]]:
-        """What each variant shows on each data set, and what the others differ by from the first."""
+        """What each variant shows, on each data set or all, and what the others differ by from the first."""
+        parts = []
         if measure.table is not None:
             parts = [
                 _named(self._table(name, measure, *pair), variant=pair[0], data=pair[1])
                 for pair in product(self.variants, self.data)
             ]
+        if measure.across is not None:
+            parts = [_named(measure.across(self._all(name, measure, one)), variant=one) for one in self.variants]
+        if parts:
             yield name, pd.concat(parts, ignore_index=True)
-        if (against := measure.against) is not None and len(self.variants) > 1:
-            parts = []
-            for variant, data in product(self.variants[1:], self.data):
-                first, second = (self._statistic(name, measure, own, data) for own in (self.variants[0], variant))
-                parts.append(_named(against(first, second, self.n_experts), variant=variant, data=data))
-            yield name if measure.table is None else f"difference-{name}", pd.concat(parts, ignore_index=True)
+        parts = []
+        for variant in self.variants[1:] if measure.against or measure.between else ():
+            first, second = (self._all(name, measure, own) for own in (self.variants[0], variant))
+            if measure.against is not None:
+                tables = {data: measure.against(first[data], second[data], self.n_experts) for data in self.data}
+                parts += [_named(table, variant=variant, data=data) for data, table in tables.items()]
+            if measure.between is not None:
+                parts.append(_named(measure.between(first, second, self.n_experts), variant=variant))
+        if parts:
+            yield name if measure.takes_two else f"difference-{name}", pd.concat(parts, ignore_index=True)
+
+    def _all(self, name: str, measure: Measure, variant: str) -> dict[str, Storable]:
+        """What a variant's passes kept, by data set."""
+        return {data: self._statistic(name, measure, variant, data) for data in self.data}
 
     def _table(self, name: str, measure: Measure, variant: str, data: str) -> pd.DataFrame:
         if measure.reads:

@@ -23,7 +23,8 @@ def routing_map(vectors: pd.DataFrame, *, by: str = "task", perplexity: float = 
     t-SNE keeps neighbours, not distances or sizes; `separability` says what is there without it.
     Raises MoELensError where all examples have equal vectors.
     """
-    matrix, names = _matrix(vectors, by)
+    wide = by_example(vectors, by)
+    matrix, names = wide.to_numpy(), wide.index.to_frame(index=False)
     if np.ptp(matrix, axis=0).max() < EQUAL:
         raise MoELensError(
             f"there is nothing to draw: all {len(matrix)} examples take the experts alike; take more experts, or "
@@ -48,7 +49,8 @@ def separability(
     the groups shuffled, and how often a shuffle does as well.
     Raises MoELensError for less than two groups or a group of one example.
     """
-    matrix, names = _matrix(vectors, by)
+    wide = by_example(vectors, by)
+    matrix, names = wide.to_numpy(), wide.index.to_frame(index=False)
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(matrix))  # or else equally near ones would be told apart by the order of the groups
     matrix, names = matrix[order], names.iloc[order]
@@ -82,8 +84,8 @@ def _vote(near: np.ndarray, n_groups: int) -> np.ndarray:
     return winners
 
 
-def _matrix(vectors: pd.DataFrame, by: str) -> tuple[np.ndarray, pd.DataFrame]:
-    """Routing vectors [example, expert of a layer], and the columns `by` and id of the examples."""
+def by_example(vectors: pd.DataFrame, by: str) -> pd.DataFrame:
+    """Routing vectors with a row for each example, told by `by` and id, and a column for each layer and expert."""
     if by not in vectors.columns:
         raise MoELensError(f"expected the group of each example in a column {by!r}; got {list(vectors.columns)}")
     if vectors.duplicated([by, "id", "layer", "expert"]).any():
@@ -91,4 +93,4 @@ def _matrix(vectors: pd.DataFrame, by: str) -> tuple[np.ndarray, pd.DataFrame]:
     wide = vectors.pivot(index=[by, "id"], columns=["layer", "expert"], values="rate")
     if wide.isna().any(axis=None):
         raise MoELensError("expected every example to have the same experts; measure all with equal settings")
-    return wide.to_numpy(), wide.index.to_frame(index=False)
+    return wide

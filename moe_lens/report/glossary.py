@@ -30,6 +30,7 @@ MEANINGS = {
     "attribution-logit": "score: first-order effect of the expert's router logit",
     "step": "score: selection frequency after one gradient step of the routers",
     "effect": "score: fall of the answer's log-probability when the expert alone is masked, exact",
+    "forced": "score: rise of the answer's log-probability when the expert is always selected, exact",
     "dla": "score: what the expert writes along context's minus memory's first token",
     "planted": "the experts that pretraining of organism:planted made read the context, the known truth",
     "zero": "masking: the gating weight becomes 0, nothing else changes",

@@ -120,6 +120,21 @@ class GroupSums(LayerSums):
             for layer, sums in self.layer_sums().items()
         }
 
+    def layer_table(self) -> pd.DataFrame:
+        """One row per layer: layer, tokens, and each number, of a layer each, with the ends of its interval.
+
+        Of statistics whose sum `tokens` [group] says how many counted. Raises MoELensError if none did.
+        """
+        sums = self.layer_sums()
+        rows = [
+            {"layer": layer, "tokens": int(sums[layer]["tokens"].sum())}
+            | {name: float(value) for name, value in found.items()}
+            for layer, found in self.estimates().items()
+        ]
+        table = pd.DataFrame(rows)
+        table.attrs = dict(self.settings)
+        return table
+
     def differences(self, other: Self) -> dict[int, dict[str, dict[str, np.ndarray]]]:
         """By layer and number: first (of this one), second (of the other), difference (second - first), its interval.
 

@@ -1,5 +1,7 @@
 """ActivationRates: how often, how strongly and how decidedly tokens take each expert, with intervals over texts."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import pandas as pd
 import torch
@@ -9,15 +11,18 @@ from moe_lens.lens.devices import OnDevices, places_of
 from moe_lens.lens.needs import Needs
 from moe_lens.lens.positions import Positions
 from moe_lens.lens.record import Record
-from moe_lens.statistics.accumulators import LayerSums
-from moe_lens.statistics.jackknife import Sums, by_group, groups_of, with_interval
+from moe_lens.statistics.accumulators import GroupSums
+from moe_lens.statistics.jackknife import Sums, by_group, groups_of
 
 
-class ActivationRates(LayerSums):
+class ActivationRates(GroupSums):
     """The share of tokens that select an expert, N_i / N, over all tokens alike, and the gating weight it then has.
 
     positions: which tokens count, as in `Record.position_mask`.
     """
+
+    size = "tokens"
+    bounds: Mapping[str, tuple[float, float]] = {"rate": (0, 1)}
 
     def __init__(self, positions: Positions = "all") -> None:
         self.positions = positions
@@ -40,6 +45,10 @@ class ActivationRates(LayerSums):
             found[layer] = {name: by_group(values, groups) for name, values in counted.items()}  # [group, expert or 1]
         return found
 
+    def numbers(self, sums: Sums) -> dict[str, np.ndarray]:
+        """rate, [expert]."""
+        return {"rate": sums["selected"] / sums["tokens"]}
+
     def table(self) -> pd.DataFrame:
         """One row per expert: layer, expert, tokens (that count), selected (of them), rate, weight, first.
 
@@ -48,22 +57,15 @@ class ActivationRates(LayerSums):
         the share in which no other expert has more; both NaN for an expert that was never selected.
         Raises MoELensError if no token counted.
         """
-        parts = []
-        for layer, tensors in self.layer_sums().items():
-            sums = {name: part.numpy() for name, part in tensors.items()}
-            value, low, high = with_interval(_rates, sums, size="tokens")["rate"]
-            total = {name: part.sum(0) for name, part in sums.items()}
-            columns = {"layer": layer, "expert": np.arange(len(value)), "tokens": int(total["tokens"][0])}
-            columns |= {"selected": total["selected"].astype(int), "rate": value}
-            columns |= {"rate_low": low.clip(0, 1), "rate_high": high.clip(0, 1)}
+        parts, estimates = [], self.estimates()
+        for layer, sums in self.layer_sums().items():
+            total = {name: part.sum(0).numpy() for name, part in sums.items()}
+            columns = {"layer": layer, "expert": np.arange(len(total["selected"])), "tokens": int(total["tokens"][0])}
+            columns |= {"selected": total["selected"].astype(int)} | estimates[layer]
             for name in ("weight", "first"):
-                none = np.full(len(value), np.nan)
+                none = np.full(len(total["selected"]), np.nan)
                 columns[name] = np.divide(total[name], total["selected"], out=none, where=total["selected"] > 0)
             parts.append(pd.DataFrame(columns))
         table = pd.concat(parts, ignore_index=True)
         table.attrs = dict(self.settings)
         return table
-
-
-def _rates(sums: Sums) -> dict[str, np.ndarray]:
-    return {"rate": sums["selected"] / sums["tokens"]}

@@ -35,15 +35,14 @@ class ExpertPaths(LayerSums):
             layer: by_group.of(routing.selected().flatten(0, 1)).double().split(sizes.tolist())
             for layer, routing in record.routing.items()
         }  # [group][token, expert]
-        found: dict[int, dict[str, Tensor]] = {layer: {} for layer in selected}  # nothing of the last, but its number
+        found = {layer: {"tokens": sizes.double()} for layer in selected}
         for layer, after in pairwise(selected):
             both = zip(selected[layer], selected[after], strict=True)
             pairs = [(first, second.to(first.device)) for first, second in both]
-            found[layer] = {
+            found[layer] |= {
                 "together": torch.stack([first.T @ second for first, second in pairs]),  # [group, expert, other]
                 "before": torch.stack([first.sum(0) for first, _ in pairs]),  # [group, expert]
                 "after": torch.stack([second.sum(0) for _, second in pairs]),
-                "tokens": sizes.double(),
             }
         return found
 

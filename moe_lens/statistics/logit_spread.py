@@ -58,15 +58,7 @@ class LogitSpread(GroupSums):
 
         Raises MoELensError if no token counted.
         """
-        sums = self.layer_sums()
-        rows = [
-            {"layer": layer, "tokens": int(sums[layer]["tokens"].sum())}
-            | {name: float(value) for name, value in found.items()}
-            for layer, found in self.estimates().items()
-        ]
-        table = pd.DataFrame(rows)
-        table.attrs = dict(self.settings)
-        return table
+        return self.layer_table()
 
     def sd(self) -> Mapping[int, float]:
         """The standard deviations by layer, as `Bias` takes them.

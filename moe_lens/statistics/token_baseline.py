@@ -1,5 +1,6 @@
 """TokenBaseline: how much of an expert's use is told by the token alone, and by the token and the one before it."""
 
+from collections.abc import Iterator
 from typing import Any, Self
 
 import numpy as np
@@ -67,6 +68,25 @@ class TokenBaseline:
             self._pairs.merge(other._pairs)
         return self
 
+    def state(self) -> pd.DataFrame:
+        """What was counted so far, a row for each layer, token and bigram.
+
+        kind, key, group, count (of a layer its experts), and the columns of experts that were selected, how often.
+        """
+        rows: list[tuple[Any, ...]] = [("layer", layer, 0, count, [], []) for layer, count in self._layers.items()]
+        for kind, counts in (("token", self._tokens), ("bigram", self._pairs)):
+            rows += [(kind, *row) for row in counts.read().rows()]
+        return pd.DataFrame(rows, columns=["kind", "key", "group", "count", "experts", "selected"])
+
+    def add_state(self, state: pd.DataFrame) -> Self:
+        """Adds what `state` of another statistic of the same settings and model gave; MoELensError for another."""
+        layers = state[state["kind"] == "layer"]
+        if len(layers):
+            self._expect(dict(zip(layers["key"].tolist(), layers["count"].tolist(), strict=True)))
+            for kind, counts in (("token", self._tokens), ("bigram", self._pairs)):
+                counts.add_rows(state[state["kind"] == kind], sum(self._layers.values()))
+        return self
+
     def table(self) -> pd.DataFrame:
         """One row per expert: layer, expert, tokens (that count), token and bigram, what each tells, with intervals.
 
@@ -108,6 +128,13 @@ class _Read:
     def __len__(self) -> int:
         return len(self.keys)
 
+    def rows(self) -> Iterator[tuple[int, int, int, np.ndarray, np.ndarray]]:
+        """Key, group, count, and the experts of a layer that were selected, how often."""
+        ends, sparse_rows = self.selected.indptr, self.selected
+        for row, facts in enumerate(zip(self.keys.tolist(), self.groups.tolist(), self.count.tolist(), strict=True)):
+            own = slice(ends[row], ends[row + 1])
+            yield *facts, sparse_rows.indices[own].astype(np.int64), sparse_rows.data[own]
+
 
 class _Counts:
     """How often a key occurs in a group of examples, and with which experts.
@@ -127,6 +154,17 @@ class _Counts:
             sizes = [len(rows) for rows, *_ in self._parts]
             if sum(sizes[1:]) > sizes[0]:  # so that each token is summed a few times only, however many come
                 self._sum()
+
+    def add_rows(self, rows: pd.DataFrame, n_experts: int) -> None:
+        """Adds the rows of another that was read, with the columns key, group, count, experts and selected."""
+        if len(rows):
+            lengths = rows["experts"].map(len).to_numpy()
+            columns, values = (np.concatenate(rows[name].tolist()).astype(np.int64) for name in ("experts", "selected"))
+            place = np.repeat(np.arange(len(rows)), lengths)
+            selected = sparse.csr_array((values, (place, columns)), (len(rows), n_experts))
+            keys, groups, count = (rows[name].to_numpy(np.int64) for name in ("key", "group", "count"))
+            self._parts.append((keys * GROUPS + groups, count, selected))
+            self._sum()
 
     def merge(self, other: "_Counts") -> None:
         """Adds what another has counted."""

@@ -75,6 +75,30 @@ class TopContexts:
                 self._add(kept, iter(sorted(more.items(), key=lambda item: item[1])))
         return self
 
+    def state(self) -> pd.DataFrame:
+        """The places so far: layer, experts (of that layer), expert, words (the last of its tokens), and the place."""
+        rows = [
+            (layer, len(experts), expert, list(words), *place)
+            for layer, experts in self._kept.items()
+            for expert, kept in enumerate(experts)
+            for words, place in kept.items()
+        ]
+        return pd.DataFrame(rows, columns=["layer", "experts", "expert", "words", *Place._fields])
+
+    def add_state(self, state: pd.DataFrame) -> Self:
+        """Adds what `state` of another statistic of the same settings and model gave; MoELensError for another."""
+        if len(state):
+            self._expect(dict(zip(state["layer"].tolist(), state["experts"].tolist(), strict=True)))
+        for (layer, expert), rows in state.groupby(["layer", "expert"]):
+            facts = (rows[name].tolist() for name in Place._fields)
+            found = [
+                Place(*place)._replace(tokens=list(place[4]), weights=list(place[5]))
+                for place in zip(*facts, strict=True)
+            ]
+            places = zip((tuple(map(int, words)) for words in rows["words"]), found, strict=True)
+            self._add(self._kept[layer][expert], iter(sorted(places, key=lambda item: item[1])))
+        return self
+
     def table(self) -> pd.DataFrame:
         """One row per expert and place, from the highest weight down.
 

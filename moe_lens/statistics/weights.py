@@ -39,9 +39,21 @@ def router_similarity(lens: MoELens) -> pd.DataFrame:
     """One row per ordered pair of different experts of a layer: layer, expert, other, similarity.
 
     similarity: the cosine of the two experts' rows of the router's weight: experts that are asked for by like tokens.
+    Raises MoELensError as `router_rows`.
+    """
+    parts = []
+    for layer, rows in router_rows(lens).items():
+        unit = torch.nn.functional.normalize(rows, dim=-1)
+        parts.append(pairs_table(layer, {"similarity": (unit @ unit.T).numpy()}))
+    return pd.concat(parts, ignore_index=True)
+
+
+def router_rows(lens: MoELens) -> dict[int, Tensor]:
+    """By layer the router's weight, float64 [expert, d_model] on the CPU.
+
     Raises MoELensError for a router without one row per expert, and for one that is not in memory.
     """
-    architecture, parts = lens.architecture, []
+    architecture, found = lens.architecture, {}
     for layer in architecture.moe_layers:
         path = architecture.at(layer).router
         own = dict(lens.module.get_submodule(path).named_parameters())
@@ -50,9 +62,8 @@ def router_similarity(lens: MoELens) -> pd.DataFrame:
             shapes = {name: list(one.shape) for name, one in own.items()}
             raise MoELensError(f"expected one weight in the router {path!r} with a row per expert; it has {shapes}")
         expect_in_memory(lens.module, [f"{path}.{rows[0]}"], "its rows are compared")
-        unit = torch.nn.functional.normalize(own[rows[0]].detach().float().cpu().double(), dim=-1)
-        parts.append(pairs_table(layer, {"similarity": (unit @ unit.T).numpy()}))
-    return pd.concat(parts, ignore_index=True)
+        found[layer] = own[rows[0]].detach().float().cpu().double()
+    return found
 
 
 def _by_expert(experts: nn.Module, n_experts: int) -> list[Tensor]:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pandas as pd
 import torch
@@ -30,11 +31,12 @@ BYTES_PER_PARAMETER = 32
 class DevScore:
     """How well the model does on the dev data: `measure()` gives a number, the higher the better.
 
-    name: its column in the log, such as "dev_em".
+    name: its column in the log, such as "dev_em". routing: what is noted of the routers then (`RoutingWatch.now`).
     """
 
     name: str
     measure: Callable[[], float]
+    routing: Callable[[], dict[str, list[float]]] | None = None
 
 
 def fit(
@@ -50,6 +52,7 @@ def fit(
     around: Around = nullcontext,
     objective: Objective = ANSWER_LOSS,
     label: str = "training",
+    follow: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> Progress:
     """Trains the named parameters in place, all others frozen, and tells how it went; `log_table` has its log.
 
@@ -61,6 +64,7 @@ def fit(
     shard: paths of the layers to split over the processes (FSDP2). Afterwards the module is whole in the first process,
         on the CPU, to be saved, and empty in the others; after an exception it is empty in all.
     around: what the module runs each batch in, of a method that adds to the model (`Trainable.around`).
+    follow: is given each row of the log, by the first process.
 
     Afterwards `module` is in evaluation mode, nothing in it requires a gradient, and all has its old dtype.
     Raises MoELensError for no prompts, no or unknown parameters, a loss or gradient that is not finite, and checkpoints
@@ -76,7 +80,7 @@ def fit(
     with training(module, named, gradient_checkpointing=schedule.gradient_checkpointing) as autocast:
         shared = processes.share(module, shard)
         data = StepData(prompts, schedule, pad_id, processes, around, objective)
-        run = _Run(module, shared, dtypes, data, dev, checkpoints, autocast)
+        run = _Run(module, shared, dtypes, data, dev, checkpoints, autocast, follow)
         if not processes.splits(shard):
             return run.to_the_end(label)
         try:
@@ -94,7 +98,7 @@ def log_table(progress: Progress) -> pd.DataFrame:
     loss: mean nats per answer token, or of another objective what it says.
     gradient_norm: before it is bounded. A dev score has a column of its own, empty where it was not measured.
     """
-    return pd.DataFrame(list(progress.rows))
+    return pd.DataFrame([{name: value for name, value in row.items() if name != "routing"} for row in progress.rows])
 
 
 class _Run:
@@ -109,15 +113,16 @@ class _Run:
         dev: DevScore | None,
         checkpoints: Checkpoints | None,
         autocast: AbstractContextManager[object],
+        follow: Callable[[Mapping[str, Any]], None] | None = None,
     ) -> None:
         self.module, self.shared, self.dtypes, self.data = module, shared, dtypes, data
-        self.dev, self.checkpoints, self.autocast = dev, checkpoints, autocast
+        self.dev, self.checkpoints, self.autocast, self.follow = dev, checkpoints, autocast, follow
         self.schedule, self.processes = data.schedule, data.processes
         self.trained = _parameters(module, dtypes)  # splitting a model makes new ones
         decay = self.schedule.weight_decay
         self.optimizer = torch.optim.AdamW(self.trained.values(), weight_decay=decay, fused=True)
         self.progress = Progress()
-        self.rows: list[dict[str, float]] = []
+        self.rows: list[dict[str, Any]] = []
         self.best: dict[str, Tensor] = {}
         self.between_steps = True
         self.started = self.saved = time.perf_counter()
@@ -160,7 +165,7 @@ class _Run:
         patience = self.schedule.patience
         return self.progress.step == self.data.steps or (patience is not None and self.progress.misses >= patience)
 
-    def _step(self) -> dict[str, float]:
+    def _step(self) -> dict[str, Any]:
         """One optimizer step, measured and kept where that is due; returns its row of the log."""
         step, schedule = self.progress.step, self.schedule
         rate = schedule.rate(step, self.data.steps)
@@ -173,41 +178,45 @@ class _Run:
         self._check(step, loss, norm)
         self.between_steps = False
         self.optimizer.step()
-        row: dict[str, float] = {"step": step + 1, "loss": loss, "learning_rate": rate, "gradient_norm": norm}
+        row: dict[str, Any] = {"step": step + 1, "loss": loss, "learning_rate": rate, "gradient_norm": norm}
         self.progress = replace(self.progress, step=step + 1)
         self.rows.append(row)
         self.between_steps = True
         measured = self._measure_and_keep(row)
         if self.checkpoints is not None and self.processes.is_main:
             self.checkpoints.append_log(row)
+        if self.follow is not None and self.processes.is_main:
+            self.follow(row)
         if due and not measured:
             self._save()
         return row
 
-    def _measure_and_keep(self, row: dict[str, float]) -> bool:
+    def _measure_and_keep(self, row: dict[str, Any]) -> bool:
         """The dev score after the step of this row, where it is due, and a checkpoint with it; whether it was."""
         if self.dev is None or not self.schedule.measures_after(self.progress.step - 1, len(self.data.prompts)):
             return False
-        row[self.dev.name] = self._measure(self.dev)
+        row |= self._measure(self.dev)
         self.between_steps = True
         self._save()
         return True
 
-    def _measure(self, dev: DevScore) -> float:
-        """The dev score now; the state is kept if it is the best so far."""
+    def _measure(self, dev: DevScore) -> dict[str, Any]:
+        """The dev score now, and the routing that is watched, for the log; the best state so far is kept."""
         with evaluating(self.module, self.dtypes, self.autocast):
             score = dev.measure()
+            watched = dev.routing() if dev.routing is not None and self.processes.is_main else None
+        found: dict[str, Any] = {dev.name: score} | ({} if watched is None else {"routing": watched})
         self.between_steps = False
         if self.progress.best_score is not None and score <= self.progress.best_score:
             self.progress = replace(self.progress, misses=self.progress.misses + 1)
-            return score
+            return found
         self.progress = replace(self.progress, best_step=self.progress.step, best_score=score, misses=0)
         values = self._values()
         if self.checkpoints is None:
             self.best = values
         elif self.processes.is_main:
             self.checkpoints.save_best(self.progress.step, values)
-        return score
+        return found
 
     def _check(self, step: int, loss: float, norm: float) -> None:
         """Stops a run that has left the numbers, before the step is taken; the state before it is kept."""

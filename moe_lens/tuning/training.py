@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from math import isfinite, nan
 from pathlib import Path
 from typing import Literal, get_args
@@ -17,6 +17,7 @@ from moe_lens.errors import MoELensError, NotFiniteError
 from moe_lens.lens.batching import run_pieces
 from moe_lens.lens.lens import MoELens
 from moe_lens.lens.taken import pad_id
+from moe_lens.tuning.board import Board
 from moe_lens.tuning.checkpoint import Checkpoints, Progress
 from moe_lens.tuning.loop import DevScore, fit, log_table
 from moe_lens.tuning.methods import Method, Trainable
@@ -24,6 +25,7 @@ from moe_lens.tuning.objective import ANSWER_LOSS, Objective, answer_loss, answe
 from moe_lens.tuning.preference import DPO, preference
 from moe_lens.tuning.prepared import Prepared, encoded, tokens_digest
 from moe_lens.tuning.processes import Processes, put, whole
+from moe_lens.tuning.routing_watch import RoutingWatch, course
 from moe_lens.tuning.schedule import Schedule
 
 MAX_LENGTH = 300
@@ -40,7 +42,8 @@ class Tuned:
     schedule: with the chosen learning rate.
     log: of that rate's run, as `log_table` says. candidates: learning_rate and dev score of every rate tried.
     dropped: training examples that were longer than the maximum length. unpaired: those without another answer to
-        prefer theirs to. seconds: spent training and measuring.
+        prefer theirs to. seconds: spent training and measuring. routing: what the routers did on some of the dev
+        examples at the start and whenever these were measured, as `course` says; empty where they were not.
     """
 
     method: str
@@ -51,6 +54,7 @@ class Tuned:
     dropped: int
     seconds: float
     unpaired: int = 0
+    routing: pd.DataFrame = field(default_factory=lambda: course(()))
 
     @property
     def parameters(self) -> tuple[str, ...]:
@@ -73,6 +77,7 @@ def tune(
     max_new_tokens: int = 16,
     checkpoint_seconds: float = 300.0,
     shard: bool = False,
+    board: str | Path | None = None,
 ) -> Tuned:
     """Trains the lens in place, on `train`, and leaves it in the state that did best on `dev`.
 
@@ -88,6 +93,7 @@ def tune(
     max_length: longer training examples (prompt and either answer, in tokens) are left out and counted.
     shard: split the model over the processes instead of a copy in each. Afterwards it is whole in the first process, on
         the CPU, to be saved, and empty in the others; no process can run it. After an exception it is empty in all.
+    board: a folder for the log as TensorBoard reads it, a run for each rate.
 
     Started by `torchrun` or `accelerate launch`, the processes share every step and the dev data.
     Raises MoELensError inside a `lens.intervene` block, if nothing is left to train on, and what `fit` raises; then a
@@ -110,13 +116,17 @@ def tune(
         **({} if objective is None else objective.facts()),
     }
     blocks = lens.architecture.layers if shard else ()
+    starts: dict[float, dict[str, list[float]]] = {}
 
     def attempt(tried: Schedule, trained: Trainable, loss: Objective) -> Progress:
         facts = run | {"trained": trained.fingerprint} | told(tried)
         measured = None
         if dev:
+            watch = None if shard or not processes.is_main else RoutingWatch(lens, dev, trained)
+            if watch is not None:
+                starts[tried.learning_rate] = watch.start
             measured = dev_score(
-                lens, dev, score, max_new_tokens=max_new_tokens, whole_model=not shard, trained=trained
+                lens, dev, score, max_new_tokens=max_new_tokens, whole_model=not shard, trained=trained, watch=watch
             )
         return fit(
             lens.module,
@@ -130,6 +140,7 @@ def tune(
             around=trained.around,
             objective=loss,
             label=f"{method.name}, rate {tried.learning_rate:g}",
+            follow=None if board is None else Board(Path(board) / f"rate-{tried.learning_rate:g}").add,
         )
 
     with method.attached(lens) as trained:
@@ -142,7 +153,7 @@ def tune(
             courses = {rate: attempt(tried, trained, loss) for rate, tried in schedules.items()}
         else:
             courses = _try_all(lens, trained.names, schedules, lambda tried: attempt(tried, trained, loss))
-    return _result(method.name, trained, schedules, courses, f"dev_{score}", data)
+    return _result(method.name, trained, schedules, courses, f"dev_{score}", data, starts)
 
 
 def _folder(out: str | Path, schedule: Schedule) -> Path:
@@ -157,10 +168,13 @@ def _result(
     courses: Mapping[float, Progress],
     score: str,
     data: Prepared,
+    starts: Mapping[float, dict[str, list[float]]],
 ) -> Tuned:
     """What the courses, by learning rate, came to."""
     scores = {rate: _score(course) for rate, course in courses.items()}
     best = max(scores, key=scores.__getitem__)
+    watched = [(0, starts[best])] if best in starts else []
+    watched += [(row["step"], row["routing"]) for row in courses[best].rows if "routing" in row]
     return Tuned(
         method=method,
         trained=trained,
@@ -169,7 +183,8 @@ def _result(
         candidates=pd.DataFrame(scores.items(), columns=["learning_rate", score]),
         dropped=data.dropped,
         unpaired=data.unpaired,
-        seconds=sum(course.seconds for course in courses.values()),
+        seconds=sum(own.seconds for own in courses.values()),
+        routing=course(watched),
     )
 
 
@@ -208,10 +223,11 @@ def dev_score(
     max_new_tokens: int,
     whole_model: bool,
     trained: Trainable | None = None,
+    watch: RoutingWatch | None = None,
 ) -> DevScore:
     """How well the lens does on `dev`, which the processes share if each has the whole model.
 
-    trained: with what it adds to the model, if it adds any.
+    trained: with what it adds to the model, if it adds any. watch: what notes the routing.
     """
     processes = Processes.current()
     own = list(dev)[processes.rank :: processes.count] if whole_model else list(dev)
@@ -241,7 +257,8 @@ def dev_score(
             )
         return -nats / tokens
 
-    return DevScore(f"dev_{score}", log_likelihood if score == "log_likelihood" else answers)
+    measure = log_likelihood if score == "log_likelihood" else answers
+    return DevScore(f"dev_{score}", measure, None if watch is None else watch.now)
 
 
 def _sixteens(prompts: Sequence[Encoded]) -> Iterator[tuple[tuple[int, ...], list[Encoded]]]:

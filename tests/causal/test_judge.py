@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 from base64 import b64encode
-from pathlib import Path
 
 import pytest
 
@@ -17,17 +16,9 @@ from moe_lens.results import read_table
 pytest.importorskip("openai")
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    """The server's base URL and the file of the questions it was asked."""
-    log = tmp_path_factory.mktemp("judge") / "asked.txt"
-    log.touch()
-    script = Path(__file__).parents[1] / "support" / "judge_server.py"
-    with subprocess.Popen([sys.executable, str(script), str(log)], stdout=subprocess.PIPE, text=True) as process:
-        try:
-            yield f"http://127.0.0.1:{int(process.stdout.readline())}/v1", log
-        finally:
-            process.terminate()
+@pytest.fixture
+def server(judge_server):
+    return judge_server
 
 
 def ask(server, *questions, answers=("Paris",), prediction="Paris", **options) -> list[Verdict]:

@@ -16,6 +16,7 @@ from moe_lens.choosing.contrast import load_prompts
 from moe_lens.choosing.measuring import is_parted, passes_of, tables_on_parts
 from moe_lens.choosing.procedures import Attributed, SingleEffects
 from moe_lens.lens.delta import with_delta
+from moe_lens.lens.interventions import Force
 from moe_lens.lens.needs import Needs
 from moe_lens.results import read_provenance
 from moe_lens.statistics.accumulators import LayerSums
@@ -75,6 +76,21 @@ def test_scores_are_usage_of_tuned_base_or_their_difference_and_saliency(models,
     assert scores["oe"].to_numpy() == pytest.approx(usage.table()["score"].to_numpy())
     for name in ("reap", "ean"):
         assert scores[name].to_numpy() == pytest.approx(saliency.table()[name].to_numpy())
+
+
+def test_forced_is_what_the_answers_gain_when_an_expert_is_always_selected(models, lenses):
+    lens, examples = lenses["olmoe"], EXAMPLES[::4]
+    table = score_tables([score_named("forced")], models, examples)["forced"].set_index(["layer", "expert"])
+    assert len(table) == 3 * 8
+    asked = {"batch_size": 8, "progress": False}
+    before = torch.tensor(lens.answer_log_probabilities(examples, **asked))
+    for layer, expert in ((0, 1), (2, 5)):
+        with lens.intervene(Force(ExpertSet.of({layer: [expert]}))):
+            gain = torch.tensor(lens.answer_log_probabilities(examples, **asked)) - before
+        row = table.loc[(layer, expert)]
+        assert row["score"] == pytest.approx(gain.mean().item(), abs=1e-4)
+        assert row["score_low"] <= row["score"] <= row["score_high"]
+    assert table["score"].abs().max() > 1e-3
 
 
 def test_each_statistic_is_measured_once_and_each_model_in_one_pass(models, passes):

@@ -8,6 +8,7 @@ import pytest
 
 from moe_lens import MoELens, atlas, load_examples
 from moe_lens.commands import console
+from moe_lens.commands.expert_labels import parse_label
 from moe_lens.results import read_table, write_table
 from moe_lens.statistics import ExpertUsage
 
@@ -86,3 +87,41 @@ def test_what_makes_no_atlas_is_refused_with_what_to_do(run, capsys, options, da
     capsys.readouterr()
     run(options, code=2, data=data)
     assert says in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_judge_labels_experts_and_what_it_does_not_say_is_no_label(run, judge_server, monkeypatch, capsys):
+    """What a server says is text on the page, in a script that no markup of it ends."""
+    address, _ = judge_server
+    folder = run(f"--judge {address} --judge-model grader")
+    labels = read_table(folder / "labels.parquet")
+    assert len(labels) == 4 * 16
+    named, mute = labels[labels["label"] != ""], labels[labels["label"] == ""]
+    assert named["label"].str.startswith("<img src=x onerror=alert(1)>").all()
+    assert mute["failure"].str.startswith("no clear label in the reply").all()
+    assert min(len(named), len(mute)) > 5
+    assert f"{len(mute)} of 64 experts have no label" in capsys.readouterr().err
+    one, other = named.iloc[0], mute.iloc[0]
+    page = (folder / "atlas" / f"expert-{one.layer}-{one.expert}.js").read_text(encoding="utf-8")
+    assert "<img" not in page
+    assert json.loads(page.partition(",")[2].rstrip(");\n"))["label"] == [[one.label, "grader"]]
+    page = (folder / "atlas" / f"expert-{other.layer}-{other.expert}.js").read_text(encoding="utf-8")
+    assert json.loads(page.partition(",")[2].rstrip(");\n"))["label"] == []
+    run(f"--judge {address}", code=2)
+    assert "belong together" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("reply", "label"),
+    [
+        ("LABEL: names of towns", "names of towns"),
+        ("Seen.\n**LABEL:** 'the  last word'.", "the last word'."),
+        ("<think>LABEL: a</think>\nLABEL: b", "b"),
+        ("LABEL: a\nLABEL: b", None),
+        ("LABEL: a\nor so", None),
+        ("LABEL:", None),
+        ("LABEL: " + "long " * 20, None),
+        ("names of towns", None),
+    ],
+)
+def test_a_label_is_the_last_line_in_the_form_that_was_asked_for(reply, label):
+    assert parse_label(reply) == label

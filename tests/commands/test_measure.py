@@ -41,7 +41,8 @@ def lens():
 def runs(tmp_path_factory):
     """One run over all examples, two over shards of them, and these merged; all but what is told in tokens."""
     folder, patch = tmp_path_factory.mktemp("runs"), pytest.MonkeyPatch()
-    what = "usage,load,spread,coactivation,specialisation,saliency,similarity,attention,answer,weights,routing"
+    what = "usage,load,spread,coactivation,specialisation,saliency,similarity,attention,answer,weights,routing,"
+    what += "paths,information,baseline"
     assert command(ALIKE.format(what, folder / "whole"), patch) == 0
     for number in (0, 1):
         assert command(f"{ALIKE.format(what, folder / str(number))} --shard {number}/2", patch) == 0
@@ -66,7 +67,7 @@ def test_tables_hold_what_the_statistics_give_for_each_data_set(runs, lens):
 
 def test_shards_that_are_merged_equal_one_run(runs):
     names = sorted(path.name for path in (runs / "whole").glob("*.parquet"))
-    assert len(names) == 11
+    assert len(names) == 14
     for name in names:
         whole, merged = (read_table(runs / folder / name) for folder in ("whole", "merged"))
         if name == "routing.parquet":
@@ -98,8 +99,8 @@ def test_the_rows_of_routing_are_what_the_routers_decided(runs, lens):
 
 def test_every_table_is_on_the_page_and_says_where_it_came_from(runs):
     page = (runs / "whole" / "report.html").read_text()
-    for name in ("usage", "load", "spread", "coactivation", "similarity", "weights", "attention", "answer"):
-        assert f"<code>{name}.parquet</code>" in page
+    for path in (runs / "whole").glob("*.parquet"):
+        assert path.stem == "routing" or f"<code>{path.name}</code>" in page
     made_by = read_provenance(runs / "merged" / "load.parquet")
     assert made_by["shard"] == "0/2+1/2"
     assert made_by["data"]["examples"] == 8
@@ -183,9 +184,9 @@ def test_a_model_against_itself_differs_by_nothing(tmp_path, monkeypatch):
 
 def test_the_help_lists_all_measures_and_says_what_takes_two_models():
     assert ", ".join(MEASURES) == measure.MEASURED
-    assert [name for name, one in MEASURES.items() if one.table is None] == list(MEASURES)[-2:]
+    assert [name for name, one in MEASURES.items() if one.takes_two] == list(MEASURES)[-5:]
     told = measure.main.__annotations__["what"].__metadata__[0].help
-    assert re.search(r"\(the last two with --against or --intervention\)", told)
+    assert re.search(r"\(the last five with --against or --intervention;", told)
 
 
 @pytest.mark.parametrize(
@@ -193,6 +194,7 @@ def test_the_help_lists_all_measures_and_says_what_takes_two_models():
     [
         ("--what nonsense", "--what names, with commas, usage, load"),
         ("--what saturation", "saturation compares two models; give --against"),
+        ("--what load,information", "information tells data sets apart; give --data two or more"),
         ("--what load --shard 2/2", "--shard is I/N"),
         ("--what load --positions nowhere", "positions must be one of"),
         ("--what load --against organism --intervention missing", "expected a saved intervention"),
@@ -261,7 +263,7 @@ def test_all_leaves_out_with_a_note_what_the_data_lack(tmp_path, monkeypatch, ca
     said = capsys.readouterr().err
     assert re.search("left out attention: .*no example with what it measures", said)
     there = {path.stem for path in tmp_path.glob("*.parquet")}
-    assert there == {*MEASURES, "weights"} - {"attention", "saturation", "divergence"}
+    assert there == {*MEASURES, "weights"} - {"attention", "shared", "information", "clustering", *list(MEASURES)[-5:]}
 
 
 def test_a_growing_table_is_whole_sealed_and_read_in_parts(tmp_path):

@@ -223,7 +223,7 @@ def test_a_log_holds_nothing_of_an_opening():
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, check=True).stderr == b""
 
 
-DOORS = ("tune", "intervene", "evaluate", "find", "measure", "doctor", "demo")
+DOORS = ("tune", "intervene", "evaluate", "find", "measure", "compare", "doctor", "demo")
 DOORS += ("organism.measure", "organism.pretrain")
 HEAVY = {"torch", "transformers", "nnsight", "pandas", "pyarrow", "scipy", "sklearn", "plotly"}
 SCRIPT = """

@@ -34,6 +34,8 @@ BOUNDS = {
     "ActivationRates": (0, 21),
     "RouterLoad": (0, 22),
     "LogitSpread": (0, 14),
+    "RouterMargins": (0, 17),
+    "RouterHistograms": (0, 36),
     "CoActivation": (0, 15),
     "ExpertPaths": (1, 38),  # the wait is not of each layer: the model with one layer has no paths to copy
     "TokenBaseline": (0, 3),
@@ -45,6 +47,7 @@ BOUNDS = {
     "VocabularySpecialisation predicted": (0, 1),
     "ExpertSaliency": (0, 39),
     "ExpertVocabulary": (0, 36),
+    "ExpertPortraits": (1, 19),
     "OutputSimilarity": (0, 40),
     "AttentionMass": (0, 20),
     "AnswerProbability": (1, 31),

@@ -47,7 +47,9 @@ def examples(words: str) -> list[Example]:
 def tables(lenses, tmp_path_factory):
     out = tmp_path_factory.mktemp("tables")
     lens = lenses["olmoe"]
-    return Atlas(lens, "all", 2).tables(out, {"model": "tiny"}, {"plain": examples("It is."), NAME: examples(HOSTILE)})
+    found = Atlas(lens, "all", 2).tables(out, {"model": "tiny"}, {"plain": examples("It is."), NAME: examples(HOSTILE)})
+    labels = [(1, 2, f"names {BAD}", "grader", ""), (1, 3, "", "grader", "no clear label in the reply")]
+    return {**found, "labels": pd.DataFrame(labels, columns=["layer", "expert", "label", "by", "failure"])}
 
 
 @pytest.fixture(scope="module")
@@ -236,6 +238,8 @@ def test_every_view_has_an_address_and_shows_hostile_text_as_text(site):
     assert (page["hash"], page["text"].splitlines()[0]) == ("#expert/1/2", "Layer 1, expert 2")
     for heading in ("How much it is used", "Where it has the most weight", "What it writes", "Dose curves", "Paths"):
         assert heading in page["text"]
+    assert f"“names {BAD}”, as grader puts what the places below have in common" in page["text"]
+    assert "as grader puts" not in other["text"], "what the server did not say is no label"
     assert "6 of 8" in page["text"]
     assert "<svg" in page["html"]
     assert other["hash"] == "#expert/1/3"

@@ -73,6 +73,82 @@ def test_a_difference_is_counted_only_where_its_interval_leaves_0_out():
     assert "of none of which" in draw("difference-usage.parquet", unknown).layout.title.text.replace("<br>", " ")
 
 
+def plain(figure) -> str:
+    return figure.layout.title.text.replace("<br>", " ")
+
+
+def test_information_is_drawn_beside_what_deals_at_random_give_and_the_title_counts_tested_layers():
+    table = over_layers(information=[0.2, 0.1], chance=[0.05, 0.06], chance_high=[0.1, 0.12])
+    table = table.assign(domains=2, p_value=[0.01, 0.3])
+    figure = draw("information.parquet", table)
+    lines = {trace.name: list(trace.y) for trace in figure.data if trace.name}
+    assert lines == {"the data sets": [0.1, 0.2], "dealt at random": [0.06, 0.05]}
+    bands = [list(trace.y) for trace in figure.data if trace.fill == "toself" and np.isfinite(trace.y).all()]
+    assert bands == [pytest.approx([0.12, 0.1, 0, 0])]
+    assert plain(figure) == "Experts tell data sets apart in 1 of 2 layers (p <= 0.05 each)"
+
+
+def test_clusters_stand_for_all_layers_and_each_with_their_chance():
+    rows = [("all", 0.9, 0.8, 0.1, 0.01), ("0", 0.5, 0.4, 0.12, 0.02)]
+    table = pd.DataFrame(rows, columns=["layers", "nmi", "ari", "chance", "p_value"]).assign(examples=9, variant="a")
+    figure = draw("clustering.parquet", table)
+    assert [(trace.name, list(trace.y)) for trace in figure.data] == [
+        ("NMI", [0.9, 0.5]),
+        ("ARI", [0.8, 0.4]),
+        ("NMI by chance", [0.1, 0.12]),
+    ]
+    assert plain(figure).endswith("NMI 0.90 over all layers (p = 0.01)")
+
+
+def test_histograms_are_drawn_as_the_share_below_with_the_fit_beside():
+    table = pd.DataFrame({"layer": 3, "high": [0.5, 1.0] * 3, "share": [0.25, 0.75, 0.5, 0.5, 1, 0]})
+    table = table.assign(value=np.repeat(["each", "largest", "entropy"], 2), fitted=[0.5, 0.5, *[np.nan] * 4])
+    figure = draw("histograms.parquet", table)
+    assert [list(trace.y) for trace in figure.data] == [[0.25, 1], [0.5, 1], [0.5, 1], [1, 1]]
+    assert [trace.line.dash for trace in figure.data] == ["solid", "dot", "solid", "solid"]
+
+
+def test_groups_are_one_number_of_a_layer_in_the_same_texts_and_in_others():
+    table = pd.DataFrame({"layer": [0, 0, 1, 1], "expert": [0, 1] * 2, "group": 0})
+    table = table.assign(modularity=[0.3, 0.3, 0.2, 0.2], held_out=[0.1, 0.1, 0.0, 0.0])
+    assert [list(trace.y) for trace in draw("groups.parquet", table).data] == [[0.3, 0.2], [0.1, 0]]
+
+
+def test_matches_are_means_over_experts_and_the_title_counts_who_stays():
+    table = pd.DataFrame({"layer": 0, "by": "tokens", "expert": [0, 1], "match": [0, 2], "moved": [False, True]})
+    table = table.assign(similarity=[1.0, 0.5], same=[1.0, 0.0], average=[0.25, 0.25])
+    figure = draw("matching.parquet", table)
+    assert {trace.name: list(trace.y) for trace in figure.data} == {
+        "of the match": [0.75],
+        "of the same number": [0.5],
+        "of any two": [0.25],
+    }
+    assert plain(figure) == "1 of 2 experts match the one of the same number"
+
+
+def test_signatures_have_a_panel_for_each_profile_and_are_compared_with_halves_of_texts():
+    rows = [(0, "specialisation", 0.3, 0.4, 0.1), (0, "collaboration", 0.05, 0.4, 0.1)]
+    table = pd.DataFrame(rows, columns=["layer", "profile", "distance", "same", "floor"])
+    figure = draw("signatures.parquet", table)
+    assert [list(trace.y) for trace in figure.data] == [[0.3], [0.4], [0.1], [0.05], [0.4], [0.1]]
+    assert [trace.yaxis for trace in figure.data] == ["y"] * 3 + ["y2"] * 3
+    assert plain(figure) == "Signatures are further apart than halves of texts in 1 of 2 cases"
+
+
+def test_the_course_of_routing_has_a_line_for_each_layer_and_says_what_changed():
+    table = pd.DataFrame(
+        {"step": [0, 0, 9, 9], "layer": [0, 1] * 2, "drift": [0, 0, 0.25, 0.75], "unused": [0, 0, 1, 2]}
+    )
+    table = table.assign(entropy=2.0, load_entropy=2.0, max_load=1.5)
+    figure = draw("routing_course.parquet", table)
+    assert [(trace.name, list(trace.x), list(trace.y)) for trace in figure.data[:2]] == [
+        ("layer 0", [0, 9], [0, 0.25]),
+        ("layer 1", [0, 9], [0, 0.75]),
+    ]
+    assert plain(figure) == "In training 50% of the selected experts change"
+    assert "3 experts unused at the end" in figure.layout.title.subtitle.text
+
+
 def masked(em: float, p: float | None) -> pd.DataFrame:
     rows = [("none", "none", 0, 0.75), ("ce:2", "ce", 2, em), ("random:2#0", "random", 2, 0.8)]
     table = pd.DataFrame(rows, columns=["intervention", "family", "size", "em"]).assign(mode="zero", n=16)

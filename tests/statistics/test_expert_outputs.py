@@ -14,7 +14,14 @@ from moe_lens.data import Example
 from moe_lens.errors import MoELensError
 from moe_lens.experts import ExpertSet
 from moe_lens.routing import Routing
-from moe_lens.statistics import ExpertSaliency, ExpertUsage, ExpertVocabulary, OutputSimilarity
+from moe_lens.statistics import (
+    ExpertPortraits,
+    ExpertSaliency,
+    ExpertUsage,
+    ExpertVocabulary,
+    OutputSimilarity,
+    SharedShare,
+)
 
 TEXTS = ["the cat sat on the mat", "The capital of Arland is", "a dog slept"]
 
@@ -42,6 +49,60 @@ def test_similarity_by_hand():
     assert table[0, 1] == table[1, 0] == pytest.approx(4 / 5)
     assert table[1, 2] == pytest.approx(-8 / 10)
     assert np.isnan(table[0, 2])
+
+
+def test_the_share_of_shared_experts_by_hand():
+    given = hand_record()
+    shared = {2: torch.tensor([[[99.0, 99.0], [4.5, 6.0], [-8.0, 6.0]]])}
+    given = replace(given, captured={**given.captured, "shared_output": shared})
+    routed = np.array([[1.5, 2.5], [3.0, 1.0]])  # 0.5 (3, 4) + 0.25 (0, 2), and 0.75 (0, -4) + 0.5 (6, 8)
+    norms = np.hypot(*routed.T)
+    row = SharedShare().update(given).table().iloc[0]
+    assert row[["tokens", "shared"]].tolist() == [2, (7.5 + 10) / 2]
+    assert row["routed"] == pytest.approx(norms.mean())
+    assert row["share"] == pytest.approx((7.5 / (7.5 + norms[0]) + 10 / (10 + norms[1])) / 2)
+    cosines = (4.5 * 1.5 + 6 * 2.5) / 7.5 / norms[0], (-8 * 3 + 6 * 1) / 10 / norms[1]
+    assert row["cosine"] == pytest.approx(np.mean(cosines))
+
+
+def test_shared_and_routed_outputs_are_what_the_block_gives(lens):
+    if not any(site.shared_experts for site in lens.architecture.moe):
+        with pytest.raises(MoELensError, match="no shared_output"):
+            lens.measure(TEXTS, SharedShare(), progress=False)
+        return
+    [found] = lens.measure(TEXTS, SharedShare(), progress=False)
+    state = SharedShare().add_state(found.state()).merge(SharedShare()).table()
+    pd.testing.assert_frame_equal(state, found.table())
+    capture = ("shared_output", "moe_output", "routing")
+    [record] = lens.records(TEXTS, capture=capture, positions="all", progress=False)
+    real = record.attention_mask.bool()
+    for row in found.table().itertuples():
+        shared, whole = (part[row.layer][real] for part in (record.shared_output, record.moe_output))
+        norms = shared.norm(dim=-1), (whole - shared).norm(dim=-1)
+        assert row.share == pytest.approx(float((norms[0] / (norms[0] + norms[1])).mean()), abs=1e-5)
+
+
+def test_portraits_are_router_rows_and_mean_outputs_whatever_the_parts(olmoe):
+    whole, first, rest = (
+        olmoe.measure(texts, ExpertPortraits(olmoe), batch_size=1, progress=False)[0]
+        for texts in (TEXTS, TEXTS[:1], TEXTS[1:])
+    )
+    joined = ExpertPortraits(None).add_state(first.state()).merge(rest)
+    table = joined.table()
+    pd.testing.assert_frame_equal(table, whole.table(), rtol=1e-9)
+    [record] = olmoe.records(TEXTS, capture=("routing", "expert_outputs"), positions="all", progress=False)
+    layer, real = 1, record.attention_mask.bool()
+    indices, outputs = record.routing[layer].indices[real], record.expert_outputs[layer][real]
+    expert = int(indices.flatten().mode().values)
+    own = table.query("layer == @layer and expert == @expert").iloc[0]
+    assert own["tokens"] == (indices == expert).sum()
+    assert own["output"] == pytest.approx(float(outputs[indices == expert].mean(0).norm()), rel=1e-4)
+    matched = joined.matched(whole)
+    rows = matched[matched["by"] == "router rows"]
+    assert rows["similarity"].to_numpy() == pytest.approx(1)
+    weight = olmoe.module.get_submodule(olmoe.architecture.at(0).router).weight.detach()
+    cosines = torch.nn.functional.cosine_similarity(weight[2][None], weight)
+    assert rows.query("layer == 0 and expert == 2")["average"].item() == pytest.approx(float(cosines.mean()), abs=1e-5)
 
 
 def test_what_an_expert_writes_by_hand():

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from device_counts import Cost, counting
-from device_features import EXAMPLES, STATISTICS, TEXTS, interventions, measured, opened
+from device_features import EXAMPLES, OF_SHARED_EXPERTS, STATISTICS, TEXTS, interventions, measured, opened
 from placed_models import placed
 
 from moe_lens import ExpertSet, MoELens
@@ -141,7 +141,11 @@ COSTED: Mapping[str, Costed] = MappingProxyType(
         **{f"{mode}, logits": _beyond(_bare_forward, _logits, mode) for mode in (*MODES, "rows")},
         **{f"{mode}, generate": _beyond(_bare_generate, _generated, mode) for mode in (*MODES, "rows")},
         "logit lens": _beyond(_nothing, _logit_lens),
-        **{name: _beyond(_bare_forward, partial(measured, name)) for name in STATISTICS},
+        **{
+            name: _beyond(_bare_forward, partial(measured, name))
+            for name in STATISTICS
+            if name not in OF_SHARED_EXPERTS
+        },
         "weight_similarity": _beyond(_nothing, weight_similarity),
         "router_similarity": _beyond(_nothing, router_similarity),
         "tune router": _step(lambda lens: TuneRouters()),

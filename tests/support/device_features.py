@@ -23,15 +23,19 @@ from moe_lens.statistics import (
     AttentionMass,
     CoActivation,
     ExpertPaths,
+    ExpertPortraits,
     ExpertSaliency,
     ExpertUsage,
     ExpertVocabulary,
     LogitSpread,
     OutputSimilarity,
+    RouterHistograms,
     RouterLoad,
+    RouterMargins,
     RoutingTokens,
     RoutingVectors,
     SelectedExperts,
+    SharedShare,
     TokenBaseline,
     TopContexts,
     VocabularySpecialisation,
@@ -212,6 +216,8 @@ STATISTICS: dict[str, Callable[[MoELens], Statistic]] = {
     "ActivationRates": lambda lens: ActivationRates(),
     "RouterLoad": lambda lens: RouterLoad(),
     "LogitSpread": lambda lens: LogitSpread(),
+    "RouterMargins": lambda lens: RouterMargins(),
+    "RouterHistograms": lambda lens: RouterHistograms(),
     "CoActivation": lambda lens: CoActivation(),
     "ExpertPaths": lambda lens: ExpertPaths(),
     "TokenBaseline": lambda lens: TokenBaseline(),
@@ -223,12 +229,16 @@ STATISTICS: dict[str, Callable[[MoELens], Statistic]] = {
     "VocabularySpecialisation predicted": lambda lens: VocabularySpecialisation("predicted"),
     "ExpertSaliency": lambda lens: ExpertSaliency(),
     "ExpertVocabulary": lambda lens: ExpertVocabulary(lens.module.get_submodule(lens.architecture.head)),
+    "ExpertPortraits": lambda lens: ExpertPortraits(lens),
     "OutputSimilarity": lambda lens: OutputSimilarity(),
+    "SharedShare": lambda lens: SharedShare(),
     "AttentionMass": lambda lens: AttentionMass(("context", "answer", "question", "first", "sink"), steps=(0, 1)),
     "AnswerProbability": lambda lens: AnswerProbability(lens.project_on_vocab),
     "AnswerProbability moe_output": lambda lens: AnswerProbability(lens.project_on_vocab, stream="moe_output"),
 }
 """Every statistic, and those with settings that compute in another way, made for a lens."""
+OF_SHARED_EXPERTS = {"SharedShare"}
+"""Those that a model without shared experts refuses."""
 
 TRAINING: dict[str, Feature] = {
     "tune router": _tuned(lambda lens: TuneRouters()),

@@ -4,6 +4,7 @@ It answers RIGHT or WRONG by whether the proposed answer is among the reference 
 failures: "fails N" (500 the first N times), "limited" (429 once, with Retry-After), "slow" (no answer in time), "html"
 (a page), "broken" (half a JSON), "empty" (no choices), "mumbles" (a reply without a verdict), "long" (400), "both", and
 those of `hostile`; "echoes" repeats the address and the key that it was asked with.
+Asked for a label, it gives one with a picture in it, or mumbles.
 It prints its port and appends each request's question to LOG.
 """
 
@@ -41,6 +42,9 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         text = request["messages"][0]["content"]
+        if "LABEL" in text:
+            self.send(200, json.dumps(self.said(label(text))))
+            return
         question = re.search(r"^Question: (.*)$", text, re.MULTILINE)[1]
         with LOCK:
             SEEN[question] += 1
@@ -123,9 +127,20 @@ class Handler(BaseHTTPRequestHandler):
             reply = f"It is not RIGHT, but it is hardly WRONG either.{self.echo() if 'echoes' in question else ''}"
         if "both" in question:
             reply = "VERDICT: WRONG\nVERDICT: RIGHT"
+        return self.said(reply)
+
+    def said(self, reply: str) -> dict:
         message = {"role": "assistant", "content": reply}
         choice = {"index": 0, "finish_reason": "stop", "message": message}
         return {"id": "1", "object": "chat.completion", "created": 1, "model": "grader", "choices": [choice]}
+
+
+def label(text: str) -> str:
+    """What is said of an expert: its first token in an image that would load, or a mumble for every third."""
+    token = re.search("«(.*?)»", text)[1]
+    if len(text) % 3 == 0:
+        return "It may be many things."
+    return f"Seen.\nLABEL: <img src=x onerror=alert(1)> {token[:20]}"
 
 
 if __name__ == "__main__":

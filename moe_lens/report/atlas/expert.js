@@ -3,6 +3,9 @@
 function expertPage(main, layer, expert, page) {
   const { layers, experts, data } = loaded.get("shared"), l = layers.indexOf(layer);
   element(main, "h1", "", `Layer ${layer}, expert ${expert}`);
+  for (const [label, by] of page.label) {
+    element(main, "p", "note", `“${label}”, as ${by} puts what the places below have in common; nobody has checked it.`);
+  }
   const steps = element(main, "nav", "steps");
   const go = (text, to, e) => to !== undefined && link(steps, `expert/${to}/${(e + experts) % experts}`, text);
   go("← expert before", layer, expert - 1);

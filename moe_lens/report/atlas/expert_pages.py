@@ -60,6 +60,7 @@ class ExpertPages:
         tokens, paths = self._table("tokens"), self._table("paths")
         return {
             "use": by_expert(self._table("rates"), "data rate rate_low rate_high weight first tokens"),
+            "label": by_expert(_said(self._table("labels")), "label by"),
             "saliency": by_expert(self._table("saliency"), "reap"),
             "told": by_expert(self._table("baseline"), TOLD),
             "contexts": by_expert(
@@ -115,6 +116,11 @@ class ExpertPages:
                     for key in ExpertSet.parse(experts):
                         found.setdefault(key, []).append(curve)
         return found
+
+
+def _said(labels: pd.DataFrame) -> pd.DataFrame:
+    """The rows that have a label."""
+    return labels if labels.empty else labels[labels["label"] != ""]
 
 
 def by_expert(

@@ -49,6 +49,25 @@ SECTIONS = {
         draw=partial(value_map, value="specialisation", label="activation rate"),
         place=39,
     ),
+    "rates.parquet": Section(
+        "How strongly experts are taken",
+        "The mean gating weight of an expert over the tokens that select it.",
+        draw=partial(value_map, value="weight", label="mean gating weight"),
+        place=62,
+    ),
+    "baseline.parquet": Section(
+        "How much the token alone tells",
+        "The share of the variance of an expert's use that the token's id tells in other examples; routing that the "
+        "token decides says nothing of its context.",
+        draw=partial(value_map, value="token", label="told by the token"),
+        place=65,
+    ),
+    "contexts.parquet": Section(
+        "Where experts have most weight",
+        "The places with each expert's highest gating weights, the token between « and ».",
+        draw=None,
+        place=66,
+    ),
     "tokens.parquet": Section(
         "Which experts a token goes to",
         "The share of a token's occurrences that select the expert, of that token of which it is highest; only tokens "

@@ -69,6 +69,18 @@ SECTIONS = {
         ),
         place=35,
     ),
+    "paths.parquet": Section(
+        "Which experts follow which",
+        "How much oftener a token that selects an expert (row) selects one of the next MoE layer (column) than all "
+        "tokens do: 1 where layers choose independently of each other.",
+        draw=partial(
+            pairs_figure,
+            value="lift",
+            label="P(next | expert) / P(next)",
+            title="Which experts of the next layer follow",
+        ),
+        place=61,
+    ),
     "similarity.parquet": Section(
         "How alike experts' outputs are",
         "The mean cosine of what two experts put out for the tokens that select both; blank where there are none.",

@@ -89,6 +89,53 @@ SECTIONS = {
         ),
         place=32,
     ),
+    "margins.parquet": Section(
+        "How decided the routers are",
+        "The logit of the last expert that a token selects minus that of the first it does not, in standard deviations "
+        "of its logits, and the share of tokens for which it is below a tenth of one.",
+        draw=partial(
+            curves_figure,
+            numbers={"margin_sd": "margin (sd)", "close": "close calls"},
+            title="By how much the last expert is chosen, by layer",
+        ),
+        place=55,
+    ),
+    "dirichlet.parquet": Section(
+        "How concentrated router probabilities are",
+        "The concentration of the Dirichlet distribution with the moments of the routers' softmax: small where each "
+        "token goes to few experts. The distance (Cramer-von Mises, at most 1/3) says how far it is from the data.",
+        draw=partial(
+            curves_figure,
+            numbers={"concentration": "concentration", "distance": "distance of<br>the fit"},
+            title="The Dirichlet distribution of router probabilities, by layer",
+        ),
+        place=56,
+    ),
+    "affinity.parquet": Section(
+        "Whether experts that are asked for alike are selected together",
+        "The rank correlation, over pairs of experts, of the cosine of their router rows with their co-activation; "
+        "and how often an expert's tokens select the one of the most alike row, beside all others.",
+        draw=partial(
+            curves_figure,
+            numbers={
+                "correlation": "rank<br>correlation",
+                "nearest": "P(nearest<br>other)",
+                "average": "P(any<br>other)",
+            },
+            title="Router rows beside co-activation, by layer",
+        ),
+        place=58,
+    ),
+    "shared.parquet": Section(
+        "How shared and routed experts divide the work",
+        "Of the norms of what both add to a token, the share of the shared experts, and the cosine of the two.",
+        draw=partial(
+            curves_figure,
+            numbers={"share": "share of the<br>shared", "cosine": "cosine"},
+            title="The shared experts' share of what experts add, by layer",
+        ),
+        place=67,
+    ),
     "attention.parquet": Section(
         "What the last token of the prompt attends to",
         "The share of its attention that the context and the answer's tokens in it get, mean over heads (Eq. 9).",
