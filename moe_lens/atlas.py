@@ -6,17 +6,11 @@ from typing import Annotated
 from typer import Option
 
 from moe_lens.commands import console, options
+from moe_lens.errors import MoELensError
 
 
 def main(
     opening: options.Opening,
-    data: Annotated[
-        str,
-        Option(
-            help="What the experts are watched on, with commas: each data set is a domain of the atlas. Names as "
-            "--data of the other commands takes them."
-        ),
-    ],
     out: Annotated[
         Path,
         Option(
@@ -24,6 +18,14 @@ def main(
             "The same command with the same folder reads the tables and makes the pages anew."
         ),
     ],
+    data: Annotated[
+        str | None,
+        Option(
+            help="What the experts are watched on, with commas: each data set is a domain of the atlas. Names as "
+            "--data of the other commands takes them."
+        ),
+    ] = None,
+    trace: options.Trace = None,
     scores: Annotated[
         list[Path] | None,
         Option(
@@ -62,15 +64,27 @@ def main(
     """
     from moe_lens.commands.expert_atlas import Atlas
     from moe_lens.commands.masking_tasks import Tasks
+    from moe_lens.commands.trace_runs import Traces
     from moe_lens.lens.positions import check_positions
     from moe_lens.report.atlas import read_run, write_atlas
     from moe_lens.results import claim, data_digest, provenance
     from moe_lens.storage import try_folder
 
     try_folder(out)
-    tasks, place = Tasks.parse(data, None).targets, options.place_named(positions)
+    place = options.place_named(positions)
     check_positions(place)
     runs = {folder.name: read_run(folder) for folder in scores or []}
+    if trace:
+        told = Traces.opened(opening, trace, data, reading, split=split, limit=limit)
+        about, asked = told.model.architecture.in_short(), Atlas(told.as_lens, place, contexts)
+        made_by = provenance(model=opening.model, facts=told.facts | {"positions": place, "contexts": contexts})
+        claim(out, made_by)
+        page = write_atlas(asked.tables(out / "tables", made_by, told.examples), out, made_by, about=about, runs=runs)
+        console.say(f"wrote {page}: open it with a browser")
+        return
+    if data is None:
+        raise MoELensError("an atlas is of --data, or of a --trace; give one")
+    tasks = Tasks.parse(data, None).targets
     loaded = {task: reading.load(task, split=split, limit=limit) for task in tasks}
     lens = opening.load()
     lens.batch_size = batch_size

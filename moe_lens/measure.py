@@ -34,6 +34,7 @@ def main(
     data: Annotated[
         str | None, Option(help="What to measure on, with commas for several, each as the other commands' --data.")
     ] = None,
+    trace: options.Trace = None,
     what: Annotated[
         str,
         Option(
@@ -91,6 +92,7 @@ def main(
     from moe_lens.commands.shards import Shard, merged
     from moe_lens.commands.statistic_passes import Measuring
     from moe_lens.commands.statistic_tables import Kept
+    from moe_lens.commands.trace_runs import Traces, measure_traces
     from moe_lens.results import claim, provenance
     from moe_lens.storage import try_folder
 
@@ -98,10 +100,14 @@ def main(
     if merge:
         merged(folders or [], out, opening.load() if opening.model else None).leave()
         return
-    if folders or not opening.model or not data:
+    if folders or not opening.model or not (data or trace):
         raise MoELensError("measuring takes --model and --data, and no folders; --merge FOLDER FOLDER joins such runs")
     asked, part = Asked.parse(what, positions, against, intervention or []), Shard.parse(shard)
-    sets = [name.strip() for name in data.split(",")]
+    if trace:
+        told = Traces.opened(opening, trace, data, reading, split=split, limit=limit)
+        measure_traces(told, asked, opening.model, out)
+        return
+    sets = [name.strip() for name in (data or "").split(",")]
     loaded = {name: part.of_all(reading.load(name, split=split, limit=limit)) for name in sets}
     lens = opening.load()
     lens.batch_size = batch_size

@@ -38,6 +38,14 @@ Data = Annotated[
         "FOLDER."
     ),
 ]
+Trace = Annotated[
+    list[Path] | None,
+    Option(
+        help="A trace of a serving engine (several times) in the place of a run: a .jsonl, .csv or .parquet file as "
+        "docs/traces.md says. Of --model only the configuration and tokenizer are read; with --data the trace has to "
+        "be of its prompts."
+    ),
+]
 Control = Annotated[
     str,
     Option(

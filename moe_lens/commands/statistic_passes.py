@@ -51,8 +51,8 @@ class Measuring:
             if WEIGHTS in self.what:
                 write_table(weight_similarity(lens), self.part(variant.name, "", WEIGHTS), self.made_by | weights)
             for name, examples in data.items():
-                self._pass(lens, variant.name, name, examples, self.made_by | weights | {"over": data_digest(examples)})
-                self.read(lens, variant.name, name)
+                made_by = self.made_by | weights | {"over": data_digest(examples)}
+                self.measure(lens, variant.name, name, examples, made_by)
 
     def read(self, lens: MoELens, variant: str, data: str) -> None:
         """Makes the tables that need the model while it is open."""
@@ -60,6 +60,13 @@ class Measuring:
             if measure.reads and measure.table is not None:
                 statistic = add_saved(measure.make(lens, self.positions), self.part(variant, data, name))
                 write_table(measure.table(statistic, lens), self.part(variant, data, f"{name}-table"), self.made_by)
+
+    def measure(
+        self, lens: MoELens, variant: str, data: str, examples: Sequence[Example], made_by: dict[str, Any]
+    ) -> None:
+        """One pass over a data set, unless it is kept already, and the tables that need the model."""
+        self._pass(lens, variant, data, examples, made_by)
+        self.read(lens, variant, data)
 
     def _pass(
         self, lens: MoELens, variant: str, data: str, examples: Sequence[Example], made_by: dict[str, Any]

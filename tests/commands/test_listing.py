@@ -9,7 +9,7 @@ import moe_lens
 from moe_lens.__main__ import commands, main
 
 NAMES = [
-    *("atlas", "demo", "doctor", "evaluate", "find", "intervene", "measure", "report", "tune"),
+    *("atlas", "compare", "demo", "doctor", "evaluate", "find", "intervene", "measure", "report", "tune"),
     *("organism.measure", "organism.pretrain", "organism.split"),
 ]
 
