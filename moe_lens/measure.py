@@ -81,7 +81,8 @@ def main(
         python -m moe_lens.measure --model organism --data swap,novel --against RUN/router --out RUN/measured
         python -m moe_lens.measure --model organism --data swap --what all --out RUN/all
 
-    One pass over each data set feeds all that is asked. On a cluster each machine takes a shard:
+    One pass over each data set feeds all that is asked. Several processes share it: torchrun --nproc-per-node 2 -m
+    moe_lens.measure … Where they cannot meet, each machine takes a shard:
 
     \b
         python -m moe_lens.measure --model organism --data swap --shard 0/2 --out RUN/shard-0
@@ -93,6 +94,7 @@ def main(
     from moe_lens.commands.statistic_passes import Measuring
     from moe_lens.commands.statistic_tables import Kept
     from moe_lens.commands.trace_runs import Traces, measure_traces
+    from moe_lens.lens.parallel import connected, sharing
     from moe_lens.results import claim, provenance
     from moe_lens.storage import try_folder
 
@@ -109,8 +111,10 @@ def main(
         return
     sets = [name.strip() for name in (data or "").split(",")]
     loaded = {name: part.of_all(reading.load(name, split=split, limit=limit)) for name in sets}
+    processes = connected()
+    opening = opening.of_process(processes)
     lens = opening.load()
-    lens.batch_size = batch_size
+    lens.batch_size, lens.progress = batch_size, processes.is_main_process
     fitted = {name: reading.fit(own, lens, of=f"{name}, {split}") for name, own in loaded.items()}
     examples = {name: one.examples for name, one in fitted.items()}
     facts = asked.facts(lens, examples) | {"batch_size": batch_size, "shard": str(part), "split": split}
@@ -122,11 +126,14 @@ def main(
     if asked.lenient:
         names = asked.possible(names, lens, every[0])
     made_by = provenance(model=opening.model, delta=opening.delta, data=every, facts=facts | {"what": names})
-    claim(out, made_by)
+    if processes.is_main_process:
+        claim(out, made_by)
     measuring = Measuring(names, asked.positions, out, made_by, asked.lenient)
-    for variant in asked.opened(opening, lens):
-        measuring.run(variant, examples)
-    Kept(measuring, asked.variants, list(examples), lens.architecture.n_experts).leave()
+    with sharing():
+        for variant in asked.opened(opening, lens):
+            measuring.run(variant, examples)
+    if processes.is_main_process:
+        Kept(measuring, asked.variants, list(examples), lens.architecture.n_experts).leave()
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, Self
 
 from typer import Option
 
@@ -20,6 +20,7 @@ from moe_lens.errors import MoELensError
 from moe_lens.progress import is_drawn, is_quiet
 
 if TYPE_CHECKING:
+    from accelerate import PartialState
     from transformers import PreTrainedTokenizerBase
 
     from moe_lens.commands.saved_interventions import Saved
@@ -202,6 +203,12 @@ class Opening(BaseOpening):
 
     def load(self, *, delta: Path | None = None) -> "MoELens":
         return super().load(delta=delta or self.delta)
+
+    def of_process(self, processes: "PartialState") -> "Self":
+        """The same for one of several processes that share the work: on its own device, where none is named."""
+        if self.device is not None or processes.num_processes == 1:
+            return self
+        return replace(self, device="cpu" if processes.device.type == "cpu" else str(processes.device))
 
 
 @dataclass(frozen=True)

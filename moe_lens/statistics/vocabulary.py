@@ -78,7 +78,7 @@ class VocabularySpecialisation:
             if layer < 0:
                 self._tokens = _added(self._tokens, part.set_index("token_id")["count"])
             else:
-                counts = part.set_index(["token_id", "expert"])["count"]
+                counts = part.set_index(["token_id", "expert"])["count"].rename_axis(index=[None, None])
                 self._selected[layer] = _added(self._selected.get(layer, counts.iloc[:0]), counts)
         return self
 
