@@ -31,7 +31,7 @@ def is_plain(tensor: Tensor) -> bool:
 def is_parallel(model: nn.Module) -> bool:
     """Whether transformers split the model over processes by its tensor- or expert-parallel plan."""
     mesh = getattr(model, "_device_mesh", None)
-    return mesh is not None and mesh.size() > 1 and not getattr(model, "_fsdp_size", None)
+    return mesh is not None and mesh.size() > 1 and (getattr(model, "_fsdp_size", None) or 1) == 1
 
 
 def refuse_quantized_experts(model: nn.Module) -> None:
