@@ -48,7 +48,14 @@ def read_requests(path: str | Path, architecture: MoEArchitecture) -> list[Reque
         raise MoELensError(f"there is no trace {path}; expected a file, one of {', '.join(READERS)}")
     if path.suffix not in READERS:
         raise MoELensError(f"expected a trace that ends in one of {', '.join(READERS)}; got {path.name!r}")
-    found = READERS[path.suffix](path, architecture)
+    try:
+        found = READERS[path.suffix](path, architecture)
+    except MoELensError:
+        raise
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        raise MoELensError(
+            f"{path} is no trace as docs/traces.md has them: {type(error).__name__}: {error}; look at its first lines"
+        ) from error
     if not found:
         raise MoELensError(f"{path} holds no request")
     names = [one.id for one in found]

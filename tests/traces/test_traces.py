@@ -353,6 +353,9 @@ def test_files_that_are_cut_short_or_hold_something_else_are_refused(model, trac
         ([one | {"choices": one["choices"] * 2} for one in responses(served)], "several answers"),
         ([{"id": "a", "input_ids": [1, 2], "routed_experts": bare(np.arange(15))}], "no \\[token, 4 layers, 4\\]"),
         ([], "holds no request"),
+        ([{"id": "a", "input_ids": 3, "routed_experts": [[[1, 2]]]}], "no trace as docs/traces.md has them"),
+        ([{"id": "a", "input_ids": [1, 2], "routed_experts": [[[1, 2]], [[1]]]}], "truncated, or of another model"),
+        ([{"top_indices": [[1, 2], [3]]}], "no trace as docs/traces.md has them"),
     ):
         with pytest.raises(MoELensError, match=says):
             model.read(write_lines(path, objects))
