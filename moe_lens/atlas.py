@@ -6,17 +6,11 @@ from typing import Annotated
 from typer import Option
 
 from moe_lens.commands import console, options
+from moe_lens.errors import MoELensError
 
 
 def main(
     opening: options.Opening,
-    data: Annotated[
-        str,
-        Option(
-            help="What the experts are watched on, with commas: each data set is a domain of the atlas. Names as "
-            "--data of the other commands takes them."
-        ),
-    ],
     out: Annotated[
         Path,
         Option(
@@ -24,6 +18,14 @@ def main(
             "The same command with the same folder reads the tables and makes the pages anew."
         ),
     ],
+    data: Annotated[
+        str | None,
+        Option(
+            help="What the experts are watched on, with commas: each data set is a domain of the atlas. Names as "
+            "--data of the other commands takes them."
+        ),
+    ] = None,
+    trace: options.Trace = None,
     scores: Annotated[
         list[Path] | None,
         Option(
@@ -72,6 +74,7 @@ def main(
     from moe_lens.commands.expert_atlas import Atlas
     from moe_lens.commands.expert_labels import expert_labels
     from moe_lens.commands.masking_tasks import Tasks
+    from moe_lens.commands.trace_runs import Traces
     from moe_lens.extras import optional
     from moe_lens.lens.positions import check_positions
     from moe_lens.report.atlas import read_runs, write_atlas
@@ -82,9 +85,23 @@ def main(
     asked = judge_of(judge, judge_model, cache=out / "judge")
     if asked is not None:
         optional("openai", extra="judge")  # before anything is measured
-    tasks, place = Tasks.parse(data, None).targets, options.place_named(positions)
+    place = options.place_named(positions)
     check_positions(place)
     runs = read_runs(scores or [])
+    if trace:
+        if asked is not None:
+            raise MoELensError("experts are labelled where the model runs; leave --judge out with --trace")
+        told = Traces.opened(opening, trace, data, reading, split=split, limit=limit)
+        about, measured = told.model.architecture.in_short(), Atlas(told.as_lens, place, contexts)
+        made_by = provenance(model=opening.model, facts=told.facts | {"positions": place, "contexts": contexts})
+        claim(out, made_by)
+        tables = measured.tables(out / "tables", made_by, told.examples)
+        page = write_atlas(tables, out, made_by, about=about, runs=runs)
+        console.say(f"wrote {page}: open it with a browser")
+        return
+    if data is None:
+        raise MoELensError("an atlas is of --data, or of a --trace; give one")
+    tasks = Tasks.parse(data, None).targets
     loaded = {task: reading.load(task, split=split, limit=limit) for task in tasks}
     lens = opening.load()
     lens.batch_size = batch_size

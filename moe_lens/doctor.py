@@ -28,6 +28,15 @@ def main(
     config_only: Annotated[
         bool, Option("--config-only", help="Only say what is found, from the configuration, without weights.")
     ] = False,
+    plan: Annotated[
+        str | None,
+        Option(
+            help="Instead of all that, say what a model will take: weights, captures, operations, devices; from its "
+            "configuration alone, a folder, a config.json, a hub id, or one of the package's "
+            "(moe_lens/architecture/published)."
+        ),
+    ] = None,
+    work: Annotated[str, Option(help="With --plan: EXAMPLESxTOKENSxBATCH that is measured on.")] = "1000x512x8",
     as_json: Annotated[bool, Option("--json", help="Print JSON instead of tables.")] = False,
     markdown: Annotated[Path | None, Option(help="With --families: write the page MODELS.md to this file.")] = None,
 ) -> None:
@@ -39,13 +48,23 @@ def main(
         python -m moe_lens.doctor --model organism
         python -m moe_lens.doctor --model FOLDER_OR_HUB_ID --config-only
         python -m moe_lens.doctor --families
+        python -m moe_lens.doctor --plan FOLDER_OR_HUB_ID --work 1000x512x8
 
     Before any check it is seen whether the model's numbers are finite, and if not, where they stop being so. The exit
     code is 1 if a check fails, 2 if the model cannot be read or its numbers are not finite. A refusal is no failure:
     it says why something cannot be done exactly with this model.
     """
+    if plan is not None:
+        from moe_lens.commands.size_plan import parse_work
+        from moe_lens.commands.size_plan import plan as show_plan
+
+        if families or opening.model or checks or prompt or config_only or markdown:
+            raise MoELensError("--plan reads a configuration and checks nothing; give it alone, with --work, --dtype")
+        asked = {"dtype": opening.dtype, "trust_remote_code": opening.trust_remote_code, "as_json": as_json}
+        show_plan(plan, parse_work(work), **asked)
+        return
     if families == bool(opening.model):
-        raise MoELensError("expected either --model or --families")
+        raise MoELensError("expected --model, --families or --plan")
     if markdown and (not families or checks):
         raise MoELensError("--markdown needs --families, with all checks")
     of_a_model = [f"--{field.name.replace('_', '-')}" for field in fields(opening) if getattr(opening, field.name)]

@@ -1,6 +1,5 @@
 """Evaluation from the command line: `python -m moe_lens.evaluate --help`."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -78,7 +77,7 @@ def main(
     from moe_lens.commands.presets import preset_facts
     from moe_lens.commands.prompt_lists import Asked
     from moe_lens.decoding import context_citations, parse_decoding
-    from moe_lens.lens.parallel import connected, from_first_process
+    from moe_lens.lens.parallel import connected, from_first_process, sharing
     from moe_lens.metrics.catalogue import metrics_named
     from moe_lens.results import claim, provenance, write_table
     from moe_lens.storage import try_folder
@@ -93,8 +92,7 @@ def main(
     names = [metric.name for metric in scored]
     asked = judge_of(judge, judge_model, cache=out / "judge")
     processes = connected()
-    if opening.device is None and processes.num_processes > 1:
-        opening = replace(opening, device="cpu" if processes.device.type == "cpu" else str(processes.device))
+    opening = opening.of_process(processes)
     own = Asked(reading, max_new_tokens, ends)
     wanted = NamedExperts(mask or [], opening, scoring, own, data, mode=mode, layers=doing.within, seed=seed)
     loaded = reading.load(data, split=split, limit=limit)
@@ -112,8 +110,10 @@ def main(
     told |= {"saved": {name: one.intervention.digest for name, one in saved.items()}} if saved else {}
     if processes.is_main_process:
         claim(out, told | {"experts": wanted.told(), "control": controls.told})
-    chosen = from_first_process(lambda: wanted.choose(lens, out))
-    compared = from_first_process(lambda: controls.measured(lens, fitted.examples, mode))
+    with sharing():
+        chosen = wanted.choose(lens, out)
+        usage = controls.measured(lens, fitted.examples, mode)
+    compared = from_first_process(lambda: usage)
     drawn = compared.drawn(chosen, n_experts=lens.architecture.n_experts, seed=seed)
     found = evaluate(
         lens,

@@ -35,6 +35,7 @@ def main(
     data: Annotated[
         str | None, Option(help="What to measure on, with commas for several, each as the other commands' --data.")
     ] = None,
+    trace: options.Trace = None,
     what: Annotated[
         str,
         Option(
@@ -82,7 +83,8 @@ def main(
         python -m moe_lens.measure --model organism --data swap,novel --against RUN/router --out RUN/measured
         python -m moe_lens.measure --model organism --data swap --what all --out RUN/all
 
-    One pass over each data set feeds all that is asked. On a cluster each machine takes a shard:
+    One pass over each data set feeds all that is asked. Several processes share it: torchrun --nproc-per-node 2 -m
+    moe_lens.measure … Where they cannot meet, each machine takes a shard:
 
     \b
         python -m moe_lens.measure --model organism --data swap --shard 0/2 --out RUN/shard-0
@@ -92,16 +94,22 @@ def main(
     from moe_lens.commands.asked_measures import Asked
     from moe_lens.commands.measured_run import MeasuredRun
     from moe_lens.commands.shards import Shard, merged
+    from moe_lens.commands.trace_runs import Traces, measure_traces
     from moe_lens.storage import try_folder
 
     try_folder(out)
     if merge:
         merged(folders or [], out, opening.load() if opening.model else None).leave()
         return
-    if folders or not opening.model or not data:
+    if folders or not opening.model or not (data or trace):
         raise MoELensError("measuring takes --model and --data, and no folders; --merge FOLDER FOLDER joins such runs")
     asked = Asked.parse(what, positions, against, intervention or [])
-    MeasuredRun(opening, reading, data, split, limit, batch_size, out, Shard.parse(shard)).leave(asked)
+    if trace:
+        told = Traces.opened(opening, trace, data, reading, split=split, limit=limit)
+        measure_traces(told, asked, opening.model, out)
+        return
+    run = MeasuredRun(opening, reading, data or "", split, limit, batch_size, out, Shard.parse(shard))
+    run.leave(asked)
 
 
 if __name__ == "__main__":

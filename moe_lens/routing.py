@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +35,9 @@ class Routing:
     indices: Tensor
     weights: Tensor
 
+    has_logits: ClassVar[bool] = True
+    """Whether `logits` are known."""
+
     def __repr__(self) -> str:
         *batch, k = self.indices.shape
         return f"Routing({' x '.join(map(str, batch))} tokens, {k} of {self.n_experts} experts each)"
@@ -42,6 +46,11 @@ class Routing:
     def n_experts(self) -> int:
         """Routed experts of the layer."""
         return self.logits.shape[-1]
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether `weights` are known."""
+        return True
 
     def where(self, mask: Tensor, other: "Routing") -> "Routing":
         """`other` where `mask`, bool [batch, pos], is True; a smaller selection is filled up with weights of 0."""
@@ -68,11 +77,54 @@ class Routing:
 
     def selected(self) -> Tensor:
         """Which experts were selected, bool [batch, pos, expert]."""
-        return torch.zeros_like(self.logits, dtype=torch.bool).scatter(-1, self.indices, True)
+        none = torch.zeros(*self.indices.shape[:-1], self.n_experts, dtype=torch.bool, device=self.indices.device)
+        return none.scatter(-1, self.indices, True)
 
     def probabilities(self) -> Tensor:
         """Softmax of the logits over all experts, float32 [batch, pos, expert]."""
         return SCORE_FUNCTIONS["softmax"](self.logits)
+
+    def ranked(self) -> tuple[Tensor, Tensor]:
+        """The selected experts and their weights from the highest weight down, each [batch, pos, k]."""
+        weights, order = self.weights.sort(dim=-1, descending=True, stable=True)
+        return self.indices.gather(-1, order), weights
+
+
+class TracedRouting(Routing):
+    """Routing as a serving engine tells it: the selected experts, mostly no weights, and never logits.
+
+    Whatever needs what is not there raises MoELensError.
+    weights: as in `Routing`; None where they are not known, and then `ranked` keeps the order of `indices`.
+    """
+
+    has_logits: ClassVar[bool] = False
+
+    def __init__(self, indices: Tensor, n_experts: int, weights: Tensor | None = None) -> None:
+        held = {"indices": indices, "_n_experts": n_experts} | ({} if weights is None else {"weights": weights})
+        for name, value in held.items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def n_experts(self) -> int:
+        return int(vars(self)["_n_experts"])
+
+    @property
+    def has_weights(self) -> bool:
+        return "weights" in vars(self)
+
+    def __getattr__(self, name: str) -> Tensor:
+        if name not in ("logits", "weights"):
+            raise AttributeError(name)
+        what = "router logits" if name == "logits" else "gating weights"
+        raise MoELensError(
+            f"a trace of a serving engine says which experts were selected and holds no {what}; measure what counts "
+            "selections, or run the model"
+        )
+
+    def ranked(self) -> tuple[Tensor, Tensor]:
+        if self.has_weights:
+            return super().ranked()
+        return self.indices, torch.full(self.indices.shape, torch.nan, device=self.indices.device)
 
 
 @dataclass(frozen=True)

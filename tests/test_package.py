@@ -26,7 +26,7 @@ GROUPS = (
     ("experts", "routing", "data", "results", "rows_on_disk", "storage"),
     ("architecture", "metrics"),
     ("lens",),
-    ("statistics", "checks", "report"),
+    ("statistics", "checks", "report", "traces"),
     ("decoding",),
     ("causal",),
     ("choosing",),

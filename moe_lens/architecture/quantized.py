@@ -28,6 +28,12 @@ def is_plain(tensor: Tensor) -> bool:
     return type(tensor) in PLAIN_CLASSES and type(tensor.data) in PLAIN_CLASSES and tensor.dtype in PLAIN_DTYPES
 
 
+def is_parallel(model: nn.Module) -> bool:
+    """Whether transformers split the model over processes by its tensor- or expert-parallel plan."""
+    mesh = getattr(model, "_device_mesh", None)
+    return mesh is not None and mesh.size() > 1 and (getattr(model, "_fsdp_size", None) or 1) == 1
+
+
 def refuse_quantized_experts(model: nn.Module) -> None:
     """Raise MoELensError if any of `model` is split over devices, or routers or routed experts of it are quantised.
 
@@ -35,11 +41,11 @@ def refuse_quantized_experts(model: nn.Module) -> None:
     without the router's module or the experts' own, so that masking would do nothing.
     """
     split = next((name for name, tensor in model.named_parameters() if isinstance(tensor.data, DTensor)), None)
-    if split is not None:
+    if split is not None and not is_parallel(model):
         raise MoELensError(
-            f"{split!r} is a DTensor, of which each process holds a part (FSDP, tensor or expert parallelism); "
-            "expected whole weights. Open the model with device_map='auto' (on a command line: --device auto), which "
-            "puts whole layers on the devices, or gather it with full_tensor() first"
+            f"{split!r} is a DTensor, of which each process holds a part (FSDP); expected whole weights, or ones that "
+            "transformers split by its tensor- or expert-parallel plan (distributed_config=). Open the model so, or "
+            "with device_map='auto' (on a command line: --device auto), which puts whole layers on the devices"
         )
     for path, block in model.named_modules():
         if "experts" not in block._modules:
@@ -60,6 +66,6 @@ def _not_plain(module: nn.Module) -> str | None:
         if type(inner).__module__.startswith(QUANTIZED_MODULES):
             return f"a {type(inner).__name__}"
     for name, tensor in module.named_parameters():
-        if not is_plain(tensor):
+        if not is_plain(tensor) and not isinstance(tensor.data, DTensor):
             return f"{name} as {type(tensor).__name__} of {tensor.dtype}"
     return None

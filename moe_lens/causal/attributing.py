@@ -13,6 +13,7 @@ from moe_lens.data import Batch, Example
 from moe_lens.errors import MoELensError
 from moe_lens.lens.gradients import Effect, Gradients, Value, answer_log_probability
 from moe_lens.lens.lens import MoELens
+from moe_lens.lens.parallel import join_others, own_part
 from moe_lens.lens.positions import Positions, check_positions
 from moe_lens.statistics.jackknife import GroupedSums
 
@@ -121,6 +122,7 @@ def attribution(
 
     score: mean over examples of the sum over tokens, in the target's unit (nats; of "output" per gating weight, of
     "logit" per logit); with its 95 % interval over examples, a jackknife's.
+    In a `sharing` block of moe_lens.lens.parallel each process takes its batches, and all get the whole.
     Ways that differ in effect and positions only come from the same passes: as many as the target has, for each step.
     Raises MoELensError, naming it, for an example without what target or positions need.
     """
@@ -157,6 +159,7 @@ def attribution_on_parts(
                 mask, effects = found.position_mask(own.positions), found.effects[own.effect]
                 summed = {layer: torch.einsum("bpe,bp->be", one, mask.to(one)) for layer, one in effects.items()}
                 sums[own].add(ids, summed, weight=weight, parts=[part_of[name] for name in ids])
+    join_others(list(sums.values()))
     each = [[sums[own].part(number).means(names[number::parts]) for own in wanted] for number in range(parts)]
     return [[sums[own].means(names) for own in wanted], *(each if parts > 1 else [])]
 
@@ -178,6 +181,7 @@ def _gradients(
                 continuations=one.continuations,
                 batch_size=batch_size,
                 progress=progress,
+                part=own_part(),
             )
             yield from ((one.weight / ways[0].steps, gradients) for gradients in found)
 

@@ -17,7 +17,7 @@ from moe_lens.data.thoughts import without_thoughts
 from moe_lens.decoding import PLAIN, Decoding
 from moe_lens.lens.interventions import Intervention
 from moe_lens.lens.lens import MoELens
-from moe_lens.lens.parallel import connected
+from moe_lens.lens.parallel import connected, expect_whole_model
 from moe_lens.metrics.catalogue import ANSWER, OPTIONS, PREDICTION, RIVALS, Metric
 from moe_lens.progress import progress_bar
 from moe_lens.results import kept
@@ -86,6 +86,7 @@ def outputs(
         for what in reads
     ]
     rivals = [_rivals(lens, example) for example in examples] if RIVALS in reads else []
+    expect_whole_model(lens.module)
     state = connected()
     if run.out is not None and state.is_main_process:
         try_folder(run.out)

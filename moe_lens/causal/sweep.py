@@ -17,7 +17,7 @@ from moe_lens.experts import ExpertSet
 from moe_lens.lens.delta import weights_digest
 from moe_lens.lens.interventions import Intervention, Mode, Rows, parse_mode
 from moe_lens.lens.lens import MoELens
-from moe_lens.lens.parallel import connected
+from moe_lens.lens.parallel import connected, expect_whole_model
 from moe_lens.metrics import (
     UNBOUNDED,
     benjamini_hochberg,
@@ -136,6 +136,7 @@ class _Sweep:
         order = sorted(range(len(examples)), key=lambda i: -len(examples[i].context) - len(examples[i].question))
         size = self.run.batch_size
         shares = [order[start : start + size] for start in range(0, len(order), size)]
+        expect_whole_model(self.lens.module)
         state = connected()
         if self.run.out is not None and state.is_main_process:
             try_folder(self.run.out)

@@ -18,6 +18,7 @@ from moe_lens.errors import MoELensError
 from moe_lens.lens.delta import with_delta
 from moe_lens.lens.lens import MoELens
 from moe_lens.lens.needs import Statistic
+from moe_lens.lens.parallel import agreed
 from moe_lens.results import kept, read_if_made_by
 
 Opened = Callable[[], AbstractContextManager[MoELens]]
@@ -66,6 +67,8 @@ def score_tables(
     out, made_by: a folder in which each score is kept as score-NAME.parquet under this provenance; one that is there
         already, made in the same way, is not measured again. MoELensError for the one without the other.
     load: gives the examples of data that a score names itself, as contrast(novel;swap) does.
+    In a `sharing` block of moe_lens.lens.parallel the processes share statistics, attributions and single effects; the
+    first one keeps the tables, and all get them.
     """
     if (out is None) != (made_by is None):
         raise MoELensError(
@@ -76,7 +79,8 @@ def score_tables(
     wanted = list(dict.fromkeys(scores))
     files = {score: None if out is None else out / _file(score) for score in wanted}
     told = {score: {**(made_by or {}), **_facts(score, load)} for score in wanted}
-    missing = [score for score in wanted if read_if_made_by(files[score], told[score]) is None]
+    absent = agreed(lambda: [n for n, one in enumerate(wanted) if read_if_made_by(files[one], told[one]) is None])
+    missing = [wanted[place] for place in absent]
 
     @cache
     def measured() -> tuple[_Tables, _Tables]:
@@ -90,7 +94,9 @@ def score_tables(
         found = kept(files[score], told[score], lambda: _table(score, *measured()))
         return found.drop(columns="name")
 
-    return {score.name: one(score) for score in wanted}
+    if missing:
+        measured()
+    return agreed(lambda: {score.name: one(score) for score in wanted})
 
 
 def tables_on_parts(

@@ -9,6 +9,7 @@ from moe_lens.commands.shards import Shard
 from moe_lens.commands.statistic_passes import Measuring
 from moe_lens.commands.statistic_tables import Kept
 from moe_lens.errors import MoELensError
+from moe_lens.lens.parallel import connected, sharing
 from moe_lens.results import claim, provenance
 
 
@@ -31,12 +32,14 @@ class MeasuredRun:
         asked.expect_several(sets)
         read = {name: self.reading.load(name, split=self.split, limit=self.limit) for name in sets}
         loaded = {name: self.part.of_all(examples) for name, examples in read.items()}
-        lens = self.opening.load()
-        lens.batch_size = self.batch_size
+        processes = connected()
+        opening = self.opening.of_process(processes)
+        lens = opening.load()
+        lens.batch_size, lens.progress = self.batch_size, processes.is_main_process
         fitted = {name: self.reading.fit(own, lens, of=f"{name}, {self.split}") for name, own in loaded.items()}
         examples = {name: one.examples for name, one in fitted.items()}
         facts = asked.facts(lens, examples) | {"batch_size": self.batch_size, "shard": str(self.part)}
-        facts |= {"split": self.split} | self.opening.facts(lens) | self.reading.facts(*fitted.values())
+        facts |= {"split": self.split} | opening.facts(lens) | self.reading.facts(*fitted.values())
         every = [example for own in examples.values() for example in own]
         if not every:
             raise MoELensError(f"there are no examples to measure in {self.data}; take more, or fewer shards")
@@ -44,9 +47,12 @@ class MeasuredRun:
         if asked.lenient:
             names = asked.possible(names, lens, every[0])
         told = facts | {"what": names}
-        made_by = provenance(model=self.opening.model, delta=self.opening.delta, data=every, facts=told)
-        claim(self.out, made_by)
+        made_by = provenance(model=opening.model, delta=opening.delta, data=every, facts=told)
+        if processes.is_main_process:
+            claim(self.out, made_by)
         measuring = Measuring(names, asked.positions, self.out, made_by, asked.lenient)
-        for variant in asked.opened(self.opening, lens):
-            measuring.run(variant, examples)
-        Kept(measuring, asked.variants, list(examples), lens.architecture.n_experts).leave(title=title)
+        with sharing():
+            for variant in asked.opened(opening, lens):
+                measuring.run(variant, examples)
+        if processes.is_main_process:
+            Kept(measuring, asked.variants, list(examples), lens.architecture.n_experts).leave(title=title)

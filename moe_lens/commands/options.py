@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import inf
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, Self
 
 from typer import Option
 
@@ -21,6 +21,7 @@ from moe_lens.errors import MoELensError
 from moe_lens.progress import is_drawn, is_quiet
 
 if TYPE_CHECKING:
+    from accelerate import PartialState
     from transformers import PreTrainedTokenizerBase
 
     from moe_lens.commands.saved_interventions import Saved
@@ -37,6 +38,14 @@ Data = Annotated[
         f"paper's own splits; a {', '.join(ENDINGS)} file "
         "with the columns context, question, answer, or prompt, answer; or whatever `datasets` loads: ID, ID@REVISION, "
         "FOLDER."
+    ),
+]
+Trace = Annotated[
+    list[Path] | None,
+    Option(
+        help="A trace of a serving engine (several times) in the place of a run: a .jsonl, .csv or .parquet file as "
+        "docs/traces.md says. Of --model only the configuration and tokenizer are read; with --data the trace has to "
+        "be of its prompts."
     ),
 ]
 Control = Annotated[
@@ -197,6 +206,12 @@ class Opening(BaseOpening):
 
     def load(self, *, delta: Path | None = None) -> "MoELens":
         return super().load(delta=delta or self.delta)
+
+    def of_process(self, processes: "PartialState") -> "Self":
+        """The same for one of several processes that share the work: on its own device, where none is named."""
+        if self.device is not None or processes.num_processes == 1:
+            return self
+        return replace(self, device="cpu" if processes.device.type == "cpu" else str(processes.device))
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,10 @@ from typing import Any
 from moe_lens.commands import console
 from moe_lens.commands.asked_measures import Variant
 from moe_lens.data import Example
+from moe_lens.errors import MoELensError
 from moe_lens.lens.delta import weights_digest
 from moe_lens.lens.lens import MoELens
+from moe_lens.lens.parallel import WHOLE, agreed, own_part
 from moe_lens.lens.positions import Positions
 from moe_lens.results import data_digest, expect_same_run, write_table
 from moe_lens.rows_on_disk import growing_table, provenance_of
@@ -53,11 +55,11 @@ class Measuring:
         """One pass over each data set, unless it is kept already, and what the weights alone tell."""
         with variant.opened() as lens:
             weights = {"variant": variant.name, "weights": weights_digest(lens.module)}
-            if WEIGHTS in self.what:
+            if WEIGHTS in self.what and own_part()[0] == 0:
                 write_table(weight_similarity(lens), self.part(variant.name, "", WEIGHTS), self.made_by | weights)
             for name, examples in data.items():
-                self._pass(lens, variant.name, name, examples, self.made_by | weights | {"over": data_digest(examples)})
-                self.read(lens, variant.name, name)
+                made_by = self.made_by | weights | {"over": data_digest(examples)}
+                self.measure(lens, variant.name, name, examples, made_by)
 
     def read(self, lens: MoELens, variant: str, data: str) -> None:
         """Makes the tables that need the model while it is open."""
@@ -66,14 +68,25 @@ class Measuring:
                 statistic = add_saved(measure.make(lens, self.positions), self.part(variant, data, name))
                 write_table(measure.table(statistic, lens), self.part(variant, data, f"{name}-table"), self.made_by)
 
+    def measure(
+        self, lens: MoELens, variant: str, data: str, examples: Sequence[Example], made_by: dict[str, Any]
+    ) -> None:
+        """One pass over a data set, unless it is kept already, and the tables that need the model."""
+        self._pass(lens, variant, data, examples, made_by)
+        if own_part()[0] == 0:
+            self.read(lens, variant, data)
+
     def _pass(
         self, lens: MoELens, variant: str, data: str, examples: Sequence[Example], made_by: dict[str, Any]
     ) -> None:
         """All that is asked for and not there yet, in one pass."""
         files = {name: self.part(variant, data, name) for name in (*self.statistics, ROUTING) if name in self.what}
-        missing = {name: path for name, path in files.items() if not self._is_kept(path, name, made_by)}
+        absent = agreed(lambda: [name for name, path in files.items() if not self._is_kept(path, name, made_by)])
+        missing = {name: files[name] for name in absent}
         if not missing:
             return
+        if ROUTING in missing and own_part() != WHOLE:
+            raise MoELensError("rows of routing are not shared over processes; take one process, or --shard")
         console.say(f"{variant}, {data}: {len(examples)} examples, {', '.join(missing)}")
         made = {name: MEASURES[name].make(lens, self.positions) for name in missing if name != ROUTING}
         unlike = {(type(one).__name__, str(one.settings)): one for one in made.values()}
@@ -84,7 +97,7 @@ class Measuring:
                 file = open_file.enter_context(growing_table(missing[ROUTING], made_by))
                 streamed = [Streamed(RoutingTokens(self.positions), file.add)]
             lens.measure(examples, *unlike.values(), *streamed)
-        for name, statistic in made.items():
+        for name, statistic in made.items() if own_part()[0] == 0 else ():
             save_statistic(statistic, missing[name], made_by)
 
     def _is_kept(self, path: Path, name: str, made_by: dict[str, Any]) -> bool:

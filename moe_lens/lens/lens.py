@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence, Set
 from dataclasses import replace
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ from moe_lens.lens.greedy import until
 from moe_lens.lens.interventions import Intervention
 from moe_lens.lens.needs import Needs, Statistic, expect_statistics
 from moe_lens.lens.opened import OpenedModel
+from moe_lens.lens.parallel import WHOLE, Part, expect_shareable, join_others, own_part
 from moe_lens.lens.positions import Positions, check_positions
 from moe_lens.lens.record import Record, check_capture
 from moe_lens.lens.twins import LogitContrast, in_pairs, twin_of
@@ -122,13 +123,15 @@ class MoELens(OpenedModel):
         A statistic says what it needs: captures, positions, and whether answers are appended. Where only some of them
         need the answers, these are no positions for the others.
         with_answer, continuations: append answers, or these texts, for all statistics.
+        In a `sharing` block of moe_lens.lens.parallel each process runs its batches, and all get the whole.
         """
         expect_statistics(statistics)
+        expect_shareable(statistics, self.module)
         needs = Needs(frozenset(), with_answer=with_answer)
         for statistic in statistics:
             needs |= statistic.needs
         batches = self._batches(
-            examples, batch_size, progress, with_answer=needs.with_answer, continuations=continuations
+            examples, batch_size, progress, with_answer=needs.with_answer, continuations=continuations, part=own_part()
         )
         for_all = with_answer or continuations is not None
         to_cpu = not has_float64(pretrained(self.module).device)
@@ -142,6 +145,7 @@ class MoELens(OpenedModel):
 
         for _ in run_pieces(batches, update):
             pass
+        join_others(statistics)
         return statistics
 
     def run_with_cache(
@@ -316,17 +320,19 @@ class MoELens(OpenedModel):
         continuations: Iterable[str] | None = None,
         batch_size: int | None = None,
         progress: bool | None = None,
+        part: Part = WHOLE,
     ) -> Iterator[Gradients]:
         """First-order effects of every expert on a number of each example, batch by batch, under what is in force.
 
         value: the number. effects: which, see `Gradients`. positions: at which experts are run for "output". scale:
-        what all gating weights are multiplied by. The rest as in `records`; memory is that of a training step of the
-        routers, and of "output" what experts are given.
+        what all gating weights are multiplied by. part: which of the batches. The rest as in `records`; memory is that
+        of a training step of the routers, and of "output" what experts are given.
         Raises MoELensError for effects that the model cannot tell, or where no gradient goes through.
         """
         expect_effects(self._reader, effects)
         layers, n_experts = self.architecture.moe_layers, self.architecture.n_experts
-        batches = self._batches(examples, batch_size, progress, with_answer=with_answer, continuations=continuations)
+        asked: dict[str, Any] = {"with_answer": with_answer, "continuations": continuations, "part": part}
+        batches = self._batches(examples, batch_size, progress, **asked)
 
         def run(places: Sequence[int], prompts: Sequence[Encoded]) -> Gradients:
             width = max(len(prompt.input_ids) for prompt in prompts)

@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterator
 from typing import Any
 
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from moe_lens.architecture.discovery import pretrained
 from moe_lens.errors import MoELensError
@@ -12,8 +13,11 @@ from moe_lens.errors import MoELensError
 def stored(module: nn.Module, name: str, parameter: Tensor) -> Tensor:
     """The values of a parameter of `module`, also where accelerate's hooks keep them in memory or on a disk.
 
-    Raises MoELensError for one that has none, of a model on the meta device.
+    Of one that is split over processes the whole, for which all of them have to ask. Raises MoELensError for one that
+    has none, of a model on the meta device.
     """
+    if isinstance(parameter.data, DTensor):
+        return parameter.data.full_tensor()
     if not parameter.is_meta:
         return parameter.detach()
     for weights, key in _maps(module, name):

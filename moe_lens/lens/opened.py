@@ -3,6 +3,8 @@
 import copy
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
+from itertools import islice
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -15,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from moe_lens.architecture import MoEArchitecture
 from moe_lens.architecture.discovery import pretrained
 from moe_lens.architecture.listed import normalize
-from moe_lens.architecture.quantized import refuse_quantized_experts
+from moe_lens.architecture.quantized import is_parallel, refuse_quantized_experts
 from moe_lens.data import FIGURE_10, Encoded, Example, PromptTemplate, template_named
 from moe_lens.errors import MoELensError
 from moe_lens.lens.batching import prompt_batches
@@ -26,11 +28,15 @@ from moe_lens.lens.loading import load_model, load_tokenizer
 from moe_lens.lens.logit_lens import LogitLens
 from moe_lens.lens.many_masks import Resuming
 from moe_lens.lens.offloaded import expect_input_in_memory
+from moe_lens.lens.parallel import WHOLE, Part
 from moe_lens.lens.reader import ByLayer, TraceReader
 from moe_lens.lens.resumed import ResumedRunner
 from moe_lens.lens.stack import InterventionStack
 
 __all__ = ["OpenedModel", "OutOfOrderError"]
+
+MOVED = "_get_parameter_plan"
+"""What nnsight asks transformers for by a name of its own."""
 
 
 class OpenedModel:
@@ -50,6 +56,8 @@ class OpenedModel:
         self.batch_size, self.progress = batch_size, progress
         expect_input_in_memory(module)
         refuse_quantized_experts(module)
+        if is_parallel(module):
+            _find_moved_names()
         normalize(module)
         self.architecture = MoEArchitecture.of(module)
         self.module = module
@@ -167,9 +175,10 @@ class OpenedModel:
         *,
         with_answer: bool = False,
         continuations: Iterable[str] | None = None,
+        part: Part = WHOLE,
     ) -> Iterator[tuple[tuple[int, ...], list[Encoded]]]:
-        """The examples as `prompt_batches`, asked by the lens's template, as large and as loud as it says."""
-        return prompt_batches(
+        """This part of the examples as `prompt_batches`, asked by the lens's template, as large and loud as it says."""
+        batches = prompt_batches(
             examples,
             self.tokenizer,
             template=self.template,
@@ -178,6 +187,8 @@ class OpenedModel:
             with_answer=with_answer,
             continuations=continuations,
         )
+        number, of = part
+        return islice(batches, number, None, of)
 
     @contextmanager
     def _edited(self, layers: Iterable[int]) -> Iterator[None]:
@@ -205,6 +216,13 @@ class OpenedModel:
                 past, prompt = past + width, prompt or width
         except OutOfOrderError:
             return  # the run is over, or was stopped before this layer: nothing is left to act on
+
+
+def _find_moved_names() -> None:
+    """Lets nnsight 0.8 find, of a model that is split over processes, what transformers has moved since 5.19."""
+    old, new = (import_module(f"transformers.distributed.{name}") for name in ("tensor_parallel", "parallel_utils"))
+    if not hasattr(old, MOVED):
+        setattr(old, MOVED, getattr(new, MOVED))
 
 
 def _expect_tokenizer(tokenizer: object) -> None:

@@ -1,7 +1,7 @@
 """Reading a running model's routing, attention and residual stream, layer by layer, inside a trace."""
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from moe_lens.architecture import MoEArchitecture
+from moe_lens.architecture.quantized import is_parallel
 from moe_lens.errors import MoELensError
 from moe_lens.lens.devices import OnDevices
 from moe_lens.lens.single_outputs import SingleOutputs
@@ -54,6 +55,8 @@ class TraceReader:
 
     def watching_experts(self, layers: Iterable[int]) -> AbstractContextManager[None]:
         """Inside the block `expert_outputs` of these layers takes them from the experts' own run, where it can."""
+        if is_parallel(self.module):
+            return nullcontext()  # what a process runs there is a part of the experts, or of what they put out
         return self.single.watching(self.module.get_submodule(self.architecture.at(layer).experts) for layer in layers)
 
     def router(self, layer: int) -> Any:

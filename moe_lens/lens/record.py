@@ -18,6 +18,9 @@ from moe_lens.lens.positions import Positions, Spans, position_mask, step_positi
 from moe_lens.lens.reader import TraceReader
 from moe_lens.routing import Routing
 
+UNTOLD = -1
+"""In the place of a token's id where nobody told it."""
+
 Read = Callable[[TraceReader, int, OnDevices], Any]
 """Inside a trace: what a layer, by absolute index, holds at the kept positions, int64 [row]."""
 
@@ -140,6 +143,16 @@ class Record:
         held = [f"{', '.join(names)} of {count} layers" for count, names in together.items() if count]
         held += ["logits"] * (self.logits is not None) + ["answers"] * (self.labels is not None)
         return f"Record({batch} x {width} tokens; {'; '.join(held) or 'nothing captured'})"
+
+    @property
+    def token_ids(self) -> Tensor:
+        """`input_ids`, for those who need to know them; MoELensError where a trace does not tell them."""
+        if (self.input_ids == UNTOLD).any():
+            raise MoELensError(
+                f"the trace of {self.ids[0]!r} tells no token ids, so what is counted by token cannot be; take a trace "
+                "of an engine that tells them"
+            )
+        return self.input_ids
 
     @property
     def routing(self) -> Mapping[int, Routing]:

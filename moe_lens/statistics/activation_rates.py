@@ -33,14 +33,15 @@ class ActivationRates(GroupSums):
         tokens, groups = OnDevices(places_of(mask)), OnDevices(groups_of(record.ids)[mask.nonzero()[:, 0]])
         found = {}
         for layer, routing in record.routing.items():
-            indices, weights = (tokens.of(part.flatten(0, 1)) for part in (routing.indices, routing.weights.double()))
+            indices, weights = (tokens.of(part.flatten(0, 1)) for part in routing.ranked())
+            weights = weights.double()
             none = torch.zeros(len(indices), routing.n_experts, dtype=torch.float64, device=weights.device)
-            best = indices.gather(1, weights.argmax(1, keepdim=True))
+            first = none.scatter(1, indices[:, :1], 1.0) if routing.has_weights else none.scatter(1, indices, torch.nan)
             counted = {
                 "tokens": none[:, :1] + 1,
                 "selected": tokens.of(routing.selected().flatten(0, 1)),
                 "weight": none.scatter_add(1, indices, weights),
-                "first": none.scatter(1, best, 1.0),
+                "first": first,
             }
             found[layer] = {name: by_group(values, groups) for name, values in counted.items()}  # [group, expert or 1]
         return found
@@ -54,7 +55,8 @@ class ActivationRates(GroupSums):
 
         rate: selected / tokens; over a layer's experts it sums to k. rate_low and rate_high: its 95 % interval over
         texts (`with_interval`). weight: the mean gating weight over the tokens that selected it, first: of these tokens
-        the share in which no other expert has more; both NaN for an expert that was never selected.
+        the share in which no other expert has more; both NaN for an expert that was never selected, and where weights
+        are not known.
         Raises MoELensError if no token counted.
         """
         parts, estimates = [], self.estimates()

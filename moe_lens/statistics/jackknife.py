@@ -79,6 +79,15 @@ class GroupedSums:
             empty = torch.zeros(self._parts * GROUPS, own.shape[1], dtype=torch.float64)
             self._sums.setdefault(layer, empty).index_add_(0, groups, weight * own.double())
 
+    def state(self) -> dict[int, Tensor]:
+        """The sums so far."""
+        return self._sums
+
+    def add_state(self, state: Mapping[int, Tensor]) -> None:
+        """Adds what `state` of another gave."""
+        for layer, own in state.items():
+            self._sums[layer] = self._sums[layer] + own if layer in self._sums else own
+
     def part(self, number: int) -> "GroupedSums":
         """The sums of one part."""
         found = GroupedSums()

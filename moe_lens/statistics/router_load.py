@@ -33,13 +33,17 @@ class RouterLoad(GroupSums):
         tokens, groups = OnDevices(places_of(mask)), OnDevices(groups_of(record.ids)[mask.nonzero()[:, 0]])
         found = {}
         for layer, routing in record.routing.items():
-            probabilities = tokens.of(routing.probabilities().flatten(0, 1)).double()  # [token, expert]
+            selected = tokens.of(routing.selected().flatten(0, 1))  # [token, expert]
+            if routing.has_logits:
+                probabilities = tokens.of(routing.probabilities().flatten(0, 1)).double()
+            else:
+                probabilities = torch.full_like(selected, torch.nan, dtype=torch.float64)
             entropy = torch.special.entr(probabilities).sum(-1) / np.log(2)
             counted = {
                 "tokens": torch.ones_like(entropy),
                 "entropy": entropy,
                 "entropy_squared": entropy.square(),
-                "selected": tokens.of(routing.selected().flatten(0, 1)),
+                "selected": selected,
                 "probability": probabilities,
             }
             found[layer] = {name: by_group(values, groups) for name, values in counted.items()}
@@ -65,8 +69,8 @@ class RouterLoad(GroupSums):
         selections; at most the same. max_load: the largest share times n_experts, 1 where the load is even.
         unused: experts that were never selected. balance_loss: n_experts times the sum over experts of (selections per
         token) times (mean probability), as in the load-balancing loss (Fedus et al. 2022) for k selections; k where
-        the load is even. Each of NUMBERS has its 95 % interval over texts (`with_interval`) in _low and _high.
-        Raises MoELensError if no token counted.
+        the load is even. Where logits are not known, entropy and balance_loss are NaN. Each of NUMBERS has its 95 %
+        interval over texts (`with_interval`) in _low and _high. Raises MoELensError if no token counted.
         """
         rows = []
         for layer, found in self.estimates().items():
@@ -74,7 +78,7 @@ class RouterLoad(GroupSums):
             row = {"layer": layer, "tokens": int(sums["tokens"].sum()), "n_experts": sums["selected"].shape[1]}
             row |= {name: float(value) for name, value in found.items()}
             variance = sums["entropy_squared"].sum() / row["tokens"] - row["entropy"] ** 2
-            row["entropy_sd"] = float(np.sqrt(max(0.0, variance)))
+            row["entropy_sd"] = float(np.sqrt(np.maximum(0.0, variance)))
             row["unused"] = int((sums["selected"].sum(0) == 0).sum())
             rows.append(row)
         table = pd.DataFrame(rows)

@@ -13,7 +13,8 @@ from moe_lens.statistics.accumulators import ExampleRows
 class SelectedExperts(ExampleRows):
     """Which experts each token selects, from the highest gating weight to the lowest.
 
-    positions: which tokens count, as in `Record.position_mask`. The table has k rows for each token and layer: measure
+    positions: which tokens count, as in `Record.position_mask`. Where weights are not known they are NaN, and ranks in
+    the order in which experts are told. The table has k rows for each token and layer: measure
     a sample of the examples, not all of them.
 
     >>> router_saturation(early_table, late_table)
@@ -33,8 +34,7 @@ class SelectedExperts(ExampleRows):
         ids = np.array(record.ids, dtype=object)[row]
         found = []
         for routing in record.routing.values():
-            weights, order = tokens.of(routing.weights.flatten(0, 1)).float().sort(dim=-1, descending=True, stable=True)
-            found += [tokens.of(routing.indices.flatten(0, 1)).gather(-1, order), weights]  # [token, k]
+            found += [tokens.of(part.flatten(0, 1)) for part in routing.ranked()]  # [token, k] each
         parts, sorted_by_weight = [], iter(on_cpu(found))
         for layer in record.routing:
             experts, weights = next(sorted_by_weight), next(sorted_by_weight)
@@ -42,6 +42,9 @@ class SelectedExperts(ExampleRows):
             columns = {"id": np.repeat(ids, k), "layer": np.int16(layer)}
             columns |= {"position": np.repeat((position - starts[row]).astype(np.int32), k)}
             columns |= {"rank": np.tile(np.arange(k, dtype=np.int16), len(row))}
-            columns |= {"expert": experts.flatten().numpy().astype(np.int16), "weight": weights.flatten().numpy()}
+            columns |= {
+                "expert": experts.flatten().numpy().astype(np.int16),
+                "weight": weights.float().flatten().numpy(),
+            }
             parts.append(pd.DataFrame(columns))
         return pd.concat(parts, ignore_index=True)

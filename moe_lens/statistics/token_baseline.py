@@ -48,7 +48,7 @@ class TokenBaseline:
         self._expect({layer: routing.n_experts for layer, routing in record.routing.items()})
         mask = record.position_mask(self.positions)
         row, position = mask.numpy().nonzero()
-        ids = record.input_ids.numpy().astype(np.int64)
+        ids = record.token_ids.numpy().astype(np.int64)
         inside = position > record.starts.numpy()[row]
         before = np.where(inside, ids[row, position - 1] + 1, 0)  # 0: nothing stands before
         groups, words = groups_of(record.ids).numpy()[row], ids[row, position]

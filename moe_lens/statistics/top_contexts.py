@@ -41,8 +41,8 @@ class TopContexts:
     before, after: how many tokens around the one that selects it are kept, with the expert's weight at each.
     positions: which tokens count, as in `Record.position_mask`.
 
-    Of places with the same last tokens the one of the highest weight is kept. The order of the data does not matter,
-    and what is kept does not grow with them.
+    Of places with the same last tokens the one of the highest weight is kept. Where weights are not known all are 1, so
+    that the example's id decides. The order of the data does not matter, and what is kept does not grow with them.
     """
 
     def __init__(self, size: int = 6, *, before: int = 24, after: int = 8, positions: Positions = "all") -> None:
@@ -58,7 +58,7 @@ class TopContexts:
         record.expect(self.needs.captures)
         self._expect({layer: routing.n_experts for layer, routing in record.routing.items()})
         counted = record.position_mask(self.positions).numpy()
-        found = iter(on_cpu(part for one in record.routing.values() for part in (one.indices, one.weights)))
+        found = iter(on_cpu(part for one in record.routing.values() for part in (one.indices, _weights(one))))
         for layer, routing in record.routing.items():
             weights = _dense(routing, next(found), next(found))  # [expert, batch, pos]
             for kept, own in zip(self._kept[layer], weights, strict=True):
@@ -128,14 +128,14 @@ class TopContexts:
     ) -> Iterator[tuple[Words, Place]]:
         """A record's places of one expert, in their order. weights: [batch, pos], -1 where it was not selected."""
         rows, columns = np.nonzero(counted & (weights >= least))
-        starts = record.starts.numpy()
+        starts, token_ids = record.starts.numpy(), record.token_ids
         ties = np.array([crc32(str(name).encode()) for name in record.ids])
         for n in np.lexsort((columns - starts[rows], ties[rows], -weights[rows, columns])):
             row, column, start = rows[n], columns[n], starts[rows[n]]
             first, end = max(start, column - self.before), column + 1 + self.after
-            last = record.input_ids[row, max(start, column + 1 - ALIKE) : column + 1]
+            last = token_ids[row, max(start, column + 1 - ALIKE) : column + 1]
             own = record.attention_mask[row, first:end].bool()
-            tokens, around = record.input_ids[row, first:end][own].tolist(), weights[row, first:end].clip(0)
+            tokens, around = token_ids[row, first:end][own].tolist(), weights[row, first:end].clip(0)
             facts = float(-weights[row, column]), int(ties[row]), int(column - start), record.ids[row]
             yield tuple(last.tolist()), Place(*facts, tokens, around[own.numpy()].tolist(), int(column - first))
 
@@ -158,6 +158,11 @@ class TopContexts:
         own = {layer: len(experts) for layer, experts in self._kept.items()}
         if own != layers:
             raise MoELensError(f"expected a record of the same model as those so far, {own}; got {layers}")
+
+
+def _weights(routing: Routing) -> Tensor:
+    """The gating weights [batch, pos, k]; 1 where they are not known."""
+    return routing.weights if routing.has_weights else torch.ones(routing.indices.shape, device=routing.indices.device)
 
 
 def _dense(routing: Routing, indices: Tensor, weights: Tensor) -> np.ndarray:

@@ -65,4 +65,4 @@ class RoutingVectors(ExampleRows):
         if self.k > routing.indices.shape[-1]:
             raise MoELensError(f"each token selects {routing.indices.shape[-1]} experts; got k={self.k}")
         best = routing.indices.gather(-1, routing.weights.topk(self.k, dim=-1).indices)
-        return torch.zeros_like(routing.logits, dtype=torch.bool).scatter(-1, best, True)
+        return torch.zeros_like(routing.selected()).scatter(-1, best, True)

@@ -39,7 +39,7 @@ class VocabularySpecialisation:
         """Adds a record's tokens; MoELensError for a record without what is needed."""
         record.expect(self.needs.captures)
         mask = record.position_mask(self.positions)
-        read = record.input_ids if self.source == "input" else self._predicted(record)
+        read = record.token_ids if self.source == "input" else self._predicted(record)
         words, tokens = read[mask].numpy(), OnDevices(places_of(mask))  # [token]
         selected = on_cpu(tokens.of(routing.indices.flatten(0, 1)) for routing in record.routing.values())
         self._tokens = _added(self._tokens, pd.Series(words).value_counts())
@@ -78,7 +78,7 @@ class VocabularySpecialisation:
             if layer < 0:
                 self._tokens = _added(self._tokens, part.set_index("token_id")["count"])
             else:
-                counts = part.set_index(["token_id", "expert"])["count"]
+                counts = part.set_index(["token_id", "expert"])["count"].rename_axis(index=[None, None])
                 self._selected[layer] = _added(self._selected.get(layer, counts.iloc[:0]), counts)
         return self
 

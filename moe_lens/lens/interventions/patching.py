@@ -15,7 +15,7 @@ from moe_lens.lens.interventions.directions import OnActivations, expect_width
 from moe_lens.lens.interventions.layer_values import Site
 from moe_lens.lens.interventions.place import Here, in_batch
 from moe_lens.lens.interventions.protocol import Placed
-from moe_lens.lens.interventions.sources import Run, values_at
+from moe_lens.lens.interventions.sources import Run, Source, values_at
 from moe_lens.lens.positions import steps_of
 from moe_lens.lens.record import Record
 from moe_lens.routing import Routing
@@ -123,11 +123,12 @@ class Replay(Placed):
     """Makes the router select what it selects in another run, at each position; elsewhere it decides.
 
     source: the other run, on examples of the same ids: of this model under interventions, of a tuned one, on other
-    contexts. weights: "router" for those that this run's logits give the replayed experts, "source" for the other's.
+    contexts; or a `TraceRun` of moe_lens.traces, what a serving engine selected. weights: "router" for those that this
+    run's logits give the replayed experts, "source" for the other's.
     align, positions, steps: as in `Patch`.
     """
 
-    source: Run
+    source: Source
     weights: Literal["router", "source"] = "router"
     align: Align = field(default="exact", kw_only=True)
 
@@ -143,7 +144,8 @@ class Replay(Placed):
 
         def read(record: Record, layer: int) -> tuple[Tensor, ...]:
             routing, kept = record.routing[layer], record.kept.to(record.routing[layer].indices.device)
-            return routing.indices.index_select(1, kept), routing.weights.index_select(1, kept)
+            parts = (routing.indices, *([routing.weights] if self.weights == "source" else []))
+            return tuple(part.index_select(1, kept) for part in parts)
 
         return {id(self): matched(self, batch, rows, records, layers, read)}
 

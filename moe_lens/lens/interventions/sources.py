@@ -43,6 +43,18 @@ class Runs(Protocol):
     def intervene(self, *interventions: Intervention) -> AbstractContextManager[Any]: ...
 
 
+class Source(Protocol):
+    """Another run, whose values `Patch` and `Replay` take; digest: what tells it from others."""
+
+    @property
+    def digest(self) -> str: ...
+
+    def records(
+        self, batch: Batch, capture: Collection[str], positions: Positions | Set[Positions]
+    ) -> Sequence[Record]:
+        """What the run shows on the examples of a batch, matched by id."""
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Run:
     """A run of examples through a lens: the same model's or another's, whose values `Patch` and `Replay` take.

@@ -1,0 +1,110 @@
+"""Work shared over processes: whole batches each, the counts of one process bit for bit, and other sums to rounding."""
+
+import os
+import subprocess
+import sys
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from moe_lens import MoELensError
+from moe_lens.lens import parallel
+from moe_lens.results import read_table
+from moe_lens.statistics import ExpertUsage, RoutingTokens, TokenBaseline
+from moe_lens.statistics.measures import MEASURES
+from moe_lens.statistics.streamed import Streamed
+
+TESTS = Path(__file__).parents[1]
+COUNTED = ("usage", "coactivation", "specialisation", "tokens", "predictions", "saturation", "divergence")
+"""Whose sums are of whole numbers, or kept example by example."""
+
+
+@contextmanager
+def part(number, of):
+    token = parallel._part.set((number, of))
+    try:
+        yield
+    finally:
+        parallel._part.reset(token)
+
+
+def test_the_parts_of_a_plan_are_its_batches_once_each(olmoe):
+    texts = [f"the cat sat {'on the mat ' * n}" for n in range(23)]
+    whole = [places for places, _ in olmoe._batches(texts, 4, False)]
+    parts = [[places for places, _ in olmoe._batches(texts, 4, False, part=(n, 3))] for n in range(3)]
+    assert [len(own) for own in parts] == [2, 2, 2]
+    assert sorted(chain(*parts)) == sorted(whole)
+
+
+def test_what_cannot_be_joined_is_refused_before_anything_runs(olmoe):
+    with part(0, 2):
+        for make in (TokenBaseline, lambda: Streamed(RoutingTokens(), print)):
+            if hasattr(make(), "add_state"):
+                continue  # it can be, then
+            with pytest.raises(MoELensError, match="is not shared over processes"):
+                olmoe.measure(["the cat"], make(), progress=False)
+    [seen] = olmoe.measure(["the cat"], ExpertUsage(), progress=False)
+    with part(0, 2), pytest.raises(MoELensError, match="has seen examples already"):
+        olmoe.measure(["the cat"], seen, progress=False)
+
+
+def test_without_other_processes_sharing_changes_nothing(olmoe):
+    with parallel.sharing():
+        assert parallel.own_part() == parallel.WHOLE
+        [shared] = olmoe.measure(["the cat", "a dog"], ExpertUsage(), progress=False)
+    [alone] = olmoe.measure(["the cat", "a dog"], ExpertUsage(), progress=False)
+    pd.testing.assert_frame_equal(shared.table(), alone.table())
+
+
+def started(*words, processes=1):
+    launch = [] if processes == 1 else ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    path = ":".join(map(str, (TESTS.parent, TESTS, TESTS / "support")))
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *launch, *map(str, words)], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_two_processes_get_the_statistics_scores_and_attributions_of_one(tmp_path):
+    for processes in (1, 2):
+        (tmp_path / str(processes)).mkdir()
+        started(TESTS / "support" / "sharing_processes.py", tmp_path / str(processes), processes=processes)
+    for name in MEASURES:
+        one, two = (read_table(tmp_path / str(n) / f"statistic-{name}.parquet") for n in (1, 2))
+        made = [MEASURES[name].make(None, "all").add_state(state) for state in (one, two)]
+        tables = [own.table() for own in made]
+        for column in tables[0]:
+            first, second = (table[column] for table in tables)
+            if name in COUNTED or first.dtype.kind != "f":
+                pd.testing.assert_series_equal(second, first, check_exact=True)
+            else:
+                np.testing.assert_allclose(second, first, rtol=1e-12, atol=1e-12, err_msg=f"{name} {column}")
+    scores = sorted(path.name for path in (tmp_path / "1").glob("*-0.parquet"))
+    assert len(scores) == 6
+    for name in scores:
+        one, two, other = (
+            pd.read_parquet(tmp_path / place) for place in (f"1/{name}", f"2/{name}", f"2/{name[:-9]}-1.parquet")
+        )
+        pd.testing.assert_frame_equal(two, one, rtol=1e-12, atol=1e-12)
+        if not name.startswith("gates"):
+            pd.testing.assert_frame_equal(two, other, check_exact=True)
+
+
+@pytest.mark.slow
+def test_the_command_shares_and_writes_once(tmp_path):
+    line = "moe_lens.measure --model organism --data swap,novel --limit 9 --batch-size 2 --what usage,load,tokens"
+    for processes in (1, 2):
+        said = started("-m", *line.split(), "--out", tmp_path / str(processes), processes=processes)
+        assert said.count("written to") == 1
+    for name in ("usage", "load", "tokens"):
+        one, two = (read_table(tmp_path / str(n) / f"{name}.parquet") for n in (1, 2))
+        pd.testing.assert_frame_equal(two, one, rtol=1e-12, atol=1e-12)
+    again = started("-m", *line.split(), "--out", tmp_path / "2", processes=2)
+    assert "9 examples, " not in again, "nothing is measured again"
