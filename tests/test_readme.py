@@ -1,20 +1,46 @@
 """The README keeps its word: its program runs as printed, and its commands, and those of docs/, know their options."""
 
+import importlib
 import inspect
 import re
 import runpy
+import shlex
 import sys
+from collections.abc import Callable, Iterator
+from functools import wraps
 from pathlib import Path
+from string import Template
 
 import pytest
+import typer
 
 from moe_lens import lens, load_examples
+from moe_lens.commands.groups import grouped
 from moe_lens.lens.interventions import Placed
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-DOCS = "\n".join(file.read_text(encoding="utf-8") for file in sorted((ROOT / "docs").glob("*.md")))
-COMMANDS = sorted(set(re.findall(r"python (-m moe_lens[\w.]*|analyses/[\w/]+\.py)([^`;|\n]*)", README + DOCS)))
+PAGES = [README, *(file.read_text(encoding="utf-8") for file in sorted((ROOT / "docs").glob("*.md")))]
+OUTSIDE = {"M": "--model allenai/OLMoE-1B-7B-0924-Instruct", "OUT": "runs/olmoe"}
+"""Of the shell's variables in docs/paper.md those that a table there gives."""
+
+
+def commands(page: str) -> Iterator[tuple[str, ...]]:
+    """The commands with arguments that a page prints, in blocks and in its text, as the shell hands them over."""
+    page = re.sub(r"\\\n\s*", "", page)
+    blocks = re.findall(r"^ *```(\w*)\n(.*?)^ *```", page, re.DOTALL | re.MULTILINE)
+    lines = [line for language, block in blocks if language in ("", "bash") for line in block.splitlines()]
+    variables = OUTSIDE | dict(re.findall(r'^(\w+)="?([^"\n]+)"?$', "\n".join(lines), re.MULTILINE))
+    spans = re.findall(r"`([^`]+)`", re.sub(r"```.*?```", "", page, flags=re.DOTALL))
+    for line in [*lines, *(" ".join(span.split()) for span in spans)]:
+        while "$" in line and (whole := Template(line).safe_substitute(variables)) != line:
+            line = whole
+        found = re.match(r"(?:\w+=\S+ +)*python (-m moe_lens[\w.]*|analyses/[\w/]+\.py) (.+)", line)
+        if found:
+            yield found[1], *shlex.split(found[2], comments=True)
+
+
+COMMANDS = sorted({command for page in PAGES for command in commands(page) if len(command) > 1})
 
 
 @pytest.fixture
@@ -83,18 +109,45 @@ def test_the_page_of_interventions_names_every_kind_and_only_those():
     assert named == kinds
 
 
-@pytest.mark.parametrize(("program", "arguments"), COMMANDS)
-def test_every_command_has_the_options_it_is_shown_with(program, arguments, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", [program, "--help"])
-    monkeypatch.setenv("COLUMNS", "200")
+def main_of(program: str, monkeypatch) -> Callable[..., None]:
+    """The function of a command, by how it is called."""
     monkeypatch.syspath_prepend(ROOT / "analyses")
-    with pytest.raises(SystemExit):
-        if program.startswith("-m "):
-            runpy.run_module(program.removeprefix("-m "), run_name="__main__")
-        else:
-            monkeypatch.syspath_prepend((ROOT / program).parent)  # as Python itself does for a script
-            runpy.run_path(str(ROOT / program), run_name="__main__")
-    assert set(re.findall(r"--[a-z][\w-]+", arguments)) <= set(re.findall(r"--[a-z][\w-]+", capsys.readouterr().out))
+    if program.startswith("-m "):
+        module = importlib.import_module(program.removeprefix("-m "))
+        return getattr(module, "main", None) or importlib.import_module(f"{module.__name__}.__main__").main
+    monkeypatch.syspath_prepend((ROOT / program).parent)  # as Python itself does for a script
+    return runpy.run_path(str(ROOT / program))["main"]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_every_command_is_understood_as_printed(command, monkeypatch):
+    """Its options are there and take these values, none that must be given lacks; only then would it open anything."""
+    program, *arguments = command
+
+    @wraps(main := main_of(program, monkeypatch))
+    def nothing(**values: object) -> None:
+        assert set(values) == set(inspect.signature(main).parameters)
+
+    app = typer.Typer(add_completion=False)
+    app.command()(grouped(nothing))
+    app(arguments, standalone_mode=False)
+
+
+def test_commands_are_read_whole():
+    """Continued lines, comments, variables and what is quoted, in blocks and in the text."""
+    page = """Say `python -m moe_lens.tune --data a` or:
+
+```bash
+P="--preset paper"
+A=1 python -m moe_lens.find $P --data 'contrast(a;b):4' \\
+    --out RUN  # so
+python other.py
+```
+"""
+    assert list(commands(page)) == [
+        ("-m moe_lens.find", "--preset", "paper", "--data", "contrast(a;b):4", "--out", "RUN"),
+        ("-m moe_lens.tune", "--data", "a"),
+    ]
 
 
 def test_every_picture_and_file_it_points_to_is_there():
