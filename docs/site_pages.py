@@ -1,4 +1,4 @@
-"""Hook of mkdocs: the pages of the site that live elsewhere: README and its like, the notebooks, and every public name."""
+"""Hook of mkdocs: the pages of the site that live elsewhere: README and its like, notebooks, and every public name."""
 
 import ast
 import json
@@ -72,7 +72,7 @@ def of_notebook(path: Path) -> tuple[str, dict[str, bytes]]:
 
 
 def reference() -> dict[str, str]:
-    """A page for each room that hands on names: its sentence, and every name where it is first met, the package last."""
+    """A page for each room with names: its sentence, and every name where it is first met, the package last."""
     pages: dict[str, str] = {}
     placed: dict[str, str] = {}
     for folder, room in [*list(ROOMS.items())[1:], *list(ROOMS.items())[:1]]:

@@ -1,4 +1,4 @@
-"""The notebooks run from top to bottom on the shipped model, and are kept with what their code gives, to be read on the web."""
+"""The notebooks run on the shipped model, and are kept with what their code gives, to be read on the web."""
 
 import importlib
 import re

@@ -5,12 +5,14 @@ import inspect
 import re
 import runpy
 import shlex
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from functools import wraps
 from pathlib import Path
 from string import Template
 
+import pandas as pd
 import pytest
 import typer
 
@@ -148,6 +150,28 @@ python other.py
         ("-m moe_lens.find", "--preset", "paper", "--data", "contrast(a;b):4", "--out", "RUN"),
         ("-m moe_lens.tune", "--data", "a"),
     ]
+
+
+@pytest.mark.slow
+def test_the_first_hour_runs_as_printed(tmp_path):
+    """Its programs and commands, one after the other in one folder; the finding and the change that it promises come."""
+    page = (ROOT / "docs" / "first_hour.md").read_text(encoding="utf-8")
+    for language, block in re.findall(r"^```(\w*)\n(.*?)^```", page, re.DOTALL | re.MULTILINE):
+        runs = [["-c", block]] if language else [shlex.split(line)[1:] for line in block.splitlines()]
+        for arguments in runs:
+            done = subprocess.run(
+                [sys.executable, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False
+            )
+            assert done.returncode == 0, (arguments, done.stdout, done.stderr)
+    table = pd.read_parquet(tmp_path / "RUN" / "masked" / "masking.parquet")
+    chosen = table[table["family"] != "random"].query("task == 'novel' and size > 0").iloc[0]
+    assert chosen["below_random_low"] > 0
+    em = [
+        pd.read_parquet(tmp_path / "RUN" / name / "summary.parquet").set_index("metric").at["em", "mean"]
+        for name in ("answers", "tuned")
+    ]
+    assert em[0] == 0 < 0.2 < em[1]
+    assert "<html" in (tmp_path / "RUN" / "report.html").read_text(encoding="utf-8")
 
 
 def test_every_picture_and_file_it_points_to_is_there():

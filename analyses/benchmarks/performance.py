@@ -4,8 +4,8 @@
         --nnterp VENV/bin/python --transformer-lens VENV/bin/python
 
 Each part takes some minutes of one core, in turns with what it is compared with, and is kept: the same command goes on
-where it stopped, `--parts` does some. The other tools run in environments of their own, whose Python is given; without it
-they are left out. Times are of CPU work, so that other processes do not blur them. Linux only, for memory.
+where it stopped, `--parts` does some. The other tools run in environments of their own, whose Python is given; without
+it they are left out. Times are of CPU work, so that other processes do not blur them. Linux only, for memory.
 """
 
 import json

@@ -18,16 +18,16 @@ PAGE = """\
 {versions}
 
 Each way takes turns with the plain one. Times are of CPU work over the plain way's in the same turn: the median over
-{turns} turns, in brackets the quartiles; two equal runs differ by up to 0.1. `added MiB` is by how much a way raises the peak of
-a process that does nothing else, once it has done the same on one text before. What a GPU makes of it:
+turns, in brackets the quartiles; two equal runs differ by up to 0.1. `added MiB` is by how much a way raises the peak
+of a process that does nothing else, once it has done the same on one text before. What a GPU makes of it:
 [cost.md](cost.md#on-a-gpu). More ways of this package, one by one: [cost.md](cost.md).
 
 ## Capturing
 
-A random OLMoE of 218 million parameters in 8 layers of 64 experts, float32, 4 texts of 128 tokens; plain is transformers'
-forward pass. All ways that say they capture one thing were seen to capture the same numbers. transformers attends by
-eager attention where it gives maps, TransformerLens always. Where a way is not in the table, the tool has none: single
-experts' outputs are captured by moe_lens alone, since the experts of a layer run as one kernel, whose sum is all
+A random OLMoE of 218 million parameters in 8 layers of 64 experts, float32, 4 texts of 128 tokens; plain is
+transformers' forward pass. All ways of capturing one thing were seen to capture the same numbers. transformers attends
+by eager attention where it gives maps, TransformerLens always. Where a way is not in the table, the tool has none:
+single experts' outputs are captured by moe_lens alone, since the experts of a layer run as one kernel, whose sum is all
 that a hook sees. `routing` is router logits; moe_lens gives selected experts and gating weights with it, hooks and
 TransformerLens can.
 
@@ -37,8 +37,8 @@ TransformerLens can.
 
 ## Generating under interventions
 
-16 tokens after each of 8 prompts of 48, the same model; plain is `model.generate`. An intervention acts in all layers, on two
-experts of each.
+16 tokens after each of 8 prompts of 48, the same model; plain is `model.generate`. An intervention acts in all layers,
+on two experts of each.
 
 {generation}
 
@@ -58,9 +58,9 @@ The organism's 64 experts, each zeroed on 32 examples; plain is one forward pass
 ## Training steps
 
 A random OLMoE of 166 million parameters, batches of 4 × 256 tokens; plain is full fine-tuning as transformers runs it
-(`stock`), and here times are on the clock. `ceft` trains eight experts of each layer as slices of their own. PEFT's LoRA
-(rank 8) cannot name some experts of a fused tensor, so it adapts all; `ceft-lora` adapts eight. `peak GB` is of a process of its
-own, weights included. More of it, by number of experts and by size: [cost.md](cost.md).
+(`stock`), and here times are on the clock. `ceft` trains eight experts of each layer as slices of their own. PEFT's
+LoRA (rank 8) cannot name some experts of a fused tensor, so it adapts all; `ceft-lora` adapts eight. `peak GB` is of a
+process of its own, weights included. More of it, by number of experts and by size: [cost.md](cost.md).
 
 {training}
 """
@@ -80,7 +80,7 @@ def text(tables: Mapping[str, Path]) -> str:
     told["training"] = trained(found["training"]) if "training" in found else LACKING
     named = {name: value for name, value in facts.items() if name not in ("size", "turns", "threads")}
     told["versions"] = "\n".join(f"- {name} {told_of(value)}" for name, value in named.items())
-    return PAGE.format(**told, turns=facts.get("turns", ""), cpu=platform.machine())
+    return PAGE.format(**told, cpu=platform.machine())
 
 
 def told_of(versions: str) -> str:
