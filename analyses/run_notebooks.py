@@ -55,8 +55,22 @@ def executed(path: Path, folder: Path) -> NotebookNode:
     before = dict(notebook.metadata)
     client = NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(folder)}})
     client.execute(env=os.environ | WITHOUT_BARS)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = joined(cell.outputs)
     notebook.metadata = NotebookNode(before | {"moe_lens": {"outputs_of": digest(notebook)}})
     return notebook
+
+
+def joined(outputs: list[NotebookNode]) -> list[NotebookNode]:
+    """Outputs in which what is printed at one time and another is one text: where it is parted depends on the clock."""
+    found: list[NotebookNode] = []
+    for output in outputs:
+        if found and output.output_type == found[-1].output_type == "stream" and output.name == found[-1].name:
+            found[-1].text += output.text
+        else:
+            found.append(output)
+    return found
 
 
 def digest(notebook: NotebookNode) -> str:

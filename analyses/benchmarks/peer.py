@@ -96,18 +96,24 @@ def of_nnterp(folder: Path, inputs: Inputs) -> dict[str, Way]:
             models[maps] = StandardizedTransformer(str(folder), enable_attention_probs=maps, dispatch=True)
         return models[maps]
 
+    @torch.no_grad()
     def routing(rows: int) -> list[Tensor]:
-        with torch.no_grad(), (own := model()).trace(dict(first(inputs, rows)), **asked):
+        own = model()
+        with own.trace(dict(first(inputs, rows)), **asked):
             found = [own.mlps[layer].gate.output[0].save() for layer in range(own.num_layers)]
         return found  # noqa: RET504 (a trace returns nothing)
 
+    @torch.no_grad()
     def residual(rows: int) -> list[Tensor]:
-        with torch.no_grad(), (own := model()).trace(dict(first(inputs, rows)), **asked):
+        own = model()
+        with own.trace(dict(first(inputs, rows)), **asked):
             found = [own.layers_output[layer].save() for layer in range(own.num_layers - 1)]
         return found  # noqa: RET504
 
+    @torch.no_grad()
     def maps(rows: int) -> list[Tensor]:
-        with torch.no_grad(), (own := model(maps=True)).trace(dict(first(inputs, rows)), **asked):
+        own = model(maps=True)
+        with own.trace(dict(first(inputs, rows)), **asked):
             found = [own.attention_probabilities[layer].save() for layer in range(own.num_layers)]
         return found  # noqa: RET504
 
