@@ -86,6 +86,7 @@ def of_moe_lens(folder: Path, inputs: Inputs) -> dict[str, Way]:
 
 def of_nnterp(folder: Path, inputs: Inputs) -> dict[str, Way]:
     """Its accessors in one trace; attention maps need a model that was opened for them."""
+    import nnsight
     from nnterp import StandardizedTransformer
 
     asked = {"use_cache": False, "logits_to_keep": 1}
@@ -100,21 +101,21 @@ def of_nnterp(folder: Path, inputs: Inputs) -> dict[str, Way]:
     def routing(rows: int) -> list[Tensor]:
         own = model()
         with own.trace(dict(first(inputs, rows)), **asked):
-            found = [own.mlps[layer].gate.output[0].save() for layer in range(own.num_layers)]
+            found = nnsight.save([own.mlps[layer].gate.output[0] for layer in range(own.num_layers)])
         return found  # noqa: RET504 (a trace returns nothing)
 
     @torch.no_grad()
     def residual(rows: int) -> list[Tensor]:
         own = model()
         with own.trace(dict(first(inputs, rows)), **asked):
-            found = [own.layers_output[layer].save() for layer in range(own.num_layers - 1)]
+            found = nnsight.save([own.layers_output[layer] for layer in range(own.num_layers - 1)])
         return found  # noqa: RET504
 
     @torch.no_grad()
     def maps(rows: int) -> list[Tensor]:
         own = model(maps=True)
         with own.trace(dict(first(inputs, rows)), **asked):
-            found = [own.attention_probabilities[layer].save() for layer in range(own.num_layers)]
+            found = nnsight.save([own.attention_probabilities[layer] for layer in range(own.num_layers)])
         return found  # noqa: RET504
 
     return {"routing": routing, "residual": residual, "attention maps": maps}

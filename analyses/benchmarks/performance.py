@@ -36,13 +36,14 @@ from moe_lens.storage import try_folder, write_bytes
 
 ROWS, TOKENS = 4, 128
 PLAIN = "plain"
+NAMES = ("captures", "memory", "generation", "sweep", "answers", "training")
 Ask = Callable[[str, int], Row]
 
 
 def main(
     out: Annotated[Path, Option(help="Folder for a table of each part, and for the model that the tools open.")],
     page: Annotated[Path | None, Option(help="Where to write the page; default nowhere, it is printed.")] = None,
-    parts: Annotated[str, Option(help="Those to do, with commas: " + ", ".join(("captures", "memory")) + ", …")] = "",
+    parts: Annotated[str, Option(help="Those to do, with commas.")] = ",".join(NAMES),
     nnterp: Annotated[str, Option(help="The Python of an environment with nnterp.")] = "",
     transformer_lens: Annotated[str, Option(help="The Python of one with TransformerLens.")] = "",
     turns: Annotated[int, Option(min=1, help="Turns that each way takes, after one that is not timed.")] = 5,
@@ -53,12 +54,12 @@ def main(
     pythons = {"transformers": sys.executable, "moe_lens": sys.executable}
     pythons |= {"nnterp": nnterp} if nnterp else {}
     pythons |= {"transformer_lens": transformer_lens} if transformer_lens else {}
-    for part in known(parts, list(PARTS), "--parts") if parts else PARTS:
+    for part in known(parts, NAMES, "--parts"):
         if not (table := out / f"{part}.parquet").exists():
             rows = PARTS[part](out, pythons, turns, size)
             facts = {"size": size, "turns": turns, "threads": torch.get_num_threads()} | versions(pythons)
             write_table(pd.DataFrame(rows), table, provenance(model=size, seed=0, facts=facts))
-    text = performance_page.text({part: out / f"{part}.parquet" for part in PARTS})
+    text = performance_page.text({part: out / f"{part}.parquet" for part in NAMES})
     if page is None:
         console.say(text)
     else:
@@ -180,7 +181,8 @@ def generation(out: Path, pythons: dict[str, str], turns: int, size: str) -> lis
 
 def sweep(out: Path, pythons: dict[str, str], turns: int, size: str) -> list[Row]:
     """Every expert of the organism zeroed, beside as many plain passes."""
-    return list(in_turns(opened.sweep(MoELens.from_pretrained("organism"), load_examples("swap", limit=32)), 2, "cpu"))
+    examples = load_examples("swap", limit=32 if size == "mid" else 2)
+    return list(in_turns(opened.sweep(MoELens.from_pretrained("organism"), examples), min(turns, 2), "cpu"))
 
 
 def answers(out: Path, pythons: dict[str, str], turns: int, size: str) -> list[Row]:
@@ -197,20 +199,13 @@ def training(out: Path, pythons: dict[str, str], turns: int, size: str) -> list[
     rows: list[Row] = []
     for name in training_cost.METHODS:
         case = training_cost.Case(name)
-        held = training_cost._memory(case, setting)
-        for row in training_cost._turns(case, ["stock"], setting, turns):
+        held = training_cost.memory_of(case, setting)
+        for row in training_cost.turns_of(case, ["stock"], setting, turns):
             rows.append({"way": name, "plain": "stock", **held, **row})
     return rows
 
 
-PARTS = {
-    "captures": captures,
-    "memory": memory,
-    "generation": generation,
-    "sweep": sweep,
-    "answers": answers,
-    "training": training,
-}
+PARTS = dict(zip(NAMES, (captures, memory, generation, sweep, answers, training), strict=True))
 
 if __name__ == "__main__":
     console.run(main)
