@@ -16,7 +16,7 @@ help:
 	@echo "make figures    make the paper's figures on the shipped model, resuming; the gallery is runs/paper/report.html"
 	@echo "                the atlas of its experts runs/atlas/index.html"
 	@echo "make english    split a small real language model into experts, resuming; then --model english works everywhere"
-	@echo "make docs       build the site of all pages, notebooks and docstrings; open runs/site/index.html"
+	@echo "make docs       build the site of all pages, notebooks and docstrings; python -m http.server -d runs/site shows it"
 	@echo "make notebooks  run the notebooks, and keep them with what they show (takes Chromium or Chrome)"
 	@echo "make test       run the tests (slow ones left out), in WORKERS processes of one thread each (now: $(WORKERS))"
 	@echo "make test-slow  run the slow tests"

@@ -14,7 +14,7 @@ from string import Template
 import pandas as pd
 import pytest
 
-from moe_lens import lens, load_examples
+from moe_lens import Example, ExpertSet, lens, load_examples
 from moe_lens.commands import console
 from moe_lens.commands.groups import grouped
 from moe_lens.lens.interventions import Placed
@@ -92,6 +92,17 @@ def test_the_worked_example_of_reasoning_gives_rows_whose_answer_comes_after_its
         between, _, answer = example.answers[0].partition(" #### ")
         assert example.context.count(between) >= 2, "the fact in between joins two"
         assert answer in example.context
+
+
+def test_a_statistic_and_a_score_of_ones_own_run_as_printed(printed_by, tmp_path):
+    page = (ROOT / "docs" / "your_own_parts.md").read_text(encoding="utf-8")
+    [printed] = printed_by(0, page)
+    experts = ExpertSet.from_json((tmp_path / "certain.json").read_text(encoding="utf-8"))
+    assert str(experts) == printed
+    assert [len(experts[layer]) for layer in range(4)] == [2, 2, 2, 2]
+    scope: dict[str, Callable[..., float]] = {}
+    exec(re.search(r"```python\n(# my_scores.*?)```", page, re.DOTALL)[1], scope)
+    assert scope["words"]("in Paris", Example("0", "", "Where?", ("Paris France",))) == 0.5
 
 
 def test_the_patching_map_runs_as_printed_and_ends_at_the_source(printed_by, tmp_path):

@@ -63,6 +63,13 @@ def test_no_link_of_the_site_leads_nowhere(site):
 
 
 @pytest.mark.slow
+def test_the_site_loads_nothing_from_elsewhere(site):
+    for page in site.rglob("*.html"):
+        tags = re.findall(r"<(?:script|img|iframe|link)\b[^>]*>", page.read_text(encoding="utf-8"))
+        assert [tag for tag in tags if re.search("(src|href)=.?(https?:)?//", tag)] == [], page
+
+
+@pytest.mark.slow
 def test_every_page_every_notebook_and_every_public_name_is_there(site):
     kept = [*(ROOT / "docs").glob("*.md"), *(ROOT / "notebooks").glob("*.ipynb")]
     built = {path.stem for path in site.rglob("*.html")}

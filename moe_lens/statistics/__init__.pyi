@@ -1,3 +1,4 @@
+from .accumulators import LayerSums as LayerSums
 from .activation_rates import ActivationRates as ActivationRates
 from .answer_probability import AnswerProbability as AnswerProbability
 from .attention_mass import AttentionMass as AttentionMass
