@@ -18,10 +18,18 @@ ROOMS = {
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """The rooms come into the navigation."""
-    [rooms] = [part for parts in config.nav for part in parts.get("Reference", ()) if "Rooms" in part]
+    """The rooms come into the navigation, and the pages of docs/ that it does not name."""
+    [reference] = [part["Reference"] for part in config.nav if "Reference" in part]
+    [rooms] = [part for part in reference if "Rooms" in part]
     rooms["Rooms"] = [{room: f"reference/{room}.md"} for room in list(ROOMS.values())[1:]]
+    named = {page for part in config.nav for of in part.values() for page in _pages(of)}
+    reference += sorted({path.name for path in (ROOT / "docs").glob("*.md")} - named)
     return config
+
+
+def _pages(part: str | list[dict[str, str]]) -> set[str]:
+    """The pages of a part of the navigation."""
+    return {part} if isinstance(part, str) else {page for of in part for page in of.values() if isinstance(page, str)}
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
