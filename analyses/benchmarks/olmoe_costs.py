@@ -22,7 +22,7 @@ from moe_lens.paper.markdown import markdown
 SHARE = paper_budget.ASSUMED["share of the card's peak"]
 TOKENS = paper_budget.ASSUMED["tokens of an example"]
 BATCH, NEW_TOKENS = 32, 16
-OPERATIONS = MappingProxyType({card: peak * SHARE for card, peak in paper_budget.CARDS.items()} | {"a CPU core": 30e9})
+OPERATIONS = MappingProxyType({card: peak * SHARE for card, peak in paper_budget.CARDS.items()} | {"a CPU core": 50e9})
 """Per second: of the cards as in docs/paper.md; of a core what docs/performance.md measures of its own plain passes."""
 BANDWIDTH = MappingProxyType({"A100": 2.0e12 / 2, "H100": 3.35e12 / 2, "a CPU core": 10e9})
 """Bytes per second that are read, half of what the cards' makers say."""

@@ -65,21 +65,23 @@ process of its own, weights included. More of it, by number of experts and by si
 {training}
 """
 WHAT = ("plain", "routing", "residual", "attention maps", "attention of the last token", "expert outputs")
+TOOLS = ("transformers", "moe_lens", "nnterp", "transformer_lens")
 LACKING = "*Not measured yet.*"
 
 
 def text(tables: Mapping[str, Path]) -> str:
     """The page of those tables that are there."""
-    found = {part: read_table(path) for part, path in tables.items() if path.exists()}
-    facts = next((read_provenance(path)["facts"] for path in tables.values() if path.exists()), {})
+    there = {part: path for part, path in tables.items() if path.exists()}
+    found = {part: read_table(path) for part, path in there.items()}
     told = {
         part: beside_plain(found[part]) if part in found else LACKING for part in ("generation", "sweep", "answers")
     }
     told["captures"] = captured(found["captures"], found["memory"]) if {"captures", "memory"} <= set(found) else LACKING
     told["cheaper"] = cheaper(found["captures"]) if "captures" in found else ""
     told["training"] = trained(found["training"]) if "training" in found else LACKING
-    named = {name: value for name, value in facts.items() if name not in ("size", "turns", "threads")}
-    told["versions"] = "\n".join(f"- {name} {told_of(value)}" for name, value in named.items())
+    asked = [read_provenance(path) for path in there.values()]
+    tools = {name: facts[name] for name in TOOLS for facts in asked if name in facts}
+    told["versions"] = "\n".join(f"- {name} {told_of(value)}" for name, value in tools.items())
     return PAGE.format(**told, cpu=platform.machine())
 
 
