@@ -36,6 +36,7 @@ from moe_lens.storage import try_folder, write_bytes
 
 ROWS, TOKENS = 4, 128
 PLAIN = "plain"
+TRAINED = ("stock", "ceft", "router", "ceft-lora", "peft-lora")
 NAMES = ("captures", "memory", "generation", "sweep", "answers", "training")
 Ask = Callable[[str, int], Row]
 
@@ -197,7 +198,7 @@ def training(out: Path, pythons: dict[str, str], turns: int, size: str) -> list[
     """Steps beside full fine-tuning as transformers runs it, PEFT's LoRA among them; time and memory."""
     setting = training_cost.Setting("mid" if size == "mid" else "small", "cpu", torch.float32, 1)
     rows: list[Row] = []
-    for name in training_cost.METHODS:
+    for name in TRAINED:
         case = training_cost.Case(name)
         held = training_cost.memory_of(case, setting)
         for row in training_cost.turns_of(case, ["stock"], setting, turns):

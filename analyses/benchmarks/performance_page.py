@@ -18,8 +18,8 @@ PAGE = """\
 {versions}
 
 Each way takes turns with the plain one. Times are of CPU work over the plain way's in the same turn: the median over
-turns, in brackets the quartiles; two equal runs differ by up to 0.1. `added MiB` is by how much a way raises the peak
-of a process that does nothing else, once it has done the same on one text before. What a GPU makes of it:
+turns, in brackets the quartiles; two equal runs differ by up to 0.1, by 0.2 on a busy machine. `added MiB` is by how
+much a way raises the peak of a process that does nothing else, once it has done the same on one text before. What a GPU makes of it:
 [cost.md](cost.md#on-a-gpu). More ways of this package, one by one: [cost.md](cost.md).
 
 ## Capturing
@@ -29,7 +29,7 @@ transformers' forward pass. All ways of capturing one thing were seen to capture
 by eager attention where it gives maps, TransformerLens always. Where a way is not in the table, the tool has none:
 single experts' outputs are captured by moe_lens alone, since the experts of a layer run as one kernel, whose sum is all
 that a hook sees. `routing` is router logits; moe_lens gives selected experts and gating weights with it, hooks and
-TransformerLens can.
+TransformerLens can. `nothing` is a tool's own forward pass.
 
 {captures}
 
@@ -64,7 +64,7 @@ process of its own, weights included. More of it, by number of experts and by si
 
 {training}
 """
-WHAT = ("plain", "routing", "residual", "attention maps", "attention of the last token", "expert outputs")
+WHAT = ("plain", "nothing", "routing", "residual", "attention maps", "attention of the last token", "expert outputs")
 TOOLS = ("transformers", "moe_lens", "nnterp", "transformer_lens")
 LACKING = "*Not measured yet.*"
 

@@ -80,7 +80,7 @@ def test_a_step_costs_its_operations_and_its_answers_what_reading_weights_takes(
 
 @pytest.mark.slow
 def test_all_parts_run_and_make_the_page(benchmarks, monkeypatch, tmp_path):
-    monkeypatch.setattr(benchmarks.performance.training_cost, "METHODS", ("stock", "peft-lora"))
+    monkeypatch.setattr(benchmarks.performance, "TRAINED", ("stock", "peft-lora"))
     page = tmp_path / "performance.md"
     benchmarks.performance.main(out=tmp_path / "run", page=page, turns=1, size="tiny")
     text = page.read_text(encoding="utf-8")
