@@ -66,7 +66,7 @@ process of its own, weights included. More of it, by number of experts and by si
 """
 WHAT = ("plain", "nothing", "routing", "residual", "attention maps", "attention of the last token", "expert outputs")
 TOOLS = ("transformers", "moe_lens", "nnterp", "transformer_lens")
-LACKING = "*Not measured yet.*"
+LACKING = "*Not measured in this run.*"
 
 
 def text(tables: Mapping[str, Path]) -> str:
@@ -76,7 +76,7 @@ def text(tables: Mapping[str, Path]) -> str:
     told = {
         part: beside_plain(found[part]) if part in found else LACKING for part in ("generation", "sweep", "answers")
     }
-    told["captures"] = captured(found["captures"], found["memory"]) if {"captures", "memory"} <= set(found) else LACKING
+    told["captures"] = captured(found["captures"], found.get("memory")) if "captures" in found else LACKING
     told["cheaper"] = cheaper(found["captures"]) if "captures" in found else ""
     told["training"] = trained(found["training"]) if "training" in found else LACKING
     asked = [read_provenance(path) for path in there.values()]
@@ -102,15 +102,14 @@ def beside_plain(rows: pd.DataFrame) -> str:
     return markdown([["way", "time / plain"], *table[["way", "x_plain"]].to_numpy()])
 
 
-def captured(rows: pd.DataFrame, memory: pd.DataFrame) -> str:
-    """A line for each way, those that capture one thing beside each other, with memory."""
+def captured(rows: pd.DataFrame, memory: pd.DataFrame | None) -> str:
+    """A line for each way, those that capture one thing beside each other, with memory where it was measured."""
     table = times(rows).set_index("way")["x_plain"].to_frame()
-    table["added"] = memory.set_index("way")["added"] / 2**20
+    added = None if memory is None else memory.set_index("way")["added"] / 2**20
+    table["added"] = "–" if added is None else added.reindex(table.index).map("{:.0f}".format)
     lines = [["captured", "by", "time / plain", "added MiB"]]
     for what in dict.fromkeys([*WHAT, *(of(way)[0] for way in table.index)]):
-        lines += [
-            [*of(row.Index), row.x_plain, f"{row.added:.0f}"] for row in table.itertuples() if of(row.Index)[0] == what
-        ]
+        lines += [[*of(row.Index), row.x_plain, row.added] for row in table.itertuples() if of(row.Index)[0] == what]
     return markdown(lines)
 
 
