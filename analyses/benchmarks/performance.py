@@ -3,6 +3,9 @@
     python analyses/benchmarks/performance.py --out RUN/performance --page docs/performance.md \\
         --nnterp VENV/bin/python --transformer-lens VENV/bin/python
 
+    pip install torch==2.13.0 transformers==5.23.0 nnterp==1.3.0 "nnsight<0.7"      # into the first of these
+    pip install torch==2.13.0 transformers==5.23.0 transformer-lens==4.3.0          # into the second
+
 Each part takes some minutes of one core, in turns with what it is compared with, and is kept: the same command goes on
 where it stopped, `--parts` does some. The other tools run in environments of their own, whose Python is given; without
 it they are left out. Times are of CPU work, so that other processes do not blur them. Linux only, for memory.

@@ -29,7 +29,7 @@ transformers' forward pass. All ways of capturing one thing were seen to capture
 by eager attention where it gives maps, TransformerLens always. Where a way is not in the table, the tool has none:
 single experts' outputs are captured by moe_lens alone, since the experts of a layer run as one kernel, whose sum is all
 that a hook sees. `routing` is router logits; moe_lens gives selected experts and gating weights with it, hooks and
-TransformerLens can. `nothing` is a tool's own forward pass.
+TransformerLens can. `nothing` is a tool's own forward pass. nnterp runs with nnsight 0.6: it does not import with 0.8.
 
 {captures}
 
