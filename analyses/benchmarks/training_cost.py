@@ -102,8 +102,8 @@ def main(
     made_by = provenance(model=size, seed=0, facts=told | {"peft": peft.__version__})
     rows = []
     for case in tqdm([case for case in CASES if case.method in measured], unit="case"):
-        memory = _memory(case, setting)
-        rows += [asdict(case) | memory | seconds for seconds in _turns(case, compared, setting, turns)]
+        memory = memory_of(case, setting)
+        rows += [asdict(case) | memory | seconds for seconds in turns_of(case, compared, setting, turns)]
         write_table(pd.DataFrame(rows), out / "training_cost.parquet", made_by)
     table = summary(pd.DataFrame(rows))
     write_table(table, out / "summary.parquet", made_by)
@@ -130,14 +130,14 @@ def known(names: str, choice: Sequence[str], option: str) -> list[str]:
     return given
 
 
-def _memory(case: Case, setting: Setting) -> dict[str, int]:
+def memory_of(case: Case, setting: Setting) -> dict[str, int]:
     """What is trained (parameters), the peak of memory, and what of it is not weights (bytes)."""
     with _process(case, setting, "memory") as step:
         found = [step() for _ in range(WARM_UP + 1)][-1]
     return {name: found[name] for name in ("trained", "peak", "beside_weights")}
 
 
-def _turns(case: Case, baselines: Sequence[str], setting: Setting, turns: int) -> list[dict[str, float]]:
+def turns_of(case: Case, baselines: Sequence[str], setting: Setting, turns: int) -> list[dict[str, float]]:
     """Per turn the seconds of the case's step and of each baseline's; every other turn is in reversed order."""
     named = {f"{name} seconds": Case(name) for name in baselines} | {"seconds": case}
     found = []

@@ -1,3 +1,4 @@
+from .accumulators import LayerSums as LayerSums
 from .activation_rates import ActivationRates as ActivationRates
 from .affinity import router_affinity as router_affinity
 from .answer_probability import AnswerProbability as AnswerProbability

@@ -202,14 +202,14 @@ def test_the_cost_benchmark_has_each_case_and_its_baselines_step_in_turns(traini
 
     monkeypatch.setattr(training_cost, "_process", process)
     ceft, setting = training_cost.Case("ceft"), None
-    turns = training_cost._turns(ceft, ["stock"], setting, 2)
+    turns = training_cost.turns_of(ceft, ["stock"], setting, 2)
     assert steps == ["stock", "ceft", "ceft", "stock"] * 2  # of which the first two turns warm up
     assert [{**turn} for turn in turns] == [
         {"turn": 0, "stock seconds": 505, "seconds": 604},
         {"turn": 1, "stock seconds": 805, "seconds": 704},
     ]
     steps.clear()
-    stock = training_cost._turns(training_cost.Case("stock"), ["stock"], setting, 1)
+    stock = training_cost.turns_of(training_cost.Case("stock"), ["stock"], setting, 1)
     assert stock == [{"turn": 0, "stock seconds": 305, "seconds": 305}]
 
 
