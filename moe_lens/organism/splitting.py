@@ -63,7 +63,7 @@ def load_dense(name: str) -> tuple[nn.Module, PreTrainedTokenizerBase]:
 
 
 @dataclass(frozen=True)
-class _Asked:
+class Asking:
     """What turns examples into tokens."""
 
     tokenizer: PreTrainedTokenizerBase
@@ -111,7 +111,7 @@ def split_and_distil(run: Splitting, reading: Reading, out: Path) -> None:
 
 def _texts(run: Splitting, reading: Reading, tokenizer: PreTrainedTokenizerBase) -> list[Example]:
     """The texts to learn from, of all data in turns, and after them those held out."""
-    names, asked = run.data.split(","), _Asked(tokenizer)
+    names, asked = run.data.split(","), Asking(tokenizer)
     wanted = run.texts + run.held_out
     of_each = []
     for name in names:
