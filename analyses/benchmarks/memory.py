@@ -54,9 +54,9 @@ def main(
     table = pd.DataFrame(rows)
     write_table(table, out / "memory.parquet", provenance(model="random", seed=0, facts=options))
     grown = growth(table)
-    shown = table.pivot(index="way", columns="examples", values="mib").loc[list(WAYS)]
-    shown["KiB per example"] = grown
-    console.show(shown.reset_index(), title=f"MiB held after so many examples, {options}")
+    shown = table.pivot(index="examples", columns="way", values="mib")[list(WAYS)].round().astype(int).reset_index()
+    console.show(shown, title=f"MiB held after so many examples, {options}")
+    console.say(f"KiB that one more adds: {', '.join(f'{name} {value:.2f}' for name, value in grown.items())}")
     if (grown > bound).any():
         raise Exit(1)
 

@@ -122,6 +122,8 @@ def recall_interval(effects: pd.DataFrame, n_experts: int) -> tuple[float, float
 
 def _bounds(found: int, sample: int, others: int) -> tuple[int, int]:
     """The fewest and the most of all `others` that may be what `found` of a random sample of them are, 95 %."""
+    if not others:
+        return 0, 0
     counts = np.arange(others + 1)
     few, many = hypergeom.cdf(found, others, counts, sample), hypergeom.sf(found - 1, others, counts, sample)
     possible = counts[(few > 0.025) & (many > 0.025)]

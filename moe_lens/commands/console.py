@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from inspect import cleandoc
 from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 import typer
@@ -154,17 +155,17 @@ def _parts(widths: Mapping[str, int], width: int) -> list[list[str]]:
     return parts
 
 
-def save_figure(figure: "go.Figure", path: Path) -> list[Path]:
-    """Writes a plotly figure as a page that works offline and, where kaleido finds a browser, as a PNG beside it.
+def save_figure(figure: "go.Figure", path: Path, *formats: str) -> list[Path]:
+    """Writes a plotly figure as a page that works offline and, where kaleido finds a browser, as pictures beside it.
 
-    Returns the files written.
+    formats: those of the pictures, a PNG by default. Returns the files written.
     """
     from moe_lens.report.plots import style
     from moe_lens.storage import write_bytes
 
     page = figure.to_html(include_plotlyjs=True, full_html=True, div_id=path.stem, config=style.CONFIG)
     write_bytes(path, page.encode())
-    return [path, *save_pictures(figure, path, "png")]
+    return [path, *save_pictures(figure, path, *(formats or ("png",)))]
 
 
 def save_pictures(figure: "go.Figure", path: Path, *formats: str) -> list[Path]:
@@ -172,6 +173,8 @@ def save_pictures(figure: "go.Figure", path: Path, *formats: str) -> list[Path]:
 
     Returns the files written; those of an earlier figure are gone in any case.
     """
+    from plotly.io import write_images
+
     from moe_lens.storage import write_bytes
 
     pictures = [path.with_suffix(f".{name}") for name in formats]
@@ -179,13 +182,16 @@ def save_pictures(figure: "go.Figure", path: Path, *formats: str) -> list[Path]:
         picture.unlink(missing_ok=True)
     if find_spec("kaleido") is None:
         return []
-    try:
-        for picture, name in zip(pictures, formats, strict=True):
-            write_bytes(picture, figure.to_image(format=name, scale=2 if name == "png" else 1))
-    except RuntimeError as error:
-        if "Chrome" not in str(error):
-            raise
-        return []  # kaleido is there, but no browser
+    with TemporaryDirectory() as folder:
+        drawn = [Path(folder, picture.name) for picture in pictures]
+        try:  # all at once: each call starts a browser
+            write_images([figure] * len(drawn), drawn, scale=[2 if name == "png" else 1 for name in formats])
+        except RuntimeError as error:
+            if "Chrome" not in str(error):
+                raise
+            return []  # kaleido is there, but no browser
+        for picture, one in zip(pictures, drawn, strict=True):
+            write_bytes(picture, one.read_bytes())
     return pictures
 
 

@@ -206,6 +206,6 @@ def save(drawn: go.Figure | View, path: Path) -> list[Path]:
     The pictures of a view are of what it shows first.
     """
     if not isinstance(drawn, View):
-        return [*console.save_figure(drawn, path), *console.save_pictures(drawn, path, "svg")]
+        return console.save_figure(drawn, path, "png", "svg")
     still = [] if drawn.still is None else console.save_pictures(drawn.still, path, "png", "svg")
     return [drawn.save(path), *still]

@@ -61,6 +61,9 @@ def test_screened_experts_are_the_highest_attributed_with_exact_effects(tokenize
     assert "4 of 16 experts" in str(found)
     assert found.recall_low <= found.recall <= found.recall_high
     assert f"[{found.recall_low:.0%}, {found.recall_high:.0%}]" in str(found)
+    whole = screened_effects(lens, EXAMPLES, share=1.0)
+    assert whole.effects["chosen"].sum() == whole.n_experts == 16
+    assert (whole.recall_low, whole.recall, whole.recall_high) == (1, 1, 1)
 
 
 @pytest.mark.parametrize("wrong", [{"mode": "bias:2"}, {"metric": "em"}, {"share": 0.0}, {"sample": 0}], ids=str)

@@ -11,6 +11,7 @@ from moe_lens import SCORES, Example, ExpertSet, MoELensError
 from moe_lens.choosing import Contrast, Ground, Models, Score, choices, load_prompts, parse, score_named, score_tables
 from moe_lens.choosing.router_step import stepped
 from moe_lens.data import load_examples
+from moe_lens.results import read_provenance
 
 EXAMPLES = [
     Example("a", "The capital of Arland is Belmor.", "What is the capital of Arland?", ("Belmor",), "the mat"),
@@ -141,7 +142,9 @@ def test_a_score_with_an_argument_is_one_like_others(tmp_path):
 def test_what_a_score_names_itself_is_part_of_what_is_kept(lens, tmp_path):
     more = {"out": tmp_path, "made_by": {"model": "m"}, "examples": []}
     scored(lens, "contrast(a;b)", load={"a": EXAMPLES, "b": OTHERS}.__getitem__, **more)
-    assert len(list(tmp_path.glob("score-contrast_a_b_-*.parquet"))) == 1
+    [kept] = tmp_path.glob("score-contrast_a_b_-*.parquet")
+    told = str(read_provenance(kept))
+    assert told.index("'first': 'a'") < told.index("'second': 'b'")
     scored(lens, "contrast(a;b)", load={"a": EXAMPLES, "b": OTHERS}.__getitem__, **more)
     with pytest.raises(MoELensError, match="holds the results of another run"):
         scored(lens, "contrast(a;b)", load={"a": EXAMPLES, "b": EXAMPLES[:1]}.__getitem__, **more)

@@ -57,6 +57,9 @@ def test_what_is_spared_counts_as_much_as_what_is_hurt(small):
     found = find_set(small, EXAMPLES[::2], Wanted(2), spare={"mats": OTHERS}, **asked)
     best = sorted(told(ExpertSet.of({0: pair})) for pair in combinations(range(6), 2))
     assert told(found.experts) <= best[2], best
+    learning, tried = 2 * THOROUGH.passes, found.passes - 2 * THOROUGH.passes
+    assert learning < found.passes <= learning + 2 * 2 * THOROUGH.exchanges  # each seed tries sets on both tasks
+    assert tried >= 2 * 2 * 2  # and some exchange
 
 
 def test_the_same_seed_finds_the_same_and_tells_how_its_searches_agree(small):

@@ -207,6 +207,8 @@ def test_metrics_without_a_meaning_here_or_without_a_summary_are_refused_by_name
             selectivity(masked.answers, masked.rows, metric=metric, summary=masked.summary, **tasks)
     with pytest.raises(MoELensError, match="a verdict on f1 needs the summary of it"):
         selectivity(masked.answers, masked.rows, metric="f1", summary=masked.summary, **tasks)
+    with pytest.raises(MoELensError, match="a verdict on logit_difference needs the summary of it"):
+        selectivity(masked.answers, masked.rows, metric="logit_difference", **tasks)
     missing = masked.answers.assign(logit_difference=np.nan)
     with pytest.raises(MoELensError, match="no example of swap has a logit_difference"):
         selectivity(missing, masked.rows, metric="logit_difference", summary=masked.summary, **tasks)
