@@ -160,7 +160,9 @@ def test_the_command_makes_a_model_that_a_lens_opens(tokenizer, command, tmp_pat
         for example in load_examples(name, split="train", limit=14)[12:]
     ]
     assert text_loss(lens.module, held) > 0
+    judged = {file: file.stat().st_mtime_ns for file in (tmp_path / "english" / "judged").iterdir()}
     command(split_command.main, *line)
+    assert {file: file.stat().st_mtime_ns for file in judged} == judged
     monkeypatch.syspath_prepend(Path(__file__).parents[2] / "analyses")
     line = ["--split", tmp_path / "english", "--dense", tmp_path / "dense", "--data", "swap", "--limit", 6]
     line += ["--batch-size", 4, "--max-new-tokens", 3, "--out", tmp_path / "answers"]
