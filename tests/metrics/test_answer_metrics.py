@@ -128,6 +128,14 @@ def sacrebleu_of(said: list[str], golds: list[list[str]]) -> float:
     return float(sacrebleu.corpus_bleu(said, columns).score) / 100
 
 
+def test_two_scores_of_a_metric_differ_by_no_more_than_its_bounds_are_apart():
+    assert METRICS["em"].bounds_of_difference == (-1, 1)
+    for metric in METRICS.values():
+        if metric.bounds is not None:
+            low, high = metric.bounds
+            assert metric.bounds_of_difference == (low - high, high - low)
+
+
 def test_shares_of_groups_average_to_the_mean_of_their_means_with_the_error_of_a_stratified_mean():
     scores, groups = [1, 0, 0, 0, 1, 1, float("nan")], ["a", "a", "a", "a", "b", "b", "b"]
     shares = group_shares(scores, groups)

@@ -147,6 +147,8 @@ def test_risk_difference_of_two_sides():
     assert (itself["risk_difference"] == 0).all()
     assert np.allclose(itself["risk_difference_low"], -itself["risk_difference_high"]), "both are resampled in pairs"
     assert (itself["risk_difference_high"] > 0).all(), "never of no width"
+    others = risk_difference(first, first.assign(id=first["id"] + "'"))
+    assert not np.allclose(others["risk_difference_low"], itself["risk_difference_low"]), "others vary apart"
     with pytest.raises(MoELensError, match="same layers and experts"):
         risk_difference(first, second.query("expert > 0"))
     with pytest.raises(MoELensError, match="id repeats"):

@@ -140,6 +140,7 @@ def test_a_token_that_decides_tells_all_and_noise_tells_nothing():
     decided = torch.stack([words, (words + 1) % 4], -1)
     told = TokenBaseline().update(taken(words, decided)).table()
     assert (told["token"] > 0.95).all()
+    assert (told["known_tokens"] == 1).all(), "every word is in other examples, too"
     before = words.roll(1, dims=1)
     before[:, 0] = 0
     by_pair = TokenBaseline().update(taken(words, torch.stack([before, (before + 1) % 4], -1))).table()
@@ -191,6 +192,8 @@ def test_top_contexts_are_the_places_of_the_highest_weights():
         assert rows["rank"].tolist() == list(range(len(expected)))
         found = list(zip(rows["id"], rows["position"], strict=True))
         assert found == [(name, position) for _, name, position in expected]
+    with pytest.raises(MoELensError):
+        TopContexts(3, before=4, after=2).merge(TopContexts(3, before=4, after=1))
     merged = TopContexts(3, before=4, after=2).merge(TopContexts(3, before=4, after=2).update(RECORDS[1]))
     pd.testing.assert_frame_equal(merged.update(RECORDS[0]).table(), table)
 

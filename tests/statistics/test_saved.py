@@ -49,6 +49,9 @@ def test_parts_that_are_saved_and_joined_are_the_whole(name, lens, records, tmp_
             np.testing.assert_allclose(found[column], whole[column], rtol=1e-12, atol=1e-12)
         else:
             assert found[column].tolist() == whole[column].tolist()
+    for column in [name.removesuffix("_low") for name in whole if name.endswith("_low")]:
+        told = whole[[f"{column}_low", column, f"{column}_high"]].dropna()
+        assert (told.diff(axis=1).iloc[:, 1:] >= -1e-12).all(axis=None), column
 
 
 @pytest.mark.parametrize("name", [name for name, one in MEASURES.items() if one.against is not None])
