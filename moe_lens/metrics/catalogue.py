@@ -12,7 +12,7 @@ import numpy as np
 from moe_lens.errors import MoELensError
 from moe_lens.extras import optional
 from moe_lens.metrics.bounds import UNBOUNDED, Bounds
-from moe_lens.metrics.matching import exact_match, exact_match_unicode, f1, normalize_answer
+from moe_lens.metrics.matching import contains, exact_match, exact_match_unicode, f1, normalize_answer
 from moe_lens.metrics.pooled import corpus_bleu_shares, group_shares
 from moe_lens.metrics.text import bleu, meteor, rouge_l, rouge_l_unicode
 from moe_lens.metrics.wordnet import wordnet
@@ -133,6 +133,10 @@ _ALL = (
         _of_answers(exact_match),
     ),
     Metric("f1", "highest F1 of words shared with a gold answer", "SQuAD", PREDICTION, _of_answers(f1)),
+    Metric(
+        "contains", "a gold answer's words stand in it in their order, whatever is said around them", "this package",
+        PREDICTION, _of_answers(contains),
+    ),
     Metric(
         "memory", "p_o: equals a name of what the model remembers where the context contradicts it",
         "Longpre et al. 2021 (NQ-Swap)", PREDICTION, _memory,

@@ -45,6 +45,15 @@ def exact_match_unicode(prediction: str, answers: Sequence[str]) -> float:
     return max(float(normalize_unicode(prediction) == normalize_unicode(gold)) for gold in checked_answers(answers))
 
 
+def contains(prediction: str, answers: Sequence[str]) -> float:
+    """1.0 if the words of one of the gold answers stand in the prediction in their order, after normalisation.
+
+    A gold answer of which nothing is left is contained where nothing is left of the prediction either.
+    """
+    said = f" {normalize_answer(prediction)} "
+    return max(float(f" {normalize_answer(gold)} " in said) for gold in checked_answers(answers))
+
+
 def f1(prediction: str, answers: Sequence[str]) -> float:
     """The highest F1 of words shared with a gold answer, after normalisation, in [0, 1].
 

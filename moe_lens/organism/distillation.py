@@ -53,7 +53,7 @@ def distil(
     """
     part = ".mlp.gate." if routers_only else ".mlp."
     names = [name for name, _ in student.named_parameters() if part in name]
-    checkpoints = Checkpoints(out, {**run, "routers_only": routers_only}, every=120)
+    checkpoints = Checkpoints(out, {**run, "routers_only": routers_only}, every=300)
     label, objective = "routers" if routers_only else "MoE layers", Distilled(teacher)
     return fit(
         student, names, prompts, schedule, pad_id=pad_id, checkpoints=checkpoints, objective=objective, label=label

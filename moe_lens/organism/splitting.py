@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from moe_lens.commands import console
@@ -21,7 +22,7 @@ from moe_lens.lens.loading import load_model, load_tokenizer
 from moe_lens.lens.taken import pad_id
 from moe_lens.organism.distillation import distil, text_loss
 from moe_lens.organism.moefication import Parts, layer_errors, mlp_inputs, split, usage_entropy
-from moe_lens.results import claim, provenance, write_table
+from moe_lens.results import claim, kept, provenance, write_table
 from moe_lens.storage import DIGESTS_FILE, check_digests, try_folder, write_digests
 from moe_lens.tuning import Schedule
 from moe_lens.tuning.loop import log_table
@@ -63,7 +64,7 @@ def load_dense(name: str) -> tuple[nn.Module, PreTrainedTokenizerBase]:
 
 
 @dataclass(frozen=True)
-class _Asked:
+class Asking:
     """What turns examples into tokens."""
 
     tokenizer: PreTrainedTokenizerBase
@@ -77,41 +78,65 @@ def split_and_distil(run: Splitting, reading: Reading, out: Path) -> None:
     pad = pad_id(dense, tokenizer)
     examples = _texts(run, reading, tokenizer)
     prompts = [encode(example, tokenizer, with_answer=True) for example in examples]
-    kept, held_out = prompts[: run.texts], prompts[run.texts :]
-    facts = {**asdict(run), "weights": weights_digest(dense), "tokens": sum(len(p.input_ids) for p in kept)}
+    learned, held_out = prompts[: run.texts], prompts[run.texts :]
+    facts = {**asdict(run), "weights": weights_digest(dense), "tokens": sum(len(p.input_ids) for p in learned)}
     made_by = provenance(model=run.model, data=examples, facts=facts)
     claim(out, made_by)
-    inputs = mlp_inputs(dense, held_out)
-    stages = [{"stage": "dense", "loss": text_loss(dense, held_out), "seconds": 0.0}]
-    layers: list[pd.DataFrame] = []
-
-    def judge(stage: str, student: nn.Module, seconds: float) -> None:
-        stages.append({"stage": stage, "loss": text_loss(student, held_out), "seconds": seconds})
-        told = {"error": layer_errors(dense, student, inputs), "entropy": usage_entropy(student, held_out)}
-        layers.append(pd.DataFrame(told).rename_axis("layer").reset_index().assign(stage=stage))
-        console.say(f"{stage}: {stages[-1]['loss']:.3f} nats per token (dense {stages[0]['loss']:.3f})")
+    judge = _Judge(dense, held_out, out / "judged", made_by)
+    stages = [judge.table("dense", dense, 0.0)]
 
     started = perf_counter()
-    student = _kept_split(out / "split", dense, kept[: run.fit_texts], run.parts, tokenizer)
-    judge("split", student, perf_counter() - started)
+    student = _kept_split(out / "split", dense, learned[: run.fit_texts], run.parts, tokenizer)
+    stages.append(judge.table("split", student, perf_counter() - started))
     for stage, schedule in (("routers", run.routers), ("layers", run.layers)):
         if schedule is not None:
             own = {"stage": stage, "schedule": repr(schedule), "weights": facts["weights"], "data": made_by["data"]}
             only = stage == "routers"
-            done = distil(student, dense, kept, schedule, pad_id=pad, out=out / stage, run=own, routers_only=only)
+            done = distil(student, dense, learned, schedule, pad_id=pad, out=out / stage, run=own, routers_only=only)
             write_table(log_table(done), out / stage / "log.parquet", made_by)
-            judge(stage, student, done.seconds)
+            stages.append(judge.table(stage, student, done.seconds))
     _save(student, tokenizer, out / "model")
-    table = pd.DataFrame(stages)
+    rows = pd.concat(stages, ignore_index=True)
+    table = rows[["stage", "loss", "seconds"]].drop_duplicates("stage", ignore_index=True)
     write_table(table, out / "split.parquet", made_by)
-    write_table(pd.concat(layers, ignore_index=True), out / "layers.parquet", made_by)
+    layers = rows.loc[rows["stage"] != "dense", ["layer", "error", "entropy", "stage"]]
+    write_table(layers.reset_index(drop=True), out / "layers.parquet", made_by)
     console.show(table, title=f"Nats per token of {len(held_out)} texts that were not learned from")
     console.say(f"written to {out}: model/, split.parquet, layers.parquet")
 
 
+@dataclass(frozen=True)
+class _Judge:
+    """What each stage's model is judged by, on texts held out; kept, so that a run that goes on does not judge anew."""
+
+    dense: nn.Module
+    held_out: Sequence[Encoded]
+    folder: Path
+    made_by: dict[str, Any]
+
+    @cached_property
+    def inputs(self) -> list[Tensor]:
+        return mlp_inputs(self.dense, self.held_out)
+
+    def table(self, stage: str, model: nn.Module, seconds: float) -> pd.DataFrame:
+        """A row per layer: layer, error, entropy, the stage with its loss and seconds; of the dense model one row."""
+
+        def judged() -> pd.DataFrame:
+            if model is self.dense:
+                told = pd.DataFrame({"layer": [-1]})
+            else:
+                errors, entropy = layer_errors(self.dense, model, self.inputs), usage_entropy(model, self.held_out)
+                told = pd.DataFrame({"error": errors, "entropy": entropy}).rename_axis("layer").reset_index()
+            return told.assign(stage=stage, loss=text_loss(model, self.held_out), seconds=seconds)
+
+        found = kept(self.folder / f"{stage}.parquet", self.made_by, judged)
+        console.say(f"{stage}: {found['loss'].iloc[0]:.3f} nats per token")
+        return found
+
+
 def _texts(run: Splitting, reading: Reading, tokenizer: PreTrainedTokenizerBase) -> list[Example]:
     """The texts to learn from, of all data in turns, and after them those held out."""
-    names, asked = run.data.split(","), _Asked(tokenizer)
+    names, asked = run.data.split(","), Asking(tokenizer)
     wanted = run.texts + run.held_out
     of_each = []
     for name in names:

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from moe_lens.data import Example
 from moe_lens.errors import MoELensError
 from moe_lens.metrics import METRICS, exact_match, exact_match_unicode, f1, normalize_answer, normalize_unicode
+from moe_lens.metrics.matching import contains
 
 
 @pytest.mark.parametrize(
@@ -37,6 +38,14 @@ def test_f1_counts_shared_words_with_their_multiplicity():
     assert f1("york new", ("new york",)) == 1.0
     assert f1("rome", ("paris", "rome italy")) == pytest.approx(2 / 3)
     assert f1("rome", ("paris",)) == 0.0
+
+
+def test_a_sentence_contains_an_answer_as_whole_words_in_their_order():
+    said = "The character is played by an actor, Andrew  Garfield."
+    assert contains(said, ("Gwendoline Christie", "Andrew Garfield")) == 1.0
+    assert contains(said, ("Garfield Andrew",)) == contains(said, ("act",)) == contains(said, ("Garfield II",)) == 0.0
+    assert contains("", ("Rome",)) == contains("Rome", ("the",)) == 0.0
+    assert contains("The", ("a",)) == 1.0
 
 
 def test_answers_of_which_nothing_is_left_match_only_each_other():

@@ -1,7 +1,9 @@
 """A dense model in experts: the split answers as the dense one does where it must, and learns from it where it may."""
 
+import importlib
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -35,10 +37,10 @@ def prompts(tokenizer):
 
 @pytest.fixture
 def command(monkeypatch):
-    def run(*line):
+    def run(main, *line):
         monkeypatch.setattr(sys, "argv", ["split", *map(str, line)])
         with pytest.raises(SystemExit) as ended:
-            console.run(split_command.main)
+            console.run(main)
         assert not ended.value.code
 
     return run
@@ -146,7 +148,7 @@ def test_the_command_makes_a_model_that_a_lens_opens(tokenizer, command, tmp_pat
     tokenizer.save_pretrained(tmp_path / "dense")
     line = ["--model", tmp_path / "dense", "--data", "swap,novel", "--texts", 24, "--held-out", 4, "--fit-texts", 8]
     line += ["--experts", 8, "--top-k", 4, "--shared", 4, "--router-epochs", 1, "--out", tmp_path / "english"]
-    command(*line)
+    command(split_command.main, *line)
     table = read_table(tmp_path / "english" / "split.parquet").set_index("stage")
     assert list(table.index) == ["dense", "split", "routers", "layers"]
     monkeypatch.setenv("MOE_LENS_CACHE", str(tmp_path))
@@ -158,7 +160,17 @@ def test_the_command_makes_a_model_that_a_lens_opens(tokenizer, command, tmp_pat
         for example in load_examples(name, split="train", limit=14)[12:]
     ]
     assert text_loss(lens.module, held) > 0
-    command(*line)
+    judged = {file: file.stat().st_mtime_ns for file in (tmp_path / "english" / "judged").iterdir()}
+    command(split_command.main, *line)
+    assert {file: file.stat().st_mtime_ns for file in judged} == judged
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "analyses")
+    line = ["--split", tmp_path / "english", "--dense", tmp_path / "dense", "--data", "swap", "--limit", 6]
+    line += ["--batch-size", 4, "--max-new-tokens", 3, "--out", tmp_path / "answers"]
+    command(importlib.import_module("english").main, *line)
+    answers = read_table(tmp_path / "answers" / "split.parquet")
+    examples = load_examples("swap", limit=6)
+    assert list(answers["id"]) == [example.id for example in examples]
+    assert list(answers["prediction"]) == [text.strip() for text in lens.generate(examples, max_new_tokens=3)]
 
 
 def test_without_the_model_one_message_says_what_to_run(tmp_path, monkeypatch):
