@@ -1,6 +1,7 @@
 """Teaching a split model to answer as the dense one does: the objective, the run, and what it is judged by."""
 
 from collections.abc import Mapping, Sequence
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moe_lens.data import Batch, Encoded
+from moe_lens.errors import MoELensError
 from moe_lens.tuning import Schedule
 from moe_lens.tuning.checkpoint import Checkpoints, Progress
 from moe_lens.tuning.loop import fit
@@ -62,13 +64,18 @@ def distil(
 
 @torch.no_grad()
 def text_loss(model: nn.Module, prompts: Sequence[Encoded]) -> float:
-    """The mean negative log-likelihood (nats) of the texts' tokens, each given those before it."""
+    """The mean negative log-likelihood (nats) of the texts' tokens, each given those before it.
+
+    Raises MoELensError where it is no number, as of a model with damaged weights.
+    """
     total, count = 0.0, 0
     for prompt in prompts:
         ids = torch.tensor([prompt.input_ids])
         logits = model(ids, use_cache=False).logits[0, :-1].float()
         total += F.cross_entropy(logits, ids[0, 1:], reduction="sum").item()
         count += len(prompt.input_ids) - 1
+    if not isfinite(total):
+        raise MoELensError(f"the texts' loss is {total}: this model's weights give no numbers; take one that is whole")
     return total / count
 
 

@@ -79,7 +79,7 @@ def split(dense: nn.Module, prompts: Sequence[Encoded], parts: Parts, *, seed: i
     the dense model does.
     """
     config: Any = dense.config
-    mlps = [layer.mlp for layer in dense.model.layers]  # type: ignore[union-attr]
+    mlps = feed_forward(dense)
     inputs = mlp_inputs(dense, prompts)
     layers = [
         layer_parts(mlp, rows, parts, seed=seed + number)
@@ -107,6 +107,19 @@ def layer_parts(mlp: nn.Module, inputs: Tensor, parts: Parts, *, seed: int) -> L
     routed = rest[groups]
     wrote = torch.stack([F.linear(acted[:, own], mlp.down_proj.weight[:, own]).norm(dim=-1) for own in routed], dim=-1)  # type: ignore[union-attr,index]
     return LayerParts(shared, routed, _router(inputs, wrote))
+
+
+def feed_forward(dense: nn.Module) -> list[nn.Module]:
+    """Each layer's feed-forward layer; MoELensError where a layer has none of Llama's kind."""
+    layers: Any = getattr(getattr(dense, "model", None), "layers", [])
+    mlps = [getattr(layer, "mlp", None) for layer in layers]
+    parts = ("gate_proj", "up_proj", "down_proj", "act_fn")
+    if not mlps or not all(hasattr(mlp, part) for mlp in mlps for part in parts):
+        raise MoELensError(
+            f"{type(dense).__name__} is not built as Llama is: expected layers with {', '.join(parts)} in an mlp each; "
+            "take a dense, Llama-like model"
+        )
+    return mlps
 
 
 def neurons(mlp: nn.Module, inputs: Tensor) -> Tensor:
@@ -141,7 +154,7 @@ def _router(inputs: Tensor, wrote: Tensor) -> Tensor:
 
 def mlp_inputs(dense: nn.Module, prompts: Sequence[Encoded]) -> list[Tensor]:
     """Of each layer what its feed-forward layer is given, [token, d_model] over all prompts."""
-    mlps = [layer.mlp for layer in dense.model.layers]  # type: ignore[union-attr]
+    mlps = feed_forward(dense)
     seen: list[list[Tensor]] = [[] for _ in mlps]
     handles = [
         mlp.register_forward_pre_hook(lambda _, given, rows=rows: rows.append(given[0][0].float()))

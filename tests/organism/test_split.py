@@ -112,6 +112,17 @@ def test_what_is_not_built_as_llama_is_refused(tokenizer, prompts):
         split(dense_model(tokenizer), prompts[:1], Parts(experts=7, top_k=2, shared=3))
     with pytest.raises(MoELensError, match="two or more routed experts"):
         Parts(experts=4, top_k=5)
+    experts = split(dense_model(tokenizer), prompts[:1], PARTS)
+    for other in (experts, torch.nn.Linear(2, 2)):
+        with pytest.raises(MoELensError, match="not built as Llama is: expected layers with gate_proj"):
+            mlp_inputs(other, prompts[:1])
+
+
+def test_a_model_whose_weights_give_no_numbers_has_no_loss(tokenizer, prompts):
+    dense = dense_model(tokenizer)
+    dense.model.layers[1].mlp.up_proj.weight.data[3] = torch.nan
+    with pytest.raises(MoELensError, match="the texts' loss is nan"):
+        text_loss(dense, prompts[:1])
 
 
 def test_distillation_is_the_divergence_from_the_teacher_over_all_tokens(tokenizer, prompts):
