@@ -74,9 +74,10 @@ def main(
     for metric in METRICS:
         ours, theirs = (found[name][metric].to_numpy() for name in ("split", "dense"))
         of_each = {name: bootstrap_interval(own[metric].to_numpy(), bounds=(0, 1)) for name, own in found.items()}
+        if ours.any() and theirs.any():  # a share of nothing is none, and one that is nothing has no spread
+            of_each["share"] = ratio_of_means(ours, theirs)
         told = {name: f"{one.mean:.3f} [{one.low:.3f}, {one.high:.3f}]" for name, one in of_each.items()}
-        share = ratio_of_means(ours, theirs)
-        rows.append({"metric": metric, **told, "share": f"{share.mean:.2f} [{share.low:.2f}, {share.high:.2f}]"})
+        rows.append({"metric": metric, **told})
     console.show(read_table(split / "split.parquet"), title="Nats per token of texts that were not learned from")
     layers = read_table(split / "layers.parquet").pivot(index="layer", columns="stage", values=["error", "entropy"])
     console.show(layers.set_axis([f"{name} {stage}" for name, stage in layers], axis=1).reset_index(), title="By layer")
