@@ -35,7 +35,7 @@ BOUNDS = {
     "RouterLoad": (0, 22),
     "LogitSpread": (0, 14),
     "RouterMargins": (0, 17),
-    "RouterHistograms": (0, 36),
+    "RouterHistograms": (0, 52),
     "CoActivation": (0, 15),
     "ExpertPaths": (1, 38),  # the wait is not of each layer: the model with one layer has no paths to copy
     "TokenBaseline": (0, 3),
