@@ -20,7 +20,8 @@ PAGE = """\
 Each way takes turns with the plain one. Times are of CPU work over the plain way's in the same turn: the median over
 turns, in brackets the quartiles; two equal runs differ by up to 0.1, by 0.2 on a busy machine. `added MiB` is by how
 much a way raises the peak of a process that does nothing else, once it has done the same on one text before. What a GPU
-makes of it: [cost.md](cost.md#on-a-gpu). More ways of this package, one by one: [cost.md](cost.md).
+makes of it: [cost.md](cost.md#on-a-gpu). A dash is what was not measured in this run. More
+ways of this package, one by one: [cost.md](cost.md).
 
 ## Capturing
 
@@ -66,7 +67,7 @@ process of its own, weights included. More of it, by number of experts and by si
 """
 WHAT = ("plain", "nothing", "routing", "residual", "attention maps", "attention of the last token", "expert outputs")
 TOOLS = ("transformers", "moe_lens", "nnterp", "transformer_lens")
-LACKING = "*Not measured in this run.*"
+LACKING = "*Not measured in this run; [cost.md](cost.md) has what other scripts measured.*"
 
 
 def text(tables: Mapping[str, Path]) -> str:
