@@ -62,7 +62,7 @@ class Traces:
     @property
     def examples(self) -> Mapping[str, Sequence[Example]]:
         """The requests for those who hand examples on to `as_lens.measure` and do nothing else with them."""
-        return cast(Any, self.requests)
+        return cast(Mapping[str, Sequence[Example]], self.requests)
 
     @property
     def as_lens(self) -> MoELens:
