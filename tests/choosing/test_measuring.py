@@ -14,7 +14,7 @@ from moe_lens.causal import Attribution
 from moe_lens.choosing import Ground, Models, Procedure, Score, Top, choices, parse, score_named, score_tables
 from moe_lens.choosing.contrast import load_prompts
 from moe_lens.choosing.measuring import is_parted, passes_of, tables_on_parts
-from moe_lens.choosing.procedures import Attributed
+from moe_lens.choosing.procedures import Attributed, SingleEffects
 from moe_lens.lens.delta import with_delta
 from moe_lens.lens.needs import Needs
 from moe_lens.results import read_provenance
@@ -247,3 +247,6 @@ def test_what_measuring_will_take_is_about_what_it_takes(lenses, models):
         said = passes_of(scores, lens, EXAMPLES, load_prompts)
         assert sum(runs) / len(EXAMPLES) == said, names
     hook.remove()
+    one = [SingleEffects()]
+    experts = len(lens.architecture.moe_layers) * lens.architecture.n_experts
+    assert SingleEffects.passes(one, lens, EXAMPLES, load=load_prompts) == 1 + experts

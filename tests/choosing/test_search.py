@@ -9,6 +9,7 @@ from training_cases import EXAMPLES, fresh
 
 from moe_lens import Example, ExpertSet, MoELens, MoELensError, Zero
 from moe_lens.choosing import FoundSet, Recipe, Wanted, find_set
+from moe_lens.choosing.search import _own_answers, _Search
 from moe_lens.data import encode
 
 QUICK = Recipe(passes=3, rows=3, held=3, exchanges=2)
@@ -45,6 +46,15 @@ def test_a_found_pair_is_among_the_best_of_all_pairs(small, keep):
     best = sorted((worth(small, rows, pair, keep=keep) for pair in pairs), reverse=keep)
     got = worth(small, rows, found.experts, keep=keep)
     assert (got >= best[2]) if keep else (got <= best[2]), (got, best)
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_set_is_judged_by_what_its_masks_leave_of_the_models_own_answers(small, keep):
+    answers = _own_answers(small, EXAMPLES, 99, 4, progress=False)
+    search = _Search.of(small, [answers], Wanted(2, keep=keep), Recipe(held=99), seed=0)
+    members = torch.tensor([[0.0, 1, 0, 0, 1, 0]])
+    left = worth(small, [row.prompt for row in search.held[0]], ExpertSet.of({0: (1, 4)}), keep=keep)
+    assert search._tried(members).loss == pytest.approx(-left if keep else left, rel=1e-5)
 
 
 def test_what_is_spared_counts_as_much_as_what_is_hurt(small):
