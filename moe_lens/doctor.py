@@ -60,8 +60,8 @@ def main(
 
         if families or opening.model or checks or prompt or config_only or markdown:
             raise MoELensError("--plan reads a configuration and checks nothing; give it alone, with --work, --dtype")
-        asked = {"dtype": opening.dtype, "trust_remote_code": opening.trust_remote_code, "as_json": as_json}
-        show_plan(plan, parse_work(work), **asked)
+        remote = opening.trust_remote_code
+        show_plan(plan, parse_work(work), dtype=opening.dtype, trust_remote_code=remote, as_json=as_json)
         return
     if families == bool(opening.model):
         raise MoELensError("expected --model, --families or --plan")

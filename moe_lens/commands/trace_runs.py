@@ -41,13 +41,11 @@ class Traces:
     ) -> "Traces":
         """The traces as requests of the model, and of the prompts of `data` where that is given.
 
-        Raises MoELensError for a trace of another model or other prompts, and for two files of one name.
+        Raises MoELensError for a trace of another model or other prompts, and for one file twice.
         """
         if opening.delta is not None:
             raise MoELensError("a trace is of the model that was served; leave --delta out")
-        names = [file.stem for file in files]
-        if len(set(names)) < len(names):
-            raise MoELensError(f"traces are told by their files' names, which repeat: {', '.join(names)}")
+        names = _names(files)
         template, remote = opening.asked(), opening.trust_remote_code
         model = TracedModel.from_pretrained(opening.model, template=template, trust_remote_code=remote)
         facts = {"traces": {name: digest_of(file) for name, file in zip(names, files, strict=True) if file.is_file()}}
@@ -64,12 +62,20 @@ class Traces:
     @property
     def examples(self) -> Mapping[str, Sequence[Example]]:
         """The requests for those who hand examples on to `as_lens.measure` and do nothing else with them."""
-        return cast(Any, self.requests)
+        return cast(Mapping[str, Sequence[Example]], self.requests)
 
     @property
     def as_lens(self) -> MoELens:
         """The model for those who ask a lens for nothing but its parts, its tokenizer and `measure`."""
         return cast(MoELens, self.model)
+
+
+def _names(files: Sequence[Path]) -> list[str]:
+    """What traces are called: their files' names, with their folders' where these repeat."""
+    for names in ([file.stem for file in files], [f"{file.absolute().parent.name}/{file.stem}" for file in files]):
+        if len(set(names)) == len(names):
+            return names
+    raise MoELensError(f"traces are told by the names of files and their folders, which repeat: {', '.join(names)}")
 
 
 def measure_traces(traces: Traces, asked: Asked, model: str, out: Path) -> None:

@@ -99,7 +99,7 @@ def _by_layer(pairs: Sequence[Compared], n_experts: int, seed: int) -> pd.DataFr
         "exact": np.stack([(pair.shared == k).sum(0) for pair in pairs]).astype(np.float64),
     }
     for place, layer in enumerate(pairs[0].layers):
-        row = {"layer": layer, "requests": len(pairs), "tokens": int(tokens.sum())}
+        row: dict[str, float] = {"layer": layer, "requests": len(pairs), "tokens": int(tokens.sum())}
         for name, values in sums.items():
             low, high = ratio_interval(values[:, place], tokens, seed=seed)
             row |= {name: values[:, place].sum() / tokens.sum(), f"{name}_low": float(low), f"{name}_high": float(high)}

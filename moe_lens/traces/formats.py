@@ -161,14 +161,15 @@ def _steps(records: Sequence[Mapping[str, Any]], architecture: MoEArchitecture) 
     own = [one for one in records if one.get("block", "decoder") == "decoder"]
     found = []
     for (rank, step), several in groupby(own, key=lambda one: (one.get("rank"), one.get("step"))):
-        name, by_layer = f"rank{rank}-step{step}", {}
+        name = f"rank{rank}-step{step}"
+        by_layer: dict[int, np.ndarray] = {}
         for one in several:
             rows = np.array(one["top_indices"])
             if rows.shape != (one.get("num_tokens"), one.get("topk")):
                 raise MoELensError(
                     f"{name}, layer {one.get('layer')}: {list(rows.shape)} experts are not those it says"
                 )
-            by_layer[one.get("layer")] = rows
+            by_layer[one["layer"]] = rows
         if tuple(sorted(by_layer)) != architecture.moe_layers or len({len(rows) for rows in by_layer.values()}) > 1:
             raise MoELensError(
                 f"{name} has layers {sorted(by_layer)} with {[len(rows) for rows in by_layer.values()]} tokens; "

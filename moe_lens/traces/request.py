@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,7 +61,7 @@ class Request:
         """The same without what was generated."""
         names, kept = ("experts", "weights", "margins"), slice(None, self.prompt_length)
         held = {name: getattr(self, name) for name in names}
-        cut = {name: None if part is None else part[kept] for name, part in held.items()}
+        cut: dict[str, Any] = {name: None if part is None else part[kept] for name, part in held.items()}
         return replace(self, tokens=self.prompt, **cut)
 
     def _expect_shape(self) -> None:

@@ -103,7 +103,11 @@ class TracedModel:
                 raise MoELensError(self._unlike(request, [one.input_ids for one in prompts]))
             again = times.get(prompt.id, 0)
             times[prompt.id] = again + 1
-            spans = {"context": prompt.context, "question": prompt.question, "answer_spans": prompt.answer_spans}
+            spans: dict[str, Any] = {
+                "context": prompt.context,
+                "question": prompt.question,
+                "answer_spans": prompt.answer_spans,
+            }
             found.append(replace(request, id=f"{prompt.id}#{again}" if again else prompt.id, **spans))
         if lacking := [prompt.id for prompt in prompts if prompt.id not in times]:
             raise MoELensError(

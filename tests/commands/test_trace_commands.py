@@ -76,7 +76,8 @@ def test_an_atlas_of_a_trace_has_its_experts_pages(run, tmp_path, monkeypatch, c
 
 
 def test_two_traces_are_compared_with_near_ties(run, tmp_path, monkeypatch, capsys):
-    line = f"--traces {run / 'a.parquet'} {run / 'b.parquet'} --model organism --out {tmp_path / 'out'}"
+    both = " ".join(str(run / name / "routing.parquet") for name in ("ours", "planted"))
+    line = f"--traces {both} --model organism --out {tmp_path / 'out'}"
     assert command(compare.main, line, monkeypatch) == 0
     table = read_table(tmp_path / "out" / "agreement-of-traces.parquet")
     assert table["layer"].tolist() == [0, 1, 2, 3]
@@ -85,5 +86,6 @@ def test_two_traces_are_compared_with_near_ties(run, tmp_path, monkeypatch, caps
     assert len(ties) == 40
     page = (tmp_path / "out" / "report.html").read_text()
     assert "Near ties" in page
+    assert "ours/routing and planted/routing" in page
     assert command(compare.main, line.replace("--traces ", ""), monkeypatch) == 2
     assert "two traces are compared" in capsys.readouterr().err

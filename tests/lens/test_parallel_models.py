@@ -26,19 +26,21 @@ def said(kind: str, folder: Path, out: Path) -> dict[str, object]:
 
 
 @pytest.fixture(scope="module", params=["organism", "mixtral", "deepseek_v3"])
-def folder(request, tokenizer, tmp_path_factory):
+def model(request, tokenizer, tmp_path_factory):
+    """A model's folder, and what one process says of it."""
+    folder = tmp_path_factory.mktemp(request.param)
     if request.param == "organism":
-        return Path(resolve("organism"))
-    found = tmp_path_factory.mktemp(request.param)
-    build_model(request.param, len(tokenizer)).save_pretrained(found)
-    tokenizer.save_pretrained(found)
-    return found
+        return Path(resolve("organism")), said("one", Path(resolve("organism")), folder / "one.pt")
+    build_model(request.param, len(tokenizer)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder, said("one", folder, folder / "one.pt")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["tensor", "expert"])
-def test_captures_interventions_and_answers_are_those_of_one_process(kind, folder, tmp_path):
-    whole, split = (said(own, folder, tmp_path / f"{own}.pt") for own in ("one", kind))
+def test_captures_interventions_and_answers_are_those_of_one_process(kind, model, tmp_path):
+    folder, whole = model
+    split = said(kind, folder, tmp_path / "split.pt")
     refused = split.pop("refused")
     assert len(refused) == 2
     assert all("cannot share examples" in text for text in refused)

@@ -19,7 +19,7 @@ from moe_lens.statistics.measures import MEASURES
 from moe_lens.statistics.streamed import Streamed
 
 TESTS = Path(__file__).parents[1]
-COUNTED = ("usage", "coactivation", "specialisation", "tokens", "predictions", "saturation", "divergence")
+COUNTED = ("coactivation", "specialisation", "tokens", "predictions", "saturation", "divergence")
 """Whose sums are of whole numbers, or kept example by example."""
 
 
@@ -76,6 +76,8 @@ def test_two_processes_get_the_statistics_scores_and_attributions_of_one(tmp_pat
     for processes in (1, 2):
         (tmp_path / str(processes)).mkdir()
         started(TESTS / "support" / "sharing_processes.py", tmp_path / str(processes), processes=processes)
+    ran = [int((tmp_path / place).read_text()) for place in ("1/batches-0", "2/batches-0", "2/batches-1")]
+    assert ran == [5, 3, 2], "13 examples in batches of 3"
     for name in MEASURES:
         one, two = (read_table(tmp_path / str(n) / f"statistic-{name}.parquet") for n in (1, 2))
         made = [MEASURES[name].make(None, "all").add_state(state) for state in (one, two)]
@@ -90,7 +92,7 @@ def test_two_processes_get_the_statistics_scores_and_attributions_of_one(tmp_pat
     assert len(scores) == 6
     for name in scores:
         one, two, other = (
-            pd.read_parquet(tmp_path / place) for place in (f"1/{name}", f"2/{name}", f"2/{name[:-9]}-1.parquet")
+            pd.read_parquet(tmp_path / place) for place in (f"1/{name}", f"2/{name}", f"2/{name[:-10]}-1.parquet")
         )
         pd.testing.assert_frame_equal(two, one, rtol=1e-12, atol=1e-12)
         if not name.startswith("gates"):
@@ -105,6 +107,6 @@ def test_the_command_shares_and_writes_once(tmp_path):
         assert said.count("written to") == 1
     for name in ("usage", "load", "tokens"):
         one, two = (read_table(tmp_path / str(n) / f"{name}.parquet") for n in (1, 2))
-        pd.testing.assert_frame_equal(two, one, rtol=1e-12, atol=1e-12)
+        pd.testing.assert_frame_equal(two, one, rtol=1e-4, atol=1e-5)  # each has read its weights to another place
     again = started("-m", *line.split(), "--out", tmp_path / "2", processes=2)
     assert "9 examples, " not in again, "nothing is measured again"

@@ -15,7 +15,7 @@ from moe_lens.lens import AddVector, Bias, Force, Reroute, Scale, TopK, Zero
 from moe_lens.lens.delta import weights_digest
 from moe_lens.lens.parallel import sharing
 
-PLANS = {"tensor": {"tp_size": 2}, "expert": {"ep_size": 2, "tp_size": 1}}
+PLANS = {"tensor": {"tp_size": 2}, "expert": {"tp_size": 2, "ep_size": 2}}
 CAPTURES = ("routing", "router_input", "expert_outputs", "moe_output", "residual", "logits")
 EXAMPLES = [
     Example(str(n), f"The cat {n} sat.", "Where is the dog?" * (1 + n % 2), ("mat", "sun")[n % 2 :]) for n in range(4)
