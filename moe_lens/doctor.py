@@ -64,7 +64,7 @@ def main(
         show_plan(plan, parse_work(work), dtype=opening.dtype, trust_remote_code=remote, as_json=as_json)
         return
     if families == bool(opening.model):
-        raise MoELensError("expected --model, --families or --plan")
+        raise MoELensError("expected either --model or --families, or --plan alone")
     if markdown and (not families or checks):
         raise MoELensError("--markdown needs --families, with all checks")
     of_a_model = [f"--{field.name.replace('_', '-')}" for field in fields(opening) if getattr(opening, field.name)]
