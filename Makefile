@@ -56,7 +56,7 @@ english: $(READY)
 		--out "$${MOE_LENS_CACHE:-$$HOME/.cache/moe_lens}/english"
 
 notebooks: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python analyses/run_notebooks.py
+	OMP_NUM_THREADS=1 $(BIN)/python notebooks/run_notebooks.py
 
 docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict

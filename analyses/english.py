@@ -6,43 +6,21 @@
 Both models answer the same questions greedily, in sentences: beside EM and F1 stands whether they contain an answer.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import pandas as pd
-import torch
 from typer import Option
 
 from moe_lens.commands import console
 from moe_lens.commands.options import Data, Reading
-from moe_lens.data import Example, collate, encode
 from moe_lens.lens.delta import weights_digest
 from moe_lens.lens.loading import load_model, load_tokenizer
-from moe_lens.lens.taken import pad_id
-from moe_lens.metrics import bootstrap_interval, metrics_named, ratio_of_means
+from moe_lens.metrics import bootstrap_interval, ratio_of_means
+from moe_lens.organism.sentences_answered import METRICS, plain_answers
 from moe_lens.organism.splitting import Asking, load_dense
-from moe_lens.progress import progress_bar
 from moe_lens.results import kept, provenance, read_table
 from moe_lens.storage import try_folder
-
-METRICS = ("em", "f1", "contains")
-
-
-@torch.no_grad()
-def answers(model: Any, tokenizer: Any, examples: Sequence[Example], tokens: int, batch_size: int) -> pd.DataFrame:
-    """One row per example: id, prediction, and METRICS; `model` is one of transformers', dense or not."""
-    rows, pad = [], pad_id(model, tokenizer)
-    for start in progress_bar(range(0, len(examples), batch_size), desc="answering", unit="batch"):
-        asked = examples[start : start + batch_size]
-        batch = collate([encode(example, tokenizer) for example in asked], pad)
-        given = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "pad_token_id": pad}
-        said = model.generate(**given, do_sample=False, max_new_tokens=tokens)[:, batch.input_ids.shape[1] :]
-        texts = tokenizer.batch_decode(said, skip_special_tokens=True)
-        rows += [{"id": example.id, "prediction": text.strip()} for example, text in zip(asked, texts, strict=True)]
-    told = [[metric.score(row["prediction"], example) for metric in metrics_named(METRICS)]
-            for row, example in zip(rows, examples, strict=True)]  # fmt: skip
-    return pd.concat([pd.DataFrame(rows), pd.DataFrame(told, columns=list(METRICS))], axis=1)
 
 
 def main(
@@ -68,7 +46,9 @@ def main(
         found[name] = kept(
             out / f"{name}.parquet",
             made_by,
-            lambda model=model: answers(model, tokenizer, examples, max_new_tokens, batch_size),
+            lambda model=model: plain_answers(
+                model, tokenizer, examples, max_new_tokens=max_new_tokens, batch_size=batch_size
+            ),
         )
     rows = []
     for metric in METRICS:

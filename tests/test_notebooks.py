@@ -22,7 +22,7 @@ each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 @pytest.fixture
 def run_notebooks(monkeypatch) -> ModuleType:
-    monkeypatch.syspath_prepend(ROOT / "analyses")
+    monkeypatch.syspath_prepend(ROOT / "notebooks")
     return importlib.import_module("run_notebooks")
 
 

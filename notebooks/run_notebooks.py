@@ -1,7 +1,7 @@
 """Runs the notebooks and keeps them with outputs that can be read on the web: text, tables, and pictures of all else.
 
-    python analyses/run_notebooks.py                            # all of them, as `make notebooks`
-    python analyses/run_notebooks.py notebooks/01_tour.ipynb
+    python notebooks/run_notebooks.py                            # all of them, as `make notebooks`
+    python notebooks/run_notebooks.py notebooks/01_tour.ipynb
 
 Each runs in an empty folder. Figures and interactive pages are drawn as they first show themselves (PNG, by Chromium or
 Chrome); progress bars, timings and what else differs between two runs are not kept. A notebook that says anything on
@@ -29,7 +29,7 @@ from moe_lens import MoELensError
 from moe_lens.commands import console
 from moe_lens.progress import NO_BARS
 
-NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+NOTEBOOKS = Path(__file__).parent
 PLOTLY = "application/vnd.plotly.v1+json"
 FRAME = re.compile(r'<iframe srcdoc="(.*?)".*?height: (\d+)px', re.DOTALL)
 WIDTH = 900  # pixels of an interactive page
