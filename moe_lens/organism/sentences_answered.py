@@ -16,7 +16,7 @@ METRICS = ("em", "f1", "contains")
 
 @torch.no_grad()
 def plain_answers(
-    model: Any, tokenizer: Any, examples: Sequence[Example], tokens: int, batch_size: int
+    model: Any, tokenizer: Any, examples: Sequence[Example], *, max_new_tokens: int, batch_size: int
 ) -> pd.DataFrame:
     """One row per example: id, prediction, and METRICS; `model` is one of transformers', dense or not."""
     rows, pad = [], pad_id(model, tokenizer)
