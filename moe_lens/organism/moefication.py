@@ -112,7 +112,7 @@ def layer_parts(mlp: nn.Module, inputs: Tensor, parts: Parts, *, seed: int) -> L
 def feed_forward(dense: nn.Module) -> list[nn.Module]:
     """Each layer's feed-forward layer; MoELensError where a layer has none of Llama's kind."""
     layers: Any = getattr(getattr(dense, "model", None), "layers", [])
-    mlps = [getattr(layer, "mlp", None) for layer in layers]
+    mlps: list[Any] = [getattr(layer, "mlp", None) for layer in layers]
     parts = ("gate_proj", "up_proj", "down_proj", "act_fn")
     if not mlps or not all(hasattr(mlp, part) for mlp in mlps for part in parts):
         raise MoELensError(
