@@ -112,9 +112,9 @@ def layer_parts(mlp: nn.Module, inputs: Tensor, parts: Parts, *, seed: int) -> L
 def feed_forward(dense: nn.Module) -> list[nn.Module]:
     """Each layer's feed-forward layer; MoELensError where a layer has none of Llama's kind."""
     layers: Any = getattr(getattr(dense, "model", None), "layers", [])
-    mlps = [layer.mlp for layer in layers if hasattr(layer, "mlp")]
+    mlps: list[Any] = [getattr(layer, "mlp", None) for layer in layers]
     parts = ("gate_proj", "up_proj", "down_proj", "act_fn")
-    if not mlps or len(mlps) < len(layers) or not all(hasattr(mlp, part) for mlp in mlps for part in parts):
+    if not mlps or not all(hasattr(mlp, part) for mlp in mlps for part in parts):
         raise MoELensError(
             f"{type(dense).__name__} is not built as Llama is: expected layers with {', '.join(parts)} in an mlp each; "
             "take a dense, Llama-like model"

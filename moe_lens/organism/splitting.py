@@ -1,5 +1,6 @@
 """A run of the split command: the dense model, its texts, the split, distillation in stages, and what came of it."""
 
+import struct
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -16,7 +17,7 @@ from moe_lens.commands import console
 from moe_lens.commands.options import Reading
 from moe_lens.data import Encoded, Example, encode
 from moe_lens.data.prompts import FIGURE_10, PromptTemplate
-from moe_lens.errors import MoELensError
+from moe_lens.errors import MODEL_CRASHES, MoELensError
 from moe_lens.lens.delta import weights_digest
 from moe_lens.lens.loading import load_model, load_tokenizer
 from moe_lens.lens.taken import pad_id
@@ -48,7 +49,7 @@ class Splitting:
 def load_dense(name: str) -> tuple[nn.Module, PreTrainedTokenizerBase]:
     """A dense model in float32 and its tokenizer, of a hub id, a folder or a .gguf file.
 
-    Raises MoELensError if there is none, or the package that reads the file is missing.
+    Raises MoELensError if there is none, or the file cannot be read or takes a package that is missing.
     """
     if not name.endswith(".gguf"):
         return load_model(name, dtype=torch.float32, device_map=None), load_tokenizer(name)
@@ -60,6 +61,8 @@ def load_dense(name: str) -> tuple[nn.Module, PreTrainedTokenizerBase]:
         model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
     except ImportError as error:
         raise MoELensError(f"{name} needs the package gguf: pip install gguf ({error})") from error
+    except (OSError, struct.error, *MODEL_CRASHES) as error:
+        raise MoELensError(f"cannot load {name}: {error}; take a copy of the file that is whole") from error
     return model.eval(), tokenizer
 
 

@@ -17,6 +17,7 @@ from moe_lens.lens.loading import load_tokenizer
 from moe_lens.organism import split as split_command
 from moe_lens.organism.distillation import Distilled, distil, text_loss
 from moe_lens.organism.moefication import Parts, even_groups, layer_errors, mlp_inputs, split, usage_entropy
+from moe_lens.organism.splitting import load_dense
 from moe_lens.results import read_table
 from moe_lens.tuning import Schedule
 
@@ -116,6 +117,13 @@ def test_what_is_not_built_as_llama_is_refused(tokenizer, prompts):
     for other in (experts, torch.nn.Linear(2, 2)):
         with pytest.raises(MoELensError, match="not built as Llama is: expected layers with gate_proj"):
             mlp_inputs(other, prompts[:1])
+
+
+def test_a_gguf_file_that_is_none_is_told(tmp_path):
+    for content in (b"", b"GGUF", b"GGUF\x03\x00garbage" * 9):
+        (tmp_path / "bad.gguf").write_bytes(content)
+        with pytest.raises(MoELensError, match=r"cannot load .*bad\.gguf"):
+            load_dense(str(tmp_path / "bad.gguf"))
 
 
 def test_a_model_whose_weights_give_no_numbers_has_no_loss(tokenizer, prompts):

@@ -156,6 +156,16 @@ def test_a_folder_without_numbers_of_experts_is_refused(tmp_path):
         read_run(tmp_path / "nowhere")
 
 
+def test_a_folder_of_several_runs_is_refused_and_a_score_that_a_run_keeps_twice_is_one(tmp_path):
+    scores = pd.DataFrame({"layer": [0, 0], "expert": [0, 1], "score": [0.5, 0.25], "name": "ce"})
+    for folder in ("a", "a/parts", "b"):
+        write_table(scores, tmp_path / folder / "score-ce.parquet", {})
+    assert read_run(tmp_path).scores["score"].tolist() == [0.5, 0.25]
+    write_table(scores.assign(score=[0.5, 0.75]), tmp_path / "b" / "score-ce.parquet", {})
+    with pytest.raises(MoELensError, match="has the score ce of several runs"):
+        read_run(tmp_path)
+
+
 def test_numbers_of_experts_that_the_model_has_not_are_refused(tables, run, tmp_path):
     own = read_run(run)
     others = replace(own, scores=own.scores.assign(layer=own.scores["layer"] + 1))

@@ -65,7 +65,11 @@ def read_run(folder: str | Path) -> RunNumbers:
         )
     columns = [*SCORE, "score_low", "score_high"]
     whole = pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=columns)
+    whole = whole.reindex(columns=columns).drop_duplicates([*SCORE], ignore_index=True)
+    if (twice := whole.duplicated(["name", "layer", "expert"])).any():
+        name = whole.loc[twice, "name"].iloc[0]
+        raise MoELensError(f"{folder} has the score {name} of several runs; give the folder of each by itself")
     return RunNumbers(
-        whole.reindex(columns=columns).drop_duplicates(["name", "layer", "expert"], ignore_index=True),
+        whole,
         pd.concat(curves, ignore_index=True) if curves else pd.DataFrame(columns=DOSE),
     )
