@@ -46,7 +46,7 @@ def main(
         for count in (router_epochs, epochs)
     ]
     split_and_distil(
-        Splitting(model, data, parts, texts, fit_texts, held_out, schedules[0], schedules[1]), reading, out
+        Splitting(model, data, parts, texts, fit_texts, held_out, schedules[0], schedules[1], seed), reading, out
     )
 
 

@@ -34,6 +34,7 @@ class Splitting:
     """What a run is told: the dense model, its data, the parts, how many texts, and the schedules of the two stages.
 
     routers, layers: of the stage in which routers learn alone, and of the one in which MoE layers do; None for none.
+    seed: of the groups of neurons.
     """
 
     model: str
@@ -44,6 +45,7 @@ class Splitting:
     held_out: int
     routers: Schedule | None
     layers: Schedule | None
+    seed: int
 
 
 def load_dense(name: str) -> tuple[nn.Module, PreTrainedTokenizerBase]:
@@ -89,7 +91,7 @@ def split_and_distil(run: Splitting, reading: Reading, out: Path) -> None:
     stages = [judge.table("dense", dense, 0.0)]
 
     started = perf_counter()
-    student = _kept_split(out / "split", dense, learned[: run.fit_texts], run.parts, tokenizer)
+    student = _kept_split(out / "split", dense, learned[: run.fit_texts], run, tokenizer)
     stages.append(judge.table("split", student, perf_counter() - started))
     for stage, schedule in (("routers", run.routers), ("layers", run.layers)):
         if schedule is not None:
@@ -139,7 +141,9 @@ class _Judge:
 
 def _texts(run: Splitting, reading: Reading, tokenizer: PreTrainedTokenizerBase) -> list[Example]:
     """The texts to learn from, of all data in turns, and after them those held out."""
-    names, asked = run.data.split(","), Asking(tokenizer)
+    names, asked = [name.strip() for name in run.data.split(",")], Asking(tokenizer)
+    if len(set(names)) < len(names):
+        raise MoELensError(f"expected each data set once, or texts that are held out were learned; got {run.data}")
     wanted = run.texts + run.held_out
     of_each = []
     for name in names:
@@ -156,11 +160,11 @@ def _texts(run: Splitting, reading: Reading, tokenizer: PreTrainedTokenizerBase)
 
 
 def _kept_split(
-    folder: Path, dense: nn.Module, prompts: Sequence[Encoded], parts: Parts, tokenizer: PreTrainedTokenizerBase
+    folder: Path, dense: nn.Module, prompts: Sequence[Encoded], run: Splitting, tokenizer: PreTrainedTokenizerBase
 ) -> nn.Module:
     """The split model as it was before it learned, made once."""
     if not (folder / DIGESTS_FILE).exists():
-        _save(split(dense, prompts, parts), tokenizer, folder)
+        _save(split(dense, prompts, run.parts, seed=run.seed), tokenizer, folder)
     check_digests(folder, remedy=f"remove {folder.parent} to begin anew")
     return load_model(folder, dtype=torch.float32, device_map=None)
 

@@ -182,6 +182,22 @@ def test_the_command_makes_a_model_that_a_lens_opens(tokenizer, command, tmp_pat
     judged = {file: file.stat().st_mtime_ns for file in (tmp_path / "english" / "judged").iterdir()}
     command(split_command.main, *line)
     assert {file: file.stat().st_mtime_ns for file in judged} == judged
+    for seed in (0, 1):
+        command(
+            split_command.main,
+            *line[:-1],
+            tmp_path / f"seed-{seed}",
+            "--router-epochs",
+            0,
+            "--epochs",
+            0,
+            "--seed",
+            seed,
+        )
+    first, second = (load_dense(str(tmp_path / f"seed-{seed}" / "model"))[0].state_dict() for seed in (0, 1))
+    assert any(not torch.equal(first[name], second[name]) for name in first), "the seed is that of the groups, too"
+    with pytest.raises(SystemExit, match="2"):  # each data set once
+        command(split_command.main, *line[:-1], tmp_path / "twice", "--data", "swap,swap")
     monkeypatch.syspath_prepend(Path(__file__).parents[2] / "analyses")
     line = ["--split", tmp_path / "english", "--dense", tmp_path / "dense", "--data", "swap", "--limit", 6]
     line += ["--batch-size", 4, "--max-new-tokens", 3, "--out", tmp_path / "answers"]

@@ -49,20 +49,20 @@ SECTIONS = {
             numbers={"agreement": "shared experts", "exact": "tokens with all<br>the same"},
             title="What both traces select alike, by layer",
         ),
-        place=35,
+        place=76,
     ),
     "near_ties-of-traces.parquet": Section(
         "Near ties",
         "Tokens of each layer in tenths by their margin, the lowest logit of a selected expert minus the highest of "
         "another, and in how many of them an expert differs between the traces.",
         draw=near_ties_figure,
-        place=36,
+        place=77,
     ),
     "divergence-of-traces.parquet": Section(
         "From which token on traces differ",
         "Of each request, how many generated tokens are alike, and the first token at which an expert differs; -1 for "
         "none.",
         draw=None,
-        place=37,
+        place=78,
     ),
 }
