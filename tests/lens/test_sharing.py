@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from sharing_processes import MEASURED
 
 from moe_lens import MoELensError
 from moe_lens.lens import parallel
@@ -78,7 +79,7 @@ def test_two_processes_get_the_statistics_scores_and_attributions_of_one(tmp_pat
         started(TESTS / "support" / "sharing_processes.py", tmp_path / str(processes), processes=processes)
     ran = [int((tmp_path / place).read_text()) for place in ("1/batches-0", "2/batches-0", "2/batches-1")]
     assert ran == [5, 3, 2], "13 examples in batches of 3"
-    for name in MEASURES:
+    for name in MEASURED:
         one, two = (read_table(tmp_path / str(n) / f"statistic-{name}.parquet") for n in (1, 2))
         made = [MEASURES[name].make(None, "all").add_state(state) for state in (one, two)]
         tables = [own.table() for own in made]

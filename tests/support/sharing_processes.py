@@ -13,6 +13,8 @@ from moe_lens.lens.parallel import connected, sharing
 from moe_lens.statistics import save_statistic
 from moe_lens.statistics.measures import MEASURES
 
+MEASURED = [name for name in MEASURES if name != "shared"]
+"""What a model without shared experts shows."""
 SCORED = ("ce", "ce-mass", "reap", "esft-gate", "attribution(answer)")
 
 
@@ -24,9 +26,11 @@ def main(out: Path) -> None:
         parameter.data = parameter.data.clone()
     lens.batch_size, lens.progress = 3, False
     examples = load_examples("swap", limit=13)
-    made = {name: one.make(lens, "all") for name, one in MEASURES.items()}
+    made = {name: MEASURES[name].make(lens, "all") for name in MEASURED}
     ran: list[int] = []
-    hook = lens.module.get_input_embeddings().register_forward_pre_hook(lambda *call: ran.append(1))
+    hook = lens.module.get_input_embeddings().register_forward_pre_hook(
+        lambda module, inputs: ran.append(1) if inputs[0].shape[1] > 1 else None  # the logit lens reads one by one
+    )
     with sharing():
         lens.measure(examples, *made.values())
         hook.remove()
