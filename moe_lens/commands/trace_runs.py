@@ -15,7 +15,7 @@ from moe_lens.errors import MoELensError
 from moe_lens.lens.lens import MoELens
 from moe_lens.report.page import build_report
 from moe_lens.results import claim, data_digest, provenance, write_table
-from moe_lens.statistics.measures import ROUTING, WEIGHTS
+from moe_lens.statistics.measures import MEASURES, ROUTING, WEIGHTS
 from moe_lens.storage import digest_of
 from moe_lens.traces import Request, TracedModel, trace_agreement
 
@@ -82,8 +82,9 @@ def measure_traces(traces: Traces, asked: Asked, model: str, out: Path) -> None:
     """Writes a table for each measure that needs routing alone, and the page of all."""
     if asked.saved or asked.against is not None:
         raise MoELensError("a trace cannot be put under another model or intervention; give --trace several times")
-    names = [name for name in asked.names() if name not in (WEIGHTS, ROUTING) or not asked.lenient]
-    if unmeasured := [name for name in names if name in (WEIGHTS, ROUTING)]:
+    unmeasured = [name for name in asked.names() if name in (WEIGHTS, ROUTING) or MEASURES[name].reads == "weights"]
+    names = [name for name in asked.names() if name not in unmeasured]
+    if unmeasured and not asked.lenient:
         raise MoELensError(f"{', '.join(unmeasured)} needs the model itself; leave it out with --trace")
     if asked.lenient:
         names = asked.possible(names, traces.as_lens, next(iter(traces.examples.values()))[0])

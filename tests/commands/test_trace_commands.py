@@ -55,6 +55,7 @@ def test_what_a_trace_cannot_tell_is_refused(run, tmp_path, monkeypatch, capsys)
     line = f"--model organism --trace {run / 'a.parquet'} --out {tmp_path / 'out'} --what"
     for what, says in (
         ("weights", "needs the model itself"),
+        ("usage,affinity", "affinity needs the model itself"),
         ("spread", "holds no router logits"),
         ("saturation --against organism", "cannot be put under another model"),
         (f"usage --trace {run / 'a.parquet'}", "which repeat"),
@@ -88,4 +89,4 @@ def test_two_traces_are_compared_with_near_ties(run, tmp_path, monkeypatch, caps
     assert "Near ties" in page
     assert "ours/routing and planted/routing" in page
     assert command(compare.main, line.replace("--traces ", ""), monkeypatch) == 2
-    assert "two traces are compared" in capsys.readouterr().err
+    assert "two models are compared on --data" in capsys.readouterr().err
