@@ -26,6 +26,7 @@ def main(out: Path) -> None:
         parameter.data = parameter.data.clone()
     lens.batch_size, lens.progress = 3, False
     examples = load_examples("swap", limit=13)
+    lens.project_on_vocab(lens.module.get_input_embeddings().weight[:1].detach())  # it checks itself at its first use
     made = {name: MEASURES[name].make(lens, "all") for name in MEASURED}
     ran: list[int] = []
     hook = lens.module.get_input_embeddings().register_forward_pre_hook(
