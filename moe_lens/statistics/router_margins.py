@@ -44,7 +44,7 @@ class RouterMargins(GroupSums):
             logits = logits.double()  # [token, expert]
             last = logits.gather(1, indices).amin(1)
             margin = last - logits.scatter(1, indices, -torch.inf).amax(1)
-            spread = (logits - logits.mean(1, keepdim=True)).square().mean(1).sqrt()  # of no tokens std would warn
+            spread = logits.std(1, correction=0) if len(logits) else logits.sum(1)  # of no tokens std would warn
             in_sd = margin / spread.clamp(min=1e-12)
             values = torch.stack([torch.ones_like(margin), margin, in_sd, (in_sd < CLOSE).double()], 1)
             found[layer] = dict(zip(("tokens", *NUMBERS), by_group(values, groups).unbind(1), strict=True))
