@@ -239,6 +239,8 @@ def _answers(
         table = pd.DataFrame({"intervention": name, "id": [example.id for example in examples], "prediction": texts})
         if template.answer_after:
             table["answered"] = [None if text is None else template.answered(text) for text in texts]
+            if name == UNMASKED:
+                _tell_unmarked(template, texts)
         golds = without_reasoning(examples, template)
         table["same"] = _same(golds)
         for metric in metrics:
@@ -250,6 +252,18 @@ def _answers(
                 table[metric.name] = scores(metric, found[name, metric.reads], examples, template)
         tables.append(table)
     return pd.concat(tables, ignore_index=True)
+
+
+def _tell_unmarked(template: PromptTemplate, texts: Sequence[str | None]) -> None:
+    """Warn of the model's own answers that never come to what `answer_after` matches, and so are scored as none."""
+    said = [text for text in texts if text is not None]
+    unmarked = sum(template.answered(text) is None for text in said)
+    if unmarked:
+        warnings.warn(
+            f"{unmarked} of {len(said)} answers have nothing that --answer-after {template.answer_after!r} matches "
+            "and count as none: raise --max-new-tokens (max_new_tokens), or give another expression",
+            stacklevel=2,
+        )
 
 
 def _same(examples: Sequence[Example]) -> list[bool]:

@@ -33,10 +33,7 @@ def near_ties_figure(table: pd.DataFrame) -> go.Figure:
     figure.update_xaxes(title_text="margin (logits): last selected minus first not selected")
     figure.update_yaxes(title_text="tokens with<br>another expert", rangemode="tozero")
     tokens = int(table.groupby("layer")["tokens"].sum().max()) if "tokens" in table else 0
-    title = "Where the choice was near, it comes out otherwise"
-    nearest, rest = (table.loc[part, "unlike"].mean() for part in (table["bin"] == 0, table["bin"] > 0))
-    if not nearest > rest:
-        title = "How often a token gets another expert, by how near the choice was"
+    title = "How often a token gets another expert, by how near the choice was"
     return style.dress(figure, title=title, subtitle=f"{tokens} tokens, in tenths by margin", plot_height=320)
 
 
