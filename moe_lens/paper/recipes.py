@@ -166,7 +166,7 @@ def keep_trained(
 ) -> None:
     """Train a lens and keep it in `folder`, going on where an interrupted call with the same folder stopped.
 
-    It is a delta checkpoint with the provenance `made_by`, beside log.parquet, rates.parquet (each tried with its
+    It is a delta checkpoint with the provenance `made_by`, beside log.parquet, learning_rates.parquet (each tried with its
     score on dev) and cost.json (`Cost`). router: the folder of tuned routers, where the recipe
     needs them.
     """
@@ -188,7 +188,7 @@ def keep_trained(
     of_router = 0.0 if router is None else read_cost(router).seconds
     seconds = tuned.seconds / len(rates) + (0.0 if math.isnan(of_router) else of_router)
     write_table(tuned.log, folder / "log.parquet", made_by)
-    write_table(tuned.candidates, folder / "rates.parquet", made_by)
+    write_table(tuned.candidates, folder / "learning_rates.parquet", made_by)
     write_sealed_json(folder / COST_FILE, asdict(Cost(tuned.schedule.learning_rate, tuned.trained.count, seconds)))
     save_trained(lens.module, tuned.trained, folder, facts=method.facts() | made_by)
     shutil.rmtree(folder / "training")  # what an interrupted training would have gone on from

@@ -214,7 +214,7 @@ def test_the_rate_is_the_best_on_dev_with_the_first_seed_and_kept_for_the_others
         by_hand[rate] = answer_table(lens, dev, max_new_tokens=8)["em"].mean()
     assert len(set(by_hand.values())) > 1  # else there is nothing to choose
     folder = here.trained("swap", ROUTER)
-    tried = read_table(folder / "rates.parquet")
+    tried = read_table(folder / "learning_rates.parquet")
     assert dict(zip(tried["learning_rate"], tried["dev_em"], strict=True)) == pytest.approx(by_hand)
     best = max(sorted(rates), key=by_hand.__getitem__)
     assert read_cost(folder).learning_rate == best
