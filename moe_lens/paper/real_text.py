@@ -1,0 +1,125 @@
+"""The paper's study of one model on real text: the commands that it is made of, and the questions they are asked."""
+
+import runpy
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter, process_time
+from typing import Annotated
+
+from typer import Option
+
+from moe_lens.commands import console
+from moe_lens.commands.options import Reading
+from moe_lens.errors import MoELensError
+from moe_lens.lens.loading import load_tokenizer
+from moe_lens.organism.splitting import Asking
+from moe_lens.paper.markdown import SCORED
+from moe_lens.paper.question_files import by_itself, write_examples
+from moe_lens.paper.study import file_name
+
+FOUND = ("ce:2", "oe:2", "ce-last:2", "contrast:2", "attribution-from_question(answer):2")
+"""Ways to find experts in the router-tuned model, at two of a layer."""
+BIASED, DOSES = ("contrast:2", "attribution-from_question(answer):2"), "bias:1,2,4"
+"""Those that can be found in the base model are biased in it."""
+CLOSED = "-closed"
+"""How the name of questions without their contexts ends."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is asked, and what is tried."""
+
+    max_length: Annotated[int, Option(min=1, help="The longest prompt with its answer, in tokens.")] = 300
+    train: Annotated[int, Option(min=1, help="Training questions of the first data set.")] = 300
+    dev: Annotated[int, Option(min=1, max=100, help="Dev questions by which rates are chosen.")] = 100
+    questions: Annotated[int, Option(min=2, help="Test questions of each data set, for what is answered.")] = 300
+    masked: Annotated[int, Option(min=2, help="Of these, for masks, doses, gains by layer and vectors.")] = 100
+    scored: Annotated[int, Option(min=1, help="Training questions on which experts are found.")] = 100
+    random_sets: Annotated[int, Option(min=2, help="Random sets beside each set and dose.")] = 5
+    router_rates: Annotated[str, Option(help="Learning rates of the routers, with commas.")] = "1e-3,1e-2"
+    expert_rates: Annotated[str, Option(help="Learning rates of CEFT, with commas.")] = "1e-4,1e-3"
+    batch_size: Annotated[int, Option(min=1, help="Questions at once.")] = 16
+
+
+def write_questions(names: Sequence[str], tokenizer_of: str, sizes: Sizes, folder: Path) -> list[str]:
+    """The questions of every step, those that fit, as data in `folder`; their names: the first alone has train and dev.
+
+    Beside each stand the same questions without contexts, of which `by_itself` says what they are asked for.
+    """
+    asking, reading = Asking(load_tokenizer(tokenizer_of)), Reading(max_length=sizes.max_length)
+    found = []
+    for name in names:
+        own, splits = folder / Path(name).name, {"test": sizes.questions}
+        if not found:
+            splits |= {"train": max(sizes.train, sizes.scored), "dev": sizes.dev}
+        for split, wanted in splits.items():
+            loaded = reading.load(name, split=split, limit=4 * wanted)
+            examples = reading.fit(loaded, asking, of=f"{name}, {split}", with_answer=True).examples[:wanted]
+            write_examples(examples, own / f"{split}.jsonl")
+            if split == "test":
+                write_examples(by_itself(examples), own.with_name(own.name + CLOSED) / "test.jsonl")
+        found.append(str(own))
+    return found
+
+
+def steps(model: Sequence[str], tasks: Sequence[str], sizes: Sizes, out: Path, analyses: Path) -> list[list[str]]:
+    """The command lines, a script or module with its options, in the order in which they need each other.
+
+    model: how it is opened, as options. tasks: what `write_questions` gave. analyses: the folder of the scripts.
+    """
+    first, *others = tasks
+    router, ceft = out / "trained" / f"{file_name(first)}-router-0", out / "ceft"
+    found = []
+
+    def step(command: str, *options: object, size: int | None = None) -> None:
+        run = str(analyses / command) if command.endswith(".py") else f"moe_lens.{command}"
+        limit = [] if size is None else ["--limit", size]
+        found.append([run, *model, *map(str, [*options, *limit, "--batch-size", sizes.batch_size])])
+
+    def answer(variant: str, *delta: object) -> None:
+        for task in (name + end for end in ("", CLOSED) for name in tasks):
+            told = ("--metrics", ",".join(SCORED), "--max-new-tokens", 24)
+            step("evaluate", *delta, "--data", task, *told, "--out", out / "answers" / variant / Path(task).name)
+
+    tuned = ("--score", "log_likelihood", "--learning-rate")
+    studied = ("--data", first, *tuned, sizes.router_rates, "--train-batch-size", 8, "--test-limit", sizes.masked)
+    step("figure6_attention_gain.py", *studied, "--out", out, size=sizes.train)
+    answer("base")
+    answer("router-tuned", "--delta", router)
+    scored = ("--metrics", "contains,answer_log_probability", "--score-limit", sizes.scored)
+    asked = (*scored, "--data", first, "--control", f"random:{sizes.random_sets}")
+    spared = ("--spare", ",".join([*others[:1], f"{(others or tasks)[0]}{CLOSED}"]))
+    masks = (word for name in FOUND for word in ("--experts", name))
+    step("intervene", "--delta", router, *asked, *spared, *masks, "--out", out / "masks", size=sizes.masked)
+    doses = (word for name in BIASED for word in ("--experts", name))
+    where = ("--mode", DOSES, "--positions", "from_question")
+    step("intervene", *asked, *spared, *doses, *where, "--out", out / "doses", size=sizes.masked)
+    step("figure8_answer_probability.py", *studied, "--out", out, size=sizes.train)
+    if others:
+        what = ("--what", "information,clustering", "--positions", "question")
+        step("measure", "--data", ",".join(tasks), *what, "--out", out / "vectors", size=sizes.masked)
+    trained = ("--method", "ceft", "--router-delta", router, "--data", first, *tuned, sizes.expert_rates)
+    step("tune", *trained, "--epochs", 1, "--out", ceft, size=sizes.train)
+    answer("ceft", "--delta", ceft)
+    return found
+
+
+def run_step(line: Sequence[str]) -> None:
+    """Runs a command line of `steps` in this process; MoELensError where it ends with an error, which it has told."""
+    program, words = line[0], " ".join(line if line[0].endswith(".py") else ["-m", *line])
+    console.say(f"$ python {words}")
+    before, sys.argv = sys.argv, [*line]
+    clock, used = perf_counter(), process_time()
+    try:
+        if program.endswith(".py"):
+            runpy.run_path(program, run_name="__main__")
+        else:
+            runpy.run_module(program, run_name="__main__")
+    except SystemExit as end:
+        if end.code:
+            raise MoELensError(f"a step ended with code {end.code}: python {words}; mend that, and go on") from None
+    finally:
+        sys.argv = before
+        console.say(f"{perf_counter() - clock:.0f} s by the clock, {process_time() - used:.0f} s of CPU")
