@@ -55,7 +55,7 @@ def write_questions(names: Sequence[str], tokenizer_of: str, sizes: Sizes, folde
         if not found:
             splits |= {"train": max(sizes.train, sizes.scored), "dev": sizes.dev}
         for split, wanted in splits.items():
-            loaded = reading.load(name, split=split, limit=4 * wanted)
+            loaded = reading.load(name, split=split, limit=8 * wanted)
             examples = reading.fit(loaded, asking, of=f"{name}, {split}", with_answer=True).examples[:wanted]
             write_examples(examples, own / f"{split}.jsonl")
             if split == "test":
