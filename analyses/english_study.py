@@ -5,15 +5,17 @@
 Routers are tuned and experts found on the first data set; the second is spared, with its contexts and without them.
 """
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 from typer import Option
 
 from moe_lens.commands import console
-from moe_lens.paper.markdown import of_answers
-from moe_lens.paper.real_text import Sizes, run_step, steps, write_questions
+from moe_lens.paper.markdown import of_variants
+from moe_lens.paper.real_text import VARIANTS, Sizes, run_step, steps, variants_table, write_questions
 from moe_lens.report import build_report
+from moe_lens.results import provenance, write_table
 from moe_lens.storage import try_folder
 
 
@@ -30,7 +32,11 @@ def main(
     opening = ["--model", model, *([] if device is None else ["--device", device])]
     for step in steps(opening, tasks, sizes, out, Path(__file__).parent):
         run_step(step)
-    print(of_answers(out / "answers"))
+    table = variants_table(out / "answers", VARIANTS, tasks)
+    for metric, rows in table.groupby("metric"):
+        made_by = provenance(model=model, facts=asdict(sizes) | {"tasks": tasks})
+        write_table(rows, out / "headline" / str(metric) / "metrics.parquet", made_by)
+    print(of_variants(table))
     console.say(f"written: {build_report(out, title=f'The study of {model} on {data}')}")
 
 

@@ -1,16 +1,11 @@
 """What the tables of the docs are printed with: rows as Markdown, and means over seeds with their spread."""
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import pandas as pd
 
-from moe_lens.metrics import METRICS, SUPPORTING, UNBOUNDED, compare, mean_reach
+from moe_lens.metrics import SUPPORTING, UNBOUNDED, mean_reach
 from moe_lens.metrics.bounds import Bounds
-from moe_lens.results import read_table
-
-SCORED = ("em", "f1", "contains", "memory", "memory_ratio")
-"""The scores of a table of variants, in its order."""
 
 
 def over_seeds(values: pd.Series, form: str = ".2f", *, bounds: Bounds = UNBOUNDED) -> str:
@@ -46,36 +41,25 @@ def of_rivals(table: pd.DataFrame) -> str:
     return markdown(rows)
 
 
-def of_answers(folder: Path, base: str = "base") -> str:
-    """What variants of a model answer to some tasks, of `folder`/VARIANT/TASK with evaluate's tables, as Markdown.
-
-    Each score that some example has with its 95 % interval; below it by how much it is above that of `base`, paired.
-    """
-    rows: list[list[str]] = []
-    for task in sorted(own.name for own in (folder / base).iterdir()):
-        before = read_table(folder / base / task / "answers.parquet").set_index("id")
-        for own in sorted(folder.glob(f"*/{task}"), key=lambda own: own.parent.name != base):
-            summary = read_table(own / "summary.parquet").set_index("metric")
-            names = [str(name) for name in summary.index[summary["n"] > 0]]
-            told = [_with_ends(*summary.loc[name, ["mean", "low", "high"]]) for name in names]
-            rows += [[f"{task} ({len(before)})", own.parent.name, *_placed(names, told)]]
-            if own.parent.name == base:
-                continue
-            after = read_table(own / "answers.parquet").set_index("id").loc[before.index]
-            above = {name: compare(after[name].to_numpy(), before[name].to_numpy(), bounds=(-1, 1)).difference
-                     for name in names if METRICS[name].paired}  # fmt: skip
-            told = [_with_ends(one.mean, one.low, one.high, "+.3f") for one in above.values()]
-            rows += [["", f"above {base}", *_placed([*above], told)]]
-    return markdown([["questions", "variant", *SCORED], *rows])
+def of_variants(table: pd.DataFrame) -> str:
+    """`variants_table` as Markdown: each score with its 95 % interval, and by how much it is above the base model's."""
+    metrics, rows = [*dict.fromkeys(table["metric"])], []
+    for (task, variant), part in table.groupby(["task", "variant"], sort=False):
+        of = part.set_index("metric")
+        told = {name: _with_ends(of.loc[name], ("mean", "low", "high"), ".3f") for name in of.index}
+        rows.append([f"{task} ({of['n'].max()})", variant, *(told.get(name, "–") for name in metrics)])
+        above = of[of["above"].notna()]
+        if len(above):
+            told = {
+                name: _with_ends(above.loc[name], ("above", "above_low", "above_high"), "+.3f") for name in above.index
+            }
+            rows.append(["", "above base", *(told.get(name, "–") for name in metrics)])
+    return markdown([["questions", "variant", *metrics], *rows])
 
 
-def _with_ends(mean: float, low: float, high: float, form: str = ".3f") -> str:
-    return f"{mean:{form}} [{low:{form}}, {high:{form}}]"
-
-
-def _placed(names: Sequence[str], told: Sequence[str]) -> list[str]:
-    """What is told of some of SCORED, with a dash for the others."""
-    return [dict(zip(names, told, strict=True)).get(name, "–") for name in SCORED]
+def _with_ends(row: pd.Series, columns: Sequence[str], form: str) -> str:
+    mean, low, high = (format(row[name], form) for name in columns)
+    return f"{mean} [{low}, {high}]"
 
 
 def markdown(rows: Iterable[Iterable[object]]) -> str:

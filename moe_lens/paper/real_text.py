@@ -4,20 +4,23 @@ import runpy
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from time import perf_counter, process_time
 from typing import Annotated
 
+import pandas as pd
 from typer import Option
 
 from moe_lens.commands import console
 from moe_lens.commands.options import Reading
 from moe_lens.errors import MoELensError
 from moe_lens.lens.loading import load_tokenizer
+from moe_lens.metrics import METRICS, compare
 from moe_lens.organism.splitting import Asking
-from moe_lens.paper.markdown import SCORED
 from moe_lens.paper.question_files import by_itself, write_examples
 from moe_lens.paper.study import file_name
+from moe_lens.results import read_table
 
 FOUND = ("ce:2", "oe:2", "ce-last:2", "contrast:2", "attribution-from_question(answer):2")
 """Ways to find experts in the router-tuned model, at two of a layer."""
@@ -25,6 +28,8 @@ BIASED, DOSES = ("contrast:2", "attribution-from_question(answer):2"), "bias:1,2
 """Those that can be found in the base model are biased in it."""
 CLOSED = "-closed"
 """How the name of questions without their contexts ends."""
+SCORED = ("em", "f1", "contains", "memory", "memory_ratio")
+BASE, TUNED, CEFT = VARIANTS = ("base", "router-tuned", "CEFT")
 
 
 @dataclass(frozen=True)
@@ -86,8 +91,8 @@ def steps(model: Sequence[str], tasks: Sequence[str], sizes: Sizes, out: Path, a
     tuned = ("--score", "log_likelihood", "--learning-rate")
     studied = ("--data", first, *tuned, sizes.router_rates, "--train-batch-size", 8, "--test-limit", sizes.masked)
     step("figure6_attention_gain.py", *studied, "--out", out, size=sizes.train)
-    answer("base")
-    answer("router-tuned", "--delta", router)
+    answer(BASE)
+    answer(TUNED, "--delta", router)
     scored = ("--metrics", "contains,answer_log_probability", "--score-limit", sizes.scored)
     asked = (*scored, "--data", first, "--control", f"random:{sizes.random_sets}")
     spared = ("--spare", ",".join([*others[:1], f"{(others or tasks)[0]}{CLOSED}"]))
@@ -102,8 +107,29 @@ def steps(model: Sequence[str], tasks: Sequence[str], sizes: Sizes, out: Path, a
         step("measure", "--data", ",".join(tasks), *what, "--out", out / "vectors", size=sizes.masked)
     trained = ("--method", "ceft", "--router-delta", router, "--data", first, *tuned, sizes.expert_rates)
     step("tune", *trained, "--epochs", 1, "--out", ceft, size=sizes.train)
-    answer("ceft", "--delta", ceft)
+    answer(CEFT, "--delta", ceft)
     return found
+
+
+def variants_table(answers: Path, variants: Sequence[str], tasks: Sequence[str]) -> pd.DataFrame:
+    """One row per task, variant and score that some answer has: mean, low, high and n, of evaluate's tables.
+
+    above, above_low, above_high: the paired difference to the base model's with its interval, missing of that one.
+    """
+    rows = []
+    for task, variant in product((Path(name).name + end for end in ("", CLOSED) for name in tasks), variants):
+        before, after = (
+            read_table(answers / one / task / "answers.parquet").set_index("id") for one in (BASE, variant)
+        )
+        summary = read_table(answers / variant / task / "summary.parquet")
+        for row in summary[summary["n"] > 0][["metric", "n", "mean", "low", "high"]].to_dict("records"):
+            name = row["metric"]
+            if variant != BASE and METRICS[name].paired:
+                scores = (after.loc[before.index, name].to_numpy(), before[name].to_numpy())
+                by = compare(*scores, bounds=METRICS[name].bounds_of_difference).difference
+                row |= {"above": by.mean, "above_low": by.low, "above_high": by.high}
+            rows.append({"task": task, "variant": variant} | row)
+    return pd.DataFrame(rows)
 
 
 def run_step(line: Sequence[str]) -> None:

@@ -1,17 +1,19 @@
 """The study on real text: its questions, its table, and all of it from end to end on the organism."""
 
 import runpy
+from itertools import product
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from moe_lens import Example, MoELensError, load_examples
 from moe_lens.commands import console
 from moe_lens.metrics import compare
-from moe_lens.paper.markdown import of_answers
+from moe_lens.paper.markdown import of_variants
 from moe_lens.paper.question_files import by_itself, write_examples
-from moe_lens.paper.real_text import Sizes, run_step
+from moe_lens.paper.real_text import Sizes, run_step, variants_table
 from moe_lens.results import provenance, read_table, write_table
 
 STUDY = runpy.run_path(str(Path(__file__).parents[2] / "analyses" / "english_study.py"))["main"]
@@ -33,19 +35,24 @@ def test_examples_that_are_written_are_read_as_they_were(tmp_path):
 
 
 def test_variants_stand_beside_the_base_model_with_paired_differences(tmp_path):
-    scores = {"base": [0.0, 0.0, 1.0, 0.0], "tuned": [1.0, 0.0, 1.0, 1.0]}
-    for variant, contains in scores.items():
-        order = slice(None, None, -1 if variant == "tuned" else 1)  # pairs go by id
-        answers = pd.DataFrame({"id": list("abcd"), "contains": contains})[order]
-        rows = [("contains", 4, sum(contains) / 4, 0.125, 0.875), ("memory_ratio", 0, None, None, None)]
+    scores = {"base": [0.0, 0.0, 1.0, 0.0], "CEFT": [1.0, 0.0, 1.0, 1.0]}
+    for variant, task in product(scores, ("facts", "facts-closed")):
+        order = slice(None, None, -1 if variant == "CEFT" else 1)  # pairs go by id
+        answers = pd.DataFrame({"id": list("abcd"), "contains": scores[variant]})[order]
+        rows = [("contains", 4, sum(scores[variant]) / 4, 0.125, 0.875), ("memory_ratio", 0, None, None, None)]
         summary = pd.DataFrame(rows, columns=["metric", "n", "mean", "low", "high"])
         for name, table in {"answers": answers, "summary": summary}.items():
-            write_table(table, tmp_path / variant / "facts" / f"{name}.parquet", provenance(model=variant))
-    _, _, base, tuned, above = of_answers(tmp_path).splitlines()
-    assert base == "| facts (4) | base | – | – | 0.250 [0.125, 0.875] | – | – |"
-    assert tuned == "| facts (4) | tuned | – | – | 0.750 [0.125, 0.875] | – | – |"
-    expected = compare(pd.Series(scores["tuned"]), pd.Series(scores["base"]), bounds=(-1, 1)).difference
-    assert f"|  | above base | – | – | +0.500 [{expected.low:+.3f}, {expected.high:+.3f}] | – | – |" == above
+            write_table(table, tmp_path / variant / task / f"{name}.parquet", provenance(model=variant))
+    told = of_variants(variants_table(tmp_path, ("base", "CEFT"), ["data/facts"])).splitlines()
+    expected = compare(np.array(scores["CEFT"]), np.array(scores["base"]), bounds=(-1, 1)).difference
+    assert told == [
+        "| questions | variant | contains |",
+        "|---|---|---|",
+        "| facts (4) | base | 0.250 [0.125, 0.875] |",
+        "| facts (4) | CEFT | 0.750 [0.125, 0.875] |",
+        f"|  | above base | +0.500 [{expected.low:+.3f}, {expected.high:+.3f}] |",
+        *(line.replace("facts (4)", "facts-closed (4)") for line in told[2:5]),
+    ]
 
 
 def test_a_step_that_fails_stops_the_study_and_is_named(capsys):
