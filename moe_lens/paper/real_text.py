@@ -45,7 +45,7 @@ class Sizes:
     random_sets: Annotated[int, Option(min=2, help="Random sets beside each set and dose.")] = 5
     router_rates: Annotated[str, Option(help="Learning rates of the routers, with commas.")] = "1e-3,1e-2"
     expert_rates: Annotated[str, Option(help="Learning rates of CEFT, with commas.")] = "1e-4,1e-3"
-    batch_size: Annotated[int, Option(min=1, help="Questions at once.")] = 16
+    batch_size: Annotated[int, Option(min=1, help="Questions at once.")] = 32
 
 
 def write_questions(names: Sequence[str], tokenizer_of: str, sizes: Sizes, folder: Path) -> list[str]:
