@@ -28,6 +28,8 @@ BIASED, DOSES = ("contrast:2", "attribution-from_question(answer):2"), "bias:1,2
 """Those that can be found in the base model are biased in it."""
 CLOSED = "-closed"
 """How the name of questions without their contexts ends."""
+STEP = 8
+"""Examples of a step of training, as in the paper."""
 SCORED = ("em", "f1", "contains", "memory", "memory_ratio")
 BASE, TUNED, CEFT = VARIANTS = ("base", "router-tuned", "CEFT")
 
@@ -39,8 +41,8 @@ class Sizes:
     max_length: Annotated[int, Option(min=1, help="The longest prompt with its answer, in tokens.")] = 300
     train: Annotated[int, Option(min=1, help="Training questions of the first data set.")] = 300
     dev: Annotated[int, Option(min=1, max=100, help="Dev questions by which rates are chosen.")] = 100
-    questions: Annotated[int, Option(min=2, help="Test questions of each data set, for what is answered.")] = 300
-    masked: Annotated[int, Option(min=2, help="Of these, for masks, doses, gains by layer and vectors.")] = 100
+    questions: Annotated[int, Option(min=2, help="Test questions of each data set: answers, gains, vectors.")] = 300
+    masked: Annotated[int, Option(min=2, help="Of these, for masks and doses.")] = 100
     scored: Annotated[int, Option(min=1, help="Training questions on which experts are found.")] = 100
     random_sets: Annotated[int, Option(min=2, help="Random sets beside each set and dose.")] = 5
     router_rates: Annotated[str, Option(help="Learning rates of the routers, with commas.")] = "1e-3,1e-2"
@@ -81,7 +83,8 @@ def steps(model: Sequence[str], tasks: Sequence[str], sizes: Sizes, out: Path, a
     def step(command: str, *options: object, size: int | None = None) -> None:
         run = str(analyses / command) if command.endswith(".py") else f"moe_lens.{command}"
         limit = [] if size is None else ["--limit", size]
-        found.append([run, *model, *map(str, [*options, *limit, "--batch-size", sizes.batch_size])])
+        common = ["--max-length", sizes.max_length, "--batch-size", STEP if command == "tune" else sizes.batch_size]
+        found.append([run, *model, *map(str, [*options, *limit, *common])])
 
     def answer(variant: str, *delta: object) -> None:
         for task in (name + end for end in ("", CLOSED) for name in tasks):
@@ -89,7 +92,7 @@ def steps(model: Sequence[str], tasks: Sequence[str], sizes: Sizes, out: Path, a
             step("evaluate", *delta, "--data", task, *told, "--out", out / "answers" / variant / Path(task).name)
 
     tuned = ("--score", "log_likelihood", "--learning-rate")
-    studied = ("--data", first, *tuned, sizes.router_rates, "--train-batch-size", 8, "--test-limit", sizes.masked)
+    studied = ("--data", first, *tuned, sizes.router_rates, "--train-batch-size", STEP, "--test-limit", sizes.questions)
     step("figure6_attention_gain.py", *studied, "--out", out, size=sizes.train)
     answer(BASE)
     answer(TUNED, "--delta", router)
@@ -98,13 +101,13 @@ def steps(model: Sequence[str], tasks: Sequence[str], sizes: Sizes, out: Path, a
     spared = ("--spare", ",".join([*others[:1], f"{(others or tasks)[0]}{CLOSED}"]))
     masks = (word for name in FOUND for word in ("--experts", name))
     step("intervene", "--delta", router, *asked, *spared, *masks, "--out", out / "masks", size=sizes.masked)
-    doses = (word for name in BIASED for word in ("--experts", name))
-    where = ("--mode", DOSES, "--positions", "from_question")
-    step("intervene", *asked, *spared, *doses, *where, "--out", out / "doses", size=sizes.masked)
     step("figure8_answer_probability.py", *studied, "--out", out, size=sizes.train)
     if others:
         what = ("--what", "information,clustering", "--positions", "question")
-        step("measure", "--data", ",".join(tasks), *what, "--out", out / "vectors", size=sizes.masked)
+        step("measure", "--data", ",".join(tasks), *what, "--out", out / "vectors")
+    doses = (word for name in BIASED for word in ("--experts", name))
+    where = ("--mode", DOSES, "--positions", "from_question")
+    step("intervene", *asked, *spared, *doses, *where, "--out", out / "doses", size=sizes.masked)
     trained = ("--method", "ceft", "--router-delta", router, "--data", first, *tuned, sizes.expert_rates)
     step("tune", *trained, "--epochs", 1, "--out", ceft, size=sizes.train)
     answer(CEFT, "--delta", ceft)
