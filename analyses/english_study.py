@@ -13,14 +13,14 @@ from typer import Option
 
 from moe_lens.commands import console
 from moe_lens.paper.markdown import of_variants
-from moe_lens.paper.real_text import VARIANTS, Sizes, run_step, steps, variants_table, write_questions
+from moe_lens.paper.real_text import PAGE, VARIANTS, Sizes, run_step, steps, variants_table, write_questions
 from moe_lens.report import build_report
 from moe_lens.results import provenance, write_table
 from moe_lens.storage import try_folder
 
 
 def main(
-    out: Annotated[Path, Option(help="Folder for all that comes of it; OUT/report.html shows it.")],
+    out: Annotated[Path, Option(help="Folder for all that comes of it; OUT/page/report.html shows it.")],
     model: Annotated[str, Option(help="As the other commands' --model.")] = "english",
     device: Annotated[str | None, Option(help="As the other commands' --device.")] = None,
     data: Annotated[str, Option(help="Data sets, with commas.")] = "nq-swap,squad,confiqa-mc",
@@ -35,9 +35,9 @@ def main(
     table = variants_table(out / "answers", VARIANTS, tasks)
     for metric, rows in table.groupby("metric"):
         made_by = provenance(model=model, facts=asdict(sizes) | {"tasks": tasks})
-        write_table(rows, out / "headline" / str(metric) / "metrics.parquet", made_by)
+        write_table(rows, out / PAGE / "headline" / str(metric) / "metrics.parquet", made_by)
     print(of_variants(table))
-    console.say(f"written: {build_report(out, title=f'The study of {model} on {data}')}")
+    console.say(f"written: {build_report(out / PAGE, title=f'The study of {model} on {data}')}")
 
 
 if __name__ == "__main__":

@@ -28,6 +28,8 @@ BIASED, DOSES = ("contrast:2", "attribution-from_question(answer):2"), "bias:1,2
 """Those that can be found in the base model are biased in it."""
 CLOSED = "-closed"
 """How the name of questions without their contexts ends."""
+PAGE = "page"
+"""The folder of what stands on the study's page; single answers to many questions do not."""
 STEP = 8
 """Examples of a step of training, as in the paper."""
 SCORED = ("em", "f1", "contains", "memory", "memory_ratio")
@@ -77,7 +79,8 @@ def steps(model: Sequence[str], tasks: Sequence[str], sizes: Sizes, out: Path, a
     model: how it is opened, as options. tasks: what `write_questions` gave. analyses: the folder of the scripts.
     """
     first, *others = tasks
-    router, ceft = out / "trained" / f"{file_name(first)}-router-0", out / "ceft"
+    page = out / PAGE
+    router, ceft = page / "trained" / f"{file_name(first)}-router-0", page / "ceft"
     found = []
 
     def step(command: str, *options: object, size: int | None = None) -> None:
@@ -93,21 +96,21 @@ def steps(model: Sequence[str], tasks: Sequence[str], sizes: Sizes, out: Path, a
 
     tuned = ("--score", "log_likelihood", "--learning-rate")
     studied = ("--data", first, *tuned, sizes.router_rates, "--train-batch-size", STEP, "--test-limit", sizes.questions)
-    step("figure6_attention_gain.py", *studied, "--out", out, size=sizes.train)
+    step("figure6_attention_gain.py", *studied, "--out", page, size=sizes.train)
     answer(BASE)
     answer(TUNED, "--delta", router)
     scored = ("--metrics", "contains,answer_log_probability", "--score-limit", sizes.scored)
     asked = (*scored, "--data", first, "--control", f"random:{sizes.random_sets}")
     spared = ("--spare", ",".join([*others[:1], f"{(others or tasks)[0]}{CLOSED}"]))
     masks = (word for name in FOUND for word in ("--experts", name))
-    step("intervene", "--delta", router, *asked, *spared, *masks, "--out", out / "masks", size=sizes.masked)
-    step("figure8_answer_probability.py", *studied, "--out", out, size=sizes.train)
+    step("intervene", "--delta", router, *asked, *spared, *masks, "--out", page / "masks", size=sizes.masked)
+    step("figure8_answer_probability.py", *studied, "--out", page, size=sizes.train)
     if others:
         what = ("--what", "information,clustering", "--positions", "question")
-        step("measure", "--data", ",".join(tasks), *what, "--out", out / "vectors")
+        step("measure", "--data", ",".join(tasks), *what, "--out", page / "vectors")
     doses = (word for name in BIASED for word in ("--experts", name))
     where = ("--mode", DOSES, "--positions", "from_question")
-    step("intervene", *asked, *spared, *doses, *where, "--out", out / "doses", size=sizes.masked)
+    step("intervene", *asked, *spared, *doses, *where, "--out", page / "doses", size=sizes.masked)
     trained = ("--method", "ceft", "--router-delta", router, "--data", first, *tuned, sizes.expert_rates)
     step("tune", *trained, "--epochs", 1, "--out", ceft, size=sizes.train)
     answer(CEFT, "--delta", ceft)

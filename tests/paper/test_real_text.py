@@ -68,27 +68,27 @@ def test_the_study_runs_from_end_to_end_and_goes_on_where_it_was_stopped(tmp_pat
         train=8, dev=4, questions=4, masked=4, scored=4, random_sets=2, router_rates="1e-2", expert_rates="1e-3"
     )
     STUDY(out=tmp_path / "run", model="organism", data="swap,novel", sizes=few)
-    printed, kept = capsys.readouterr().out, _times(tmp_path / "run")
+    printed, kept = capsys.readouterr().out, _kept(tmp_path / "run")
     assert "| swap-closed (4) | router-tuned | " in printed
-    rows = read_table(tmp_path / "run" / "masks" / "masking.parquet")
+    rows = read_table(tmp_path / "run" / "page" / "masks" / "masking.parquet")
     assert set(rows["task"]) == {
         str(tmp_path / "run" / "questions" / name) for name in ("swap", "novel", "novel-closed")
     }
-    doses = read_table(tmp_path / "run" / "doses" / "doses.parquet")
+    doses = read_table(tmp_path / "run" / "page" / "doses" / "doses.parquet")
     assert {1.0, 2.0, 4.0} <= set(doses["strength"])
-    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    page = (tmp_path / "run" / "page" / "report.html").read_text(encoding="utf-8")
     assert all(
         f"{name}.parquet" in page for name in ("masks/selectivity", "figure8/probability_gain", "vectors/clustering")
     )
 
-    stopped = tmp_path / "run" / "masks" / "masking.parquet"
+    stopped = tmp_path / "run" / "page" / "masks" / "masking.parquet"
     stopped.unlink()  # as if stopped before it was written
     STUDY(out=tmp_path / "run", model="organism", data="swap,novel", sizes=few)
     assert read_table(stopped).equals(rows)
-    assert _times(tmp_path / "run") == kept, "trained models and answers are kept"
+    assert _kept(tmp_path / "run") == kept, "what was trained is as it was, and nothing is answered again"
 
 
-def _times(folder: Path) -> dict[Path, int]:
-    """When each part of the answers and each trained model was written."""
-    found = [*folder.rglob("parts/*.parquet"), *folder.rglob("delta*.safetensors")]
-    return {file: file.stat().st_mtime_ns for file in found}
+def _kept(folder: Path) -> dict[Path, object]:
+    """When each part of the answers was written, and what was trained."""
+    parts = {file: file.stat().st_mtime_ns for file in folder.rglob("parts/*.parquet")}
+    return parts | {file: file.read_bytes() for file in folder.rglob("delta.safetensors")}
