@@ -1,6 +1,7 @@
 """The paper's study of one model on real text: the commands that it is made of, and the questions they are asked."""
 
 import runpy
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -46,7 +47,7 @@ class Sizes:
     questions: Annotated[int, Option(min=2, help="Test questions of each data set: answers, gains, vectors.")] = 300
     masked: Annotated[int, Option(min=2, help="Of these, for masks and doses.")] = 100
     scored: Annotated[int, Option(min=1, help="Training questions on which experts are found.")] = 100
-    random_sets: Annotated[int, Option(min=2, help="Random sets beside each set and dose.")] = 5
+    random_sets: Annotated[int, Option(min=2, help="Random sets beside those masked; beside doses two.")] = 5
     router_rates: Annotated[str, Option(help="Learning rates of the routers, with commas.")] = "1e-3,1e-2"
     expert_rates: Annotated[str, Option(help="Learning rates of CEFT, with commas.")] = "1e-4,1e-3"
     batch_size: Annotated[int, Option(min=1, help="Questions at once.")] = 32
@@ -100,17 +101,17 @@ def steps(model: Sequence[str], tasks: Sequence[str], sizes: Sizes, out: Path, a
     answer(BASE)
     answer(TUNED, "--delta", router)
     scored = ("--metrics", "contains,answer_log_probability", "--score-limit", sizes.scored)
-    asked = (*scored, "--data", first, "--control", f"random:{sizes.random_sets}")
-    spared = ("--spare", ",".join([*others[:1], f"{(others or tasks)[0]}{CLOSED}"]))
-    masks = (word for name in FOUND for word in ("--experts", name))
-    step("intervene", "--delta", router, *asked, *spared, *masks, "--out", page / "masks", size=sizes.masked)
+    asked, closed = (*scored, "--data", first, "--spare"), f"{(others or tasks)[0]}{CLOSED}"
+    masks = [word for name in FOUND for word in ("--experts", name)]
+    masks += ["--control", f"random:{sizes.random_sets}", "--out", str(page / "masks")]
+    step("intervene", "--delta", router, *asked, ",".join([*others[:1], closed]), *masks, size=sizes.masked)
     step("figure8_answer_probability.py", *studied, "--out", page, size=sizes.train)
     if others:
         what = ("--what", "information,clustering", "--positions", "question")
         step("measure", "--data", ",".join(tasks), *what, "--out", page / "vectors")
-    doses = (word for name in BIASED for word in ("--experts", name))
-    where = ("--mode", DOSES, "--positions", "from_question")
-    step("intervene", *asked, *spared, *doses, *where, "--out", page / "doses", size=sizes.masked)
+    doses = [word for name in BIASED for word in ("--experts", name)]
+    doses += ["--control", "random:2", "--mode", DOSES, "--positions", "from_question"]
+    step("intervene", *asked, closed, *doses, "--out", page / "doses", size=sizes.masked)
     trained = ("--method", "ceft", "--router-delta", router, "--data", first, *tuned, sizes.expert_rates)
     step("tune", *trained, "--epochs", 1, "--out", ceft, size=sizes.train)
     answer(CEFT, "--delta", ceft)
@@ -140,7 +141,7 @@ def variants_table(answers: Path, variants: Sequence[str], tasks: Sequence[str])
 
 def run_step(line: Sequence[str]) -> None:
     """Runs a command line of `steps` in this process; MoELensError where it ends with an error, which it has told."""
-    program, words = line[0], " ".join(line if line[0].endswith(".py") else ["-m", *line])
+    program, words = line[0], shlex.join(line if line[0].endswith(".py") else ["-m", *line])
     console.say(f"$ python {words}")
     before, sys.argv = sys.argv, [*line]
     clock, used = perf_counter(), process_time()
