@@ -76,6 +76,7 @@ def main(
     from moe_lens.commands.masking_tasks import Tasks
     from moe_lens.commands.trace_runs import Traces
     from moe_lens.extras import optional
+    from moe_lens.lens.batching import expect_places
     from moe_lens.lens.positions import check_positions
     from moe_lens.report.atlas import read_runs, write_atlas
     from moe_lens.results import claim, data_digest, provenance, write_table
@@ -107,7 +108,12 @@ def main(
     lens.batch_size = batch_size
     fitted = {task: reading.fit(examples, lens, of=f"{task}, {split}") for task, examples in loaded.items()}
     examples = {task: one.examples for task, one in fitted.items()}
-    facts = opening.facts(lens) | reading.facts(*fitted.values()) | {"positions": place, "contexts": contexts}
+    for task, own in examples.items():
+        expect_places(place, own, lens.tokenizer, template=lens.template, of=task)
+    opened = opening.facts(lens)
+    for name, run in runs.items():
+        run.expect_of(opened["weights"], name=name)
+    facts = opened | reading.facts(*fitted.values()) | {"positions": place, "contexts": contexts}
     facts |= {"batch_size": batch_size, "tasks": {task: data_digest(own) for task, own in examples.items()}}
     made_by = provenance(model=opening.model, delta=opening.delta, facts=facts)
     claim(out, made_by)
