@@ -49,8 +49,8 @@ class Asked:
             console.note(f"{data}: {len(listed) - len(lines)} of {len(listed)} prompts came before, and are left out")
         if len(lines) < 2:
             raise MoELensError(
-                f"{data} has {len(lines)} different prompts; experts are found on one half of a list and judged on the other: "
-                "give two or more, one a line"
+                f"{data} has {len(lines)} different prompts; experts are found on one half of a list and judged on the "
+                "other: give two or more, one a line"
             )
         return lines[split != TRAIN :: 2][:limit]
 
