@@ -62,6 +62,7 @@ def test_a_step_that_fails_stops_the_study_and_is_named(capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_study_runs_from_end_to_end_and_goes_on_where_it_was_stopped(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(console, "find_spec", lambda name: None)  # no browser
     few = Sizes(
