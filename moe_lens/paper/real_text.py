@@ -59,7 +59,7 @@ def write_questions(names: Sequence[str], tokenizer_of: str, sizes: Sizes, folde
     Beside each stand the same questions without contexts, of which `by_itself` says what they are asked for.
     """
     asking, reading = Asking(load_tokenizer(tokenizer_of)), Reading(max_length=sizes.max_length)
-    found = []
+    found: list[str] = []
     for name in names:
         own, splits = folder / Path(name).name, {"test": sizes.questions}
         if not found:
@@ -82,7 +82,7 @@ def steps(model: Sequence[str], tasks: Sequence[str], sizes: Sizes, out: Path, a
     first, *others = tasks
     page = out / PAGE
     router, ceft = page / "trained" / f"{file_name(first)}-router-0", page / "ceft"
-    found = []
+    found: list[list[str]] = []
 
     def step(command: str, *options: object, size: int | None = None) -> None:
         run = str(analyses / command) if command.endswith(".py") else f"moe_lens.{command}"
