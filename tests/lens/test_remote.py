@@ -17,7 +17,9 @@ from moe_lens.lens import (
     AddVector,
     Bias,
     Force,
+    LogitBias,
     Patch,
+    ProjectOut,
     Renormalize,
     Reroute,
     RouteAs,
@@ -25,6 +27,7 @@ from moe_lens.lens import (
     Run,
     Scale,
     SetTo,
+    Steer,
     TopK,
     Zero,
 )
@@ -65,22 +68,19 @@ def experts_of(lens: MoELens, *ids: int) -> ExpertSet:
     return ExpertSet.of(dict.fromkeys(lens.architecture.moe_layers, ids))
 
 
-def changes_of(lens: MoELens) -> list[object]:
+def stacks_of(lens: MoELens) -> list[tuple[object, ...]]:
+    """Every kind of intervention that can be sent, several at once where they can act together."""
     experts, vector = experts_of(lens, 0, 2), torch.ones(lens.architecture.d_model)
+    biases = {1: torch.arange(lens.architecture.n_experts).float()}
     return [
-        Zero(experts),
-        Renormalize(experts),
-        Scale(experts, 2.0),
-        Bias(experts, 3.0),
-        Bias(experts, 3.0, weights="unbiased"),
-        Reroute(experts),
-        Force(experts),
-        Force(experts, weights="sum"),
-        TopK(2),
-        SetTo({1: vector}),
-        AddVector(1, vector),
-        Zero(experts, positions="context"),
-        Reroute(experts, positions="last"),
+        (Zero(experts),),
+        (Bias(experts, 3.0), Renormalize(experts, positions="context")),
+        (Bias(experts, 3.0, weights="unbiased"), Scale(experts, 2.0)),
+        (Reroute(experts),),
+        (Force(experts, weights="sum"),),
+        (Force(experts_of(lens, 1), positions="last"), LogitBias(biases)),
+        (TopK(2), Steer(experts)),
+        (SetTo({1: vector}, positions="last"), AddVector(2, vector), ProjectOut(vector, layers=(2,))),
     ]
 
 
@@ -155,8 +155,8 @@ def served(request, tokenizer, tmp_path_factory):
 def test_a_server_without_this_package_gives_bit_for_bit_what_a_model_here_gives(served):
     here, there = served
     expect_same(here, there, SENT)
-    for change in changes_of(here):
-        expect_same(here, there, ["routing", "residual", "logits"], change)
+    for stack in stacks_of(here):
+        expect_same(here, there, ["routing", "residual", "logits"], *stack)
 
 
 @pytest.mark.slow
