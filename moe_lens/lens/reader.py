@@ -31,6 +31,15 @@ class TraceReader:
     remote: bool = False
     single: SingleOutputs = field(default_factory=SingleOutputs, repr=False)
 
+    def __reduce__(self) -> tuple[type["TraceReader"], tuple[Any, MoEArchitecture, bool]]:
+        """What of it is sent with a trace to a server; MoELensError for one of a model that runs here."""
+        if not self.remote:
+            raise MoELensError(
+                "expected a trace that is sent to a server to be of a lens that is opened for one, "
+                "MoELens.from_pretrained(…, remote=…); this lens runs its model here"
+            )
+        return TraceReader, (self.model, self.architecture, self.remote)
+
     @property
     def module(self) -> nn.Module:
         """The model without tracing."""

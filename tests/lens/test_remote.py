@@ -116,6 +116,17 @@ def test_what_a_server_cannot_do_is_refused_before_anything_is_sent(rehearsed, w
         work(rehearsed)
 
 
+def test_a_lens_that_runs_its_model_here_is_not_sent_to_a_server(here):
+    with pytest.raises(MoELensError, match="opened for one"), here.model.trace(TEXTS, remote="local"):
+        here.router_logits[1].save()
+    with (
+        pytest.raises(MoELensError, match="opened for one"),
+        here.intervene(TopK(2)),
+        here.model.trace(TEXTS, remote="local"),
+    ):
+        here.model.output.logits.save()
+
+
 def test_interventions_that_a_server_cannot_have_are_refused_before_the_block(here, rehearsed):
     refused = Rows((TopK(2), None)), Patch(Run(here, EXAMPLES)), RouteAs(here)
     for own in refused:
