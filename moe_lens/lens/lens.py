@@ -93,7 +93,7 @@ class MoELens(OpenedModel):
         in memory is halved, with a warning. Records are on the CPU, so that many of them fill no device.
         Raises MoELensError for another capture, or if the interventions change before the records are read.
         """
-        check_capture(capture)
+        check_capture(capture, remote=bool(self.remote))
         several = _several(positions)
         asked = self._stack.interventions
         batches = self._batches(examples, batch_size, progress, with_answer=with_answer, continuations=continuations)
@@ -130,6 +130,7 @@ class MoELens(OpenedModel):
         needs = Needs(frozenset(), with_answer=with_answer)
         for statistic in statistics:
             needs |= statistic.needs
+        check_capture(needs.captures, remote=bool(self.remote))
         batches = self._batches(
             examples, batch_size, progress, with_answer=needs.with_answer, continuations=continuations, part=own_part()
         )
@@ -159,7 +160,7 @@ class MoELens(OpenedModel):
 
         What was captured stays where each layer is.
         """
-        check_capture(capture)
+        check_capture(capture, remote=bool(self.remote))
         texts = [texts] if isinstance(texts, str) else texts
         prompts = [encode_prompt(i, text, self.tokenizer, template=self.template) for i, text in enumerate(texts)]
         record = self._runner.record(prompts, {*capture, "logits"}, (positions,))
@@ -369,6 +370,7 @@ class MoELens(OpenedModel):
 
         At the last layer these are the model's logits. Not for use inside a trace.
         """
+        self._runner.expect_here("to project", "take its logits, or open it here")
         return self._logit_lens(residual)
 
     def _in_pairs(
