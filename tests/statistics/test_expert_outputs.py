@@ -106,7 +106,7 @@ def test_portraits_are_router_rows_and_mean_outputs_whatever_the_parts(olmoe):
 
 
 def test_what_an_expert_writes_by_hand():
-    """The vocabulary is the two axes and their opposites, of which the data have the middle two; the pad is the first."""
+    """The vocabulary is the two axes and their opposites; the data have the middle two, the pad is the first."""
     project = torch.nn.Linear(2, 4, bias=False)
     axes = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])
     with torch.no_grad():

@@ -86,7 +86,7 @@ SECTIONS = {
     "vocabulary.parquet": Section(
         "What experts write",
         "The logit lens on single experts: how much the mean of what an expert adds raises the logit of its highest "
-        f"token above what the layer's experts do, of tokens that the data have. Under the pointer its highest {WORDS}.",
+        f"token of those that the data have above what the layer's experts do. Under the pointer the highest {WORDS}.",
         draw=partial(words_map, value="excess", label="logit above the layer's mean"),
         place=53,
     ),
