@@ -18,10 +18,10 @@ PAGE = """\
 {versions}
 
 Each way takes turns with the plain one. Times are of CPU work over the plain way's in the same turn: the median over
-turns, in brackets the quartiles; two equal runs differ by up to 0.1, by 0.2 on a busy machine. `added MiB` is by how
-much a way raises the peak of a process that does nothing else, once it has done the same on one text before. What a GPU
-makes of it: [cost.md](cost.md#on-a-gpu). A dash is what was not measured in this run. More
-ways of this package, one by one: [cost.md](cost.md).
+turns, in brackets the quartiles; two equal runs differ by up to 0.1, by 0.2 on a machine that does other work besides,
+as this one did. `added MiB` is by how much a way raises the peak of a process that does nothing else, once it has done
+the same on one text before. What a GPU makes of it: [cost.md](cost.md#on-a-gpu). A dash is what was not measured in this
+run. More ways of this package, one by one: [cost.md](cost.md).
 
 ## Capturing
 
@@ -59,9 +59,9 @@ The organism's 64 experts, each zeroed on 32 examples; plain is one forward pass
 ## Training steps
 
 A random OLMoE of 166 million parameters, batches of 4 × 256 tokens; plain is full fine-tuning as transformers runs it
-(`stock`), and here times are on the clock. `ceft` trains eight experts of each layer as slices of their own. PEFT's
-LoRA (rank 8) cannot name some experts of a fused tensor, so it adapts all; `ceft-lora` adapts eight. `peak GB` is of a
-process of its own, weights included. More of it, by number of experts and by size: [cost.md](cost.md).
+(`stock`). `ceft` trains eight experts of each layer as slices of their own. PEFT's LoRA (rank 8) cannot name some
+experts of a fused tensor, so it adapts all; `ceft-lora` adapts eight. `peak GB` is of a process of its own, weights
+included. More of it, by number of experts and by size: [cost.md](cost.md).
 
 {training}
 """

@@ -73,6 +73,17 @@ def test_a_difference_is_counted_only_where_its_interval_leaves_0_out():
     assert "of none of which" in draw("difference-usage.parquet", unknown).layout.title.text.replace("<br>", " ")
 
 
+def test_differences_of_unlike_numbers_have_axes_of_their_own():
+    parts = [
+        over_layers(number=[name] * 2, tokens=["first"] * 2, **ended("difference", [of, of + 1]))
+        for name, of in (("probability", 0.25), ("log_probability", 3.0))
+    ]
+    figure = draw("difference-answer.parquet", pd.concat(parts))
+    lines = [trace for trace in figure.data if trace.mode == "lines+markers"]
+    assert {line.yaxis: list(line.y) for line in lines} == {"y": [1.25, 0.25], "y2": [4.0, 3.0]}
+    assert [figure.layout[axis].title.text for axis in ("yaxis", "yaxis2")] == ["probability", "log<br>probability"]
+
+
 def plain(figure) -> str:
     return figure.layout.title.text.replace("<br>", " ")
 

@@ -149,10 +149,11 @@ SECTIONS = {
     ),
     "answer.parquet": Section(
         "Where the answer becomes likely",
-        "Probability of the gold answer after each layer, by the logit lens: of its first token, and of all jointly.",
+        "Probability of the gold answer after each layer, by the logit lens: of its first token, and of all jointly. "
+        "Where it is small its logarithm tells more.",
         draw=partial(
             curves_figure,
-            numbers={"probability": "probability"},
+            numbers={"probability": "probability", "log_probability": "log-probability<br>(nats)"},
             title="The answer's probability after each layer",
             series=("tokens",),
         ),
