@@ -49,7 +49,8 @@ def paired_difference(
     Raises MoELensError for examples or groups that only one of the tables has.
     """
     rows, reach = [], bounds[1] - bounds[0]
-    for group, part in pair(first, second, value=value, by=by).groupby(list(by), sort=True):
+    paired = pair(first, second, value=value, by=by, least=bounds[0])
+    for group, part in paired.groupby(list(by), sort=True):
         before, after = (part[f"{value}_{model}"].to_numpy(np.float64).clip(*bounds) for model in ("base", "tuned"))
         interval = bootstrap_interval(after - before, bounds=(-reach, reach), resamples=resamples, seed=seed)
         row = dict(zip(by, group, strict=True)) | {"n": len(part), "first": before.mean(), "second": after.mean()}
