@@ -148,7 +148,9 @@ for (const plot of document.querySelectorAll(".plotly-graph-div")) {
     const lines = plot.querySelector("g.legend");
     const bottom = lines ? Math.max(b, Math.ceil(lines.getBBox().height - y * (height - t - b)) + 10) : b;
     const grown = { height: height - b + bottom, "margin.b": bottom };
-    if (grown.height !== plot.layout.height) Plotly.relayout(plot, grown);
+    if (grown.height === plot.layout.height) return;
+    plot.style.height = `${grown.height}px`;
+    Plotly.relayout(plot, grown);
   };
   fit();
   plot.on("plotly_afterplot", fit);

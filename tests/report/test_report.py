@@ -161,14 +161,15 @@ def test_on_a_phone_a_legend_of_many_lines_stands_below_the_axis(tmp_path):
     write_table(table.assign(target="context"), tmp_path / "attention.parquet", {})
     page = build_report(tmp_path, title="Run")
     told = """<script>setTimeout(() => {
-      const top = document.querySelector("g.legend").getBoundingClientRect().top;
-      document.title = String(top >= document.querySelector("g.xtitle").getBoundingClientRect().bottom - 1);
+      const [axis, legend, box] = [".xtitle", "g.legend", ".figure"].map((one) =>
+        document.querySelector(one).getBoundingClientRect());
+      document.title = `${legend.height > 100} ${axis.bottom <= legend.top + 1} ${legend.bottom <= box.bottom}`;
     }, 2000)</script></body>"""
     page.write_text(page.read_text(encoding="utf-8").replace("</body>", told), encoding="utf-8")
     command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=500,900", "--dump-dom"]
     command += ["--virtual-time-budget=8000", f"file://{page}"]
     dom = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
-    assert "<title>true</title>" in dom
+    assert "<title>true true true</title>" in dom
 
 
 def test_the_words_of_a_page_are_explained_and_only_those(run):
