@@ -30,9 +30,11 @@ class Tokens:
     def summed(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Values of tokens, [token, …], summed within each group, float64 [group, …]; those of [token] all at once."""
         flat = [name for name, part in values.items() if part.ndim == 1]
-        together = by_group(torch.stack([values[name].double() for name in flat], 1), self.groups) if flat else None
-        found = {} if together is None else dict(zip(flat, together.unbind(1), strict=True))
-        return {name: found[name] if name in found else by_group(part, self.groups) for name, part in values.items()}
+        found = {name: by_group(part, self.groups) for name, part in values.items() if len(flat) < 2 or part.ndim > 1}
+        if len(found) < len(values):
+            together = by_group(torch.stack([values[name].double() for name in flat], 1), self.groups)
+            found |= dict(zip(flat, together.unbind(1), strict=True))
+        return found
 
 
 class TokenSums(GroupSums):
