@@ -128,10 +128,12 @@ def main(
         made_by=made_by,
         seed=seed,
     )
+    cited = None
+    if citations and (opening.parallel or processes.is_main_process):
+        cited = context_citations(lens, fitted.examples, max_new_tokens=max_new_tokens, stop=ends)
     if not processes.is_main_process:
         return
-    if citations:
-        cited = context_citations(lens, fitted.examples, max_new_tokens=max_new_tokens, stop=ends)
+    if cited is not None:
         write_table(cited.table, out / "citations.parquet", told)
         console.say(f"{out / 'citations.parquet'}: {cited}")
     write_table(found.answers, out / "answers.parquet", told)

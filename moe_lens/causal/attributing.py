@@ -159,7 +159,7 @@ def attribution_on_parts(
                 mask, effects = found.position_mask(own.positions), found.effects[own.effect]
                 summed = {layer: torch.einsum("bpe,bp->be", one, mask.to(one)) for layer, one in effects.items()}
                 sums[own].add(ids, summed, weight=weight, parts=[part_of[name] for name in ids])
-    join_others(list(sums.values()))
+    join_others(list(sums.values()), own_part(lens.module))
     each = [[sums[own].part(number).means(names[number::parts]) for own in wanted] for number in range(parts)]
     return [[sums[own].means(names) for own in wanted], *(each if parts > 1 else [])]
 
@@ -181,7 +181,7 @@ def _gradients(
                 continuations=one.continuations,
                 batch_size=batch_size,
                 progress=progress,
-                part=own_part(),
+                part=own_part(lens.module),
             )
             yield from ((one.weight / ways[0].steps, gradients) for gradients in found)
 

@@ -90,16 +90,21 @@ def flowing(text: str) -> str:
     return "\n\n".join(part if part.startswith("\b") else part.replace("\n", " ") for part in paragraphs)
 
 
+def _speaks() -> bool:
+    """Whether this is the first of the processes that share the work."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def say(*lines: str) -> None:
     """Prints the lines, unless all is quiet; of several processes that share the work, only the first does."""
-    if os.environ.get("RANK", "0") == "0" and not is_quiet():
+    if _speaks() and not is_quiet():
         for line in lines:
             print(line, flush=True)
 
 
 def note(line: str) -> None:
     """Prints a line beside the results, to stderr, unless all is quiet; only the first process does."""
-    if os.environ.get("RANK", "0") == "0" and not is_quiet():
+    if _speaks() and not is_quiet():
         print(line, file=sys.stderr, flush=True)
 
 
@@ -129,10 +134,13 @@ def show(table: "pd.DataFrame", columns: Sequence[str] | None = None, *, title: 
     """Prints a table: counts whole, other numbers with three decimals, very small and very large ones readably.
 
     What is missing is a dash; rows and columns without anything are left out, and memory where nobody knows of any.
-    Columns for which the terminal is too narrow stand in tables below, beside the first column again.
+    Columns for which the terminal is too narrow stand in tables below, beside the first column again. Of several
+    processes only the first prints.
     """
     from pandas.api.types import is_numeric_dtype
 
+    if not _speaks():
+        return
     told = _telling(table if columns is None else table[list(columns)])
     texts = {name: _cells(told[name]) for name in told}
     console = Console(width=None if sys.stdout.isatty() else 160, markup=False, emoji=False, highlight=False)

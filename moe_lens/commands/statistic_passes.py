@@ -14,7 +14,7 @@ from moe_lens.data import Example
 from moe_lens.errors import MoELensError
 from moe_lens.lens.delta import weights_digest
 from moe_lens.lens.lens import MoELens
-from moe_lens.lens.parallel import WHOLE, agreed, own_part
+from moe_lens.lens.parallel import WHOLE, agreed, is_first, own_part
 from moe_lens.lens.positions import Positions
 from moe_lens.results import data_digest, expect_same_run, write_table
 from moe_lens.rows_on_disk import growing_table, provenance_of
@@ -55,8 +55,10 @@ class Measuring:
         """One pass over each data set, unless it is kept already, and what the weights alone tell."""
         with variant.opened() as lens:
             weights = {"variant": variant.name, "weights": weights_digest(lens.module)}
-            if WEIGHTS in self.what and own_part()[0] == 0:
-                write_table(weight_similarity(lens), self.part(variant.name, "", WEIGHTS), self.made_by | weights)
+            if WEIGHTS in self.what:
+                table = weight_similarity(lens)
+                if is_first():
+                    write_table(table, self.part(variant.name, "", WEIGHTS), self.made_by | weights)
             for name, examples in data.items():
                 made_by = self.made_by | weights | {"over": data_digest(examples)}
                 self.measure(lens, variant.name, name, examples, made_by)
@@ -73,7 +75,7 @@ class Measuring:
     ) -> None:
         """One pass over a data set, unless it is kept already, and the tables that need the model."""
         self._pass(lens, variant, data, examples, made_by)
-        if own_part()[0] == 0:
+        if is_first():
             self.read(lens, variant, data)
 
     def _pass(
@@ -85,7 +87,7 @@ class Measuring:
         missing = {name: files[name] for name in absent}
         if not missing:
             return
-        if ROUTING in missing and own_part() != WHOLE:
+        if ROUTING in missing and own_part(lens.module) != WHOLE:
             raise MoELensError("rows of routing are not shared over processes; take one process, or --shard")
         console.say(f"{variant}, {data}: {len(examples)} examples, {', '.join(missing)}")
         made = {name: MEASURES[name].make(lens, self.positions) for name in missing if name != ROUTING}
@@ -97,7 +99,7 @@ class Measuring:
                 file = open_file.enter_context(growing_table(missing[ROUTING], made_by))
                 streamed = [Streamed(RoutingTokens(self.positions), file.add)]
             lens.measure(examples, *unlike.values(), *streamed)
-        for name, statistic in made.items() if own_part()[0] == 0 else ():
+        for name, statistic in made.items() if is_first() else ():
             save_statistic(statistic, missing[name], made_by)
 
     def _is_kept(self, path: Path, name: str, made_by: dict[str, Any]) -> bool:

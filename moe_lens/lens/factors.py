@@ -8,6 +8,10 @@ from moe_lens.lens.interventions import Here, Intervention
 from moe_lens.routing import Routing
 
 
+FACTORS = "factors"
+"""What errors call them."""
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Factors(Intervention):
     """Gating weights times factors, of each row, layer and expert its own: 1 changes nothing, 0 is `Zero`.

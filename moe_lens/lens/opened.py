@@ -93,6 +93,7 @@ class OpenedModel:
         delta: str | Path | None = None,
         template: PromptTemplate | str | Path = FIGURE_10,
         trust_remote_code: bool = False,
+        distributed_config: Any = None,
     ) -> Self:
         """Open a packaged model ("organism", "organism:planted"), a folder, a hub id, or a torch model.
 
@@ -102,6 +103,7 @@ class OpenedModel:
             another template, a warning says so.
         template: how examples are asked: one, the name of one, or a .json or .toml file.
         trust_remote_code: run the Python code that some models bring beside their weights.
+        distributed_config: a `transformers.distributed.DistributedConfig`, by which all processes hold one model.
 
         Raises MoELensError for a model that cannot be found, has no MoE layers, or is not the delta's base.
         """
@@ -115,7 +117,8 @@ class OpenedModel:
         if isinstance(model, nn.Module):
             module = model
         else:
-            module = load_model(model, dtype=dtype, device_map=device_map, trust_remote_code=trust_remote_code)
+            asked_for: dict[str, Any] = {"trust_remote_code": trust_remote_code, "distributed_config": distributed_config}
+            module = load_model(model, dtype=dtype, device_map=device_map, **asked_for)
         if delta is not None:
             apply_delta(module, delta, template=asked)
         lens = cls(module, tokenizer, template=asked)
