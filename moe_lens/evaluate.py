@@ -77,7 +77,7 @@ def main(
     from moe_lens.commands.presets import preset_facts
     from moe_lens.commands.prompt_lists import Asked
     from moe_lens.decoding import context_citations, parse_decoding
-    from moe_lens.lens.parallel import connected, from_first_process, sharing
+    from moe_lens.lens.parallel import agreed_on, connected, sharing
     from moe_lens.metrics.catalogue import metrics_named
     from moe_lens.results import claim, provenance, write_table
     from moe_lens.storage import try_folder
@@ -112,8 +112,7 @@ def main(
         claim(out, told | {"experts": wanted.told(), "control": controls.told})
     with sharing():
         chosen = wanted.choose(lens, out)
-        usage = controls.measured(lens, fitted.examples, mode)
-    compared = from_first_process(lambda: usage)
+        compared = agreed_on(controls.measured(lens, fitted.examples, mode))
     drawn = compared.drawn(chosen, n_experts=lens.architecture.n_experts, seed=seed)
     found = evaluate(
         lens,

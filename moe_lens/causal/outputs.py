@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
@@ -88,14 +88,16 @@ def outputs(
     if run.out is not None and connected().is_main_process:
         try_folder(run.out)
     own = units[start::of]
-    found = []
-    with progress_bar(total=sum(len(unit.places) for unit in own), unit="answer", disable=not run.progress) as bar:
-        for unit in own:
-            bar.set_description(unit.intervention, refresh=False)
-            found.append((unit, _outputs(lens, examples, unit, interventions[unit.intervention], run, rivals)))
-            bar.update(len(unit.places))
+
+    def found() -> Iterator[tuple[_Unit, list[Any]]]:
+        with progress_bar(total=sum(len(unit.places) for unit in own), unit="answer", disable=not run.progress) as bar:
+            for unit in own:
+                bar.set_description(unit.intervention, refresh=False)
+                yield unit, _outputs(lens, examples, unit, interventions[unit.intervention], run, rivals)
+                bar.update(len(unit.places))
+
     whole: dict[tuple[str, str], dict[int, Any]] = {}
-    for unit, values in gathered(found, share):
+    for unit, values in gathered(found(), share):
         whole.setdefault((unit.intervention, unit.reads), {}).update(zip(unit.places, values, strict=True))
     return {key: [values[place] for place in sorted(values)] for key, values in whole.items()}
 

@@ -140,7 +140,7 @@ class _Sweep:
             try_folder(self.run.out)
         made_by = self._made_by(examples)
         mine = range(start, len(shares), of)
-        found = [(number, self._part(number, [examples[i] for i in shares[number]], made_by)) for number in mine]
+        found = ((number, self._part(number, [examples[i] for i in shares[number]], made_by)) for number in mine)
         whole = np.full((len(examples), 1 + len(self.changes)), np.nan)
         for number, scores_of in gathered(found, part):
             whole[shares[number]] = scores_of

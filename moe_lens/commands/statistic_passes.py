@@ -10,18 +10,17 @@ from typing import Any
 
 from moe_lens.commands import console
 from moe_lens.commands.asked_measures import Variant
+from moe_lens.commands.shared_rows import streamed_rows
 from moe_lens.data import Example
-from moe_lens.errors import MoELensError
 from moe_lens.lens.delta import weights_digest
 from moe_lens.lens.lens import MoELens
-from moe_lens.lens.parallel import WHOLE, agreed, is_first, own_part
+from moe_lens.lens.parallel import agreed, is_first, own_part
 from moe_lens.lens.positions import Positions
 from moe_lens.results import data_digest, expect_same_run, write_table
-from moe_lens.rows_on_disk import growing_table, provenance_of
+from moe_lens.rows_on_disk import provenance_of
 from moe_lens.statistics import RoutingTokens, add_saved, save_statistic, weight_similarity
 from moe_lens.statistics.measure_kinds import Measure
 from moe_lens.statistics.measures import MEASURES, ROUTING, WEIGHTS
-from moe_lens.statistics.streamed import Streamed
 
 LONGEST = 24
 """Characters of a name, of data or a variant, that its file's name has."""
@@ -87,8 +86,6 @@ class Measuring:
         missing = {name: files[name] for name in absent}
         if not missing:
             return
-        if ROUTING in missing and own_part(lens.module) != WHOLE:
-            raise MoELensError("rows of routing are not shared over processes; take one process, or --shard")
         console.say(f"{variant}, {data}: {len(examples)} examples, {', '.join(missing)}")
         made = {name: MEASURES[name].make(lens, self.positions) for name in missing if name != ROUTING}
         unlike = {(type(one).__name__, str(one.settings)): one for one in made.values()}
@@ -96,8 +93,8 @@ class Measuring:
         with ExitStack() as open_file:
             streamed = []
             if ROUTING in missing:
-                file = open_file.enter_context(growing_table(missing[ROUTING], made_by))
-                streamed = [Streamed(RoutingTokens(self.positions), file.add)]
+                asked = missing[ROUTING], made_by, own_part(lens.module), lens.batch_size
+                streamed = [open_file.enter_context(streamed_rows(RoutingTokens(self.positions), *asked))]
             lens.measure(examples, *unlike.values(), *streamed)
         for name, statistic in made.items() if is_first() else ():
             save_statistic(statistic, missing[name], made_by)

@@ -7,7 +7,6 @@ from torch import Tensor
 from moe_lens.lens.interventions import Here, Intervention
 from moe_lens.routing import Routing
 
-
 FACTORS = "factors"
 """What errors call them."""
 

@@ -144,9 +144,7 @@ class MoELens(OpenedModel):
             _update_once(statistics, counted, places, record, record if for_all else record.without_answers())
             return True
 
-        for _ in run_pieces(batches, update):
-            pass
-        join_others(statistics, part)
+        join_others(statistics, part, lambda: all(run_pieces(batches, update)))
         return statistics
 
     def run_with_cache(

@@ -117,8 +117,13 @@ class OpenedModel:
         if isinstance(model, nn.Module):
             module = model
         else:
-            asked_for: dict[str, Any] = {"trust_remote_code": trust_remote_code, "distributed_config": distributed_config}
-            module = load_model(model, dtype=dtype, device_map=device_map, **asked_for)
+            module = load_model(
+                model,
+                dtype=dtype,
+                device_map=device_map,
+                trust_remote_code=trust_remote_code,
+                distributed_config=distributed_config,
+            )
         if delta is not None:
             apply_delta(module, delta, template=asked)
         lens = cls(module, tokenizer, template=asked)

@@ -1,7 +1,7 @@
 """The processes that torchrun or `accelerate launch` started to share one work; this one alone without them."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import timedelta
@@ -72,9 +72,22 @@ def part_of_work(module: nn.Module) -> Part:
     return WHOLE if is_parallel(module) else (state.process_index, state.num_processes)
 
 
-def gathered(found: Sequence[Made], part: Part) -> list[Made]:
-    """What all processes have found in their parts; found: what this one has."""
-    return list(found) if part == WHOLE else cast(list[Made], gather_object(list(found)))
+def gathered(found: Iterable[Made], part: Part) -> list[Made]:
+    """What all processes find in their parts, in each of them; found: gives what this one does.
+
+    A MoELensError of one of them is raised in all, none of which then waits for what never comes.
+    """
+    if part == WHOLE:
+        return list(found)
+    own, failed = [], None
+    try:
+        own.extend(found)
+    except MoELensError as error:
+        failed = error
+    told = gather_object([(own, failed)])
+    if failures := [error for _, error in told if error is not None]:
+        raise failed or failures[0]
+    return [one for theirs, _ in told for one in theirs]
 
 
 @contextmanager
@@ -102,6 +115,11 @@ def is_first() -> bool:
     return _part.get()[0] == 0
 
 
+def agreed_on(found: Made) -> Made:
+    """What was found by all processes of a `sharing` block together, as the first has it: sums differ by rounding."""
+    return agreed(lambda: found)
+
+
 def agreed(make: Callable[[], Made]) -> Made:
     """What `make` gives: in a `sharing` block that of the first process, in all of them."""
     return make() if _part.get() == WHOLE else from_first_process(make)
@@ -118,13 +136,14 @@ def expect_shareable(statistics: Sequence[Any], part: Part) -> None:
             raise MoELensError(f"{type(one).__name__} has seen examples already, which each process would count")
 
 
-def join_others(statistics: Sequence[Any], part: Part) -> None:
-    """Adds to each statistic what the other processes have seen in their parts."""
-    number, of = part
-    if of == 1:
-        return
-    states = gather_object([[one.state() for one in statistics]])
-    for place, theirs in enumerate(states):
-        if place != number:
+def join_others(statistics: Sequence[Any], part: Part, run: Callable[[], object]) -> None:
+    """Runs what updates them with this process's part, and adds to each what the others have seen in theirs."""
+
+    def states() -> Iterator[list[Any]]:
+        run()
+        yield [] if part == WHOLE else [one.state() for one in statistics]
+
+    for place, theirs in enumerate(gathered(states(), part)):
+        if part != WHOLE and place != part[0]:
             for one, state in zip(statistics, theirs, strict=True):
                 one.add_state(state)

@@ -55,7 +55,7 @@ def test_what_cannot_be_joined_is_refused_before_anything_runs(olmoe):
 
 def test_without_other_processes_sharing_changes_nothing(olmoe):
     with parallel.sharing():
-        assert parallel.own_part() == parallel.WHOLE
+        assert parallel.own_part(olmoe.module) == parallel.WHOLE
         [shared] = olmoe.measure(["the cat", "a dog"], ExpertUsage(), progress=False)
     [alone] = olmoe.measure(["the cat", "a dog"], ExpertUsage(), progress=False)
     pd.testing.assert_frame_equal(shared.table(), alone.table())
