@@ -191,4 +191,4 @@ def main(
 
 
 if __name__ == "__main__":
-    console.run(main)
+    console.run(main, shares=True)

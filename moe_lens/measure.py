@@ -97,6 +97,8 @@ def main(
     from moe_lens.commands.trace_runs import Traces, measure_traces
     from moe_lens.storage import try_folder
 
+    if merge or trace:
+        console.first_alone()
     try_folder(out)
     if merge:
         merged(folders or [], out, opening.load() if opening.model else None).leave()
@@ -113,4 +115,4 @@ def main(
 
 
 if __name__ == "__main__":
-    console.run(main)
+    console.run(main, shares=True)

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 Number = TypeVar("Number", int, float)
 DTYPES = ("float32", "bfloat16", "float16")
+LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+"""Environment variables by which torchrun tells a process which of several it is."""
 OF_CTRL_C = 130
 """The exit code that typer gives an interrupted command."""
 COUNTS = {"n", "missing", "size", "examples", "tokens", "seed", "layer", "expert", "step"}
@@ -37,11 +39,14 @@ LONG = 24
 RANDOM = re.compile(r"random~(\d+x\d+(?:\+\d+x\d+)*)(?:#(\d+))?")
 
 
-def run(main: Callable[..., None]) -> None:
+def run(main: Callable[..., None], *, shares: bool = False) -> None:
     """Runs a command line, as `grouped` makes it; bad input ends with its message and exit code 2, no traceback.
 
-    Ctrl-C ends it with a line that says how to go on, and exit code 130.
+    Ctrl-C ends it with a line that says how to go on, and exit code 130. shares: whether processes that a launcher
+    started share the work; else the first does it alone.
     """
+    if not shares:
+        first_alone()
     _refuse_no_text(sys.argv)
     _refuse_no_folder(sys.argv)
     command = grouped(main)
@@ -58,6 +63,14 @@ def run(main: Callable[..., None]) -> None:
         raise
     finally:
         warnings.formatwarning = usual
+
+
+def first_alone() -> None:
+    """Ends this process unless it is the first of those that a launcher started, which goes on as if it were alone."""
+    if not _speaks():
+        raise SystemExit(0)
+    for name in LAUNCHED:
+        os.environ.pop(name, None)
 
 
 def _refuse_no_text(line: Sequence[str]) -> None:
