@@ -1,6 +1,6 @@
 """Rows that processes write side by side, put into one file in the order of one process."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -17,11 +17,13 @@ from moe_lens.statistics.streamed import Streamed
 class PartStreamed(Streamed):
     """The rows of one process's batches; ends: how many examples it had seen after each of its tables."""
 
-    ends: Sequence[int] = ()
+    def __init__(self, rows: ExampleRows, write: Callable[[pd.DataFrame], None]) -> None:
+        super().__init__(rows, write)
+        self.ends: list[int] = []
 
     def update(self, record: Record) -> Self:
         super().update(record)
-        self.ends = [*self.ends, sum(self.ends[-1:]) + len(record.ids)]
+        self.ends.append(sum(self.ends[-1:]) + len(record.ids))
         return self
 
     def state(self) -> tuple[()]:

@@ -8,13 +8,14 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from moe_lens.architecture.quantized import is_parallel
 from moe_lens.commands import console
 from moe_lens.commands.asked_measures import Variant
 from moe_lens.commands.shared_rows import streamed_rows
 from moe_lens.data import Example
 from moe_lens.lens.delta import weights_digest
 from moe_lens.lens.lens import MoELens
-from moe_lens.lens.parallel import agreed, is_first, own_part
+from moe_lens.lens.parallel import agreed, connected, is_first, own_part
 from moe_lens.lens.positions import Positions
 from moe_lens.results import data_digest, expect_same_run, write_table
 from moe_lens.rows_on_disk import provenance_of
@@ -67,14 +68,19 @@ class Measuring:
         for name, measure in self.statistics.items():
             if measure.reads and measure.table is not None:
                 statistic = add_saved(measure.make(lens, self.positions), self.part(variant, data, name))
-                write_table(measure.table(statistic, lens), self.part(variant, data, f"{name}-table"), self.made_by)
+                table = measure.table(statistic, lens)
+                if is_first():
+                    write_table(table, self.part(variant, data, f"{name}-table"), self.made_by)
 
     def measure(
         self, lens: MoELens, variant: str, data: str, examples: Sequence[Example], made_by: dict[str, Any]
     ) -> None:
         """One pass over a data set, unless it is kept already, and the tables that need the model."""
         self._pass(lens, variant, data, examples, made_by)
-        if is_first():
+        together = is_parallel(lens.module)
+        if together:  # all have to run what is run of the model, and read what the first has kept
+            connected().wait_for_everyone()
+        if together or is_first():
             self.read(lens, variant, data)
 
     def _pass(

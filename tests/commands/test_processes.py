@@ -28,6 +28,7 @@ HELD = f"evaluate {FEW} {SCORED} --mask reap:1 --metrics em,answer_log_probabili
 def run(folder: Path, lines: dict[str, str], processes: int) -> str:
     launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
     told = [f"{line} --out {folder / name}" for name, line in lines.items()]
+    told.append(told[0])  # the second time there is nothing to measure
     done = subprocess.run(
         [sys.executable, *launch, str(TESTS / "support" / "commands_in_turn.py"), *told],
         env={**os.environ, "PYTHONPATH": str(TESTS.parent), "OMP_NUM_THREADS": "1"},
@@ -58,6 +59,7 @@ def test_two_processes_leave_the_files_of_one_and_say_so_once(folder, ran):
     kept = [{path for path in own if path.parts[0] != "parts" and path.suffix != ".png"} for own in names]
     assert kept[0] == kept[1]
     assert said[2].count(f"written to {root / '2' / folder}") == said[1].count(f"written to {root / '1' / folder}") > 0
+    assert said[2].count("7 examples, usage") == 1, "what is there is measured again"
 
 
 @pytest.mark.slow

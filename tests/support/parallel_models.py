@@ -2,17 +2,22 @@
 
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
+import pandas as pd
 import torch
 import torch.distributed as dist
 
 from moe_lens import ExpertSet, ExpertUsage, MoELens
 from moe_lens.causal import Attribution, attribution, evaluate, single_expert_effects
+from moe_lens.commands.asked_measures import Variant
+from moe_lens.commands.statistic_passes import Measuring
 from moe_lens.data import Example
 from moe_lens.lens import AddVector, Bias, Force, Reroute, Scale, TopK, Zero
 from moe_lens.lens.delta import weights_digest
 from moe_lens.lens.parallel import sharing
+from moe_lens.results import read_table
 
 PLANS = {"tensor": {"tp_size": 2}, "expert": {"tp_size": 2, "ep_size": 2}}
 CAPTURES = ("routing", "router_input", "expert_outputs", "moe_output", "residual", "logits")
@@ -70,6 +75,18 @@ def everything(lens: MoELens) -> dict[str, object]:
     return found
 
 
+def tables_of_weights(lens: MoELens, out: Path) -> dict[str, pd.Series]:
+    """What the command that measures makes of the model's own weights."""
+    with sharing():
+        Measuring(("weights", "vocabulary"), "question", out, {}).run(
+            Variant("model", lambda: nullcontext(lens)), {"data": EXAMPLES}
+        )
+    if dist.is_initialized():
+        dist.barrier()
+    [alike], [written] = (list(out.glob(f"parts/*{name}.parquet")) for name in ("weights", "vocabulary-table"))
+    return {"alike": read_table(alike)["similarity"], "written": read_table(written)["excess"]}
+
+
 def shared(lens: MoELens, out: Path) -> dict[str, object]:
     """What takes a model's examples over processes where each has the whole: here all run alike, and one writes."""
     first, *_ = lens.architecture.moe_layers
@@ -87,6 +104,7 @@ def shared(lens: MoELens, out: Path) -> dict[str, object]:
         "outputs": outputs["score"],
         "probabilities": found.answers["answer_log_probability"],
         "effects": effects["effect"],
+        **tables_of_weights(lens, out),
     }
     told = {name: torch.tensor(values.to_numpy()) for name, values in numbers.items()}
     parts = sorted(path.name.rpartition("-")[0].partition("-")[0] for path in out.glob("parts/*"))
