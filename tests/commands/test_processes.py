@@ -13,13 +13,13 @@ from moe_lens.commands import console
 from moe_lens.results import read_table
 
 TESTS = Path(__file__).parents[1]
-FEW = "--model organism --data swap --limit 7 --batch-size 2"
-SCORED = "--score-limit 7 --max-new-tokens 3"
+FEW = "--model organism --data swap --limit 5 --batch-size 2"
+SCORED = "--score-limit 5 --max-new-tokens 2"
 SHARED = {
     "measured": f"measure {FEW} --what usage,tokens,routing",
     "found": f"find {FEW} {SCORED} --score reap --score attribution(answer) --parts 2 --control random:1",
-    "masked": f"intervene {FEW} {SCORED} --experts reap:1 --control matched:2 --mode bias:-2,1",
-    "patched": f"intervene {FEW} --max-new-tokens 3 --patch memory --positions last --layers 0,3",
+    "masked": f"intervene {FEW} {SCORED} --experts reap:1 --control matched:1",
+    "patched": f"intervene {FEW} --max-new-tokens 2 --patch memory --positions last --layers 3",
 }
 HELD = f"evaluate {FEW} {SCORED} --mask reap:1 --metrics em,answer_log_probability"
 """A command on a model that is held together, or whole."""
@@ -59,7 +59,7 @@ def test_two_processes_leave_the_files_of_one_and_say_so_once(folder, ran):
     kept = [{path for path in own if path.parts[0] != "parts" and path.suffix != ".png"} for own in names]
     assert kept[0] == kept[1]
     assert said[2].count(f"written to {root / '2' / folder}") == said[1].count(f"written to {root / '1' / folder}") > 0
-    assert said[2].count("7 examples, usage") == 1, "what is there is measured again"
+    assert said[2].count("5 examples, usage") == 1, "what is there is measured again"
 
 
 @pytest.mark.slow
@@ -67,7 +67,7 @@ def test_two_processes_leave_the_files_of_one_and_say_so_once(folder, ran):
     "name",
     [
         *("measured/usage.parquet", "measured/tokens.parquet", "measured/routing.parquet", "found/scores.parquet"),
-        *("found/agreement.parquet", "masked/answers.parquet", "masked/doses.parquet", "patched/patching.parquet"),
+        *("found/agreement.parquet", "masked/answers.parquet", "masked/masking.parquet", "patched/patching.parquet"),
         *("held/answers.parquet", "held/summary.parquet"),
     ],
 )

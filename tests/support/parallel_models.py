@@ -93,7 +93,9 @@ def shared(lens: MoELens, out: Path) -> dict[str, object]:
     mask = {"zero": Zero(ExpertSet.of({first: [0, 1]}))}
     with sharing():
         [usage] = lens.measure(EXAMPLES, ExpertUsage())
-        gates, outputs = attribution(lens, EXAMPLES, *(Attribution("answer", effect=own) for own in ("gate", "output")))
+        gates, outputs = attribution(
+            lens, EXAMPLES, *(Attribution(effect=own, target="answer") for own in ("gate", "output"))
+        )
         found = evaluate(lens, EXAMPLES, mask, metrics=["em", "answer_log_probability"], max_new_tokens=4, out=out)
         again = evaluate(lens, EXAMPLES, mask, metrics=["em", "answer_log_probability"], max_new_tokens=4, out=out)
         effects = single_expert_effects(lens, EXAMPLES, only=[(first, 0), (first, 1)])
