@@ -8,7 +8,7 @@ SPLIT_MODEL ?=
 SPLIT_DATA ?= nq-swap,squad
 READY := $(VENV)/.ready
 
-.PHONY: help install demo figures english notebooks docs test test-slow gpu-check lint clean
+.PHONY: help install demo figures english notebooks docs test test-slow test-long gpu-check lint clean
 .DEFAULT_GOAL := help
 
 help:
@@ -20,6 +20,7 @@ help:
 	@echo "make notebooks  run the notebooks, and keep them with what they show (takes Chromium or Chrome)"
 	@echo "make test       run the tests (slow ones left out), in WORKERS processes of one thread each (now: $(WORKERS))"
 	@echo "make test-slow  run the slow tests"
+	@echo "make test-long  run those that take minutes each: studies and benchmarks from end to end, devices by family"
 	@echo "make gpu-check  check and time everything on this machine's GPU, in 8 minutes; the table is docs/gpu.md"
 	@echo "make lint       check the code's style and types"
 	@echo "make install    only create $(VENV) and install into it (any other target does so by itself)"
@@ -65,7 +66,10 @@ test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist worksteal
 
 test-slow: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n $(WORKERS) --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not long" --durations=40 -n $(WORKERS) --dist worksteal
+
+test-long: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m long -n $(WORKERS) --dist worksteal
 
 gpu-check: $(READY)
 	$(BIN)/python analyses/benchmarks/gpu.py

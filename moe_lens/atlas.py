@@ -71,14 +71,11 @@ def main(
             --scores RUN/find --out ATLAS
     """
     from moe_lens.causal.judge import judge_of
-    from moe_lens.commands.expert_atlas import Atlas
-    from moe_lens.commands.expert_labels import expert_labels
-    from moe_lens.commands.masking_tasks import Tasks
+    from moe_lens.commands.atlas_run import AtlasRun
     from moe_lens.commands.trace_runs import Traces
     from moe_lens.extras import optional
     from moe_lens.lens.positions import check_positions
-    from moe_lens.report.atlas import read_runs, write_atlas
-    from moe_lens.results import claim, data_digest, provenance, write_table
+    from moe_lens.report.atlas import read_runs
     from moe_lens.storage import try_folder
 
     try_folder(out)
@@ -87,39 +84,13 @@ def main(
         optional("openai", extra="judge")  # before anything is measured
     place = options.place_named(positions)
     check_positions(place)
-    runs = read_runs(scores or [])
+    run = AtlasRun(place, contexts, read_runs(scores or []), asked, out)
     if trace:
-        if asked is not None:
-            raise MoELensError("experts are labelled where the model runs; leave --judge out with --trace")
-        told = Traces.opened(opening, trace, data, reading, split=split, limit=limit)
-        about, measured = told.model.architecture.in_short(), Atlas(told.as_lens, place, contexts)
-        made_by = provenance(model=opening.model, facts=told.facts | {"positions": place, "contexts": contexts})
-        claim(out, made_by)
-        tables = measured.tables(out / "tables", made_by, told.examples)
-        page = write_atlas(tables, out, made_by, about=about, runs=runs)
-        console.say(f"wrote {page}: open it with a browser")
-        return
-    if data is None:
+        run.of_traces(Traces.opened(opening, trace, data, reading, split=split, limit=limit), model=opening.model)
+    elif data is not None:
+        run.of_model(opening, reading, data, split=split, limit=limit, batch_size=batch_size)
+    else:
         raise MoELensError("an atlas is of --data, or of a --trace; give one")
-    tasks = Tasks.parse(data, None).targets
-    loaded = {task: reading.load(task, split=split, limit=limit) for task in tasks}
-    lens = opening.load()
-    lens.batch_size = batch_size
-    fitted = {task: reading.fit(examples, lens, of=f"{task}, {split}") for task, examples in loaded.items()}
-    examples = {task: one.examples for task, one in fitted.items()}
-    facts = opening.facts(lens) | reading.facts(*fitted.values()) | {"positions": place, "contexts": contexts}
-    facts |= {"batch_size": batch_size, "tasks": {task: data_digest(own) for task, own in examples.items()}}
-    made_by = provenance(model=opening.model, delta=opening.delta, facts=facts)
-    claim(out, made_by)
-    tables = Atlas(lens, place, contexts).tables(out / "tables", made_by, examples)
-    if asked is not None:
-        labels = tables["labels"] = expert_labels(tables, asked)
-        write_table(labels, out / "labels.parquet", made_by | {"judge": asked.model})
-        without = labels.loc[labels["label"] == "", "failure"].tolist()
-        if without:
-            console.note(f"{len(without)} of {len(labels)} experts have no label, the first because of: {without[0]}")
-    page = write_atlas(tables, out, made_by, about=lens.architecture.in_short(), runs=runs)
-    console.say(f"wrote {page}: open it with a browser")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ MEASURED = (
     "specialisation, information, clustering, baseline, contexts, tokens, predictions, saliency, shared, similarity, "
     "vocabulary, attention, answer, saturation, divergence, matching, portraits, signatures"
 )
+USUAL = "usage,load,coactivation,specialisation"
+"""What is measured where nobody says what."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ def main(
             "experts' weights are; routing, a row for every token, layer and selected expert with weight and logit in "
             "routing.parquet; all: everything but routing that the model and the data allow."
         ),
-    ] = "usage,load,coactivation,specialisation",
+    ] = USUAL,
     positions: Annotated[
         str,
         Option(
@@ -101,6 +103,11 @@ def main(
         console.first_alone()
     try_folder(out)
     if merge:
+        if data or trace or against or intervention or shard or what != USUAL:
+            raise MoELensError(
+                "--merge joins what its folders hold, of their own data and measures; leave --data, --trace, --what, "
+                "--against, --intervention and --shard out"
+            )
         merged(folders or [], out, opening.load() if opening.model else None).leave()
         return
     if folders or not opening.model or not (data or trace):

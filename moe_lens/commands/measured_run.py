@@ -9,6 +9,7 @@ from moe_lens.commands.shards import Shard
 from moe_lens.commands.statistic_passes import Measuring
 from moe_lens.commands.statistic_tables import Kept
 from moe_lens.errors import MoELensError
+from moe_lens.lens.batching import expect_places
 from moe_lens.lens.parallel import connected, sharing
 from moe_lens.results import claim, provenance
 
@@ -38,6 +39,9 @@ class MeasuredRun:
         lens.batch_size, lens.progress = self.batch_size, processes.is_main_process
         fitted = {name: self.reading.fit(own, lens, of=f"{name}, {self.split}") for name, own in loaded.items()}
         examples = {name: one.examples for name, one in fitted.items()}
+        for name, own in examples.items():
+            if own:
+                expect_places(asked.positions, own, lens.tokenizer, template=lens.template, of=name)
         facts = asked.facts(lens, examples) | {"batch_size": self.batch_size, "shard": str(self.part)}
         facts |= {"split": self.split} | opening.facts(lens) | self.reading.facts(*fitted.values())
         every = [example for own in examples.values() for example in own]

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from moe_lens.causal import own_answers
 from moe_lens.choosing.contrast import load_prompts
 from moe_lens.choosing.procedures import Examples
+from moe_lens.commands import console
 from moe_lens.commands.options import Opening, Reading
 from moe_lens.data import Example, Fitted
 from moe_lens.data.lookup import SOURCES
@@ -42,11 +43,14 @@ class Asked:
         """The first `limit` examples, or prompts: of a list every second line, from the first for "train" alone."""
         if not is_list(data):
             return self.reading.load(data, split=split, limit=limit)
-        lines = load_prompts(data)
+        listed = load_prompts(data)
+        lines = list(dict.fromkeys(listed))
+        if len(lines) < len(listed):  # on one half it would be learned, on the other judged
+            console.note(f"{data}: {len(listed) - len(lines)} of {len(listed)} prompts came before, and are left out")
         if len(lines) < 2:
             raise MoELensError(
-                f"{data} has {len(lines)} prompts; experts are found on one half of a list and judged on the other: "
-                "give two or more, one a line"
+                f"{data} has {len(lines)} different prompts; experts are found on one half of a list and judged on the "
+                "other: give two or more, one a line"
             )
         return lines[split != TRAIN :: 2][:limit]
 

@@ -38,9 +38,12 @@ def read_rows(path: str | Path) -> Records:
     A line that is not JSON, or that has too few or too many cells, comes as the MoELensError that says so.
     Raises MoELensError for a file that cannot be read at all.
     """
-    kind = ending(path)
+    kind, is_list = ending(path), str(path).endswith(".txt")
     if kind is None:
-        raise MoELensError(f"{path}: expected a file that ends in {', '.join(ENDINGS)} (or .gz after it)")
+        raise MoELensError(
+            f"{path}: expected a file that ends in {', '.join(ENDINGS)} (or .gz after it)"
+            + ("; lists of prompts are read by moe_lens.find and moe_lens.intervene" if is_list else "")
+        )
     if kind == ".parquet":
         return _parquet_rows(Path(path))
     if kind == ".jsonl":

@@ -10,9 +10,10 @@ from typing import TypeVar
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from moe_lens.data import Encoded, Example, PromptTemplate, encode
+from moe_lens.data import Encoded, Example, PromptTemplate, collate, encode
 from moe_lens.data.offsets import token_ids
 from moe_lens.errors import MoELensError
+from moe_lens.lens.positions import Positions, in_the_answer, position_mask
 from moe_lens.progress import progress_bar
 
 BATCHES_PER_WINDOW = 64
@@ -86,6 +87,28 @@ def encode_prompt(
         question=None,
         answer_spans=(),
         prompt_length=len(ids),
+    )
+
+
+def expect_places(
+    positions: Positions,
+    examples: Iterable[Example],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    template: PromptTemplate,
+    of: str,
+) -> None:
+    """MoELensError, before a model has run, where no example of the data `of` has a token at these positions."""
+    for example in examples:
+        prompt = encode(example, tokenizer, template=template, with_answer=in_the_answer(positions))
+        batch = collate([prompt], pad_id=0)
+        spans = batch.context_spans, batch.question_spans
+        if position_mask(batch.attention_mask, *spans, positions, batch.labels, batch.thoughts).any():
+            return
+    named = positions if isinstance(positions, str) else ",".join(map(str, positions))
+    raise MoELensError(
+        f"no example of {of} has a token at the positions {named}, so nothing would be counted; leave {of} out, or "
+        "take other positions, such as all"
     )
 
 

@@ -166,9 +166,8 @@ def keep_trained(
 ) -> None:
     """Train a lens and keep it in `folder`, going on where an interrupted call with the same folder stopped.
 
-    It is a delta checkpoint with the provenance `made_by`, beside log.parquet, learning_rates.parquet (each tried with its
-    score on dev) and cost.json (`Cost`). router: the folder of tuned routers, where the recipe
-    needs them.
+    It is a delta checkpoint with the provenance `made_by`, beside log.parquet, learning_rates.parquet (each tried with
+    its score on dev) and cost.json (`Cost`). router: the folder of tuned routers, where the recipe needs them.
     """
     method = how.method(recipe.method(lens, train, model=model, seed=schedule.seed, router=router), schedule.seed)
     schedule = replace(schedule, learning_rate=rates[0])

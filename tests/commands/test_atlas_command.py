@@ -9,7 +9,7 @@ import pytest
 from moe_lens import MoELens, atlas, load_examples
 from moe_lens.commands import console
 from moe_lens.commands.expert_labels import parse_label
-from moe_lens.results import read_table, write_table
+from moe_lens.results import read_provenance, read_table, write_table
 from moe_lens.statistics import ExpertUsage
 
 
@@ -48,7 +48,7 @@ def test_the_atlas_of_a_model_counts_its_experts_on_each_data_set(run):
     assert {"rate", "rate on swap", "rate on novel", "spread", "weight", "told by the bigram"} <= set(measures)
 
 
-def test_given_again_it_measures_nothing_and_adds_a_runs_numbers(run, monkeypatch, tmp_path):
+def test_given_again_it_measures_nothing_and_adds_a_runs_numbers(run, out, monkeypatch, tmp_path):
     before = {path.name: path.read_bytes() for path in run().rglob("expert-*.js")}
 
     def refused(*arguments, **named):
@@ -56,7 +56,9 @@ def test_given_again_it_measures_nothing_and_adds_a_runs_numbers(run, monkeypatc
 
     monkeypatch.setattr(MoELens, "measure", refused)
     scores = pd.DataFrame([("mine", layer, e, e / 16) for layer in range(4) for e in range(16)])
-    write_table(scores.set_axis(["name", "layer", "expert", "score"], axis=1), tmp_path / "score-mine.parquet", {})
+    of_this = {"weights": "0" * 64, "base_weights": read_provenance(out / "tables" / "rates.parquet")["weights"]}
+    table = scores.set_axis(["name", "layer", "expert", "score"], axis=1)
+    write_table(table, tmp_path / "score-mine.parquet", of_this)
     folder = run(f"--scores {tmp_path}")
     after = {path.name: path.read_bytes() for path in folder.rglob("expert-*.js")}
     assert b'"mine", 0.75, null, null, 4, 16' in after["expert-2-12.js"]
@@ -78,12 +80,17 @@ def test_a_table_that_somebody_took_away_is_measured_again(run):
         ("--scores nowhere", "swap,novel", "expected the folder of a run; got nowhere"),
         ("--scores a/run --scores b/run", "swap,novel", "names of their folders, which repeat: run, run"),
         ("--positions somewhere", "swap,novel", "positions must be one of"),
+        ("--positions context --out elsewhere", "swap,closed_book", "no example of closed_book has a token at"),
+        ("--scores another", "swap,novel", "the run another measured another model than the one of this atlas"),
         ("", "swap,swap", "'swap' is named twice"),
         ("", "swap", "holds the results of another run"),
     ],
 )
-def test_what_makes_no_atlas_is_refused_with_what_to_do(run, capsys, options, data, says):
+def test_what_makes_no_atlas_is_refused_with_what_to_do(run, capsys, options, data, says, tmp_path, monkeypatch):
     run()
+    monkeypatch.chdir(tmp_path)
+    other = pd.DataFrame([("mine", 0, 0, 1.0)], columns=["name", "layer", "expert", "score"])
+    write_table(other, tmp_path / "another" / "score-mine.parquet", {"weights": "0" * 64, "base_weights": "1" * 64})
     capsys.readouterr()
     run(options, code=2, data=data)
     assert says in " ".join(capsys.readouterr().err.split())

@@ -107,7 +107,7 @@ def test_a_part_that_was_damaged_is_an_error_also_where_scores_may_be_left_out(t
 
 def test_every_second_line_of_a_list_is_scored_on_and_limited_as_data_are(tmp_path):
     texts = tmp_path / "a.txt"
-    texts.write_text("".join(f"Where is {name}?\n" for name in "abcdefg"), encoding="utf-8")
+    texts.write_text("".join(f"Where is {name}?\n" for name in "abacdefgc"), encoding="utf-8")  # two come again
     opening, scoring, reading = Opening(model="organism"), Scoring(score_limit=3), Asked(Reading())
     named = NamedExperts([f"contrast({texts};b.txt):1"], opening, scoring, reading, "swap", mode=Mode("zero"))
     asked = named.measuring(opening.load()).load(str(texts))

@@ -210,6 +210,8 @@ def test_a_second_model_that_is_not_there_is_told_before_the_first_is_measured(t
     line = f"--model organism --data swap --limit 2 --what load --out {tmp_path / 'out'}"
     assert command(f"{line} --against {tmp_path / 'nowhere'}", monkeypatch) == 2
     assert "there is no such folder" in capsys.readouterr().err
+    assert command(f"{line} --positions -900", monkeypatch) == 2
+    assert "no example of swap has a token at the positions -900" in capsys.readouterr().err
     assert not (tmp_path / "out").exists(), "else the corrected command would be another run"
     expect_model("organism:planted")
 
@@ -242,6 +244,8 @@ def test_a_shard_that_comes_twice_and_a_run_of_something_else_are_not_merged(run
     assert "each example may come once: expected different shards I/N of one N; got 0/2, 0/2" in capsys.readouterr().err
     assert command(f"--merge {runs / '0'} {runs / 'again'} --out {tmp_path / 'b'}", monkeypatch) == 2
     assert "holds the results of another run" in capsys.readouterr().err
+    assert command(f"--merge {runs / '0'} {runs / '1'} --what load --out {tmp_path / 'c'}", monkeypatch) == 2
+    assert "leave --data, --trace, --what" in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "a" / "run.json").exists()
 
 

@@ -139,7 +139,8 @@ def test_missing_files_and_senseless_limits_are_refused(tmp_path):
         ("squad@0123abc", "squad could not be had from the hub (mrqa-workshop/mrqa at 0123abc); give squad:PATH"),
         ("./nowhere", "there is no file or folder './nowhere'."),
         ("folder", "the folder folder is no data set with a split 'test'"),
-        ("folder/notes.txt", "expected a file that ends in .json"),
+        ("folder/notes.txt", "(or .gz after it); lists of prompts are read by moe_lens.find and moe_lens.intervene"),
+        ("folder/notes.md", "expected a file that ends in .json, .jsonl, .csv, .tsv, .parquet (or .gz after it)"),
         ("folder.json", "cannot read folder.json: Is a directory"),
         ("empty.json", "empty.json is empty"),
         ("empty.jsonl", "empty.jsonl is empty"),
@@ -161,7 +162,8 @@ def test_what_is_not_there_or_empty_is_one_clear_error(spec, says, tmp_path, mon
         Path(f"empty.{name}").touch()
     Path("broken.json.gz").write_bytes(gzip.compress(b"[]")[:-6])
     Path("header.csv").write_text("context,question,answer\n")
-    Path("folder/notes.txt").write_text("notes")
+    for ending in ("txt", "md"):
+        Path(f"folder/notes.{ending}").write_text("notes")
     with pytest.raises(MoELensError) as error:
         load_examples(spec)
     assert says in str(error.value)

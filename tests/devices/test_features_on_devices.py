@@ -114,6 +114,7 @@ def test_a_wrong_value_a_crash_and_another_refusal_are_told():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_gives_on_devices_what_it_gives_on_the_cpu(family):
     opening = outcome(lambda: opened(tiny_model(family)))

@@ -36,6 +36,7 @@ def run(*arguments: str, folder: Path) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_measuring_the_organism_goes_on_where_it_stopped_and_keeps_other_runs(tmp_path):
     measure = "-m moe_lens.organism.measure --model organism:planted --seeds 0,1 --limit 16 --out tuned"
     printed = run(*measure.split(), folder=tmp_path)

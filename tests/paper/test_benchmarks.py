@@ -251,6 +251,7 @@ def test_without_a_gpu_nothing_is_run_or_written(benchmarks, monkeypatch, tmp_pa
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_all_parts_run_on_the_cpu(tmp_path):
     script = str(ROOT / "analyses" / "benchmarks" / "gpu.py")
     options = f"--device cpu --size tiny --families olmoe,mixtral --minutes 40 --page {tmp_path / 'gpu.md'}"

@@ -173,6 +173,7 @@ def test_pairs_are_of_points_that_spare_with_the_best_first():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_both_studies_run_small_from_end_to_end(tmp_path):
     from test_analyses import read_table, run
 

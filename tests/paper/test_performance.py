@@ -79,6 +79,7 @@ def test_a_step_costs_its_operations_and_its_answers_what_reading_weights_takes(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_all_parts_run_and_make_the_page(benchmarks, monkeypatch, tmp_path):
     monkeypatch.setattr(benchmarks.performance, "TRAINED", ("stock", "peft-lora"))
     page = tmp_path / "performance.md"

@@ -335,7 +335,7 @@ EXPERTS = "--method ceft --experts ce:2 --lora-rank 2 --router-rate 1e-2 --learn
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", [ROUTER, EXPERTS])
+@pytest.mark.parametrize("method", [ROUTER, pytest.param(EXPERTS, marks=pytest.mark.long)])
 def test_a_killed_command_given_again_ends_with_the_same_bytes(tmp_path, method):
     def command(out: str) -> list[str]:
         options = f"{method} --model organism --data swap --limit 12 --epochs 2 --batch-size 2"

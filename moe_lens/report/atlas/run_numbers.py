@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from moe_lens.errors import MoELensError
 from moe_lens.experts import ExpertSet
-from moe_lens.results import read_table
+from moe_lens.results import read_provenance, read_table
 from moe_lens.storage import nameable
 
 KEPT = ("score-*.parquet", "scores-*.parquet")
@@ -24,10 +25,12 @@ class RunNumbers:
     """scores: columns name, layer, expert, score, score_low, score_high (NaN where there is no interval).
 
     doses: rows of a masking run with strengths, the unmasked one and the random ones among them.
+    weights: digests of the models that the tables say they are of, one of each table that says so.
     """
 
     scores: pd.DataFrame
     doses: pd.DataFrame
+    weights: tuple[frozenset[str], ...] = ()
 
     @property
     def sets(self) -> dict[str, str]:
@@ -40,6 +43,14 @@ class RunNumbers:
         """All that it has numbers of, (layer, expert)."""
         scored = self.scores[["layer", "expert"]].itertuples(index=False, name=None)
         return {*scored, *(key for experts in self.sets.values() for key in ExpertSet.parse(experts))}
+
+    def expect_of(self, weights: str, *, name: str) -> None:
+        """MoELensError where a table says that it is of other weights than these; name: of the run."""
+        if any(weights not in told for told in self.weights):
+            raise MoELensError(
+                f"the run {name} measured another model than the one of this atlas, whose expert 3 of layer 1 need not "
+                "be the other's; open the model of that run, with its --delta and --dtype, or leave its --scores out"
+            )
 
 
 def read_runs(folders: Sequence[str | Path]) -> dict[str, RunNumbers]:
@@ -54,10 +65,11 @@ def read_run(folder: str | Path) -> RunNumbers:
     """The numbers of a run; MoELensError where its folder has neither scores nor dose curves."""
     if not nameable(folder).is_dir():
         raise MoELensError(f"expected the folder of a run; got {folder}, which is none")
-    scores = [read_table(path) for name in KEPT for path in sorted(Path(folder).rglob(name))]
-    doses = [read_table(path) for path in sorted(Path(folder).rglob("doses.parquet"))]
-    found = [table for table in scores if set(SCORE) <= set(table)]
-    curves = [table for table in doses if set(DOSE) <= set(table)]
+    scores = [path for name in KEPT for path in sorted(Path(folder).rglob(name))]
+    of_scores = {path: table for path in scores if set(SCORE) <= set(table := read_table(path))}
+    doses = sorted(Path(folder).rglob("doses.parquet"))
+    of_doses = {path: table for path in doses if set(DOSE) <= set(table := read_table(path))}
+    found, curves = list(of_scores.values()), list(of_doses.values())
     if not found and not curves:
         raise MoELensError(
             f"{folder} keeps no scores of every expert ({', '.join(KEPT)}) and no doses.parquet; give the folder of "
@@ -72,4 +84,10 @@ def read_run(folder: str | Path) -> RunNumbers:
     return RunNumbers(
         whole,
         pd.concat(curves, ignore_index=True) if curves else pd.DataFrame(columns=DOSE),
+        tuple(told for path in (*of_scores, *of_doses) if (told := _weights(read_provenance(path)))),
     )
+
+
+def _weights(provenance: dict[str, Any]) -> frozenset[str]:
+    """Digests of the models, tuned and base, that a table says it is of."""
+    return frozenset(provenance[name] for name in ("weights", "base_weights") if name in provenance)
