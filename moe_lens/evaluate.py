@@ -77,7 +77,7 @@ def main(
     from moe_lens.commands.presets import preset_facts
     from moe_lens.commands.prompt_lists import Asked
     from moe_lens.decoding import context_citations, parse_decoding
-    from moe_lens.lens.parallel import agreed_on, connected, sharing
+    from moe_lens.lens.parallel import agreed_on, connected, from_first_process, sharing
     from moe_lens.metrics.catalogue import metrics_named
     from moe_lens.results import claim, provenance, write_table
     from moe_lens.storage import try_folder
@@ -108,8 +108,7 @@ def main(
     made_by |= preset_facts(preset, "evaluate")
     told = made_by | {"seed": seed, "metrics": names, "judge": judge_model}
     told |= {"saved": {name: one.intervention.digest for name, one in saved.items()}} if saved else {}
-    if processes.is_main_process:
-        claim(out, told | {"experts": wanted.told(), "control": controls.told})
+    from_first_process(lambda: claim(out, told | {"experts": wanted.told(), "control": controls.told}))
     with sharing():
         chosen = wanted.choose(lens, out)
         compared = agreed_on(controls.measured(lens, fitted.examples, mode))

@@ -97,7 +97,7 @@ def main(
     from moe_lens.commands.prompt_lists import Asked, asking
     from moe_lens.decoding import PLAIN
     from moe_lens.lens.interventions import parse_mode
-    from moe_lens.lens.parallel import agreed_on, connected, sharing
+    from moe_lens.lens.parallel import agreed_on, connected, from_first_process, sharing
     from moe_lens.results import claim, provenance
     from moe_lens.storage import try_folder
 
@@ -125,8 +125,7 @@ def main(
     facts |= opening.facts(lens) | reading.facts(*fitted.values())
     made_by = provenance(model=opening.model, delta=opening.delta, data=examples[first], seed=seed, facts=facts)
     asked = {"experts": wanted.told(), "control": controls.told, "parts": parts} | tasks.facts(examples)
-    if processes.is_main_process:
-        claim(out, made_by | asked)
+    from_first_process(lambda: claim(out, made_by | asked))
     answers = (1 + len(wanted.selections) + controls.count) * sum(map(len, examples.values()))
     console.say(f"masking the sets and {controls.count} random ones will then take about {answers} answers")
     with sharing():

@@ -171,8 +171,8 @@ def main(
     asked = tasks.facts(examples) | ({"saved": digests} if saved else {})
     asked |= {"metrics": [metric.name for metric in more]} if more else {}
     asked |= by
-    if processes.is_main_process:
-        claim(out, made_by | {"experts": wanted.told(), "control": controls.told} | asked)
+    claimed = made_by | {"experts": wanted.told(), "control": controls.told} | asked
+    from_first_process(lambda: claim(out, claimed))
     own = {name: one.intervention for name, one in saved.items()}
     base = wanted.base if opening.delta is not None or scoring.base is not None else None
     limits = (max_new_tokens, ends, answering)

@@ -105,7 +105,7 @@ class MapRun:
         """Make the map, write its tables and figure to `out`, and print its strongest cells."""
         from moe_lens.causal import patching_map
         from moe_lens.lens import Run
-        from moe_lens.lens.parallel import connected
+        from moe_lens.lens.parallel import connected, from_first_process
         from moe_lens.results import claim
 
         places = patching.positions(self.positions)
@@ -122,8 +122,7 @@ class MapRun:
         metric = self.metrics or ("logit_difference" if any(one.memory for one in ours) else "answer_log_probability")
         facts = self.opening.facts(lens) | self.reading.facts(fitted) | {"positions": places, "metric": metric}
         made_by = self._made_by(patching, own, other, facts)
-        if processes.is_main_process:
-            claim(self.out, made_by)
+        from_first_process(lambda: claim(self.out, made_by))  # before another one writes
         found = patching_map(
             lens,
             ours,

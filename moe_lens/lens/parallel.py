@@ -79,12 +79,13 @@ def gathered(found: Iterable[Made], part: Part) -> list[Made]:
     """
     if part == WHOLE:
         return list(found)
-    own, failed = [], None
+    own: list[Made] = []
+    failed: MoELensError | None = None
     try:
         own.extend(found)
     except MoELensError as error:
         failed = error
-    told = gather_object([(own, failed)])
+    told = cast(list[tuple[list[Made], MoELensError | None]], gather_object([(own, failed)]))
     if failures := [error for _, error in told if error is not None]:
         raise failed or failures[0]
     return [one for theirs, _ in told for one in theirs]
