@@ -279,4 +279,4 @@ def _rates(text: str, *, what: str) -> list[float]:
 
 
 if __name__ == "__main__":
-    console.run(main)
+    console.run(main, shares=True)

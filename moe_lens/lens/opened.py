@@ -96,6 +96,7 @@ class OpenedModel(Accessors):
         template: PromptTemplate | str | Path = FIGURE_10,
         trust_remote_code: bool = False,
         remote: bool | str = False,
+        distributed_config: Any = None,
     ) -> Self:
         """Open a packaged model ("organism", "organism:planted"), a folder, a hub id, or a torch model.
 
@@ -106,6 +107,7 @@ class OpenedModel(Accessors):
         template: how examples are asked: one, the name of one, or a .json or .toml file.
         trust_remote_code: run the Python code that some models bring beside their weights.
         remote: as `OpenedModel` says. For a server, a model that is named here is built without its weights.
+        distributed_config: a `transformers.distributed.DistributedConfig`, by which all processes hold one model.
 
         Raises MoELensError for a model that cannot be found, has no MoE layers, or is not the delta's base.
         """
@@ -121,7 +123,13 @@ class OpenedModel(Accessors):
         elif remote not in (False, "local"):
             module = _weightless(model, dtype, device_map, delta, trust_remote_code)
         else:
-            module = load_model(model, dtype=dtype, device_map=device_map, trust_remote_code=trust_remote_code)
+            module = load_model(
+                model,
+                dtype=dtype,
+                device_map=device_map,
+                trust_remote_code=trust_remote_code,
+                distributed_config=distributed_config,
+            )
         if delta is not None:
             apply_delta(module, delta, template=asked)
         lens = cls(module, tokenizer, template=asked, remote=remote)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from moe_lens.architecture import MoEArchitecture
-from moe_lens.architecture.quantized import is_parallel
+from moe_lens.architecture.quantized import is_expert_parallel, is_parallel
 from moe_lens.errors import MoELensError
 from moe_lens.lens.devices import OnDevices
 from moe_lens.lens.single_outputs import SingleOutputs
@@ -45,6 +45,13 @@ class TraceReader:
         """The model without tracing."""
         found: nn.Module = self.model._module
         return found
+
+    @property
+    def gates_parts(self) -> bool:
+        """Whether gating weights are given, in each process, to the part of every expert that it holds."""
+        site = self.architecture.moe[0]
+        experts = self.module.get_submodule(site.experts)
+        return is_parallel(self.module) and site.gating_side == "inputs" and not is_expert_parallel(experts)
 
     def watching_experts(self, layers: Iterable[int]) -> AbstractContextManager[None]:
         """Inside the block `expert_outputs` of these layers takes them from the experts' own run, where it can."""

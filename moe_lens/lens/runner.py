@@ -16,6 +16,7 @@ from moe_lens.data.encoding import answer_begun
 from moe_lens.errors import MoELensError, NotFiniteError
 from moe_lens.lens.acting import Acting
 from moe_lens.lens.devices import OnDevices, on_cpu
+from moe_lens.lens.factors import FACTORS
 from moe_lens.lens.finite import all_finite, finite_streams, not_finite
 from moe_lens.lens.gradients import (
     Gradients,
@@ -169,7 +170,7 @@ class BatchRunner:
         with learning(self.module, ()):
             batch, values = self._valued(prompts, places, value, levers)
             asked = {"gate": levers.gates, "output": levers.sums, "logit": {} if logits is None else logits.levers}
-            found = gradients_of(values, asked)
+            found = gradients_of(values, asked, in_terms=self._in_terms)
         effects = effects_of(self.module, self.reader, batch, levers, found, positions)
         return Gradients(batch, places, values.detach().double().cpu(), effects)
 
@@ -183,7 +184,12 @@ class BatchRunner:
         """
         with learning(self.module, tensors.values()):
             _, values = self._valued(prompts, places, value, Levers((), 1))
-            return values.detach(), gradients_of(values, {kind: tensors})[kind]
+            return values.detach(), gradients_of(values, {kind: tensors}, in_terms=self._in_terms)[kind]
+
+    @property
+    def _in_terms(self) -> Collection[str]:
+        """The kinds of levers that gating weights are multiplied by, where each process has a part of every expert."""
+        return ("gate", FACTORS) if self.reader.gates_parts else ()
 
     def _valued(
         self, prompts: Sequence[Encoded], places: Sequence[int], value: Value, levers: Levers
