@@ -55,14 +55,20 @@ def _english() -> Path:
 
 
 def _made_here() -> str:
-    """The folder of the model that `make english` made; MoELensError where it has not, or it is not as it was."""
+    """The folder of the model that `make english` made; MoELensError where there is none."""
     folder = _english() / "model"
     if not (folder / DIGESTS_FILE).exists():
         raise MoELensError(
             f"{ENGLISH!r} is a small real language model that is split into experts on your own machine, and there is "
             f"none in {_english()}; `make {ENGLISH}` makes it (python -m moe_lens.organism.split --help says how)"
         )
-    check_digests(folder, remedy=f"remove {_english()} and run `make {ENGLISH}` again")
+    return _whole(folder)
+
+
+@cache
+def _whole(folder: Path) -> str:
+    """The folder of what `make english` made, read through once; MoELensError where it is not as it was."""
+    check_digests(folder, remedy=f"remove {folder.parent} and run `make {ENGLISH}` again")
     return str(folder)
 
 

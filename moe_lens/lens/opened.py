@@ -121,7 +121,8 @@ class OpenedModel(Accessors):
         if isinstance(model, nn.Module):
             module = model
         elif remote not in (False, "local"):
-            module = _weightless(model, dtype, device_map, delta, trust_remote_code)
+            _expect_nothing_of_weights(device_map=device_map, delta=delta, distributed_config=distributed_config)
+            module = load_skeleton(model, dtype=dtype, trust_remote_code=trust_remote_code)
         else:
             module = load_model(
                 model,
@@ -254,15 +255,13 @@ def _expect_sendable(listed: Sequence[str]) -> None:
     register("moe_lens")
 
 
-def _weightless(
-    name: str | Path, dtype: torch.dtype | None, device_map: Any, delta: str | Path | None, trust_remote_code: bool
-) -> nn.Module:
-    """The model of a name, without weights; MoELensError for what is asked of weights, which are a server's."""
-    if device_map is not None or delta is not None:
+def _expect_nothing_of_weights(**asked: Any) -> None:
+    """MoELensError for what is asked of weights by name, which are a server's."""
+    given = [name for name, value in asked.items() if value is not None]
+    if given:
         raise MoELensError(
-            "a model on a server has its weights there, so device_map= and delta= change nothing of it; leave them out"
+            f"a model on a server has its weights there, so {'= and '.join(given)}= would change nothing; leave it out"
         )
-    return load_skeleton(name, dtype=dtype, trust_remote_code=trust_remote_code)
 
 
 def _find_moved_names() -> None:

@@ -1,7 +1,8 @@
 """A run of the split command: the dense model, its texts, the split, distillation in stages, and what came of it."""
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import modeling_gguf_pytorch_utils as gguf
 
 from moe_lens.commands import console
 from moe_lens.commands.options import Reading
@@ -23,6 +25,7 @@ from moe_lens.lens.loading import load_model, load_tokenizer
 from moe_lens.lens.taken import pad_id
 from moe_lens.organism.distillation import distil, text_loss
 from moe_lens.organism.moefication import Parts, layer_errors, mlp_inputs, split, usage_entropy
+from moe_lens.progress import progress_bar
 from moe_lens.results import claim, kept, provenance, write_table
 from moe_lens.storage import DIGESTS_FILE, check_digests, try_folder, write_digests
 from moe_lens.tuning import Schedule
@@ -59,13 +62,24 @@ def load_dense(name: str) -> tuple[nn.Module, PreTrainedTokenizerBase]:
     if not file.is_file():
         raise MoELensError(f"there is no file {name}")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-        model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+        with _bars_of_ours():
+            tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+            model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
     except ImportError as error:
         raise MoELensError(f"{name} needs the package gguf: pip install gguf ({error})") from error
     except (OSError, struct.error, *MODEL_CRASHES) as error:
         raise MoELensError(f"cannot load {name}: {error}; take a copy of the file that is whole") from error
     return model.eval(), tokenizer
+
+
+@contextmanager
+def _bars_of_ours() -> Iterator[None]:
+    """Inside the block transformers reads .gguf files under `progress_bar`; its own bar would fill a log."""
+    before, gguf.tqdm = gguf.tqdm, progress_bar
+    try:
+        yield
+    finally:
+        gguf.tqdm = before
 
 
 @dataclass(frozen=True)

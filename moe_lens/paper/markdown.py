@@ -1,6 +1,6 @@
 """What the tables of the docs are printed with: rows as Markdown, and means over seeds with their spread."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
@@ -39,6 +39,27 @@ def of_rivals(table: pd.DataFrame) -> str:
         row = [name, of.at[first, "chosen"] or "–", em[0], *scores, *em[1:], trained]
         rows.append([*row, f"{of.at[first, 'answer_seconds']:.3f}"])
     return markdown(rows)
+
+
+def of_variants(table: pd.DataFrame) -> str:
+    """`variants_table` as Markdown: each score with its 95 % interval, and by how much it is above the base model's."""
+    metrics, rows = [*dict.fromkeys(table["metric"])], []
+    for (task, variant), part in table.groupby(["task", "variant"], sort=False):
+        of = part.set_index("metric")
+        told = {name: _with_ends(of.loc[name], ("mean", "low", "high"), ".3f") for name in of.index}
+        rows.append([f"{task} ({of['n'].max()})", variant, *(told.get(name, "–") for name in metrics)])
+        above = of[of["above"].notna()]
+        if len(above):
+            told = {
+                name: _with_ends(above.loc[name], ("above", "above_low", "above_high"), "+.3f") for name in above.index
+            }
+            rows.append(["", "above base", *(told.get(name, "–") for name in metrics)])
+    return markdown([["questions", "variant", *metrics], *rows])
+
+
+def _with_ends(row: pd.Series, columns: Sequence[str], form: str) -> str:
+    mean, low, high = (format(row[name], form) for name in columns)
+    return f"{mean} [{low}, {high}]"
 
 
 def markdown(rows: Iterable[Iterable[object]]) -> str:

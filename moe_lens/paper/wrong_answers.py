@@ -1,15 +1,14 @@
 """Training answers made wrong, for what noisy labels do: a share of them, and a task's folder that holds them."""
 
-import json
 import random
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 from moe_lens.data import Example
 from moe_lens.errors import MoELensError
+from moe_lens.paper.question_files import write_examples
 from moe_lens.paper.study import Study
-from moe_lens.storage import write_bytes
 
 
 def with_wrong_answers(examples: Sequence[Example], share: float, seed: int) -> list[Example]:
@@ -33,6 +32,5 @@ def write_task(study: Study, task: str, share: float) -> str:
         examples = study.examples(task, split)
         if split == "train":
             examples = with_wrong_answers(examples, share, study.schedule.seed)
-        rows = [{**asdict(one), "answer": one.answers, "original_answer": one.memory} for one in examples]
-        write_bytes(folder / f"{split}.jsonl", "\n".join(map(json.dumps, rows)).encode())
+        write_examples(examples, folder / f"{split}.jsonl")
     return str(folder)

@@ -45,15 +45,17 @@ def build_report(folder: str | Path, *, title: str) -> Path:
     ]
     if not found:
         raise MoELensError(f"{folder} holds no table to report; known are {', '.join(SECTIONS)}")
-    sections, sources = [], []
+    sections, sources, contents = [], [], []
     for place, (path, section) in enumerate(found):
         name = path.relative_to(folder).as_posix()
         sections.append(_section(name, read_table(path), section, place=place))
         sources.append(_source(name, read_provenance(path)))
+        contents.append(f'<li><a href="#part-{place}">{html.escape(_heading(name, section))}</a></li>')
     page = _PAGE.format(
         title=html.escape(title),
         style=_STYLE,
         plotly=get_plotlyjs(),
+        contents="\n".join(contents),
         sections="\n".join(sections),
         fitted=_FITTED,
         words=_words(sections),
@@ -66,12 +68,17 @@ def build_report(folder: str | Path, *, title: str) -> Path:
 
 def _section(name: str, table: pd.DataFrame, section: Section, *, place: int) -> str:
     """One table's part of the page."""
-    parent = Path(name).parent.as_posix()
-    heading = section.heading if parent == "." else f"{section.heading}: {parent}"
     return (
-        f"<section><h2>{html.escape(heading)}</h2><p>{html.escape(section.sentence)}</p>"
+        f'<section id="part-{place}"><h2>{html.escape(_heading(name, section))}</h2>'
+        f"<p>{html.escape(section.sentence)}</p>"
         f"{_drawing(name, table, section, place=place)}{_numbers(name, table)}</section>"
     )
+
+
+def _heading(name: str, section: Section) -> str:
+    """What stands above a table's part: also its folder, where that is not the page's."""
+    parent = Path(name).parent.as_posix()
+    return section.heading if parent == "." else f"{section.heading}: {parent}"
 
 
 def _drawing(name: str, table: pd.DataFrame, section: Section, *, place: int) -> str:
@@ -168,6 +175,9 @@ _PAGE = """<!DOCTYPE html>
 </head>
 <body>
 <h1>{title}</h1>
+<details><summary>Contents</summary><ul>
+{contents}
+</ul></details>
 {sections}
 {words}
 <footer><h2>Where the numbers came from</h2>

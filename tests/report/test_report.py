@@ -39,6 +39,8 @@ def run(tmp_path):
 def test_page_has_figures_numbers_and_provenance_of_all_known_tables_below_the_folder(run):
     page = build_report(run, title="One & two").read_text()
     assert "<title>One &amp; two</title>" in page
+    linked = re.findall(r'<li><a href="#(.*?)">(.*?)</a></li>', page)
+    assert linked == re.findall(r'<section id="(.*?)"><h2>(.*?)</h2>', page), "the contents lead to each table"
     assert re.findall(r"<h2>(.*?)</h2>", page) == [
         "Answers",
         "Training: router",

@@ -1,0 +1,44 @@
+"""The paper's study of one model on real text: commands one after the other, each of which goes on where it stopped.
+
+    python analyses/english_study.py --model english --data nq-swap,squad,confiqa-mc --out RUN/english
+
+Routers are tuned and experts found on the first data set; the second is spared, with its contexts and without them.
+"""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+from typer import Option
+
+from moe_lens.commands import console
+from moe_lens.paper.markdown import of_variants
+from moe_lens.paper.real_text import PAGE, VARIANTS, Sizes, run_step, steps, variants_table, write_questions
+from moe_lens.report import build_report
+from moe_lens.results import provenance, write_table
+from moe_lens.storage import try_folder
+
+
+def main(
+    out: Annotated[Path, Option(help="Folder for all that comes of it; OUT/page/report.html shows it.")],
+    model: Annotated[str, Option(help="As the other commands' --model.")] = "english",
+    device: Annotated[str | None, Option(help="As the other commands' --device.")] = None,
+    data: Annotated[str, Option(help="Data sets, with commas.")] = "nq-swap,squad,confiqa-mc",
+    sizes: Sizes = Sizes(),
+) -> None:
+    """Tune routers, answer, mask, bias, measure, train experts and report; stopped, the same command goes on."""
+    try_folder(out)
+    tasks = write_questions(data.split(","), model, sizes, out / "questions")
+    opening = ["--model", model, *([] if device is None else ["--device", device])]
+    for step in steps(opening, tasks, sizes, out, Path(__file__).parent):
+        run_step(step)
+    table = variants_table(out / "answers", VARIANTS, tasks)
+    for metric, rows in table.groupby("metric"):
+        made_by = provenance(model=model, facts=asdict(sizes) | {"tasks": tasks})
+        write_table(rows, out / PAGE / "headline" / str(metric) / "metrics.parquet", made_by)
+    print(of_variants(table))
+    console.say(f"written: {build_report(out / PAGE, title=f'The study of {model} on {data}')}")
+
+
+if __name__ == "__main__":
+    console.run(main)

@@ -1,0 +1,95 @@
+"""The study on real text: its questions, its table, and all of it from end to end on the organism."""
+
+import runpy
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from moe_lens import Example, MoELensError, load_examples
+from moe_lens.commands import console
+from moe_lens.metrics import compare
+from moe_lens.paper.markdown import of_variants
+from moe_lens.paper.question_files import by_itself, write_examples
+from moe_lens.paper.real_text import Sizes, run_step, variants_table
+from moe_lens.results import provenance, read_table, write_table
+
+STUDY = runpy.run_path(str(Path(__file__).parents[2] / "analyses" / "english_study.py"))["main"]
+PARIS = Example("1", "It is in Lyon.", "Where is it?", ("Lyon",), "Paris", original_aliases=("Paname",))
+
+
+def test_what_a_model_knows_by_itself_is_asked_without_context_for_what_memory_says(tmp_path):
+    unknown = Example("2", "Bo is 7.", "How old is Bo?", ("7", "seven"))
+    write_examples(by_itself([PARIS, unknown]), tmp_path / "closed" / "test.jsonl")
+    first, second = load_examples(str(tmp_path / "closed"), split="test")
+    assert (first.context, first.question, first.answers, first.memory) == ("", "Where is it?", ("Paris", "Paname"), ())
+    assert (second.context, second.answers) == ("", ("7", "seven"))
+
+
+def test_examples_that_are_written_are_read_as_they_were(tmp_path):
+    write_examples([PARIS], tmp_path / "test.jsonl")
+    [read] = load_examples(str(tmp_path / "test.jsonl"), split="test")
+    assert (read.id, read.context, read.answers, read.memory) == ("1", PARIS.context, ("Lyon",), ("Paris", "Paname"))
+
+
+def test_variants_stand_beside_the_base_model_with_paired_differences(tmp_path):
+    scores = {"base": [0.0, 0.0, 1.0, 0.0], "CEFT": [1.0, 0.0, 1.0, 1.0]}
+    for variant, task in product(scores, ("facts", "facts-closed")):
+        order = slice(None, None, -1 if variant == "CEFT" else 1)  # pairs go by id
+        answers = pd.DataFrame({"id": list("abcd"), "contains": scores[variant]})[order]
+        rows = [("contains", 4, sum(scores[variant]) / 4, 0.125, 0.875), ("memory_ratio", 0, None, None, None)]
+        summary = pd.DataFrame(rows, columns=["metric", "n", "mean", "low", "high"])
+        for name, table in {"answers": answers, "summary": summary}.items():
+            write_table(table, tmp_path / variant / task / f"{name}.parquet", provenance(model=variant))
+    told = of_variants(variants_table(tmp_path, ("base", "CEFT"), ["data/facts"])).splitlines()
+    expected = compare(np.array(scores["CEFT"]), np.array(scores["base"]), bounds=(-1, 1)).difference
+    assert told == [
+        "| questions | variant | contains |",
+        "|---|---|---|",
+        "| facts (4) | base | 0.250 [0.125, 0.875] |",
+        "| facts (4) | CEFT | 0.750 [0.125, 0.875] |",
+        f"|  | above base | +0.500 [{expected.low:+.3f}, {expected.high:+.3f}] |",
+        *(line.replace("facts (4)", "facts-closed (4)") for line in told[2:5]),
+    ]
+
+
+def test_a_step_that_fails_stops_the_study_and_is_named(capsys):
+    with pytest.raises(MoELensError, match=r"python -m moe_lens\.measure --model nowhere .* mend that"):
+        run_step(["moe_lens.measure", "--model", "nowhere", "--data", "swap", "--out", "/dev/null/no"])
+    assert "error: " in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_the_study_runs_from_end_to_end_and_goes_on_where_it_was_stopped(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(console, "find_spec", lambda name: None)  # no browser
+    few = Sizes(
+        train=8, dev=4, questions=4, masked=4, scored=4, random_sets=2, router_rates="1e-2", expert_rates="1e-3"
+    )
+    STUDY(out=tmp_path / "run", model="organism", data="swap,novel", sizes=few)
+    printed, kept = capsys.readouterr().out, _kept(tmp_path / "run")
+    assert "| swap-closed (4) | router-tuned | " in printed
+    rows = read_table(tmp_path / "run" / "page" / "masks" / "masking.parquet")
+    assert set(rows["task"]) == {
+        str(tmp_path / "run" / "questions" / name) for name in ("swap", "novel", "novel-closed")
+    }
+    doses = read_table(tmp_path / "run" / "page" / "doses" / "doses.parquet")
+    assert {1.0, 2.0, 4.0} <= set(doses["strength"])
+    page = (tmp_path / "run" / "page" / "report.html").read_text(encoding="utf-8")
+    assert all(
+        f"{name}.parquet" in page for name in ("masks/selectivity", "figure8/probability_gain", "vectors/clustering")
+    )
+
+    stopped = tmp_path / "run" / "page" / "masks" / "masking.parquet"
+    stopped.unlink()  # as if stopped before it was written
+    STUDY(out=tmp_path / "run", model="organism", data="swap,novel", sizes=few)
+    assert read_table(stopped).equals(rows)
+    assert _kept(tmp_path / "run") == kept, "what was trained is as it was, and nothing is answered again"
+
+
+def _kept(folder: Path) -> dict[Path, object]:
+    """When each part of the answers was written, and what was trained."""
+    parts = {file: file.stat().st_mtime_ns for file in folder.rglob("parts/*.parquet")}
+    return parts | {file: file.read_bytes() for file in folder.rglob("delta.safetensors")}
