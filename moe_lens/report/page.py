@@ -57,7 +57,6 @@ def build_report(folder: str | Path, *, title: str) -> Path:
         plotly=get_plotlyjs(),
         contents="\n".join(contents),
         sections="\n".join(sections),
-        fitted=_FITTED,
         words=_words(sections),
         sources="\n".join(sources),
     )
@@ -146,24 +145,6 @@ footer { margin: 3em 0; border-top: 1px solid #ccc }
 @media print { .numbers { max-height: none } }
 """
 
-# A narrow screen breaks a legend into more lines: the figure then grows, or plotly would take their room from the axes
-# and put the legend upon their title.
-_FITTED = """
-for (const plot of document.querySelectorAll(".plotly-graph-div")) {
-  const { height, margin: { t, b }, legend: { y } } = plot.layout;
-  const fit = () => {
-    const lines = plot.querySelector("g.legend");
-    const bottom = lines ? Math.max(b, Math.ceil(lines.getBBox().height - y * (height - t - b)) + 10) : b;
-    const grown = { height: height - b + bottom, "margin.b": bottom };
-    if (grown.height === plot.layout.height) return;
-    plot.style.height = `${grown.height}px`;
-    Plotly.relayout(plot, grown);
-  };
-  fit();
-  plot.on("plotly_afterplot", fit);
-}
-"""
-
 _PAGE = """<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -183,7 +164,6 @@ _PAGE = """<!DOCTYPE html>
 <footer><h2>Where the numbers came from</h2>
 {sources}
 </footer>
-<script>{fitted}</script>
 </body>
 </html>
 """

@@ -7,7 +7,6 @@ import sys
 import pandas as pd
 import plotly.graph_objects as go
 import pytest
-from test_views import BROWSER, needs_browser
 
 from moe_lens.errors import MoELensError
 from moe_lens.report import pictures
@@ -153,25 +152,6 @@ def test_figures_are_as_wide_as_the_page_and_their_titles_are_text_of_it(run):
     assert page.count('"responsive": true') == 2
     assert "<h3>EM is 0.25 to 0.25 over the tasks</h3>" in page
     assert page.count('class="plotly-graph-div" style="height:100%; width:100%;"') == 2
-
-
-@pytest.mark.slow
-@needs_browser
-def test_on_a_phone_a_legend_of_many_lines_stands_below_the_axis(tmp_path):
-    names = [f"a rather long name, number {place}" for place in range(6)]
-    table = pd.DataFrame([(name, layer, 0.5) for name in names for layer in (0, 1)], columns=["data", "layer", "mass"])
-    write_table(table.assign(target="context"), tmp_path / "attention.parquet", {})
-    page = build_report(tmp_path, title="Run")
-    told = """<script>setTimeout(() => {
-      const [axis, legend, box] = [".xtitle", "g.legend", ".figure"].map((one) =>
-        document.querySelector(one).getBoundingClientRect());
-      document.title = `${legend.height > 100} ${axis.bottom <= legend.top + 1} ${legend.bottom <= box.bottom}`;
-    }, 2000)</script></body>"""
-    page.write_text(page.read_text(encoding="utf-8").replace("</body>", told), encoding="utf-8")
-    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=500,900", "--dump-dom"]
-    command += ["--virtual-time-budget=8000", f"file://{page}"]
-    dom = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
-    assert re.search("<title>(.*?)</title>", dom)[1] == "true true true"
 
 
 def test_the_words_of_a_page_are_explained_and_only_those(run):
