@@ -201,7 +201,7 @@ class Placed(Intervention):
         """As every intervention's; remembered where this package's code and settings that stay make it."""
         settings = tuple(vars(self).items())
         stays = all(isinstance(value, ExpertSet | str | float | int | tuple | None) for _, value in settings)
-        return _of_settings(type(self), settings) if stays and self.is_ours() else digest_of(self)  # type: ignore[arg-type]
+        return _of_settings(type(self), settings) if stays and self.is_ours() else digest_of(self)
 
     @classmethod
     def is_ours(cls) -> bool:
