@@ -62,8 +62,8 @@ def streamed_rows(
             tables = [tables_of(own) for own in files]
             for own in _in_order(ends, batch_size):
                 file.add(next(tables[own]))
-        for own in files:
-            own.unlink(missing_ok=True)
+        for part_of_all in files:
+            part_of_all.unlink(missing_ok=True)
 
 
 def _in_order(ends: Sequence[Sequence[int]], batch_size: int) -> list[int]:

@@ -59,7 +59,7 @@ def write_questions(names: Sequence[str], tokenizer_of: str, sizes: Sizes, folde
     Beside each stand the same questions without contexts, of which `by_itself` says what they are asked for.
     """
     asking, reading = Asking(load_tokenizer(tokenizer_of)), Reading(max_length=sizes.max_length)
-    found = []
+    found: list[str] = []
     for name in names:
         own, splits = folder / Path(name).name, {"test": sizes.questions}
         if not found:
