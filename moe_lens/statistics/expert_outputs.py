@@ -105,7 +105,8 @@ class ExpertVocabulary(OutputSums):
 
     def update(self, record: Record) -> Self:
         super().update(record)
-        self._read.update(record.token_ids[record.attention_mask.bool()].unique().tolist())
+        counted = record.position_mask(self.positions).any(1, keepdim=True).to(record.attention_mask.device)
+        self._read.update(record.token_ids[record.attention_mask.bool() & counted].unique().tolist())
         return self
 
     def merge(self, other: Self) -> Self:
@@ -136,8 +137,8 @@ class ExpertVocabulary(OutputSums):
     def table(self) -> pd.DataFrame:
         """For each expert that was selected the `top` tokens of those that were read, and of those that were not.
 
-        Columns: layer, expert, tokens (that selected it), read (whether the token was, wherever it stood), rank,
-        token_id, logit, excess. logit: what one selection of the expert adds to the token's logit on average, before
+        Columns: layer, expert, tokens (that selected it), read (whether the token was, anywhere in a text in which a
+        position counts), rank, token_id, logit, excess. logit: what one selection of the expert adds to the token's logit on average, before
         the final norm. excess: logit minus its mean over the layer's experts, by which the tokens are ranked: what
         experts write alike tells nothing about one of them.
         """
