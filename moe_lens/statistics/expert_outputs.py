@@ -138,9 +138,9 @@ class ExpertVocabulary(OutputSums):
         """For each expert that was selected the `top` tokens of those that were read, and of those that were not.
 
         Columns: layer, expert, tokens (that selected it), read (whether the token was, anywhere in a text in which a
-        position counts), rank, token_id, logit, excess. logit: what one selection of the expert adds to the token's logit on average, before
-        the final norm. excess: logit minus its mean over the layer's experts, by which the tokens are ranked: what
-        experts write alike tells nothing about one of them.
+        position counts), rank, token_id, logit, excess. logit: what one selection of the expert adds to the token's
+        logit on average, before the final norm. excess: logit minus its mean over the layer's experts, by which the
+        tokens are ranked: what experts write alike tells nothing about one of them.
         """
         parts = []
         for layer, sums in self.layer_sums().items():
