@@ -60,8 +60,8 @@ def streamed_rows(
     if is_first():
         with growing_table(path, made_by) as file:
             tables = [tables_of(own) for own in files]
-            for own in _in_order(ends, batch_size):
-                file.add(next(tables[own]))
+            for process in _in_order(ends, batch_size):
+                file.add(next(tables[process]))
         for own in files:
             own.unlink(missing_ok=True)
 
