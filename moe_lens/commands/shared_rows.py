@@ -60,10 +60,10 @@ def streamed_rows(
     if is_first():
         with growing_table(path, made_by) as file:
             tables = [tables_of(own) for own in files]
-            for own in _in_order(ends, batch_size):
-                file.add(next(tables[own]))
-        for part_of_all in files:
-            part_of_all.unlink(missing_ok=True)
+            for process in _in_order(ends, batch_size):
+                file.add(next(tables[process]))
+        for own in files:
+            own.unlink(missing_ok=True)
 
 
 def _in_order(ends: Sequence[Sequence[int]], batch_size: int) -> list[int]:
