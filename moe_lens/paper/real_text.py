@@ -82,7 +82,7 @@ def steps(model: Sequence[str], tasks: Sequence[str], sizes: Sizes, out: Path, a
     first, *others = tasks
     page = out / PAGE
     router, ceft = page / "trained" / f"{file_name(first)}-router-0", page / "ceft"
-    found = []
+    found: list[list[str]] = []
 
     def step(command: str, *options: object, size: int | None = None) -> None:
         run = str(analyses / command) if command.endswith(".py") else f"moe_lens.{command}"
