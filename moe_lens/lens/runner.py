@@ -267,7 +267,7 @@ class BatchRunner:
 
     def _inputs(self, batch: Batch) -> dict[str, Any]:
         """What a forward pass over the whole batch takes; positions are counted from each row's first token."""
-        device = "cpu" if self.remote else pretrained(self.module).device  # a server puts them where they belong
+        device = torch.device("cpu") if self.remote else pretrained(self.module).device  # a server moves them
         mask = batch.attention_mask.to(device)
         return {
             "input_ids": batch.input_ids.to(device),
