@@ -84,6 +84,8 @@ def main(
     from moe_lens.results import portable
     from moe_lens.storage import try_folder
 
+    if traces:
+        console.first_alone()
     try_folder(out)
     if traces:
         pair = [Path(first), Path(second)]
@@ -98,4 +100,4 @@ def main(
 
 
 if __name__ == "__main__":
-    console.run(main)
+    console.run(main, shares=True)

@@ -77,7 +77,7 @@ def main(
     from moe_lens.commands.presets import preset_facts
     from moe_lens.commands.prompt_lists import Asked
     from moe_lens.decoding import context_citations, parse_decoding
-    from moe_lens.lens.parallel import connected, from_first_process, sharing
+    from moe_lens.lens.parallel import agreed_on, connected, from_first_process, sharing
     from moe_lens.metrics.catalogue import metrics_named
     from moe_lens.results import claim, provenance, write_table
     from moe_lens.storage import try_folder
@@ -108,12 +108,10 @@ def main(
     made_by |= preset_facts(preset, "evaluate")
     told = made_by | {"seed": seed, "metrics": names, "judge": judge_model}
     told |= {"saved": {name: one.intervention.digest for name, one in saved.items()}} if saved else {}
-    if processes.is_main_process:
-        claim(out, told | {"experts": wanted.told(), "control": controls.told})
+    from_first_process(lambda: claim(out, told | {"experts": wanted.told(), "control": controls.told}))
     with sharing():
         chosen = wanted.choose(lens, out)
-        usage = controls.measured(lens, fitted.examples, mode)
-    compared = from_first_process(lambda: usage)
+        compared = agreed_on(controls.measured(lens, fitted.examples, mode))
     drawn = compared.drawn(chosen, n_experts=lens.architecture.n_experts, seed=seed)
     found = evaluate(
         lens,
@@ -128,10 +126,12 @@ def main(
         made_by=made_by,
         seed=seed,
     )
+    cited = None
+    if citations and (opening.parallel or processes.is_main_process):
+        cited = context_citations(lens, fitted.examples, max_new_tokens=max_new_tokens, stop=ends)
     if not processes.is_main_process:
         return
-    if citations:
-        cited = context_citations(lens, fitted.examples, max_new_tokens=max_new_tokens, stop=ends)
+    if cited is not None:
         write_table(cited.table, out / "citations.parquet", told)
         console.say(f"{out / 'citations.parquet'}: {cited}")
     write_table(found.answers, out / "answers.parquet", told)
@@ -146,4 +146,4 @@ def main(
 
 
 if __name__ == "__main__":
-    console.run(main)
+    console.run(main, shares=True)

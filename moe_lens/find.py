@@ -97,6 +97,7 @@ def main(
     from moe_lens.commands.prompt_lists import Asked, asking
     from moe_lens.decoding import PLAIN
     from moe_lens.lens.interventions import parse_mode
+    from moe_lens.lens.parallel import agreed_on, connected, from_first_process, sharing
     from moe_lens.results import claim, provenance
     from moe_lens.storage import try_folder
 
@@ -106,10 +107,11 @@ def main(
     for name in score or ():
         if any(one.score is None for one in parse(finding.sized(name, 1))):
             raise MoELensError(f"--score names what ranks experts, or set; {name} is masked by moe_lens.intervene")
-    opening, asked_by = asking(opening, tasks.all), Asked(reading, max_new_tokens, ends)
+    processes = connected()
+    opening, asked_by = asking(opening.of_process(processes), tasks.all), Asked(reading, max_new_tokens, ends)
     loaded = {task: asked_by.load(task, split=split, limit=limit) for task in tasks.all}
     lens = opening.load()
-    lens.batch_size = batch_size
+    lens.batch_size, lens.progress = batch_size, processes.is_main_process
     size = size or lens.architecture.top_k
     has_tuned = opening.delta is not None or scoring.base is not None
     has_memory = all(not isinstance(example, str) and example.memory for example in loaded[first])
@@ -123,19 +125,22 @@ def main(
     facts |= opening.facts(lens) | reading.facts(*fitted.values())
     made_by = provenance(model=opening.model, delta=opening.delta, data=examples[first], seed=seed, facts=facts)
     asked = {"experts": wanted.told(), "control": controls.told, "parts": parts} | tasks.facts(examples)
-    claim(out, made_by | asked)
+    from_first_process(lambda: claim(out, made_by | asked))
     answers = (1 + len(wanted.selections) + controls.count) * sum(map(len, examples.values()))
     console.say(f"masking the sets and {controls.count} random ones will then take about {answers} answers")
-    finder = finding.Finder(lens, wanted.measuring(lens), out, size, parts, seed, lenient=not score)
-    ranked = finder.ranked(wanted.scores)
-    measured = list(dict.fromkeys(one for one in wanted.selections if one.score and one.score.name in ranked.tables))
-    wanted.selections = measured
-    chosen = wanted.chosen(lens, ranked.tables)
+    with sharing():
+        finder = finding.Finder(lens, wanted.measuring(lens), out, size, parts, seed, lenient=not score)
+        ranked = finder.ranked(wanted.scores)
+        measured = [one for one in dict.fromkeys(wanted.selections) if one.score and one.score.name in ranked.tables]
+        wanted.selections = measured
+        chosen = wanted.chosen(lens, ranked.tables)
+        masked = [finding.judged_by(*pair, lens) for pair in zip(wanted.selections, chosen, strict=True)]
+        controls = agreed_on(controls.measured(lens, examples[first], mode))
+        run = TaskRun(masked, mode, {}, [], controls, max_new_tokens, ends, PLAIN, out, made_by, seed)
+        found = run.on_all(lens, wanted.base if has_tuned else None, examples, tasks.spared)
+    if not processes.is_main_process:
+        return
     finding.write_sets(chosen, out)
-    masked = [finding.judged_by(*pair, lens) for pair in zip(wanted.selections, chosen, strict=True)]
-    controls = controls.measured(lens, examples[first], mode)
-    run = TaskRun(masked, mode, {}, [], controls, max_new_tokens, ends, PLAIN, out, made_by, seed)
-    found = run.on_all(lens, wanted.base if has_tuned else None, examples, tasks.spared)
     made_by |= asked
     leave_masked(found, out, made_by, title="Answers with each set masked")
     if tasks.spared:
@@ -149,4 +154,4 @@ def main(
 
 
 if __name__ == "__main__":
-    console.run(main)
+    console.run(main, shares=True)

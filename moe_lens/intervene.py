@@ -120,6 +120,7 @@ def main(
     from moe_lens.commands.plans import hold_to_plan, planned
     from moe_lens.commands.prompt_lists import Asked, asking
     from moe_lens.decoding import parse_decoding
+    from moe_lens.lens.parallel import agreed_on, connected, from_first_process, sharing
     from moe_lens.metrics import metrics_named
     from moe_lens.results import claim, provenance
     from moe_lens.storage import try_folder
@@ -137,7 +138,8 @@ def main(
     mode, saved = doing.parsed(), doing.saved()
     more = metrics_named(metrics.split(",")) if metrics else []
     more = check_judged(more) if tasks.spared and more else more
-    opening, asked_by = asking(opening, tasks.all), Asked(reading, max_new_tokens, ends)
+    processes = connected()
+    opening, asked_by = asking(opening.of_process(processes), tasks.all), Asked(reading, max_new_tokens, ends)
     loaded = {task: asked_by.load(task, split=split, limit=limit) for task in tasks.all}
     texts, first = [*(experts or []), *(compare or [])], tasks.targets[0]
     wanted = NamedExperts(texts, opening, scoring, asked_by, first, mode=mode, layers=doing.within, seed=seed)
@@ -146,7 +148,7 @@ def main(
     if choose_dose:
         dose_choosing.expect_doses(mode, texts, saved)
     lens = opening.load()
-    lens.batch_size = batch_size
+    lens.batch_size, lens.progress = batch_size, processes.is_main_process
     wanted.check(lens)
     fitted = {task: asked_by.fit(examples, lens, of=f"{task}, {split}") for task, examples in loaded.items()}
     facts = mode.facts() | {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "stop": ends}
@@ -164,18 +166,24 @@ def main(
     if plan is not None:
         wished = planned(tasks, mode, wanted.told(), digests, controls.told, max_new_tokens, more)
         wished |= by | {name: fact for name, fact in facts.items() if name == "decoding"}
-        made_by["stage"] = hold_to_plan(plan, wished, facts["weights"], chain.from_iterable(examples.values()))
+        told = plan, wished, facts["weights"], [*chain.from_iterable(examples.values())]
+        made_by["stage"] = from_first_process(lambda: hold_to_plan(*told))
     asked = tasks.facts(examples) | ({"saved": digests} if saved else {})
     asked |= {"metrics": [metric.name for metric in more]} if more else {}
     asked |= by
-    claim(out, made_by | {"experts": wanted.told(), "control": controls.told} | asked)
+    claimed = made_by | {"experts": wanted.told(), "control": controls.told} | asked
+    from_first_process(lambda: claim(out, claimed))
     own = {name: one.intervention for name, one in saved.items()}
-    chosen, limits = wanted.choose(lens, out), (max_new_tokens, ends, answering)
-    controls = controls.measured(lens, examples[first], mode)
-    run = TaskRun(chosen, mode, own, more, controls, *limits, out, made_by | by, seed)
-    runs = dose_choosing.choose_doses(run, saved, lens, dev, tasks) if dev else [run]
     base = wanted.base if opening.delta is not None or scoring.base is not None else None
-    found = merged([one.on_all(lens, base, examples, tasks.spared) for one in runs])
+    limits = (max_new_tokens, ends, answering)
+    with sharing():
+        chosen = wanted.choose(lens, out)
+        controls = agreed_on(controls.measured(lens, examples[first], mode))
+        run = TaskRun(chosen, mode, own, more, controls, *limits, out, made_by | by, seed)
+        runs = dose_choosing.choose_doses(run, saved, lens, dev, tasks) if dev else [run]
+        found = merged([one.on_all(lens, base, examples, tasks.spared) for one in runs])
+    if not processes.is_main_process:
+        return
     made_by |= asked
     leave_masked(found, out, made_by, title=f"Answers under interventions ({mode})")
     if tasks.spared and found.rows["intervention"].nunique() > 1:
@@ -183,4 +191,4 @@ def main(
 
 
 if __name__ == "__main__":
-    console.run(main)
+    console.run(main, shares=True)

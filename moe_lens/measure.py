@@ -99,6 +99,8 @@ def main(
     from moe_lens.commands.trace_runs import Traces, measure_traces
     from moe_lens.storage import try_folder
 
+    if merge or trace:
+        console.first_alone()
     try_folder(out)
     if merge:
         if data or trace or against or intervention or shard or what != USUAL:
@@ -120,4 +122,4 @@ def main(
 
 
 if __name__ == "__main__":
-    console.run(main)
+    console.run(main, shares=True)

@@ -38,7 +38,7 @@ RUN_FILE = "run.json"
 WRITTEN = (
     *("*.parquet", "*.safetensors", "*.pt", "*.html", "figure3.png", "tuning.png", "log.jsonl"),
     *("summary.json", "delta.json", "intervention.json", "cost.json", "dev.json"),
-    *("parts/*", "sets/*", "judge/*", "merged/*", "tables/*.parquet", "atlas/*.js", "tensorboard/*/*"),
+    *("parts/*", "sets/*", "judge/*", "merged/*", "tables/*.parquet", "atlas/*.js", "tensorboard/*/*", "wandb/*/*"),
 )
 """What commands write into the folder of a run."""
 PROVENANCE_KEY = b"moe_lens.provenance"

@@ -35,13 +35,13 @@ class RowWriter:
         self._writer: pq.ParquetWriter | None = None
 
     def add(self, rows: pd.DataFrame) -> None:
-        """Writes the rows, of which there may be none."""
+        """Writes the rows, of which there may be none, as a group of their own."""
         part = pa.Table.from_pandas(rows, preserve_index=False)
         with _writing(self._path):
             if self._writer is None:
                 labels = {PROVENANCE_KEY: as_json({**self._made_by, SEAL: UNSEALED}).encode()}
                 self._writer = pq.ParquetWriter(self._path, part.schema.with_metadata(labels))
-            self._writer.write_table(part.cast(self._writer.schema))
+            self._writer.write_table(part.cast(self._writer.schema), row_group_size=max(1, len(rows)))
 
     def close(self) -> None:
         """Ends the file; without any table there is none."""
@@ -75,6 +75,14 @@ def parts_of(path: Path) -> Iterator[pd.DataFrame]:
     with pq.ParquetFile(path) as file:
         for part in file.iter_batches(batch_size=ROWS):
             yield part.to_pandas()
+
+
+def tables_of(path: Path) -> Iterator[pd.DataFrame]:
+    """The tables that were added to one on the disk, one by one; MoELensError for one that is damaged."""
+    check_sealed(path, remedy=TABLE_REMEDY, at_end=True)
+    with pq.ParquetFile(path) as file:
+        for group in range(file.num_row_groups):
+            yield file.read_row_group(group).to_pandas()
 
 
 def provenance_of(path: Path) -> dict[str, Any]:

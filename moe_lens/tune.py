@@ -134,6 +134,14 @@ def main(
         bool,
         Option("--tensorboard", help="Also write the log to OUT/tensorboard as it grows; needs moe_lens[board]."),
     ] = False,
+    wandb: Annotated[
+        bool,
+        Option(
+            "--wandb",
+            help="Also log to Weights & Biases, with files in OUT/wandb, where WANDB_MODE=offline keeps it; needs "
+            "moe_lens[wandb].",
+        ),
+    ] = False,
     merge: Annotated[
         bool, Option("--merge", help="Also write the whole tuned model to OUT/merged, as a plain checkpoint.")
     ] = False,
@@ -180,7 +188,7 @@ def main(
     from moe_lens.results import claim, write_json
     from moe_lens.storage import try_folder
     from moe_lens.tuning import Checkpoints, Schedule, save_merged
-    from moe_lens.tuning.board import expect_board
+    from moe_lens.tuning.board import expect_boards
     from moe_lens.tuning.processes import Processes
     from moe_lens.tuning.training import check_rates
 
@@ -189,8 +197,8 @@ def main(
             "a bias is no part of the model, which is neither merged nor split: leave --merge, --shard out"
         )
     try_folder(out)
-    if tensorboard:
-        expect_board()
+    boards = [name for name, wanted in (("tensorboard", tensorboard), ("wandb", wandb)) if wanted]
+    expect_boards(boards)
     within = None if layers is None else tuple(console.numbers(layers, int, what="--layers"))
     selection = None if experts is None else parse_one(experts)
     acts = None if positions is None else options.place_named(positions)
@@ -230,7 +238,7 @@ def main(
         max_new_tokens=max_new_tokens,
         checkpoint_seconds=checkpoint_seconds,
         objective=preferring,
-        tensorboard=tensorboard,
+        boards=boards,
     )
     asked.check(lens)
     if Processes.current().is_main:
@@ -271,4 +279,4 @@ def _rates(text: str, *, what: str) -> list[float]:
 
 
 if __name__ == "__main__":
-    console.run(main)
+    console.run(main, shares=True)

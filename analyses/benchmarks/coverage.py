@@ -85,6 +85,16 @@ def _f1(rng: Rng, n: int) -> np.ndarray:
     return np.where(rng.random(n) < 0.1, rng.beta(3, 2, n), rng.random(n) < 0.5)
 
 
+def _few_sure(rng: Rng, n: int) -> np.ndarray:
+    """Probabilities of answers that nearly all examples lack and a few are sure of."""
+    return np.where(rng.random(n) < 0.06, rng.beta(9, 1, n), rng.beta(0.3, 29.7, n))
+
+
+def _jumps(rng: Rng, n: int) -> np.ndarray:
+    """Differences of such probabilities, of which a few become sure."""
+    return np.where(rng.random(n) < 0.03, 0.9, rng.normal(0, 0.01, n))
+
+
 def _token_shares(p: float, n: int) -> Callable[[Rng], Interval]:
     """Texts of 1 to 60 tokens, each with a rate of its own around p."""
 
@@ -168,8 +178,16 @@ def cases() -> list[Case]:
             "F1": (0.51, _f1),
             "nearly all 1": (0.98, lambda rng, n: 1 - 0.4 * (rng.random(n) < 0.05)),
             "small, skewed": (0.02, lambda rng, n: rng.beta(0.2, 9.8, n)),
+            "small, a few near 1": (0.06 * 0.9 + 0.94 * 0.01, _few_sure),
         }),
-        *_of_values("paired score", DIFFERENCE, {"F1": (0.0, lambda rng, n: _f1(rng, n) - _f1(rng, n))}),
+        *_of_values("paired score", DIFFERENCE, {
+            "F1": (0.0, lambda rng, n: _f1(rng, n) - _f1(rng, n)),
+            "3 % are 0.9": (0.027, _jumps),
+        }),
+        *_of_values("the same, bounds not told", UNBOUNDED, {
+            "small, a few near 1": (0.06 * 0.9 + 0.94 * 0.01, _few_sure),
+            "3 % are 0.9": (0.027, _jumps),
+        }),
         *_of_values("unbounded", UNBOUNDED, {
             "normal": (0.0, lambda rng, n: rng.normal(0, 1, n)),
             "heavy tails (t, 3)": (0.0, lambda rng, n: rng.standard_t(3, n)),

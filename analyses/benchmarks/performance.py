@@ -204,7 +204,7 @@ def training(out: Path, pythons: dict[str, str], turns: int, size: str) -> list[
     for name in TRAINED:
         case = training_cost.Case(name)
         held = training_cost.memory_of(case, setting)
-        for row in training_cost.turns_of(case, ["stock"], setting, turns):
+        for row in training_cost.turns_of(case, ["stock"], setting, turns, clock="cpu_seconds"):
             rows.append({"way": name, "plain": "stock", **held, **row})
     return rows
 

@@ -18,10 +18,11 @@ PAGE = """\
 {versions}
 
 Each way takes turns with the plain one. Times are of CPU work over the plain way's in the same turn: the median over
-turns, in brackets the quartiles; two equal runs differ by up to 0.1, by 0.2 on a busy machine. `added MiB` is by how
-much a way raises the peak of a process that does nothing else, once it has done the same on one text before. What a GPU
-makes of it: [cost.md](cost.md#on-a-gpu). A dash is what was not measured in this run. More
-ways of this package, one by one: [cost.md](cost.md).
+turns, in brackets the quartiles; two equal runs differ by up to 0.1, by 0.2 on a machine that does other work besides,
+as this one did. `added MiB` is by how much a way raises the peak of a process that does nothing else, once it has done
+the same on one text before; it was measured once, and small ones differ by some 15 MiB by chance. What a GPU makes of
+it: [cost.md](cost.md#on-a-gpu). A dash is what was not measured in this run. More ways of this package, one by one:
+[cost.md](cost.md).
 
 ## Capturing
 
@@ -59,9 +60,9 @@ The organism's 64 experts, each zeroed on 32 examples; plain is one forward pass
 ## Training steps
 
 A random OLMoE of 166 million parameters, batches of 4 × 256 tokens; plain is full fine-tuning as transformers runs it
-(`stock`), and here times are on the clock. `ceft` trains eight experts of each layer as slices of their own. PEFT's
-LoRA (rank 8) cannot name some experts of a fused tensor, so it adapts all; `ceft-lora` adapts eight. `peak GB` is of a
-process of its own, weights included. More of it, by number of experts and by size: [cost.md](cost.md).
+(`stock`). `ceft` trains eight experts of each layer as slices of their own. PEFT's LoRA (rank 8) cannot name some
+experts of a fused tensor, so it adapts all; `ceft-lora` adapts eight. `peak GB` is of a process of its own, weights
+included. More of it, by number of experts and by size: [cost.md](cost.md).
 
 {training}
 """
@@ -78,7 +79,7 @@ def text(tables: Mapping[str, Path]) -> str:
         part: beside_plain(found[part]) if part in found else LACKING for part in ("generation", "sweep", "answers")
     }
     told["captures"] = captured(found["captures"], found.get("memory")) if "captures" in found else LACKING
-    told["cheaper"] = cheaper(found["captures"]) if "captures" in found else ""
+    told["cheaper"] = cheaper(found["captures"], found.get("memory")) if "captures" in found else ""
     told["training"] = trained(found["training"]) if "training" in found else LACKING
     asked = [read_provenance(path) for path in there.values()]
     tools = {name: facts[name] for name in TOOLS for facts in asked if name in facts}
@@ -120,17 +121,24 @@ def of(way: str) -> tuple[str, str]:
     return what, tool.replace("transformer_lens", "TransformerLens") or "transformers"
 
 
-def cheaper(rows: pd.DataFrame) -> str:
-    """Where another tool captures a thing in less time than this one, by the medians; a sentence for each."""
+def cheaper(rows: pd.DataFrame, memory: pd.DataFrame | None) -> str:
+    """Where another tool captures a thing in less time, by the medians, or less memory than this one, in sentences."""
     plain = rows[rows["way"] == rows["plain"]].set_index("turn")["cpu_seconds"]
-    shares = rows.assign(x=rows["cpu_seconds"] / rows["turn"].map(plain)).groupby("way")["x"].median()
+    times = rows.assign(x=rows["cpu_seconds"] / rows["turn"].map(plain)).groupby("way")["x"].median()
+    lines = least(times, ".2f", "less time")
+    lines += [] if memory is None else least(memory.set_index("way")["added"] / 2**20, ".0f", "less memory (MiB)")
+    return "\n".join(["Where another way takes less:", "", *lines] if lines else ["No other way takes less."])
+
+
+def least(values: pd.Series, form: str, what: str) -> list[str]:
+    """A sentence for each thing that another tool captures at a lower value than this one; values: by way."""
     lines = []
-    for what in dict.fromkeys(of(way)[0] for way in shares.index):
-        its = {of(way)[1]: share for way, share in shares.items() if of(way)[0] == what}
+    for captured in dict.fromkeys(of(way)[0] for way in values.index):
+        its = {of(way)[1]: value for way, value in values.items() if of(way)[0] == captured}
         best = min(its, key=its.get)
         if "moe_lens" in its and best != "moe_lens":
-            lines.append(f"- {what}: {best} is cheaper, {its[best]:.2f} beside {its['moe_lens']:.2f}.")
-    return "\n".join(["Where another way takes less time:", "", *lines] if lines else ["No other way takes less time."])
+            lines.append(f"- {captured}: {best} takes {what}, {its[best]:{form}} beside {its['moe_lens']:{form}}.")
+    return lines
 
 
 def trained(rows: pd.DataFrame) -> str:

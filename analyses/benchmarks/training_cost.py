@@ -137,15 +137,20 @@ def memory_of(case: Case, setting: Setting) -> dict[str, int]:
     return {name: found[name] for name in ("trained", "peak", "beside_weights")}
 
 
-def turns_of(case: Case, baselines: Sequence[str], setting: Setting, turns: int) -> list[dict[str, float]]:
-    """Per turn the seconds of the case's step and of each baseline's; every other turn is in reversed order."""
+def turns_of(
+    case: Case, baselines: Sequence[str], setting: Setting, turns: int, *, clock: str = "seconds"
+) -> list[dict[str, float]]:
+    """Per turn the seconds of the case's step and of each baseline's; every other turn is in reversed order.
+
+    clock: "seconds" of the clock, or "cpu_seconds" of the CPU's work, which other processes do not blur.
+    """
     named = {f"{name} seconds": Case(name) for name in baselines} | {"seconds": case}
     found = []
     with ExitStack() as stack:
         steps = {one: stack.enter_context(_process(one, setting, "time")) for one in dict.fromkeys(named.values())}
         for turn in range(-WARM_UP, turns):
             order = list(steps)[:: -1 if turn % 2 else 1]
-            seconds = {one: steps[one]()["seconds"] for one in order}
+            seconds = {one: steps[one]()[clock] for one in order}
             if turn >= 0:
                 found.append({"turn": turn} | {name: seconds[one] for name, one in named.items()})
     return found
@@ -199,11 +204,12 @@ def _serve(case: Case, setting: Setting, pipe: Connection) -> None:
     weights = sum(parameter.nbytes for parameter in module.parameters())
     with stepping(case, lens, random_batch(lens, setting.batch_size, setting.tokens)) as (step, count):
         while pipe.recv() == "step":
-            started = time.perf_counter()
+            started, worked = time.perf_counter(), time.process_time()
             step()
             synchronize(setting.device)
-            seconds, peak = time.perf_counter() - started, peak_bytes(setting.device) - before
-            pipe.send({"seconds": seconds, "peak": peak, "beside_weights": peak - weights, "trained": count})
+            found = {"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - worked}
+            peak = peak_bytes(setting.device) - before
+            pipe.send(found | {"peak": peak, "beside_weights": peak - weights, "trained": count})
 
 
 @contextmanager

@@ -34,6 +34,11 @@ def is_parallel(model: nn.Module) -> bool:
     return mesh is not None and mesh.size() > 1 and (getattr(model, "_fsdp_size", None) or 1) == 1
 
 
+def is_expert_parallel(experts: nn.Module) -> bool:
+    """Whether transformers gave each process some experts whole, and not a part of every one."""
+    return bool(getattr(experts, "_is_expert_parallel", False))
+
+
 def refuse_quantized_experts(model: nn.Module) -> None:
     """Raise MoELensError if any of `model` is split over devices, or routers or routed experts of it are quantised.
 

@@ -151,15 +151,18 @@ def attribution_on_parts(
         raise MoELensError(f"expected {parts} examples or more, each with an id of its own; got {len(names)}")
     sums = {own: GroupedSums(parts) for own in wanted}
     order = sorted(sums, key=lambda own: (str(own.target), own.steps))
-    for (_, _), group in groupby(order, key=lambda own: (str(own.target), own.steps)):
-        together = list(group)
-        for weight, found in _gradients(lens, examples, together, batch_size, progress):
-            ids = found.batch.ids
-            for own in together:
-                mask, effects = found.position_mask(own.positions), found.effects[own.effect]
-                summed = {layer: torch.einsum("bpe,bp->be", one, mask.to(one)) for layer, one in effects.items()}
-                sums[own].add(ids, summed, weight=weight, parts=[part_of[name] for name in ids])
-    join_others(list(sums.values()))
+
+    def run() -> None:
+        for (_, _), group in groupby(order, key=lambda own: (str(own.target), own.steps)):
+            together = list(group)
+            for weight, found in _gradients(lens, examples, together, batch_size, progress):
+                ids = found.batch.ids
+                for own in together:
+                    mask, effects = found.position_mask(own.positions), found.effects[own.effect]
+                    summed = {layer: torch.einsum("bpe,bp->be", one, mask.to(one)) for layer, one in effects.items()}
+                    sums[own].add(ids, summed, weight=weight, parts=[part_of[name] for name in ids])
+
+    join_others(list(sums.values()), own_part(lens.module), run)
     each = [[sums[own].part(number).means(names[number::parts]) for own in wanted] for number in range(parts)]
     return [[sums[own].means(names) for own in wanted], *(each if parts > 1 else [])]
 
@@ -181,7 +184,7 @@ def _gradients(
                 continuations=one.continuations,
                 batch_size=batch_size,
                 progress=progress,
-                part=own_part(),
+                part=own_part(lens.module),
             )
             yield from ((one.weight / ways[0].steps, gradients) for gradients in found)
 

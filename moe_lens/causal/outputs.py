@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
@@ -10,17 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from accelerate.utils import gather_object
 
 from moe_lens.data import Example, PromptTemplate, encode
 from moe_lens.data.thoughts import without_thoughts
 from moe_lens.decoding import PLAIN, Decoding
 from moe_lens.lens.interventions import Intervention
 from moe_lens.lens.lens import MoELens
-from moe_lens.lens.parallel import connected, expect_whole_model
+from moe_lens.lens.parallel import connected, gathered, kept_by_all, part_of_work
 from moe_lens.metrics.catalogue import ANSWER, OPTIONS, PREDICTION, RIVALS, Metric
 from moe_lens.progress import progress_bar
-from moe_lens.results import kept
 from moe_lens.storage import as_json, try_folder
 
 
@@ -86,21 +84,22 @@ def outputs(
         for what in reads
     ]
     rivals = [_rivals(lens, example) for example in examples] if RIVALS in reads else []
-    expect_whole_model(lens.module)
-    state = connected()
-    if run.out is not None and state.is_main_process:
+    start, of = share = part_of_work(lens.module)
+    if run.out is not None and connected().is_main_process:
         try_folder(run.out)
-    own = units[state.process_index :: state.num_processes]
-    found = []
-    with progress_bar(total=sum(len(unit.places) for unit in own), unit="answer", disable=not run.progress) as bar:
-        for unit in own:
-            bar.set_description(unit.intervention, refresh=False)
-            found.append((unit, _outputs(lens, examples, unit, interventions[unit.intervention], run, rivals)))
-            bar.update(len(unit.places))
-    gathered: dict[tuple[str, str], dict[int, Any]] = {}
-    for unit, values in gather_object(found):
-        gathered.setdefault((unit.intervention, unit.reads), {}).update(zip(unit.places, values, strict=True))
-    return {key: [values[place] for place in sorted(values)] for key, values in gathered.items()}
+    own = units[start::of]
+
+    def found() -> Iterator[tuple[_Unit, list[Any]]]:
+        with progress_bar(total=sum(len(unit.places) for unit in own), unit="answer", disable=not run.progress) as bar:
+            for unit in own:
+                bar.set_description(unit.intervention, refresh=False)
+                yield unit, _outputs(lens, examples, unit, interventions[unit.intervention], run, rivals)
+                bar.update(len(unit.places))
+
+    whole: dict[tuple[str, str], dict[int, Any]] = {}
+    for unit, values in gathered(found(), share):
+        whole.setdefault((unit.intervention, unit.reads), {}).update(zip(unit.places, values, strict=True))
+    return {key: [values[place] for place in sorted(values)] for key, values in whole.items()}
 
 
 def _outputs(
@@ -140,7 +139,7 @@ def _outputs(
         with lens.intervene(*(intervention.take(rows) for intervention in interventions)):
             return pd.DataFrame({"id": [example.id for example in asked], "output": list(read(lens, asked, run))})
 
-    found = kept(part, made_by, computed)["output"]
+    found = kept_by_all(part, made_by, computed, lens.module)["output"]
     return [tuple(value) if value is not None and unit.reads in (OPTIONS, RIVALS) else value for value in found]
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from accelerate.utils import gather_object
 
 from moe_lens.causal.outputs import READINGS, Run, predictions, scores
 from moe_lens.data import Example
@@ -17,7 +16,7 @@ from moe_lens.experts import ExpertSet
 from moe_lens.lens.delta import weights_digest
 from moe_lens.lens.interventions import Intervention, Mode, Rows, parse_mode
 from moe_lens.lens.lens import MoELens
-from moe_lens.lens.parallel import connected, expect_whole_model
+from moe_lens.lens.parallel import connected, gathered, kept_by_all, part_of_work
 from moe_lens.metrics import (
     UNBOUNDED,
     benjamini_hochberg,
@@ -30,7 +29,7 @@ from moe_lens.metrics.bounds import Bounds
 from moe_lens.metrics.catalogue import JUDGE, OPTIONS, PREDICTION, RIVALS, Metric, Named, expect_single
 from moe_lens.metrics.resampling import bounds_of_differences
 from moe_lens.progress import progress_bar
-from moe_lens.results import kept, provenance
+from moe_lens.results import provenance
 from moe_lens.storage import as_json, try_folder
 
 Expert = tuple[int, int]
@@ -136,16 +135,15 @@ class _Sweep:
         order = sorted(range(len(examples)), key=lambda i: -len(examples[i].context) - len(examples[i].question))
         size = self.run.batch_size
         shares = [order[start : start + size] for start in range(0, len(order), size)]
-        expect_whole_model(self.lens.module)
-        state = connected()
-        if self.run.out is not None and state.is_main_process:
+        start, of = part = part_of_work(self.lens.module)
+        if self.run.out is not None and connected().is_main_process:
             try_folder(self.run.out)
         made_by = self._made_by(examples)
-        mine = range(state.process_index, len(shares), state.num_processes)
-        found = [(number, self._part(number, [examples[i] for i in shares[number]], made_by)) for number in mine]
+        mine = range(start, len(shares), of)
+        found = ((number, self._part(number, [examples[i] for i in shares[number]], made_by)) for number in mine)
         whole = np.full((len(examples), 1 + len(self.changes)), np.nan)
-        for number, part in gather_object(found):
-            whole[shares[number]] = part
+        for number, scores_of in gathered(found, part):
+            whole[shares[number]] = scores_of
         return whole
 
     def _part(self, number: int, examples: Sequence[Example], made_by: dict[str, Any]) -> np.ndarray:
@@ -159,7 +157,12 @@ class _Sweep:
             digest = hashlib.sha256(as_json(told).encode()).hexdigest()[:16]
             path = self.run.out / "parts" / f"effects-{digest}-{number:05}.parquet"
         names = [UNMASKED, *(f"{layer}:{expert}" for layer, expert in self.changes)]
-        table = kept(path, made_by, lambda: pd.DataFrame(dict(zip(names, self._values(examples), strict=True))))
+        table = kept_by_all(
+            path,
+            made_by,
+            lambda: pd.DataFrame(dict(zip(names, self._values(examples), strict=True))),
+            self.lens.module,
+        )
         read = table.map(lambda value: tuple(value) if isinstance(value, list | np.ndarray) else value)
         found = [scores(self.metric, read[name], examples, self.lens.template) for name in names]
         return np.stack([np.array(of_change, dtype=float) for of_change in found], axis=1)

@@ -19,7 +19,7 @@ from moe_lens.checks.strengths import bias, force, patch, replay, route_as, scal
 from moe_lens.errors import MoELensError
 from moe_lens.lens.devices import OnDevices
 from moe_lens.lens.lens import MoELens
-from moe_lens.lens.record import CAPTURES, Record, read_layers
+from moe_lens.lens.record import CAPTURES, Record, by_capture, read_values, readings
 from moe_lens.routing import Routing
 
 Check = Callable[[MoELens, Sequence[str]], Finding]
@@ -32,7 +32,9 @@ def capture(lens: MoELens, texts: Sequence[str]) -> Finding:
     logits, record, refused = _recorded(lens, texts)
     errors = {"logits": apart(logits, plain)}
     everywhere = OnDevices(torch.arange(plain.shape[1]))
-    for name, by_layer in read_layers(reader(len(texts)), record.captured, everywhere).items():
+    asked = readings(lens.architecture, record.captured)
+    read = read_values(reader(len(texts)), asked, everywhere)
+    for name, by_layer in by_capture(record.captured, asked, read).items():
         for layer, value in by_layer.items():
             pairs = zip(_tensors(record.captured[name][layer]), _tensors(value), strict=True)
             errors[f"{name} of layer {layer}"] = max(apart(a, b) for a, b in pairs)

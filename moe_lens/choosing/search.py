@@ -24,6 +24,7 @@ from moe_lens.errors import MoELensError
 from moe_lens.experts import ExpertSet
 from moe_lens.lens.batching import encode_prompt, run_pieces
 from moe_lens.lens.lens import MoELens
+from moe_lens.lens.parallel import gathered, own_part
 from moe_lens.progress import progress_bar
 
 SEEDS = 3
@@ -125,7 +126,8 @@ def find_set(
     """Experts without which the model gives other answers to the examples, but the same ones to the spared tasks.
 
     The same call gives the same set. seeds: searches from different random numbers, of which the best is taken; seed:
-    of all of them. max_new_tokens: of the model's own answers, which are generated first.
+    of all of them. max_new_tokens: of the model's own answers, which are generated first. In a `sharing` block of
+    moe_lens.lens.parallel the processes share the searches.
     Raises MoELensError for no examples, more experts than there are, or a set that is to suffice and to spare.
     """
     _check(lens, examples, wanted, spare)
@@ -135,8 +137,11 @@ def find_set(
     tasks = [examples, *spare.values()]
     rows = [_own_answers(lens, one, recipe.floor, max_new_tokens, progress=shown) for one in tasks]
     search = _Search.of(lens, rows, wanted, recipe, seed)
-    with progress_bar(total=seeds * recipe.passes, desc="finding experts", unit="pass", disable=not shown) as bar:
-        found = [search.run((seed, number), bar.update) for number in range(seeds)]
+    start, of = part = own_part(lens.module)
+    own = range(start, seeds, of)
+    with progress_bar(total=len(own) * recipe.passes, desc="finding experts", unit="pass", disable=not shown) as bar:
+        runs = gathered(((number, search.run((seed, number), bar.update)) for number in own), part)
+    found = [one for _, one in sorted(runs, key=lambda pair: pair[0])]
     best = min(found, key=lambda one: one.best.loss)
     return FoundSet(
         _as_set(lens, best.best.members),

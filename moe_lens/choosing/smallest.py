@@ -13,6 +13,7 @@ from moe_lens.errors import MoELensError
 from moe_lens.experts import ExpertSet
 from moe_lens.lens.interventions import Zero
 from moe_lens.lens.lens import MoELens
+from moe_lens.lens.parallel import agreed
 from moe_lens.metrics import exact_match
 
 
@@ -64,7 +65,8 @@ def find_smallest(
         passes += found.passes
         with lens.intervene(Zero(every - found.experts)):
             texts = lens.generate(held, **asked)
-        if np.mean([exact_match(text, [own]) for text, own in zip(texts, said, strict=True)]) >= share:
+        kept = np.mean([exact_match(text, [own]) for text, own in zip(texts, said, strict=True)])
+        if agreed(lambda: bool(kept >= share)):  # noqa: B023 - asked at once
             above, best = len(found.experts), found
         else:
             below = len(found.experts)

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 Number = TypeVar("Number", int, float)
 DTYPES = ("float32", "bfloat16", "float16")
+LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+"""Environment variables by which torchrun tells a process which of several it is."""
 OF_CTRL_C = 130
 """The exit code that typer gives an interrupted command."""
 COUNTS = {"n", "missing", "size", "examples", "tokens", "seed", "layer", "expert", "step"}
@@ -37,11 +39,14 @@ LONG = 24
 RANDOM = re.compile(r"random~(\d+x\d+(?:\+\d+x\d+)*)(?:#(\d+))?")
 
 
-def run(main: Callable[..., None]) -> None:
+def run(main: Callable[..., None], *, shares: bool = False) -> None:
     """Runs a command line, as `grouped` makes it; bad input ends with its message and exit code 2, no traceback.
 
-    Ctrl-C ends it with a line that says how to go on, and exit code 130.
+    Ctrl-C ends it with a line that says how to go on, and exit code 130. shares: whether processes that a launcher
+    started share the work; else the first does it alone.
     """
+    if not shares:
+        first_alone()
     _refuse_no_text(sys.argv)
     _refuse_no_folder(sys.argv)
     command = grouped(main)
@@ -58,6 +63,14 @@ def run(main: Callable[..., None]) -> None:
         raise
     finally:
         warnings.formatwarning = usual
+
+
+def first_alone() -> None:
+    """Ends this process unless it is the first of those that a launcher started, which goes on as if it were alone."""
+    if not _speaks():
+        raise SystemExit(0)
+    for name in LAUNCHED:
+        os.environ.pop(name, None)
 
 
 def _refuse_no_text(line: Sequence[str]) -> None:
@@ -90,16 +103,21 @@ def flowing(text: str) -> str:
     return "\n\n".join(part if part.startswith("\b") else part.replace("\n", " ") for part in paragraphs)
 
 
+def _speaks() -> bool:
+    """Whether this is the first of the processes that share the work."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def say(*lines: str) -> None:
     """Prints the lines, unless all is quiet; of several processes that share the work, only the first does."""
-    if os.environ.get("RANK", "0") == "0" and not is_quiet():
+    if _speaks() and not is_quiet():
         for line in lines:
             print(line, flush=True)
 
 
 def note(line: str) -> None:
     """Prints a line beside the results, to stderr, unless all is quiet; only the first process does."""
-    if os.environ.get("RANK", "0") == "0" and not is_quiet():
+    if _speaks() and not is_quiet():
         print(line, file=sys.stderr, flush=True)
 
 
@@ -129,10 +147,13 @@ def show(table: "pd.DataFrame", columns: Sequence[str] | None = None, *, title: 
     """Prints a table: counts whole, other numbers with three decimals, very small and very large ones readably.
 
     What is missing is a dash; rows and columns without anything are left out, and memory where nobody knows of any.
-    Columns for which the terminal is too narrow stand in tables below, beside the first column again.
+    Columns for which the terminal is too narrow stand in tables below, beside the first column again. Of several
+    processes only the first prints.
     """
     from pandas.api.types import is_numeric_dtype
 
+    if not _speaks():
+        return
     told = _telling(table if columns is None else table[list(columns)])
     texts = {name: _cells(told[name]) for name in told}
     console = Console(width=None if sys.stdout.isatty() else 160, markup=False, emoji=False, highlight=False)

@@ -17,6 +17,7 @@ from moe_lens.data import Example
 from moe_lens.errors import MoELensError
 from moe_lens.lens.interventions import Mode
 from moe_lens.lens.lens import MoELens
+from moe_lens.lens.parallel import is_first
 from moe_lens.report.plots import dose_choice_figure
 from moe_lens.results import data_digest, write_table
 
@@ -77,9 +78,10 @@ def choose_doses(
     found = replace(run, metrics=(), controls=Controls(0)).on_all(lens, None, dev, ())
     among = _candidates(run.mode, run.chosen, saved, lens.architecture.top_k)
     table = dose_table(found.answers, among, targets=tasks.targets, spared=tasks.spared, seed=run.seed)
-    write_table(found.answers, run.out / "dev_answers.parquet", run.made_by)
-    write_table(table, run.out / "dose_choice.parquet", run.made_by)
-    console.save_figure(dose_choice_figure(table), run.out / "dose_choice.html")
+    if is_first():
+        write_table(found.answers, run.out / "dev_answers.parquet", run.made_by)
+        write_table(table, run.out / "dose_choice.parquet", run.made_by)
+        console.save_figure(dose_choice_figure(table), run.out / "dose_choice.html")
     console.show(table, SHOWN, title="On the held-out examples, by strength")
     console.say(*_told(table))
     names = set(table.loc[table["chosen"], "intervention"])

@@ -59,10 +59,11 @@ def parse_label(reply: str) -> str | None:
 def _prompt(tables: Mapping[str, pd.DataFrame], contexts: pd.DataFrame, key: tuple[int, int]) -> str:
     best = contexts.sort_values("weight", ascending=False, kind="stable").head(PLACES)
     places = [_marked(row.texts, row.place) for row in best.itertuples()]
+    written = tables.get("written")
     filled = {
         "places": places,
         "tokens": _texts(tables.get("tokens"), key, "selected"),
-        "written": _texts(tables.get("written"), key, "excess"),
+        "written": _texts(None if written is None else written[written["read"]], key, "excess"),
     }
     texts = {name: json.dumps(own, ensure_ascii=False) for name, own in filled.items()}
     return re.sub(r"\{(places|tokens|written)\}", lambda match: texts[match[1]], PROMPT)

@@ -28,10 +28,11 @@ from moe_lens.errors import MoELensError, NotFiniteError
 from moe_lens.experts import ExpertSet
 from moe_lens.lens.batching import encode_prompt
 from moe_lens.lens.lens import MoELens
+from moe_lens.lens.parallel import agreed, gathered, own_part
 from moe_lens.metrics import auc
 from moe_lens.progress import progress_bar
 from moe_lens.report.plots import agreement_figure, scores_figure
-from moe_lens.results import read_if_made_by, write_table
+from moe_lens.results import kept, read_if_made_by, write_table
 from moe_lens.storage import as_json, write_bytes
 
 ANSWER = "answer"
@@ -118,7 +119,7 @@ class Finder:
             alone = score.name if kind is LearnedSet else score.argument  # others may refuse the data
             groups.setdefault((score.of, kind, alone), []).append(score)
         console.say(self._cost(groups.values()))
-        bar = progress_bar(groups.values(), desc="kinds of scores", unit="kind")
+        bar = progress_bar(groups.values(), desc="kinds of scores", unit="kind", disable=not self.lens.progress)
         found = [table for group in bar if (table := self._kept(group)) is not None]
         if not found:
             raise MoELensError("no score can be measured on these data; see the notes above, or name some with --score")
@@ -156,7 +157,7 @@ class Finder:
     def _kept(self, group: Sequence[Score]) -> pd.DataFrame | None:
         """The tables of one group, one below the other, with what is known; None where it refuses the data."""
         part, made_by = self._file(group)
-        found = read_if_made_by(part, made_by)  # before what may be left out: a damaged part is an error
+        found = agreed(lambda: read_if_made_by(part, made_by))  # outside of try: a damaged part is an error
         try:
             return self._measured(group, part, made_by) if found is None else found
         except NotFiniteError:
@@ -177,15 +178,14 @@ class Finder:
         asked: dict[str, Any] = {"batch_size": self.lens.batch_size, "load": self.on.load}
         tables, *parts = tables_on_parts(group, models, self.on.examples, parts=number, **asked)
         facts = {"seconds": time.perf_counter() - began, "shared_by": len(group)}
-        facts["passes"] = counted["tokens"] / self._tokens()
+        facts["passes"] = sum(gathered([counted["tokens"]], own_part(self.lens.module))) / self._tokens()
         parts = parts or self._parts(group)
         rows = []
         for score in group:
             back = self._returned(score, tables[score.name], [part[score.name] for part in parts])
             rows.append(tables[score.name].assign(name=score.name, **facts, **back))
         found = pd.concat(rows)
-        write_table(found, part, made_by)
-        return found
+        return agreed(lambda: kept(part, made_by, lambda: found))
 
     def _parts(self, group: Sequence[Score]) -> list[dict[str, pd.DataFrame]]:
         """The scores on each part of the data, of those too that a score names itself; none where one refuses it."""

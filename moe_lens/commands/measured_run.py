@@ -10,7 +10,7 @@ from moe_lens.commands.statistic_passes import Measuring
 from moe_lens.commands.statistic_tables import Kept
 from moe_lens.errors import MoELensError
 from moe_lens.lens.batching import expect_places
-from moe_lens.lens.parallel import connected, sharing
+from moe_lens.lens.parallel import connected, from_first_process, sharing
 from moe_lens.results import claim, provenance
 
 
@@ -52,8 +52,7 @@ class MeasuredRun:
             names = asked.possible(names, lens, every[0])
         told = facts | {"what": names}
         made_by = provenance(model=opening.model, delta=opening.delta, data=every, facts=told)
-        if processes.is_main_process:
-            claim(self.out, made_by)
+        from_first_process(lambda: claim(self.out, made_by))
         measuring = Measuring(names, asked.positions, self.out, made_by, asked.lenient)
         with sharing():
             for variant in asked.opened(opening, lens):

@@ -169,8 +169,8 @@ class BaseOpening:
             template = replace(template, answer_after=self.answer_after)
         return template
 
-    def load(self, *, delta: Path | None = None) -> "MoELens":
-        """The model, opened, with the delta on it.
+    def load(self, *, delta: Path | None = None, distributed_config: Any = None) -> "MoELens":
+        """The model, opened, with the delta on it; distributed_config: as in `MoELens.from_pretrained`.
 
         In a log, or where all is quiet, transformers then draws no bars of its own any more.
         """
@@ -187,6 +187,7 @@ class BaseOpening:
             device_map=self.device,
             template=self.asked(),
             trust_remote_code=self.trust_remote_code,
+            distributed_config=distributed_config,
         )
 
     def facts(self, lens: "MoELens") -> dict[str, Any]:
@@ -203,13 +204,41 @@ class Opening(BaseOpening):
     delta: Annotated[
         Path | None, Option(help="Folder of a delta that moe_lens.tune wrote, which is put on the model.")
     ] = None
+    parallel: Annotated[
+        Literal["tensor", "expert"] | None,
+        Option(
+            help="One model held together by the processes of torchrun, for what no device holds: split as tensors, or "
+            "its experts whole and the rest as tensors. Every process then runs all examples."
+        ),
+    ] = None
 
-    def load(self, *, delta: Path | None = None) -> "MoELens":
-        return super().load(delta=delta or self.delta)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.parallel and self.device:
+            raise MoELensError("--parallel puts each part on its process's own device; leave --device out")
+
+    def load(self, *, delta: Path | None = None, distributed_config: Any = None) -> "MoELens":
+        return super().load(delta=delta or self.delta, distributed_config=distributed_config or self._split())
+
+    def _split(self) -> Any:
+        """How transformers is to split the model over all processes; None for a whole one in each."""
+        if self.parallel is None:
+            return None
+        from transformers.distributed import DistributedConfig
+
+        from moe_lens.lens.parallel import connected
+
+        count = connected().num_processes
+        if count == 1:
+            raise MoELensError(
+                "--parallel splits a model over several processes and there is one; start the command as "
+                "torchrun --nproc-per-node N -m …, or leave --parallel out"
+            )
+        return DistributedConfig(tp_size=count, ep_size=count if self.parallel == "expert" else 1)
 
     def of_process(self, processes: "PartialState") -> "Self":
         """The same for one of several processes that share the work: on its own device, where none is named."""
-        if self.device is not None or processes.num_processes == 1:
+        if self.device is not None or self.parallel or processes.num_processes == 1:
             return self
         return replace(self, device="cpu" if processes.device.type == "cpu" else str(processes.device))
 

@@ -105,12 +105,14 @@ class MapRun:
         """Make the map, write its tables and figure to `out`, and print its strongest cells."""
         from moe_lens.causal import patching_map
         from moe_lens.lens import Run
+        from moe_lens.lens.parallel import connected, from_first_process
         from moe_lens.results import claim
 
         places = patching.positions(self.positions)
         loaded = self.reading.load(self.data, split=self.split, limit=self.limit)
-        lens = self.opening.load()
-        lens.batch_size = self.batch_size
+        processes = connected()
+        lens = self.opening.of_process(processes).load()
+        lens.batch_size, lens.progress = self.batch_size, processes.is_main_process
         fitted = self.reading.fit(loaded, lens, of=f"{self.data}, {self.split}")
         others = self._others(patching, fitted.examples)
         own, other = matching(lens, fitted.examples, others, patching.compared(places))
@@ -120,7 +122,7 @@ class MapRun:
         metric = self.metrics or ("logit_difference" if any(one.memory for one in ours) else "answer_log_probability")
         facts = self.opening.facts(lens) | self.reading.facts(fitted) | {"positions": places, "metric": metric}
         made_by = self._made_by(patching, own, other, facts)
-        claim(self.out, made_by)
+        from_first_process(lambda: claim(self.out, made_by))  # before another one writes
         found = patching_map(
             lens,
             ours,
@@ -135,7 +137,8 @@ class MapRun:
             made_by=made_by,
             seed=self.seed,
         )
-        self._write(found, made_by)
+        if processes.is_main_process:
+            self._write(found, made_by)
 
     def _made_by(
         self, patching: Patching, own: Sequence[Any], other: Sequence[Any], facts: dict[str, Any]

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from moe_lens.lens.lens import MoELens
 from moe_lens.lens.positions import Positions
 from moe_lens.report.plots import tuning_figure
 from moe_lens.results import data_digest, provenance, write_json, write_table
+from moe_lens.tuning.board import BOARDS
 from moe_lens.tuning.low_rank import TuneLowRank, check_low_rank
 from moe_lens.tuning.methods import (
     Method,
@@ -44,7 +46,7 @@ class Stage:
 
     lens: the base model; called `model`. train, dev: examples. facts: of both, for the provenance.
     score, max_length, max_new_tokens, checkpoint_seconds, objective: as `tune` takes them; routers that are tuned to
-    choose experts learn the answers whatever the objective. tensorboard: whether the log is written for that, too.
+    choose experts learn the answers whatever the objective. boards: of BOARDS, those that show the logs.
     """
 
     lens: MoELens
@@ -58,7 +60,7 @@ class Stage:
     max_new_tokens: int
     checkpoint_seconds: float
     objective: DPO | None = None
-    tensorboard: bool = False
+    boards: Sequence[str] = ()
 
     def made_by(self, routers: Path | None) -> dict[str, Any]:
         """What tells a training command's work from another's, besides what is trained and at which rates.
@@ -91,7 +93,7 @@ class Stage:
             max_new_tokens=self.max_new_tokens,
             checkpoint_seconds=self.checkpoint_seconds,
             shard=shard,
-            board=out / "tensorboard" if self.tensorboard else None,
+            boards=[partial(BOARDS[name], out) for name in self.boards],
         )
         if Processes.current().is_main:
             self._write(tuned, method, out, objective)

@@ -8,20 +8,20 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from moe_lens.architecture.quantized import is_parallel
 from moe_lens.commands import console
 from moe_lens.commands.asked_measures import Variant
+from moe_lens.commands.shared_rows import streamed_rows
 from moe_lens.data import Example
-from moe_lens.errors import MoELensError
 from moe_lens.lens.delta import weights_digest
 from moe_lens.lens.lens import MoELens
-from moe_lens.lens.parallel import WHOLE, agreed, own_part
+from moe_lens.lens.parallel import agreed, connected, is_first, own_part
 from moe_lens.lens.positions import Positions
 from moe_lens.results import data_digest, expect_same_run, write_table
-from moe_lens.rows_on_disk import growing_table, provenance_of
+from moe_lens.rows_on_disk import provenance_of
 from moe_lens.statistics import RoutingTokens, add_saved, save_statistic, weight_similarity
 from moe_lens.statistics.measure_kinds import Measure
 from moe_lens.statistics.measures import MEASURES, ROUTING, WEIGHTS
-from moe_lens.statistics.streamed import Streamed
 
 LONGEST = 24
 """Characters of a name, of data or a variant, that its file's name has."""
@@ -55,8 +55,10 @@ class Measuring:
         """One pass over each data set, unless it is kept already, and what the weights alone tell."""
         with variant.opened() as lens:
             weights = {"variant": variant.name, "weights": weights_digest(lens.module)}
-            if WEIGHTS in self.what and own_part()[0] == 0:
-                write_table(weight_similarity(lens), self.part(variant.name, "", WEIGHTS), self.made_by | weights)
+            if WEIGHTS in self.what:
+                table = weight_similarity(lens)
+                if is_first():
+                    write_table(table, self.part(variant.name, "", WEIGHTS), self.made_by | weights)
             for name, examples in data.items():
                 made_by = self.made_by | weights | {"over": data_digest(examples)}
                 self.measure(lens, variant.name, name, examples, made_by)
@@ -66,14 +68,19 @@ class Measuring:
         for name, measure in self.statistics.items():
             if measure.reads and measure.table is not None:
                 statistic = add_saved(measure.make(lens, self.positions), self.part(variant, data, name))
-                write_table(measure.table(statistic, lens), self.part(variant, data, f"{name}-table"), self.made_by)
+                table = measure.table(statistic, lens)
+                if is_first():
+                    write_table(table, self.part(variant, data, f"{name}-table"), self.made_by)
 
     def measure(
         self, lens: MoELens, variant: str, data: str, examples: Sequence[Example], made_by: dict[str, Any]
     ) -> None:
         """One pass over a data set, unless it is kept already, and the tables that need the model."""
         self._pass(lens, variant, data, examples, made_by)
-        if own_part()[0] == 0:
+        together = is_parallel(lens.module)
+        if together:  # all have to run what is run of the model, and read what the first has kept
+            connected().wait_for_everyone()
+        if together or is_first():
             self.read(lens, variant, data)
 
     def _pass(
@@ -85,8 +92,6 @@ class Measuring:
         missing = {name: files[name] for name in absent}
         if not missing:
             return
-        if ROUTING in missing and own_part() != WHOLE:
-            raise MoELensError("rows of routing are not shared over processes; take one process, or --shard")
         console.say(f"{variant}, {data}: {len(examples)} examples, {', '.join(missing)}")
         made = {name: MEASURES[name].make(lens, self.positions) for name in missing if name != ROUTING}
         unlike = {(type(one).__name__, str(one.settings)): one for one in made.values()}
@@ -94,10 +99,10 @@ class Measuring:
         with ExitStack() as open_file:
             streamed = []
             if ROUTING in missing:
-                file = open_file.enter_context(growing_table(missing[ROUTING], made_by))
-                streamed = [Streamed(RoutingTokens(self.positions), file.add)]
+                asked = missing[ROUTING], made_by, own_part(lens.module), lens.batch_size
+                streamed = [open_file.enter_context(streamed_rows(RoutingTokens(self.positions), *asked))]
             lens.measure(examples, *unlike.values(), *streamed)
-        for name, statistic in made.items() if own_part()[0] == 0 else ():
+        for name, statistic in made.items() if is_first() else ():
             save_statistic(statistic, missing[name], made_by)
 
     def _is_kept(self, path: Path, name: str, made_by: dict[str, Any]) -> bool:

@@ -13,6 +13,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from moe_lens.architecture import MoEArchitecture
 from moe_lens.data.prompts import PromptTemplate
@@ -146,11 +147,13 @@ def apply_delta(
     layers: put in place only what changed inside these decoder layers, by absolute index, such as some routers of a
         router tuning; None for all of the delta.
     template: how the model will be asked; where the delta was trained on prompts of another, a warning says so.
-    Raises MoELensError, leaving `module` as it was, unless it is the delta's base in the dtype of training.
+    Raises MoELensError, leaving `module` as it was, unless it is the delta's base in the dtype of training, and where
+    processes hold parts of what it changes.
     """
     facts = read_facts(folder)
     tensors = load_file(Path(folder) / TENSORS_FILE)
     rows = facts.get("rows", NO_ROWS)
+    _expect_whole(_parameters(module, tensors))
     own = _values(module, tensors, rows)
     misfits = [name for name in tensors if own[name].shape != tensors[name].shape]
     if misfits:
@@ -232,6 +235,16 @@ def _parameters(module: nn.Module, names: Collection[str]) -> dict[str, Tensor]:
         )
     expect_in_memory(module, names, "a delta changes it in place")
     return {name: own[name] for name in names}
+
+
+def _expect_whole(parameters: Mapping[str, Tensor]) -> None:
+    """MoELensError for a parameter that is split over processes."""
+    split = next((name for name, one in parameters.items() if isinstance(one.data, DTensor)), None)
+    if split is not None:
+        raise MoELensError(
+            f"the delta changes {split}, of which each process holds a part; merge it into a whole model first "
+            "(python -m moe_lens.tune --merge, or moe_lens.tuning.save_merged) and open that"
+        )
 
 
 def _index(rows: Mapping[str, Sequence[int]], name: str) -> list[int] | slice:

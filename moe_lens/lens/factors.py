@@ -7,6 +7,9 @@ from torch import Tensor
 from moe_lens.lens.interventions import Here, Intervention
 from moe_lens.routing import Routing
 
+FACTORS = "factors"
+"""What errors call them."""
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Factors(Intervention):

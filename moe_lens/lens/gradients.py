@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeVar, get_args
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from moe_lens.architecture import Inputs
@@ -132,15 +133,20 @@ def expect_finite(values: Tensor, logits: Tensor, names: Sequence[str]) -> None:
         )
 
 
-def gradients_of(values: Tensor, levers: Mapping[str, Mapping[Key, Tensor]]) -> dict[str, dict[Key, Tensor]]:
+def gradients_of(
+    values: Tensor, levers: Mapping[str, Mapping[Key, Tensor]], *, in_terms: Collection[str] = ()
+) -> dict[str, dict[Key, Tensor]]:
     """The gradient of the sum of `values` with respect to each lever, by kind and layer or name.
 
+    in_terms: kinds of which each process finds a term, that of its part of every expert; the gradient is their sum.
     Raises MoELensError, naming it, where none goes through, and NotFiniteError for one that is not finite.
     """
     flat = [(kind, layer, lever) for kind, own in levers.items() for layer, lever in own.items()]
     found = torch.autograd.grad(values.sum(), [lever for *_, lever in flat], allow_unused=True)
     gradients: dict[str, dict[Key, Tensor]] = {kind: {} for kind in levers}
     for (kind, layer, _), gradient in zip(flat, found, strict=True):
+        if gradient is not None and kind in in_terms:
+            dist.all_reduce(gradient)
         if gradient is None:
             raise MoELensError(
                 f"no gradient goes through the {kind} of {layer}: the model's code detaches it, or uses it nowhere"

@@ -12,7 +12,7 @@ from moe_lens.data import Encoded, Example
 from moe_lens.errors import MoELensError
 from moe_lens.lens.batching import encode_prompt, run_batches, run_pieces
 from moe_lens.lens.devices import has_float64
-from moe_lens.lens.factors import Factors
+from moe_lens.lens.factors import FACTORS, Factors
 from moe_lens.lens.gradients import (
     Effect,
     Gradients,
@@ -93,7 +93,7 @@ class MoELens(OpenedModel):
         in memory is halved, with a warning. Records are on the CPU, so that many of them fill no device.
         Raises MoELensError for another capture, or if the interventions change before the records are read.
         """
-        check_capture(capture)
+        check_capture(capture, remote=bool(self.remote))
         several = _several(positions)
         asked = self._stack.interventions
         batches = self._batches(examples, batch_size, progress, with_answer=with_answer, continuations=continuations)
@@ -126,12 +126,14 @@ class MoELens(OpenedModel):
         In a `sharing` block of moe_lens.lens.parallel each process runs its batches, and all get the whole.
         """
         expect_statistics(statistics)
-        expect_shareable(statistics, self.module)
+        part = own_part(self.module)
+        expect_shareable(statistics, part)
         needs = Needs(frozenset(), with_answer=with_answer)
         for statistic in statistics:
             needs |= statistic.needs
+        check_capture(needs.captures, remote=bool(self.remote))
         batches = self._batches(
-            examples, batch_size, progress, with_answer=needs.with_answer, continuations=continuations, part=own_part()
+            examples, batch_size, progress, with_answer=needs.with_answer, continuations=continuations, part=part
         )
         for_all = with_answer or continuations is not None
         to_cpu = not has_float64(pretrained(self.module).device)
@@ -143,9 +145,7 @@ class MoELens(OpenedModel):
             _update_once(statistics, counted, places, record, record if for_all else record.without_answers())
             return True
 
-        for _ in run_pieces(batches, update):
-            pass
-        join_others(statistics)
+        join_others(statistics, part, lambda: all(run_pieces(batches, update)))
         return statistics
 
     def run_with_cache(
@@ -159,7 +159,7 @@ class MoELens(OpenedModel):
 
         What was captured stays where each layer is.
         """
-        check_capture(capture)
+        check_capture(capture, remote=bool(self.remote))
         texts = [texts] if isinstance(texts, str) else texts
         prompts = [encode_prompt(i, text, self.tokenizer, template=self.template) for i, text in enumerate(texts)]
         record = self._runner.record(prompts, {*capture, "logits"}, (positions,))
@@ -265,7 +265,7 @@ class MoELens(OpenedModel):
         own = factors.detach().clone()
         with self.intervene(Factors(own, tuple(self.architecture.moe_layers))):
             found, gradients = self._runner.gradients_by(
-                prompts, (), answer_log_probability, "factors", {"all experts": own}
+                prompts, (), answer_log_probability, FACTORS, {"all experts": own}
             )
         return found.to(factors.device), gradients["all experts"]
 
@@ -369,6 +369,7 @@ class MoELens(OpenedModel):
 
         At the last layer these are the model's logits. Not for use inside a trace.
         """
+        self._runner.expect_here("to project", "take its logits, or open it here")
         return self._logit_lens(residual)
 
     def _in_pairs(

@@ -81,17 +81,24 @@ def _packaged(variant: str) -> str:
 
 
 def load_model(
-    name: str | Path, *, dtype: torch.dtype | None, device_map: Any, trust_remote_code: bool = False
+    name: str | Path,
+    *,
+    dtype: torch.dtype | None,
+    device_map: Any,
+    trust_remote_code: bool = False,
+    distributed_config: Any = None,
 ) -> nn.Module:
     """The causal language model of a name, folder or hub id, in evaluation mode.
 
     dtype: None for the checkpoint's own. device_map: as in transformers; None for the CPU.
-    trust_remote_code: run the Python code that lies beside the weights, where there is some.
+    trust_remote_code: run the Python code that lies beside the weights, where there is some. distributed_config: as in
+    transformers, of a model that all processes hold together.
 
     Raises MoELensError if there is no such model or no such device, if a package that the model's code needs is
     missing, or if a weight is.
     """
-    chosen = {key: value for key, value in (("dtype", dtype), ("device_map", device_map)) if value is not None}
+    given = {"dtype": dtype, "device_map": device_map, "distributed_config": distributed_config}
+    chosen = {key: value for key, value in given.items() if value is not None}
     folder = resolve(name)
     _check_devices(device_map)
     with _bad_input_explained(name):

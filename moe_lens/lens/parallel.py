@@ -1,12 +1,14 @@
 """The processes that torchrun or `accelerate launch` started to share one work; this one alone without them."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
+import pandas as pd
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
@@ -14,6 +16,7 @@ from torch import nn
 
 from moe_lens.architecture.quantized import is_parallel
 from moe_lens.errors import MoELensError
+from moe_lens.results import kept, read_if_made_by
 
 Made = TypeVar("Made")
 Part = tuple[int, int]
@@ -47,21 +50,53 @@ def from_first_process(make: Callable[[], Made]) -> Made:
     return cast(Made, broadcast_object_list(made)[0])
 
 
-def expect_whole_model(module: nn.Module) -> None:
-    """MoELensError for a model that several processes hold together, where each is to take examples of its own."""
-    if is_parallel(module):
-        raise MoELensError(
-            "the processes hold the parts of one model, so they cannot share examples; in a program of your own that "
-            "all of them run, lens.records, lens.measure, lens.generate and the like take all examples on each"
-        )
+def kept_by_all(
+    path: str | Path | None, made_by: dict[str, Any], make: Callable[[], pd.DataFrame], module: nn.Module
+) -> pd.DataFrame:
+    """`kept`; of a model that the processes hold together all run `make`, and the first one keeps what it gives."""
+    if not is_parallel(module):
+        return kept(path, made_by, make)
+    found = from_first_process(lambda: read_if_made_by(path, made_by))
+    if found is not None:
+        return found
+    found = make()
+    return from_first_process(lambda: kept(path, made_by, lambda: found))
+
+
+def part_of_work(module: nn.Module) -> Part:
+    """Which pieces of a work on this model are this process's.
+
+    `WHOLE` of a model that the processes hold together: it runs only where all of them do the same.
+    """
+    state = connected()
+    return WHOLE if is_parallel(module) else (state.process_index, state.num_processes)
+
+
+def gathered(found: Iterable[Made], part: Part) -> list[Made]:
+    """What all processes find in their parts, in each of them; found: gives what this one does.
+
+    A MoELensError of one of them is raised in all, none of which then waits for what never comes.
+    """
+    if part == WHOLE:
+        return list(found)
+    own: list[Made] = []
+    failed: MoELensError | None = None
+    try:
+        own.extend(found)
+    except MoELensError as error:
+        failed = error
+    told = cast(list[tuple[list[Made], MoELensError | None]], gather_object([(own, failed)]))
+    if failures := [error for _, error in told if error is not None]:
+        raise failed or failures[0]
+    return [one for theirs, _ in told for one in theirs]
 
 
 @contextmanager
 def sharing() -> Iterator[None]:
     """Inside the block, which all processes run alike, what is measured is shared: each takes its batches of one plan.
 
-    Counts are then those of one process bit for bit, other sums to rounding, in each process. Without others nothing
-    changes.
+    Counts are then those of one process bit for bit, other sums to rounding, in each process. Of a model that the
+    processes hold together each takes all batches. Without others nothing changes.
     """
     state = connected()
     token = _part.set((state.process_index, state.num_processes))
@@ -71,21 +106,30 @@ def sharing() -> Iterator[None]:
         _part.reset(token)
 
 
-def own_part() -> Part:
-    """Which batches are this process's; `WHOLE` outside a `sharing` block."""
-    return _part.get()
+def own_part(module: nn.Module) -> Part:
+    """Which batches are this process's; `WHOLE` outside a `sharing` block, and as `part_of_work` says."""
+    return WHOLE if is_parallel(module) else _part.get()
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes; without a `sharing` block each is."""
+    return _part.get()[0] == 0
+
+
+def agreed_on(found: Made) -> Made:
+    """What was found by all processes of a `sharing` block together, as the first has it: sums differ by rounding."""
+    return agreed(lambda: found)
 
 
 def agreed(make: Callable[[], Made]) -> Made:
     """What `make` gives: in a `sharing` block that of the first process, in all of them."""
-    return make() if own_part() == WHOLE else from_first_process(make)
+    return make() if _part.get() == WHOLE else from_first_process(make)
 
 
-def expect_shareable(statistics: Sequence[Any], module: nn.Module) -> None:
-    """MoELensError, in a `sharing` block, for statistics that cannot be joined, or have seen something already."""
-    if own_part() == WHOLE:
+def expect_shareable(statistics: Sequence[Any], part: Part) -> None:
+    """MoELensError for statistics that cannot be joined, or have seen something already, if each process has a part."""
+    if part == WHOLE:
         return
-    expect_whole_model(module)
     for one in statistics:
         if not hasattr(one, "add_state"):
             raise MoELensError(f"{type(one).__name__} is not shared over processes; take one process, or --shard")
@@ -93,13 +137,14 @@ def expect_shareable(statistics: Sequence[Any], module: nn.Module) -> None:
             raise MoELensError(f"{type(one).__name__} has seen examples already, which each process would count")
 
 
-def join_others(statistics: Sequence[Any]) -> None:
-    """Adds to each statistic what the other processes of a `sharing` block have seen."""
-    number, of = own_part()
-    if of == 1:
-        return
-    states = gather_object([[one.state() for one in statistics]])
-    for place, theirs in enumerate(states):
-        if place != number:
+def join_others(statistics: Sequence[Any], part: Part, run: Callable[[], object]) -> None:
+    """Runs what updates them with this process's part, and adds to each what the others have seen in theirs."""
+
+    def states() -> Iterator[list[Any]]:
+        run()
+        yield [] if part == WHOLE else [one.state() for one in statistics]
+
+    for place, theirs in enumerate(gathered(states(), part)):
+        if part != WHOLE and place != part[0]:
             for one, state in zip(statistics, theirs, strict=True):
                 one.add_state(state)

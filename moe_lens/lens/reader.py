@@ -1,6 +1,6 @@
 """Reading a running model's routing, attention and residual stream, layer by layer, inside a trace."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,30 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from moe_lens.architecture import MoEArchitecture
-from moe_lens.architecture.quantized import is_parallel
+from moe_lens.architecture.quantized import is_expert_parallel, is_parallel
 from moe_lens.errors import MoELensError
 from moe_lens.lens.devices import OnDevices
 from moe_lens.lens.single_outputs import SingleOutputs
 from moe_lens.routing import contribution
-
-
-@dataclass(frozen=True)
-class ByLayer:
-    """`accessor[i]` reads layer i, by absolute index; `accessor[i] = value` replaces it where that counts."""
-
-    read: Callable[[int], Any]
-    write: Callable[[int, Any], None] | None = None
-
-    def __getitem__(self, layer: int) -> Any:
-        return self.read(layer)
-
-    def __setitem__(self, layer: int, value: Any) -> None:
-        if self.write is None:
-            raise MoELensError(
-                "this value can only be read: replacing what a router or attention reports changes nothing; "
-                "use lens.intervene(...), or assign lens.gating_weights[i] or lens.layers_output[i]"
-            )
-        self.write(layer, value)
 
 
 @dataclass(frozen=True)
@@ -41,11 +22,23 @@ class TraceReader:
 
     All raise MoELensError for a layer that is not there; what is about routing also in a trace of several
     invokes, since routing is flattened over the whole batch and cannot be told apart.
+
+    remote: whether the model runs on a server, so that nothing can be put around a trace of it.
     """
 
     model: Any
     architecture: MoEArchitecture
+    remote: bool = False
     single: SingleOutputs = field(default_factory=SingleOutputs, repr=False)
+
+    def __reduce__(self) -> tuple[type["TraceReader"], tuple[Any, MoEArchitecture, bool]]:
+        """What of it is sent with a trace to a server; MoELensError for one of a model that runs here."""
+        if not self.remote:
+            raise MoELensError(
+                "expected a trace that is sent to a server to be of a lens that is opened for one, "
+                "MoELens.from_pretrained(…, remote=…); this lens runs its model here"
+            )
+        return TraceReader, (self.model, self.architecture, self.remote)
 
     @property
     def module(self) -> nn.Module:
@@ -53,9 +46,16 @@ class TraceReader:
         found: nn.Module = self.model._module
         return found
 
+    @property
+    def gates_parts(self) -> bool:
+        """Whether gating weights are given, in each process, to the part of every expert that it holds."""
+        site = self.architecture.moe[0]
+        experts = self.module.get_submodule(site.experts)
+        return is_parallel(self.module) and site.gating_side == "inputs" and not is_expert_parallel(experts)
+
     def watching_experts(self, layers: Iterable[int]) -> AbstractContextManager[None]:
         """Inside the block `expert_outputs` of these layers takes them from the experts' own run, where it can."""
-        if is_parallel(self.module):
+        if self.remote or is_parallel(self.module):
             return nullcontext()  # what a process runs there is a part of the experts, or of what they put out
         return self.single.watching(self.module.get_submodule(self.architecture.at(layer).experts) for layer in layers)
 

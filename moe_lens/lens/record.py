@@ -32,6 +32,7 @@ class Capture:
     about: what it is, with its axes. layers: the layers that have it. reads: at which moment of a layer what is read;
         the parts of what shows at several moments are put together by `join`. A moment that depends on the model is a
         function of its layer. around: a block that the trace runs in, for its reader and the kept positions.
+        no_remote: why a model on a server does not give it; empty where it does.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Capture:
     reads: tuple[tuple[Moment | Callable[[MoELayer], Moment], Read], ...]
     join: Callable[..., Any] = lambda value: value
     around: Callable[[TraceReader, OnDevices], AbstractContextManager[None]] = lambda reader, kept: nullcontext()
+    no_remote: str = ""
 
 
 def _moe(architecture: MoEArchitecture) -> Iterable[int]:
@@ -96,6 +98,7 @@ CAPTURES: Mapping[str, Capture] = {
             lambda architecture: [layer for layer, path in enumerate(architecture.attentions) if path],
             ((Moment.ATTENTION, lambda reader, layer, kept: reader.attention(layer)),),
             around=lambda reader, kept: attention_rows(reader.module, kept.values),
+            no_remote="it is computed by a function that is put into transformers' table around a run",
         ),
         Capture("logits", "the model's logits, [batch, row, vocab]", lambda architecture: (), ()),  # of no layer
     )
@@ -262,35 +265,59 @@ class Record:
             raise MoELensError(f"the record holds no {', '.join(missing)}; ask for it with capture={tuple(missing)}")
 
 
-def read_layers(
-    reader: TraceReader, capture: Collection[str], kept: OnDevices, *, to_cpu: bool = False
-) -> dict[str, dict[int, Any]]:
-    """Inside a trace, every layer's values that `capture` names, read in the order in which the model computes them.
+@dataclass(frozen=True)
+class Reading:
+    """One thing to read of a layer: what, of which layer, and how."""
+
+    name: str
+    layer: int
+    read: Read
+
+
+def readings(architecture: MoEArchitecture, capture: Collection[str]) -> list[Reading]:
+    """All that `capture` names, of all layers, in the order in which a model computes it."""
+    wanted = {name: set(CAPTURES[name].layers(architecture)) for name in CAPTURES if name in capture}
+    found: list[Reading] = []
+    for layer in range(architecture.n_layers):
+        parts = [
+            (when if isinstance(when, Moment) else when(architecture.at(layer)), Reading(name, layer, read))
+            for name in wanted
+            if layer in wanted[name]
+            for when, read in CAPTURES[name].reads
+        ]
+        found += [reading for _, reading in sorted(parts, key=lambda part: part[0])]
+    return found
+
+
+def read_values(reader: TraceReader, asked: Iterable[Reading], kept: OnDevices, *, to_cpu: bool = False) -> list[Any]:
+    """Inside a trace, the values that are asked, in their order.
 
     kept: positions of which all but the routing are read, int64 [row]. to_cpu: tensors are moved as they come; routing,
         which is small, is not.
     """
-    architecture = reader.architecture
-    wanted = {name: set(CAPTURES[name].layers(architecture)) for name in capture}
-    seen: dict[str, dict[int, Any]] = {name: {} for name in capture}
-    for layer in range(architecture.n_layers):
-        parts = [
-            (when if isinstance(when, Moment) else when(architecture.at(layer)), name, read)
-            for name in CAPTURES
-            if name in capture and layer in wanted[name]
-            for when, read in CAPTURES[name].reads
-        ]
-        found: dict[str, list[Any]] = {}
-        for _, name, read in sorted(parts, key=lambda part: part[0]):
-            found.setdefault(name, []).append(read(reader, layer, kept))
-        for name, values in found.items():
-            joined = CAPTURES[name].join(*values)
-            seen[name][layer] = joined.cpu() if to_cpu and isinstance(joined, Tensor) else joined
-    return seen
+    found = []
+    for one in asked:
+        value = one.read(reader, one.layer, kept)
+        found.append(value.cpu() if to_cpu and one.name != "routing" else value)
+    return found
 
 
-def check_capture(capture: Collection[str]) -> None:
-    """MoELensError unless all are among `CAPTURES`."""
+def by_capture(capture: Collection[str], asked: Sequence[Reading], values: Sequence[Any]) -> dict[str, dict[int, Any]]:
+    """What was read, by capture and layer, its parts put together."""
+    parts: dict[str, dict[int, list[Any]]] = {name: {} for name in capture}
+    for one, value in zip(asked, values, strict=True):
+        parts[one.name].setdefault(one.layer, []).append(value)
+    return {
+        name: {layer: CAPTURES[name].join(*of_layer) for layer, of_layer in layers.items()}
+        for name, layers in parts.items()
+    }
+
+
+def check_capture(capture: Collection[str], *, remote: bool = False) -> None:
+    """MoELensError unless all are among `CAPTURES`, and a model on a server gives them if this one is `remote`."""
     unknown = sorted(set(capture) - set(CAPTURES))
     if unknown:
         raise MoELensError(f"capture can name {', '.join(sorted(CAPTURES))}; got {', '.join(unknown)}")
+    for name in capture if remote else ():
+        if reason := CAPTURES[name].no_remote:
+            raise MoELensError(f"a model on a server gives no {name}: {reason}; leave it out, or open the model here")

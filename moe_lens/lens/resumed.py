@@ -65,6 +65,7 @@ class ResumedRunner(BatchRunner):
 
     def plain(self, prompts: Sequence[Encoded]) -> Plain:
         """A whole pass over the prompts, which carry their answers."""
+        self.expect_here("to resume passes", "take lens.answer_log_probabilities under each mask")
         batch = self._batch(prompts)
         labels, inputs, rows = batch.answer_labels, self._inputs(batch), len(prompts)
         kept = labels.shape[1] + 1

@@ -13,7 +13,10 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from moe_lens.architecture.discovery import pretrained
 from moe_lens.data import Batch, Encoded, PromptTemplate, collate
 from moe_lens.data.encoding import answer_begun
+from moe_lens.errors import MoELensError, NotFiniteError
+from moe_lens.lens.acting import Acting
 from moe_lens.lens.devices import OnDevices, on_cpu
+from moe_lens.lens.factors import FACTORS
 from moe_lens.lens.finite import all_finite, finite_streams, not_finite
 from moe_lens.lens.gradients import (
     Gradients,
@@ -31,7 +34,7 @@ from moe_lens.lens.holding import measuring
 from moe_lens.lens.leaving import Leaving
 from moe_lens.lens.positions import THINKING, Positions, any_position_mask
 from moe_lens.lens.reader import TraceReader
-from moe_lens.lens.record import CAPTURES, Record, read_layers
+from moe_lens.lens.record import CAPTURES, Reading, Record, by_capture, read_values, readings
 from moe_lens.lens.stack import InterventionStack
 from moe_lens.lens.taken import expect_known, joint_log_probability, kept_logits, pad_id
 from moe_lens.lens.twins import LogitContrast
@@ -40,7 +43,10 @@ from moe_lens.routing import Routing
 
 @dataclass(frozen=True)
 class BatchRunner:
-    """Runs `model`, which is `module` under tracing, on single batches, under the interventions of `stack`."""
+    """Runs `model`, which is `module` under tracing, on single batches, under the interventions of `stack`.
+
+    remote: where it runs, as in `OpenedModel`.
+    """
 
     module: nn.Module
     model: Any
@@ -48,6 +54,7 @@ class BatchRunner:
     reader: TraceReader
     stack: InterventionStack
     greedy: Greedy
+    remote: bool | str = False
 
     def answer_log_probabilities(self, prompts: Sequence[Encoded], contrast: LogitContrast | None = None) -> Tensor:
         """The log-probability (nats) of each prompt's answer, in the order given, [batch]; with gradients where on.
@@ -56,14 +63,14 @@ class BatchRunner:
         are the second half.
         """
         batch = self._batch(prompts)
-        labels = batch.answer_labels
+        labels, model = batch.answer_labels, self.model
         kept = labels.shape[1] + 1
         with (
             measuring(self.module),
             self.stack.for_batch(batch, self.reader),
-            self.model.trace(**self._inputs(batch), logits_to_keep=kept),
+            model.trace(**self._inputs(batch), logits_to_keep=kept, remote=self.remote),
         ):
-            whole = self.model.output.logits.save()
+            whole = model.output.logits.save()
         logits = kept_logits(whole, kept)
         if contrast is not None:
             logits, labels = contrast(*logits.float().chunk(2)), labels[: len(prompts) // 2]
@@ -84,6 +91,7 @@ class BatchRunner:
         template: tells where the answer proper begins, for interventions that act there. contrast: as in
         `answer_log_probabilities`; a twin says what its prompt does.
         """
+        self.expect_here("to generate", "trace lens.model.generate(…, remote=…), which is under interventions too")
         thinks = bool(template.answer_after and self.stack.interventions)
         batch = self._batch([replace(prompt, thought=THINKING) for prompt in prompts] if thinks else prompts)
         prompted = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
@@ -121,12 +129,12 @@ class BatchRunner:
         spans = batch.context_spans, batch.question_spans
         counted = any_position_mask(batch.attention_mask, *spans, positions, batch.labels, batch.thoughts)
         kept = OnDevices(counted.any(0).nonzero()[:, 0])
-        seen, before = self._seen(batch, capture, kept, to_cpu=to_cpu)
+        seen = self._seen(batch, capture, kept, to_cpu=to_cpu)
         projected_mask = batch.attention_mask[:, kept.values if "logits" in capture else slice(-1, None)]
         if not all_finite(seen["finite"], batch.attention_mask, seen["logits"], projected_mask):
             self._refuse(prompts)
         captured = seen["layers"]
-        routing = captured.get("routing", {})
+        routing, before = captured.get("routing", {}), seen["before"]
         logits = seen["logits"] if "logits" in capture else None
         if to_cpu:
             routing, before = _on_cpu(routing), _on_cpu(before)
@@ -162,7 +170,7 @@ class BatchRunner:
         with learning(self.module, ()):
             batch, values = self._valued(prompts, places, value, levers)
             asked = {"gate": levers.gates, "output": levers.sums, "logit": {} if logits is None else logits.levers}
-            found = gradients_of(values, asked)
+            found = gradients_of(values, asked, in_terms=self._in_terms)
         effects = effects_of(self.module, self.reader, batch, levers, found, positions)
         return Gradients(batch, places, values.detach().double().cpu(), effects)
 
@@ -176,12 +184,18 @@ class BatchRunner:
         """
         with learning(self.module, tensors.values()):
             _, values = self._valued(prompts, places, value, Levers((), 1))
-            return values.detach(), gradients_of(values, {kind: tensors})[kind]
+            return values.detach(), gradients_of(values, {kind: tensors}, in_terms=self._in_terms)[kind]
+
+    @property
+    def _in_terms(self) -> Collection[str]:
+        """The kinds of levers that gating weights are multiplied by, where each process has a part of every expert."""
+        return ("gate", FACTORS) if self.reader.gates_parts else ()
 
     def _valued(
         self, prompts: Sequence[Encoded], places: Sequence[int], value: Value, levers: Levers
     ) -> tuple[Batch, Tensor]:
         """The prompts as a batch, and their numbers [batch], with what gradients are taken from."""
+        self.expect_here("to take gradients", "open it here, with its weights")
         batch = self._batch(prompts)
         kept = 1 if batch.labels is None else batch.answer_labels.shape[1] + 1
         with torch.enable_grad(), measuring(self.module), self.stack.for_batch(batch, self.reader):
@@ -196,29 +210,30 @@ class BatchRunner:
                 self._refuse(prompts)
         return batch, values
 
-    def _seen(
-        self, batch: Batch, capture: Collection[str], kept: OnDevices, *, to_cpu: bool
-    ) -> tuple[dict[str, Any], dict[int, Routing]]:
-        """What one trace shows, and the routing from before the interventions, by layer.
+    def _seen(self, batch: Batch, capture: Collection[str], kept: OnDevices, *, to_cpu: bool) -> dict[str, Any]:
+        """What one trace shows.
 
-        Of the former "layers" is what `read_layers` gives; "finite", bool [batch, pos], whether the last layer's stream
-        is; "logits", [batch, row, vocab], those of the kept positions where they are captured, else of the last.
+        "layers" is what `capture` names; "before" the routing from before the interventions, by layer; "finite", bool
+        [batch, pos], whether the last layer's stream is; "logits", [batch, row, vocab], those of the kept positions
+        where they are captured, else of the last.
         """
+        reader, stack, asked = self.reader, self.stack, readings(self.reader.architecture, capture)
         projected = kept.values.tolist() if "logits" in capture else 1  # a tensor would go to the first layer's device
         seen: dict[str, Any] = {}
         with ExitStack() as around:
             around.enter_context(torch.no_grad())
             around.enter_context(measuring(self.module))
-            for name in capture:
-                around.enter_context(CAPTURES[name].around(self.reader, kept))
-            around.enter_context(self.stack.for_batch(batch, self.reader))
-            before = around.enter_context(self.stack.recording())
-            with self.model.trace(**self._inputs(batch), logits_to_keep=projected):
-                seen["layers"] = read_layers(self.reader, capture, kept, to_cpu=to_cpu)
-                [seen["finite"]] = finite_streams(self.reader, (self.reader.architecture.n_layers - 1,))
-                seen["logits"] = self.model.output.logits
-        seen["logits"] = kept_logits(seen["logits"], projected)
-        return seen, before
+            for name in () if self.remote else capture:
+                around.enter_context(CAPTURES[name].around(reader, kept))
+            around.enter_context(stack.for_batch(batch, reader))
+            around.enter_context(stack.recording())
+            with self.model.trace(**self._inputs(batch), logits_to_keep=projected, remote=self.remote):
+                seen = _shown(reader, stack, asked, kept, to_cpu).save()
+        return seen | {
+            "layers": by_capture(capture, asked, seen["layers"]),
+            "before": {layer: Routing(*parts) for layer, parts in seen["before"].items()},
+            "logits": kept_logits(seen["logits"], projected),
+        }
 
     def _batch(self, prompts: Sequence[Encoded]) -> Batch:
         """The prompts padded; MoELensError for a token that the model does not know."""
@@ -232,6 +247,11 @@ class BatchRunner:
                 replace(prompt, input_ids=(*prompt.input_ids, *row), prompt_length=len(prompt.input_ids) + len(row))
                 for prompt, row in zip(prompts, said.tolist(), strict=True)
             ]
+        under = f" under {', '.join(map(repr, self.stack.interventions))}" if self.stack.interventions else ""
+        if self.remote:
+            raise NotFiniteError(
+                f"the model's numbers are not finite{under}; where they begin is told of one opened here"
+            )
         batch = self._batch(prompts)
         inputs = self._inputs(batch)
         seen: dict[str, Any] = {}
@@ -242,13 +262,12 @@ class BatchRunner:
             self.model.trace(**inputs, logits_to_keep=1),
         ):
             seen["streams"] = finite_streams(self.reader, range(self.reader.architecture.n_layers))
-        under = f" under {', '.join(map(repr, self.stack.interventions))}" if self.stack.interventions else ""
         with torch.no_grad():
             raise not_finite(self.module, self.reader.architecture, prompts, inputs, seen["streams"], under)
 
     def _inputs(self, batch: Batch) -> dict[str, Any]:
         """What a forward pass over the whole batch takes; positions are counted from each row's first token."""
-        device = pretrained(self.module).device
+        device = torch.device("cpu") if self.remote else pretrained(self.module).device  # a server moves them
         mask = batch.attention_mask.to(device)
         return {
             "input_ids": batch.input_ids.to(device),
@@ -281,6 +300,20 @@ class BatchRunner:
     @property
     def _pad_id(self) -> int:
         return pad_id(self.module, self.tokenizer)
+
+    def expect_here(self, work: str, instead: str) -> None:
+        """MoELensError for a model on a server, which does no such work."""
+        if self.remote:
+            raise MoELensError(f"expected a model that runs here {work}, and this one is on a server; {instead}")
+
+
+def _shown(reader: TraceReader, acting: Acting, asked: Sequence[Reading], kept: OnDevices, to_cpu: bool) -> Any:
+    """Inside a trace: what `BatchRunner._seen` gives, in containers and tensors alone, which a server can send back."""
+    layers = read_values(reader, asked, kept, to_cpu=to_cpu)
+    [finite] = finite_streams(reader, (reader.architecture.n_layers - 1,))
+    logits = reader.model.output.logits
+    before = {layer: (own.logits, own.indices, own.weights) for layer, own in (acting.before or {}).items()}
+    return {"layers": layers, "finite": finite, "logits": logits, "before": before}
 
 
 def _on_cpu(routings: Mapping[int, Routing]) -> dict[int, Routing]:

@@ -1,42 +1,31 @@
-"""The interventions in force on a model, and applying them to a layer while the model runs."""
+"""The interventions in force on a model: which, for which batch, and when none."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-import torch
-
 from moe_lens.architecture import MoEArchitecture
 from moe_lens.data import Batch
+from moe_lens.lens.acting import Acting
 from moe_lens.lens.interventions import Intervention, check_interventions
-from moe_lens.lens.interventions.deciding import RouterChange
-from moe_lens.lens.interventions.per_row import Rows
-from moe_lens.lens.interventions.place import Here
-from moe_lens.lens.interventions.protocol import acts_in
-from moe_lens.lens.layer_pass import CPU, LayerPass
 from moe_lens.lens.reader import TraceReader
-from moe_lens.routing import Routing
 
 
-class InterventionStack:
+class InterventionStack(Acting):
     """The interventions in force, from the outermost block to the innermost, in which order they act.
-
-    What they ask of a router is asked at once, before it selects; gating weights are edited one after another.
 
     interventions: as they were given; a new tuple whenever they change.
     """
 
     def __init__(self, architecture: MoEArchitecture) -> None:
-        self._architecture = architecture
+        super().__init__(architecture)
         self.interventions: tuple[Intervention, ...] = ()
         self._acting: tuple[Intervention, ...] = ()
-        self._acting_in: dict[int, list[Intervention]] = {}
-        self._asked: dict[tuple[int, torch.device], dict[int, RouterChange]] = {}
-        self._batch: Batch | None = None
-        self._kept: dict[Any, Any] = {}
-        self._prepared: dict[int, Any] = {}
-        self._before: dict[int, Routing] | None = None
+
+    def __reduce__(self) -> tuple[type[Acting], tuple[Any, ...]]:
+        """What travels to a server that runs the model: what acts there on this batch."""
+        return Acting, (self._architecture, self._acting_in, self._batch, self.before is not None)
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -134,44 +123,13 @@ class InterventionStack:
             self.interventions = outer
 
     @contextmanager
-    def recording(self) -> Iterator[dict[int, Routing]]:
-        """Inside the block, `apply` leaves the routing from before the interventions here, by layer."""
-        self._before = {}
+    def recording(self) -> Iterator[None]:
+        """Inside the block, what runs leaves the routing from before the interventions in `before`, by layer."""
+        self.before = {}
         try:
-            yield self._before
+            yield
         finally:
-            self._before = None
-
-    def apply(self, layer: int, reader: TraceReader, *, past: int, prompt: int | None) -> int:
-        """Act on one pass through `layer` of the running model, of which `past` positions passed before.
-
-        prompt: positions of the first pass; None in this one. Gives the positions of this pass.
-        """
-        if past and any(isinstance(own, Rows) for own in self._acting_in.get(layer, ())):
-            reader.await_layer(layer)  # until then rows may leave
-        acting = self._acting_in.get(layer)
-        if not acting:
-            return int(reader.layer_output(layer).shape[1])  # at rest; a step that touches nothing would not end
-        running = LayerPass(self, layer, reader, acting, past, prompt, records=self._before is not None)
-        width = running.run()
-        if self._before is not None and running.before is not None:
-            self._before[layer] = running.before
-        return width
-
-    def here(self, layer: int, rows: int, width: int, past: int, prompt: int, device: torch.device) -> Here:
-        """Where a run is when interventions are called in it."""
-        return Here(layer, rows, width, past, prompt, self._batch, device, self._kept, self._prepared)
-
-    def change(self, layer: int, own: Intervention, device: torch.device = CPU) -> RouterChange:
-        """What one intervention asks of a layer's router, on a device; worked out once, not at every step."""
-        key = id(own), device
-        if key not in self._asked and device == CPU:
-            layers = [layer for layer in self._architecture.moe_layers if acts_in(own, layer)]
-            self._asked[key] = {layer: own.asks(layer, self._architecture.n_experts) for layer in layers}
-        elif key not in self._asked:
-            self.change(layer, own)
-            self._asked[key] = RouterChange.on(device, self._asked[id(own), CPU])
-        return self._asked[key][layer]
+            self.before = None
 
     @contextmanager
     def _act(self, interventions: tuple[Intervention, ...]) -> Iterator[None]:

@@ -68,8 +68,10 @@ def ratio_of_means(above: np.ndarray, below: np.ndarray, *, resamples: int = 200
     return bootstrap_interval(moved, bounds=UNBOUNDED, resamples=resamples, seed=seed)
 
 
-def pair(first: pd.DataFrame, second: pd.DataFrame, *, value: str, by: Sequence[str]) -> pd.DataFrame:
-    """Two models' tables side by side: columns `by`, id, `value`_base, `value`_tuned.
+def pair(
+    first: pd.DataFrame, second: pd.DataFrame, *, value: str, by: Sequence[str], least: float = 0.0
+) -> pd.DataFrame:
+    """Two models' tables side by side: columns `by`, id, `value`_base, `value`_tuned. least: what no value is below.
 
     Raises MoELensError for examples or groups that only one of the tables has, that repeat, or for bad values.
     """
@@ -80,8 +82,8 @@ def pair(first: pd.DataFrame, second: pd.DataFrame, *, value: str, by: Sequence[
         if table.duplicated(keys).any():
             raise MoELensError(f"an example's id repeats in the table of the {name} model; give each one of its own")
         values = table[value].to_numpy(np.float64)
-        if not (np.isfinite(values) & (values >= -1e-6)).all():
-            raise MoELensError(f"{value!r} must be finite and at least 0 to have a relative gain")
+        if not (np.isfinite(values) & (values >= least - 1e-6)).all():
+            raise MoELensError(f"{value!r} must be finite and at least {least:g} to be compared")
     both = first[[*keys, value]].merge(second[[*keys, value]], on=keys, suffixes=("_base", "_tuned"))
     if not len(both) == len(first) == len(second):
         raise MoELensError(

@@ -7,44 +7,31 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from moe_lens.lens.devices import OnDevices, places_of
-from moe_lens.lens.needs import Needs
-from moe_lens.lens.positions import Positions
-from moe_lens.lens.record import Record
-from moe_lens.statistics.accumulators import GroupSums
-from moe_lens.statistics.jackknife import Sums, by_group, groups_of
+from moe_lens.routing import Routing
+from moe_lens.statistics.jackknife import Sums
+from moe_lens.statistics.token_sums import Tokens, TokenSums
 
 
-class ActivationRates(GroupSums):
+class ActivationRates(TokenSums):
     """The share of tokens that select an expert, N_i / N, over all tokens alike, and the gating weight it then has.
 
     positions: which tokens count, as in `Record.position_mask`.
     """
 
-    size = "tokens"
     bounds: Mapping[str, tuple[float, float]] = {"rate": (0, 1)}
 
-    def __init__(self, positions: Positions = "all") -> None:
-        self.positions = positions
-        super().__init__(Needs.of({"routing"}, positions), {"positions": positions})
-
-    def sums(self, record: Record) -> dict[int, dict[str, Tensor]]:
-        mask = record.position_mask(self.positions)
-        tokens, groups = OnDevices(places_of(mask)), OnDevices(groups_of(record.ids)[mask.nonzero()[:, 0]])
-        found = {}
-        for layer, routing in record.routing.items():
-            indices, weights = (tokens.of(part.flatten(0, 1)) for part in routing.ranked())
-            weights = weights.double()
-            none = torch.zeros(len(indices), routing.n_experts, dtype=torch.float64, device=weights.device)
-            first = none.scatter(1, indices[:, :1], 1.0) if routing.has_weights else none.scatter(1, indices, torch.nan)
-            counted = {
-                "tokens": none[:, :1] + 1,
-                "selected": tokens.of(routing.selected().flatten(0, 1)),
-                "weight": none.scatter_add(1, indices, weights),
-                "first": first,
-            }
-            found[layer] = {name: by_group(values, groups) for name, values in counted.items()}  # [group, expert or 1]
-        return found
+    def of_layer(self, layer: int, routing: Routing, tokens: Tokens) -> dict[str, Tensor]:
+        indices, weights = (tokens.of(part) for part in routing.ranked())
+        weights = weights.double()
+        none = torch.zeros(len(indices), routing.n_experts, dtype=torch.float64, device=weights.device)
+        first = none.scatter(1, indices[:, :1], 1.0) if routing.has_weights else none.scatter(1, indices, torch.nan)
+        counted = {
+            "tokens": none[:, :1] + 1,
+            "selected": tokens.of(routing.selected()),
+            "weight": none.scatter_add(1, indices, weights),
+            "first": first,
+        }
+        return tokens.summed(counted)  # [group, expert or 1]
 
     def numbers(self, sums: Sums) -> dict[str, np.ndarray]:
         """rate, [expert]."""

@@ -1,6 +1,7 @@
 """What single experts put out: their saliency, what they write into the vocabulary, and how alike they are."""
 
 from collections.abc import Callable, Iterator, Mapping
+from typing import Self
 
 import numpy as np
 import pandas as pd
@@ -89,6 +90,9 @@ class ExpertVocabulary(OutputSums):
     project: [..., d_model] -> [..., vocab], linear: the head alone, as
         `lens.module.get_submodule(lens.architecture.head)`.
 
+    Tokens that the data have are told apart from all others: rows of the head that training never had as a target move
+    together, so that an expert which lowers them less than its layer does seems to write them.
+
     Raises MoELensError for experts whose sum goes through a map to another width first, so that no head reads it.
     """
 
@@ -97,6 +101,28 @@ class ExpertVocabulary(OutputSums):
             raise MoELensError(f"top is how many tokens each expert is shown with, at least 1; got {top}")
         super().__init__(positions)
         self.project, self.top = project, top
+        self._read: set[int] = set()
+
+    def update(self, record: Record) -> Self:
+        super().update(record)
+        counted = record.position_mask(self.positions).any(1, keepdim=True).to(record.attention_mask.device)
+        self._read.update(record.token_ids[record.attention_mask.bool() & counted].unique().tolist())
+        return self
+
+    def merge(self, other: Self) -> Self:
+        super().merge(other)
+        self._read |= other._read
+        return self
+
+    def state(self) -> pd.DataFrame:
+        """The sums so far, and in a row with layer -1 which tokens were read."""
+        read = {"layer": -1, "name": "read", "shape": [len(self._read)], "values": np.array(sorted(self._read), float)}
+        return pd.concat([super().state(), pd.DataFrame([read])], ignore_index=True)
+
+    def add_state(self, state: pd.DataFrame) -> Self:
+        for values in state.loc[state["layer"] < 0, "values"]:
+            self._read.update(np.asarray(values).astype(int).tolist())
+        return super().add_state(state[state["layer"] >= 0])
 
     def sums(self, record: Record) -> dict[int, dict[str, Tensor]]:
         found = {}
@@ -109,11 +135,12 @@ class ExpertVocabulary(OutputSums):
         return found
 
     def table(self) -> pd.DataFrame:
-        """The `top` tokens of each expert that was selected: layer, expert, tokens, rank, token_id, logit, excess.
+        """For each expert that was selected the `top` tokens of those that were read, and of those that were not.
 
-        logit: what one selection of the expert adds to the token's logit on average, before the final norm. excess:
-        logit minus its mean over the layer's experts, by which the tokens are ranked: what experts write alike tells
-        nothing about one of them.
+        Columns: layer, expert, tokens (that selected it), read (whether the token was, anywhere in a text in which a
+        position counts), rank, token_id, logit, excess. logit: what one selection of the expert adds to the token's
+        logit on average, before the final norm. excess: logit minus its mean over the layer's experts, by which the
+        tokens are ranked: what experts write alike tells nothing about one of them.
         """
         parts = []
         for layer, sums in self.layer_sums().items():
@@ -121,15 +148,21 @@ class ExpertVocabulary(OutputSums):
             mean = (sums["written"] / sums["tokens"].clamp(min=1)[:, None])[used]
             with torch.no_grad():
                 logits = self.project(_taken(mean, self.project)).cpu().double()  # [expert, vocab]
-            excess = logits - logits.mean(0)
-            best, ids = excess.topk(min(self.top, excess.shape[1]), dim=1)
-            shown = ids.shape[1]
-            columns = {"layer": layer, "expert": used.repeat_interleave(shown).numpy()}
-            columns |= {"tokens": sums["tokens"][used].long().repeat_interleave(shown).numpy()}
-            columns |= {"rank": np.tile(np.arange(shown), len(used)), "token_id": ids.flatten().numpy()}
-            columns |= {"logit": logits.gather(1, ids).flatten().numpy(), "excess": best.flatten().numpy()}
-            parts.append(pd.DataFrame(columns))
-        return _table(parts, self)
+            was_read = torch.zeros(logits.shape[1], dtype=torch.bool)
+            was_read[sorted(self._read)] = True
+            for read in (True, False):
+                among = (was_read == read).nonzero()[:, 0]
+                best, places = (logits - logits.mean(0))[:, among].topk(min(self.top, len(among)), dim=1)
+                ids, shown = among[places], best.shape[1]
+                columns = {"layer": layer, "expert": used.repeat_interleave(shown).numpy()}
+                columns |= {"tokens": sums["tokens"][used].long().repeat_interleave(shown).numpy(), "read": read}
+                columns |= {"rank": np.tile(np.arange(shown), len(used)), "token_id": ids.flatten().numpy()}
+                columns |= {"logit": logits.gather(1, ids).flatten().numpy(), "excess": best.flatten().numpy()}
+                parts.append(pd.DataFrame(columns))
+        table = _table(parts, self).sort_values(
+            ["layer", "expert", "read", "rank"], ascending=[True, True, False, True]
+        )
+        return table.reset_index(drop=True)
 
 
 class OutputSimilarity(OutputSums, GroupSums):

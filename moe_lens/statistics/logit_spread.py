@@ -9,18 +9,15 @@ import torch
 from torch import Tensor
 
 from moe_lens.errors import MoELensError
-from moe_lens.lens.devices import OnDevices, places_of
-from moe_lens.lens.needs import Needs
-from moe_lens.lens.positions import Positions
-from moe_lens.lens.record import Record
-from moe_lens.statistics.accumulators import GroupSums
-from moe_lens.statistics.jackknife import Sums, by_group, groups_of
+from moe_lens.routing import Routing
+from moe_lens.statistics.jackknife import Sums
+from moe_lens.statistics.token_sums import Tokens, TokenSums
 
 SURE = 0.99
 """A probability from which on a token's router counts as saturated."""
 
 
-class LogitSpread(GroupSums):
+class LogitSpread(TokenSums):
     """The standard deviation of a token's router logits around their mean over experts, per layer.
 
     sd = sqrt(mean over tokens of the variance over experts): a constant per token does not count, as it does not for a
@@ -28,23 +25,13 @@ class LogitSpread(GroupSums):
     positions: which tokens count, as in `Record.position_mask`.
     """
 
-    size = "tokens"
     bounds: Mapping[str, tuple[float, float]] = {"sd": (0, float("inf")), "saturated": (0, 1)}
 
-    def __init__(self, positions: Positions = "all") -> None:
-        self.positions = positions
-        super().__init__(Needs.of({"routing"}, positions), {"positions": positions})
-
-    def sums(self, record: Record) -> dict[int, dict[str, Tensor]]:
-        mask, found = record.position_mask(self.positions), {}
-        tokens, groups = OnDevices(places_of(mask)), OnDevices(groups_of(record.ids)[mask.nonzero()[:, 0]])
-        for layer, routing in record.routing.items():
-            logits = tokens.of(routing.logits.flatten(0, 1)).double()  # [token, expert]
-            sure = logits.softmax(-1).amax(-1) > SURE
-            variance = (logits - logits.mean(-1, keepdim=True)).square().mean(-1)
-            counted = by_group(torch.stack([torch.ones_like(variance), variance, sure.double()], -1), groups)
-            found[layer] = dict(zip(("tokens", "variance", "sure"), counted.unbind(-1), strict=True))  # [group] each
-        return found
+    def of_layer(self, layer: int, routing: Routing, tokens: Tokens) -> dict[str, Tensor]:
+        logits = tokens.of(routing.logits).double()  # [token, expert]
+        sure = logits.softmax(-1).amax(-1) > SURE
+        variance = (logits - logits.mean(-1, keepdim=True)).square().mean(-1)
+        return tokens.summed({"tokens": torch.ones_like(variance), "variance": variance, "sure": sure})
 
     def numbers(self, sums: Sums) -> dict[str, np.ndarray]:
         """sd and saturated, of the layer."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import reduce
 from typing import Literal
 
 import numpy as np
@@ -10,6 +11,7 @@ import pandas as pd
 from moe_lens.lens.lens import MoELens
 from moe_lens.lens.positions import Positions
 from moe_lens.metrics import example_means, paired_difference
+from moe_lens.metrics.bounds import Bounds
 from moe_lens.statistics.accumulators import GroupSums
 from moe_lens.statistics.pairs import pairs_table
 from moe_lens.statistics.saved import Storable
@@ -83,15 +85,28 @@ def grouped(about: str, make: Callable[[Positions], GroupSums], estimates: bool 
 
 
 def by_example(
-    about: str, make: Callable[[MoELens | None, Positions], Storable], *, value: str, by: tuple[str, ...]
+    about: str,
+    make: Callable[[MoELens | None, Positions], Storable],
+    *,
+    values: Mapping[str, Bounds],
+    by: tuple[str, ...],
 ) -> Measure:
-    """A measure that has a share of every example."""
-    return Measure(
-        about,
-        make,
-        lambda statistic, lens: example_means(statistic.table(), value=value, by=by),
-        lambda first, second, n_experts: paired_difference(first.table(), second.table(), value=value, by=by),
-    )
+    """A measure that has numbers of every example, each with its bounds, in groups of these columns."""
+
+    def means(statistic: Storable, lens: MoELens | None) -> pd.DataFrame:
+        table = statistic.table()
+        parts = [example_means(table, value=value, by=by, bounds=bounds) for value, bounds in values.items()]
+        return reduce(lambda one, other: one.merge(other, on=[*by, "n"]), parts)
+
+    def differences(first: Storable, second: Storable, n_experts: int) -> pd.DataFrame:
+        before, after = first.table(), second.table()
+        parts = [
+            paired_difference(before, after, value=value, by=by, bounds=bounds).assign(number=value)
+            for value, bounds in values.items()
+        ]
+        return pd.concat(parts, ignore_index=True)
+
+    return Measure(about, make, means, differences)
 
 
 def of_domains(about: str, metric: Callable[[pd.DataFrame], pd.DataFrame]) -> Measure:

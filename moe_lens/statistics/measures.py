@@ -2,9 +2,7 @@
 
 from collections.abc import Mapping
 
-from moe_lens.metrics import (
-    routing_divergence,
-)
+from moe_lens.metrics import UNBOUNDED, routing_divergence
 from moe_lens.metrics.clusters_of_examples import routing_clusters
 from moe_lens.metrics.information import domain_information
 from moe_lens.statistics.activation_rates import ActivationRates
@@ -106,13 +104,13 @@ MEASURES: Mapping[str, Measure] = {
     "attention": by_example(
         "attention of the prompt's last token to the context and to the answer in it",
         lambda lens, at: AttentionMass(),
-        value="mass",
+        values={"mass": (0, 1)},
         by=("layer", "step", "target"),
     ),
     "answer": by_example(
         "the answer's probability after each layer (logit lens)",
         answered,
-        value="probability",
+        values={"probability": (0, 1), "log_probability": UNBOUNDED},
         by=("layer", "tokens"),
     ),
     "saturation": Measure(

@@ -8,12 +8,10 @@ import torch
 from scipy.special import betainc
 from torch import Tensor
 
-from moe_lens.lens.devices import OnDevices, places_of
-from moe_lens.lens.needs import Needs
-from moe_lens.lens.positions import Positions
-from moe_lens.lens.record import Record
-from moe_lens.statistics.accumulators import GroupSums
-from moe_lens.statistics.jackknife import GROUPS, Sums, by_group, groups_of, with_interval
+from moe_lens.lens.devices import OnDevices
+from moe_lens.routing import Routing
+from moe_lens.statistics.jackknife import GROUPS, Sums, with_interval
+from moe_lens.statistics.token_sums import Tokens, TokenSums
 
 VALUES = ("each", "largest", "entropy")
 BINS = 64
@@ -21,7 +19,7 @@ EDGES = np.linspace(0, 1, BINS + 1) ** 3
 """Of the histograms' bins, which are finer near 0, where most experts' probabilities are."""
 
 
-class RouterHistograms(GroupSums):
+class RouterHistograms(TokenSums):
     """Histograms of the softmax over all experts, and the Dirichlet distribution of the same moments.
 
     With the mean m and the variance v of each expert's probability over tokens, the fit has alpha_i = s m_i, where the
@@ -31,24 +29,15 @@ class RouterHistograms(GroupSums):
     positions: which tokens count, as in `Record.position_mask`.
     """
 
-    size = "tokens"
     bounds: Mapping[str, tuple[float, float]] = {"concentration": (0, float("inf")), "distance": (0, 1 / 3)}
 
-    def __init__(self, positions: Positions = "all") -> None:
-        self.positions = positions
-        super().__init__(Needs.of({"routing"}, positions), {"positions": positions})
-
-    def sums(self, record: Record) -> dict[int, dict[str, Tensor]]:
-        mask, found = record.position_mask(self.positions), {}
-        tokens, groups = OnDevices(places_of(mask)), OnDevices(groups_of(record.ids)[mask.nonzero()[:, 0]])
-        for layer, routing in record.routing.items():
-            own = tokens.of(routing.logits.flatten(0, 1)).double().softmax(-1)  # [token, expert]
-            counted = {"tokens": torch.ones_like(own[:, 0]), "probability": own, "squared": own.square()}
-            found[layer] = {name: by_group(values, groups) for name, values in counted.items()}
-            entropy = torch.special.entr(own).sum(1, keepdim=True) / np.log(routing.n_experts)
-            values = (own, own.amax(1, keepdim=True), entropy.clamp(0, 1))
-            found[layer] |= {name: _histogram(part, groups) for name, part in zip(VALUES, values, strict=True)}
-        return found
+    def of_layer(self, layer: int, routing: Routing, tokens: Tokens) -> dict[str, Tensor]:
+        own = tokens.of(routing.logits).double().softmax(-1)  # [token, expert]
+        counted = {"tokens": torch.ones_like(own[:, 0]), "probability": own, "squared": own.square()}
+        entropy = torch.special.entr(own).sum(1, keepdim=True) / np.log(routing.n_experts)
+        values = (own, own.amax(1, keepdim=True), entropy.clamp(0, 1))
+        histograms = {name: _histogram(part, tokens.groups) for name, part in zip(VALUES, values, strict=True)}
+        return tokens.summed(counted) | histograms
 
     def numbers(self, sums: Sums) -> dict[str, np.ndarray]:
         """concentration and distance, of the layer; NaN where all tokens have the same probabilities."""

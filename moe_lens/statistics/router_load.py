@@ -6,48 +6,34 @@ import torch
 from scipy.special import entr
 from torch import Tensor
 
-from moe_lens.lens.devices import OnDevices, places_of
-from moe_lens.lens.needs import Needs
-from moe_lens.lens.positions import Positions
-from moe_lens.lens.record import Record
-from moe_lens.statistics.accumulators import GroupSums
-from moe_lens.statistics.jackknife import Sums, by_group, groups_of
+from moe_lens.routing import Routing
+from moe_lens.statistics.jackknife import Sums
+from moe_lens.statistics.token_sums import Tokens, TokenSums
 
 NUMBERS = ("entropy", "load_entropy", "max_load", "balance_loss")
 
 
-class RouterLoad(GroupSums):
+class RouterLoad(TokenSums):
     """Router entropy and load per layer, over all tokens alike.
 
     positions: which tokens count, as in `Record.position_mask`.
     """
 
-    size = "tokens"
-
-    def __init__(self, positions: Positions = "all") -> None:
-        self.positions = positions
-        super().__init__(Needs.of({"routing"}, positions), {"positions": positions})
-
-    def sums(self, record: Record) -> dict[int, dict[str, Tensor]]:
-        mask = record.position_mask(self.positions)
-        tokens, groups = OnDevices(places_of(mask)), OnDevices(groups_of(record.ids)[mask.nonzero()[:, 0]])
-        found = {}
-        for layer, routing in record.routing.items():
-            selected = tokens.of(routing.selected().flatten(0, 1))  # [token, expert]
-            if routing.has_logits:
-                probabilities = tokens.of(routing.probabilities().flatten(0, 1)).double()
-            else:
-                probabilities = torch.full_like(selected, torch.nan, dtype=torch.float64)
-            entropy = torch.special.entr(probabilities).sum(-1) / np.log(2)
-            counted = {
-                "tokens": torch.ones_like(entropy),
-                "entropy": entropy,
-                "entropy_squared": entropy.square(),
-                "selected": selected,
-                "probability": probabilities,
-            }
-            found[layer] = {name: by_group(values, groups) for name, values in counted.items()}
-        return found
+    def of_layer(self, layer: int, routing: Routing, tokens: Tokens) -> dict[str, Tensor]:
+        selected = tokens.of(routing.selected())  # [token, expert]
+        if routing.has_logits:
+            probabilities = tokens.of(routing.probabilities()).double()
+        else:
+            probabilities = torch.full_like(selected, torch.nan, dtype=torch.float64)
+        entropy = torch.special.entr(probabilities).sum(-1) / np.log(2)
+        counted = {
+            "tokens": torch.ones_like(entropy),
+            "entropy": entropy,
+            "entropy_squared": entropy.square(),
+            "selected": selected,
+            "probability": probabilities,
+        }
+        return tokens.summed(counted)
 
     def numbers(self, sums: Sums) -> dict[str, np.ndarray]:
         """NUMBERS, each of the layer."""

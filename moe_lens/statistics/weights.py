@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from moe_lens.errors import MoELensError, NotFiniteError
 from moe_lens.lens.devices import on_cpu
 from moe_lens.lens.lens import MoELens
-from moe_lens.lens.offloaded import expect_in_memory
+from moe_lens.lens.offloaded import expect_in_memory, stored
 from moe_lens.statistics.pairs import pairs_table
 
 
@@ -73,7 +73,8 @@ def _by_expert(experts: nn.Module, n_experts: int) -> list[Tensor]:
             torch.stack([weight.detach().float().flatten() for weight in together])
             for together in zip(*(expert.parameters() for expert in experts), strict=True)
         ]
-    fused = [weight.detach().float().flatten(1) for weight in experts.parameters() if len(weight) == n_experts]
+    own = {name: weight for name, weight in experts.named_parameters() if len(weight) == n_experts}
+    fused = [stored(experts, name, weight).float().flatten(1) for name, weight in own.items()]
     if not fused:
         shapes = [list(weight.shape) for weight in experts.parameters()]
         raise MoELensError(f"expected experts' weights with an axis of {n_experts} experts first; got {shapes}")

@@ -17,6 +17,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, _grouped_linear
 
 from moe_lens.architecture import MoEArchitecture
 from moe_lens.architecture.discovery import pretrained
+from moe_lens.architecture.quantized import is_expert_parallel
 from moe_lens.errors import MoELensError
 from moe_lens.experts import ExpertSet
 
@@ -71,7 +72,7 @@ def grouped_experts(module: nn.Module, architecture: MoEArchitecture) -> Iterato
     if not any(map(is_fused, experts)):
         yield
         return
-    if any(getattr(one, "_is_expert_parallel", False) for one in experts):
+    if any(map(is_expert_parallel, experts)):
         raise MoELensError("expert-parallel models cannot be trained here; load the model without expert parallelism")
     model = pretrained(module)
     before = model.config._experts_implementation

@@ -17,7 +17,7 @@ from moe_lens.errors import MoELensError, NotFiniteError
 from moe_lens.lens.batching import run_pieces
 from moe_lens.lens.lens import MoELens
 from moe_lens.lens.taken import pad_id
-from moe_lens.tuning.board import Board
+from moe_lens.tuning.board import Board, following
 from moe_lens.tuning.checkpoint import Checkpoints, Progress
 from moe_lens.tuning.loop import DevScore, fit, log_table
 from moe_lens.tuning.methods import Method, Trainable
@@ -77,7 +77,7 @@ def tune(
     max_new_tokens: int = 16,
     checkpoint_seconds: float = 300.0,
     shard: bool = False,
-    board: str | Path | None = None,
+    boards: Sequence[Board] = (),
 ) -> Tuned:
     """Trains the lens in place, on `train`, and leaves it in the state that did best on `dev`.
 
@@ -93,7 +93,7 @@ def tune(
     max_length: longer training examples (prompt and either answer, in tokens) are left out and counted.
     shard: split the model over the processes instead of a copy in each. Afterwards it is whole in the first process, on
         the CPU, to be saved, and empty in the others; no process can run it. After an exception it is empty in all.
-    board: a folder for the log as TensorBoard reads it, a run for each rate.
+    boards: what shows the log while it grows, a run for each rate, such as `partial(board.tensorboard, folder)`.
 
     Started by `torchrun` or `accelerate launch`, the processes share every step and the dev data.
     Raises MoELensError inside a `lens.intervene` block, if nothing is left to train on, and what `fit` raises; then a
@@ -128,20 +128,21 @@ def tune(
             measured = dev_score(
                 lens, dev, score, max_new_tokens=max_new_tokens, whole_model=not shard, trained=trained, watch=watch
             )
-        return fit(
-            lens.module,
-            trained.names,
-            data.prompts,
-            tried,
-            pad_id=pad_id(lens.module, lens.tokenizer),
-            dev=measured,
-            checkpoints=None if out is None else Checkpoints(_folder(out, tried), facts, every=checkpoint_seconds),
-            shard=blocks,
-            around=trained.around,
-            objective=loss,
-            label=f"{method.name}, rate {tried.learning_rate:g}",
-            follow=None if board is None else Board(Path(board) / f"rate-{tried.learning_rate:g}").add,
-        )
+        with following(boards, f"rate-{tried.learning_rate:g}") as follow:
+            return fit(
+                lens.module,
+                trained.names,
+                data.prompts,
+                tried,
+                pad_id=pad_id(lens.module, lens.tokenizer),
+                dev=measured,
+                checkpoints=None if out is None else Checkpoints(_folder(out, tried), facts, every=checkpoint_seconds),
+                shard=blocks,
+                around=trained.around,
+                objective=loss,
+                label=f"{method.name}, rate {tried.learning_rate:g}",
+                follow=follow,
+            )
 
     with method.attached(lens) as trained:
         if processes.is_main:

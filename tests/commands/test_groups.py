@@ -109,7 +109,7 @@ def test_the_names_of_the_options_are_the_commands_own():
     def main(opening: Opening, reading: Reading) -> None: ...
 
     assert set(signature(grouped(main)).parameters) == {
-        *("model", "delta", "dtype", "device", "trust_remote_code", "template"),
+        *("model", "delta", "dtype", "device", "parallel", "trust_remote_code", "template"),
         *("demonstrations", "system_prompt", "chat_template_kwargs", "answer_after"),
         *("columns", "skip_bad", "max_length", "too_long", "quiet", "version"),
     }

@@ -11,10 +11,10 @@ from moe_lens.data import FIGURE_10, Example, encode
 from moe_lens.errors import MoELensError
 from moe_lens.experts import ExpertSet
 from moe_lens.lens import batching
+from moe_lens.lens.accessors import ByLayer
 from moe_lens.lens.attention import attention_rows
 from moe_lens.lens.interventions import Reroute, Zero
 from moe_lens.lens.lens import MoELens
-from moe_lens.lens.reader import ByLayer
 from moe_lens.lens.record import CAPTURES
 from moe_lens.statistics import ExpertUsage
 

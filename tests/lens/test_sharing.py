@@ -55,10 +55,23 @@ def test_what_cannot_be_joined_is_refused_before_anything_runs(olmoe):
 
 def test_without_other_processes_sharing_changes_nothing(olmoe):
     with parallel.sharing():
-        assert parallel.own_part() == parallel.WHOLE
+        assert parallel.own_part(olmoe.module) == parallel.WHOLE
         [shared] = olmoe.measure(["the cat", "a dog"], ExpertUsage(), progress=False)
     [alone] = olmoe.measure(["the cat", "a dog"], ExpertUsage(), progress=False)
     pd.testing.assert_frame_equal(shared.table(), alone.table())
+
+
+def test_what_one_process_refuses_all_refuse(monkeypatch):
+    refusal = MoELensError("of the other")
+    monkeypatch.setattr(parallel, "gather_object", lambda own: [*own, ([], refusal)])
+    with pytest.raises(MoELensError, match="of the other"):
+        parallel.gathered(iter([1]), (0, 2))
+    with pytest.raises(MoELensError, match="own"):
+        parallel.gathered((_refused(number) for number in range(2)), (0, 2))
+
+
+def _refused(number):
+    raise MoELensError("own")
 
 
 def started(*words, processes=1):
@@ -98,16 +111,3 @@ def test_two_processes_get_the_statistics_scores_and_attributions_of_one(tmp_pat
         pd.testing.assert_frame_equal(two, one, rtol=1e-12, atol=1e-12)
         if not name.startswith("gates"):
             pd.testing.assert_frame_equal(two, other, check_exact=True)
-
-
-@pytest.mark.slow
-def test_the_command_shares_and_writes_once(tmp_path):
-    line = "moe_lens.measure --model organism --data swap,novel --limit 9 --batch-size 2 --what usage,load,tokens"
-    for processes in (1, 2):
-        said = started("-m", *line.split(), "--out", tmp_path / str(processes), processes=processes)
-        assert said.count("written to") == 1
-    for name in ("usage", "load", "tokens"):
-        one, two = (read_table(tmp_path / str(n) / f"{name}.parquet") for n in (1, 2))
-        pd.testing.assert_frame_equal(two, one, rtol=1e-4, atol=1e-5)  # each has read its weights to another place
-    again = started("-m", *line.split(), "--out", tmp_path / "2", processes=2)
-    assert "9 examples, " not in again, "nothing is measured again"

@@ -10,6 +10,7 @@ from scipy.stats import entropy
 from moe_lens.errors import MoELensError
 from moe_lens.experts import ExpertSet
 from moe_lens.metrics import (
+    UNBOUNDED,
     answer_probability_gain,
     attention_gain,
     bootstrap_interval,
@@ -203,6 +204,12 @@ def test_shares_of_examples_have_means_and_paired_differences_with_intervals():
     assert mean["mass_low"] < mean["mass"] < mean["mass_high"]
     with pytest.raises(MoELensError, match="expected the same examples"):
         paired_difference(before, after.iloc[1:], value="mass", by=["layer"])
+    nats, below = (table.assign(nats=np.log(table["mass"])) for table in (after, before))
+    [row] = paired_difference(below, nats, value="nats", by=["layer"], bounds=UNBOUNDED).to_dict("records")
+    ratios = np.log(after.sort_index()["mass"].to_numpy() / before["mass"].to_numpy())
+    expected = bootstrap_interval(ratios, bounds=UNBOUNDED, resamples=2000)
+    assert (row["first"], row["difference"]) == pytest.approx((below["nats"].mean(), ratios.mean()))
+    assert (row["difference_low"], row["difference_high"]) == pytest.approx((expected.low, expected.high))
 
 
 def test_a_share_that_rounding_pushed_beyond_its_bounds_is_at_them():

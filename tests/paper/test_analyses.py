@@ -110,6 +110,9 @@ def test_drawn_intervals_cover_about_as_often_as_they_say(coverage):
     """Each of a few data sets only: what is clearly too narrow shows, and is named."""
     drawn = [case for case in coverage.cases() if case.n <= 20]
     table = pd.DataFrame(coverage.drawn_rows(drawn, runs=40))
+    unbounded = table["interval"] == "the same, bounds not told"
+    assert table.loc[unbounded, "coverage"].max() < 0.9, "then the bounds would buy nothing"
+    table = table[~unbounded]
     assert (table["coverage"] >= 0.85).all(), table[table["coverage"] < 0.85].to_string()
     assert table["coverage"].mean() > 0.95
     assert {"score", "unbounded", "share of tokens", "gain", "seeds and examples", "seeds"} <= set(table["interval"])

@@ -35,10 +35,15 @@ def rows(**seconds: tuple[float, ...]) -> pd.DataFrame:
 def test_the_page_says_where_another_way_is_cheaper(benchmarks):
     table = rows(routing__moe_lens=(1.2, 2.4), routing__nnterp=(1.1, 2.2), residual__moe_lens=(1.0, 2.0))
     table = pd.concat([table, rows(residual__nnterp=(2.0, 4.0)).query("way != 'plain'")])
-    said = benchmarks.performance_page.cheaper(table)
-    assert said.splitlines()[2:] == ["- routing: nnterp is cheaper, 1.10 beside 1.20."]
+    said = benchmarks.performance_page.cheaper(table, None)
+    assert said.splitlines()[2:] == ["- routing: nnterp takes less time, 1.10 beside 1.20."]
+    memory = pd.DataFrame({"way": table["way"].unique()})
+    held = {"residual, nnterp": 3 * 2**20, "residual, moe_lens": 2**22}
+    memory["added"] = memory["way"].map(held).fillna(0)
+    said = benchmarks.performance_page.cheaper(table, memory)
+    assert said.splitlines()[3:] == ["- residual: nnterp takes less memory (MiB), 3 beside 4."]
     without = table[table["way"] != "routing, nnterp"]
-    assert benchmarks.performance_page.cheaper(without) == "No other way takes less time."
+    assert benchmarks.performance_page.cheaper(without, None) == "No other way takes less."
 
 
 def test_ways_of_one_capture_stand_beside_each_other_with_time_and_memory(benchmarks):

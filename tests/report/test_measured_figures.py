@@ -47,6 +47,7 @@ def test_pairs_stand_at_their_cells_and_a_slider_chooses_the_layer():
         ("layer 3", [False, True]),
     ]
     assert (first.visible, second.visible) == (True, False)
+    assert figure.layout.height == draw("coactivation.parquet", table[table["layer"] == 0]).layout.height + 60
     with pytest.raises(MoELensError, match="stands there twice"):
         draw("coactivation.parquet", pd.concat([table, table]))
 
@@ -71,6 +72,17 @@ def test_a_difference_is_counted_only_where_its_interval_leaves_0_out():
         assert title == "2 of 3 differences have a 95 % interval without 0; about 0 would by chance"
     unknown = table.assign(difference_low=np.nan, difference_high=np.nan)
     assert "of none of which" in draw("difference-usage.parquet", unknown).layout.title.text.replace("<br>", " ")
+
+
+def test_differences_of_unlike_numbers_have_axes_of_their_own():
+    parts = [
+        over_layers(number=[name] * 2, tokens=["first"] * 2, **ended("difference", [of, of + 1]))
+        for name, of in (("probability", 0.25), ("log_probability", 3.0))
+    ]
+    figure = draw("difference-answer.parquet", pd.concat(parts))
+    lines = [trace for trace in figure.data if trace.mode == "lines+markers"]
+    assert {line.yaxis: list(line.y) for line in lines} == {"y": [1.25, 0.25], "y2": [4.0, 3.0]}
+    assert [figure.layout[axis].title.text for axis in ("yaxis", "yaxis2")] == ["probability", "log<br>probability"]
 
 
 def plain(figure) -> str:
@@ -132,7 +144,7 @@ def test_signatures_have_a_panel_for_each_profile_and_are_compared_with_halves_o
     figure = draw("signatures.parquet", table)
     assert [list(trace.y) for trace in figure.data] == [[0.3], [0.4], [0.1], [0.05], [0.4], [0.1]]
     assert [trace.yaxis for trace in figure.data] == ["y"] * 3 + ["y2"] * 3
-    assert plain(figure) == "Signatures are further apart than halves of texts in 1 of 2 cases"
+    assert "in 1 of 2 cases above that of halves of the texts" in figure.layout.title.subtitle.text.replace("<br>", " ")
 
 
 def test_the_course_of_routing_has_a_line_for_each_layer_and_says_what_changed():

@@ -106,17 +106,25 @@ def test_portraits_are_router_rows_and_mean_outputs_whatever_the_parts(olmoe):
 
 
 def test_what_an_expert_writes_by_hand():
-    """The vocabulary is the two axes and their opposites."""
+    """The vocabulary is the two axes and their opposites; the data have the middle two, the pad is the first."""
     project = torch.nn.Linear(2, 4, bias=False)
+    axes = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])
     with torch.no_grad():
-        project.weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]]))
-    table = ExpertVocabulary(project, top=1).update(hand_record()).table()
+        project.weight.copy_(axes)
+    given = replace(hand_record(), input_ids=torch.tensor([[0, 1, 2]]))
+    statistic = ExpertVocabulary(project, top=1).update(given)
+    table = statistic.table()
     written = np.array([[1.5, 2.0], [0.0, (0.5 - 3) / 2], [3.0, 4.0]])
-    excess = written - written.mean(0)
-    assert table["expert"].tolist() == [0, 1, 2]  # the fourth wrote nothing
-    assert table["token_id"].tolist() == [1, 3, 1]
-    assert table["logit"].tolist() == pytest.approx([2.0, 1.25, 4.0])
-    assert table["excess"].tolist() == pytest.approx([excess[0, 1], -excess[1, 1], excess[2, 1]])
+    logits, excess = (values @ axes.numpy().T for values in (written, written - written.mean(0)))
+    assert table["expert"].tolist() == [0, 0, 1, 1, 2, 2]  # the fourth wrote nothing
+    assert table["read"].tolist() == [True, False] * 3
+    best = [[1, 0], [2, 3], [1, 0]]  # of the excesses: 0, 0.42; -1.5, -2.83 turned round; 1.5, 2.42
+    assert table["token_id"].tolist() == [token for pair in best for token in pair]
+    for name, values in (("logit", logits), ("excess", excess)):
+        assert table[name].tolist() == pytest.approx([values[e, token] for e in range(3) for token in best[e]])
+    joined = ExpertVocabulary(project, top=1).merge(statistic)
+    pd.testing.assert_frame_equal(joined.table(), table)
+    pd.testing.assert_frame_equal(ExpertVocabulary(project, top=1).add_state(joined.state()).table(), table)
 
 
 def single_expert(lens, layer, expert, inputs):
@@ -167,9 +175,11 @@ def test_on_models_each_equals_single_experts_run_apart(lens):
         logits = {expert: head(vector) for expert, vector in added.items()}
     mean = torch.stack(list(logits.values())).mean(0)
     for expert, own in logits.items():
-        best = (own - mean).topk(3)
-        assert written.loc[expert]["excess"].tolist() == pytest.approx(best.values.tolist(), rel=1e-3, abs=1e-4)
-        assert written.loc[expert]["logit"].tolist() == pytest.approx(own[best.indices].tolist(), rel=1e-3, abs=1e-4)
+        best, shown = (own - mean).topk(3), written.loc[expert].nlargest(3, "excess")
+        assert shown["excess"].tolist() == pytest.approx(best.values.tolist(), rel=1e-3, abs=1e-4)
+        assert shown["logit"].tolist() == pytest.approx(own[best.indices].tolist(), rel=1e-3, abs=1e-4)
+    texts = set(whole.input_ids[whole.attention_mask.bool()].tolist())
+    assert (written["token_id"].isin(texts) == written["read"]).all()
 
 
 @pytest.mark.parametrize("make", [ExpertSaliency, OutputSimilarity])

@@ -1,19 +1,23 @@
-"""Run alone, or by torchrun on two processes that hold one model together: what a lens says of it is left in a file."""
+"""Run alone, or by torchrun on two processes that hold models together: what a lens says of each is left in a file."""
 
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
+import pandas as pd
 import torch
 import torch.distributed as dist
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from moe_lens import ExpertSet, ExpertUsage, MoELens, MoELensError
-from moe_lens.causal import evaluate
+from moe_lens import ExpertSet, ExpertUsage, MoELens
+from moe_lens.causal import Attribution, attribution, evaluate, single_expert_effects
+from moe_lens.commands.asked_measures import Variant
+from moe_lens.commands.statistic_passes import Measuring
 from moe_lens.data import Example
 from moe_lens.lens import AddVector, Bias, Force, Reroute, Scale, TopK, Zero
 from moe_lens.lens.delta import weights_digest
 from moe_lens.lens.parallel import sharing
+from moe_lens.results import read_table
 
 PLANS = {"tensor": {"tp_size": 2}, "expert": {"tp_size": 2, "ep_size": 2}}
 CAPTURES = ("routing", "router_input", "expert_outputs", "moe_output", "residual", "logits")
@@ -23,13 +27,14 @@ EXAMPLES = [
 
 
 def opened(folder: Path, kind: str) -> MoELens:
-    plan = {}
+    plan = None
     if kind in PLANS:
         from transformers.distributed import DistributedConfig
 
-        plan = {"distributed_config": DistributedConfig(**PLANS[kind])}
-    module = AutoModelForCausalLM.from_pretrained(folder, **plan).eval()
-    return MoELens(module, AutoTokenizer.from_pretrained(folder), progress=False)
+        plan = DistributedConfig(**PLANS[kind])
+    lens = MoELens.from_pretrained(folder, distributed_config=plan)
+    lens.progress = False
+    return lens
 
 
 def shown(lens: MoELens, capture: tuple[str, ...]) -> dict[str, torch.Tensor]:
@@ -65,32 +70,58 @@ def everything(lens: MoELens) -> dict[str, object]:
         with lens.intervene(change):
             found[name] = shown(lens, ("routing", "logits"))
             found[f"{name} answers"] = lens.generate(EXAMPLES, max_new_tokens=4)
-    [usage] = lens.measure(EXAMPLES, ExpertUsage())
-    found["usage"] = {"score": torch.tensor(usage.table()["score"].to_numpy())}
     found["answers"] = lens.generate(EXAMPLES, max_new_tokens=4)
     found["probabilities"] = {"of answers": torch.tensor(lens.answer_log_probabilities(EXAMPLES))}
     return found
 
 
-def refused(lens: MoELens) -> list[str]:
-    """What processes that hold one model together cannot do: take examples of their own."""
-    said = []
-    for work in (lambda: evaluate(lens, EXAMPLES, max_new_tokens=1), lambda: lens.measure(EXAMPLES, ExpertUsage())):
-        try:
-            with sharing():
-                work()
-        except MoELensError as error:
-            said.append(str(error))
-    return said
+def tables_of_weights(lens: MoELens, out: Path) -> dict[str, pd.Series]:
+    """What the command that measures makes of the model's own weights."""
+    with sharing():
+        Measuring(("weights", "vocabulary"), "question", out, {}).run(
+            Variant("model", lambda: nullcontext(lens)), {"data": EXAMPLES}
+        )
+    if dist.is_initialized():
+        dist.barrier()
+    [alike], [written] = (list(out.glob(f"parts/*{name}.parquet")) for name in ("weights", "vocabulary-table"))
+    return {"alike": read_table(alike)["similarity"], "written": read_table(written)["excess"]}
+
+
+def shared(lens: MoELens, out: Path) -> dict[str, object]:
+    """What takes a model's examples over processes where each has the whole: here all run alike, and one writes."""
+    first, *_ = lens.architecture.moe_layers
+    mask = {"zero": Zero(ExpertSet.of({first: [0, 1]}))}
+    with sharing():
+        [usage] = lens.measure(EXAMPLES, ExpertUsage())
+        gates, outputs = attribution(
+            lens, EXAMPLES, *(Attribution(effect=own, target="answer") for own in ("gate", "output"))
+        )
+        found = evaluate(lens, EXAMPLES, mask, metrics=["em", "answer_log_probability"], max_new_tokens=4, out=out)
+        again = evaluate(lens, EXAMPLES, mask, metrics=["em", "answer_log_probability"], max_new_tokens=4, out=out)
+        effects = single_expert_effects(lens, EXAMPLES, only=[(first, 0), (first, 1)])
+    assert again.answers.equals(found.answers), "what is kept is read again"
+    numbers = {
+        "usage": usage.table()["score"],
+        "gates": gates["score"],
+        "outputs": outputs["score"],
+        "probabilities": found.answers["answer_log_probability"],
+        "effects": effects["effect"],
+        **tables_of_weights(lens, out),
+    }
+    told = {name: torch.tensor(values.to_numpy()) for name, values in numbers.items()}
+    parts = sorted(path.name.rpartition("-")[0].partition("-")[0] for path in out.glob("parts/*"))
+    return {"shared": told, "predictions": found.answers["prediction"].tolist(), "parts": parts}
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    kind, folder, out = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
-    own = opened(folder, kind)
-    told = everything(own)
-    if kind in PLANS:
-        told["refused"] = refused(own)
+    *folders, out = map(Path, sys.argv[1:])
+    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
+    told = {}
+    for folder in folders:
+        for kind in ("one",) if alone else PLANS:
+            own = opened(folder, kind)
+            told[folder.name, kind] = everything(own) | shared(own, out.parent / f"{folder.name}-{kind}")
     if os.environ.get("RANK", "0") == "0":
         torch.save(told, out)
     if dist.is_initialized():

@@ -1,6 +1,9 @@
-"""What training notes of the routers, and its log for TensorBoard."""
+"""What training notes of the routers, and the boards that show its log."""
 
+import json
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 
 import pandas as pd
@@ -11,7 +14,7 @@ from moe_lens import MoELensError
 from moe_lens.metrics import router_saturation
 from moe_lens.statistics import RouterLoad, SelectedExperts
 from moe_lens.tuning import TuneBias, TuneRouters, tune
-from moe_lens.tuning.board import Board, expect_board
+from moe_lens.tuning.board import expect_boards, following, tensorboard, wandb
 
 DEV = EXAMPLES[:4]
 QUICK = {"score": "log_likelihood", "max_new_tokens": 2}
@@ -64,18 +67,37 @@ def test_without_dev_data_nothing_is_noted(tokenizer):
     assert {"step", "layer", "drift"} <= set(tuned.routing)
 
 
-@pytest.mark.skipif(find_spec("tensorboard") is not None, reason="TensorBoard is installed")
-def test_without_tensorboard_its_log_is_refused_with_what_to_install(tmp_path):
-    for ask in (expect_board, lambda: Board(tmp_path)):
-        with pytest.raises(MoELensError, match=r"needs the package tensorboard; .*moe_lens\[board\]"):
-            ask()
+@pytest.mark.parametrize(("name", "extra"), [("tensorboard", "board"), ("wandb", "wandb")])
+def test_without_its_package_a_board_is_refused_with_what_to_install(name, extra):
+    if find_spec(name) is not None:
+        pytest.skip(f"{name} is installed")
+    with pytest.raises(MoELensError, match=rf"needs the package {name}; .*moe_lens\[{extra}\]"):
+        expect_boards([name])
+
+
+def test_boards_are_given_the_numbers_of_each_step_from_the_first_on_and_ended_with_the_run():
+    told = []
+
+    @contextmanager
+    def board(name, first):
+        told.append((name, first))
+        yield lambda numbers, step: told.append((step, numbers))
+        told.append("ended")
+
+    with following([board], "rate-1") as follow:
+        assert told == [], "nothing is opened that gets no row"
+        follow({"step": 3, "loss": 0.5})
+        follow({"step": 4, "loss": 0.25, "routing": {"layer": [0, 1], "drift": [0.5, 1.0], "unused": [1.0, 2.0]}})
+    second = {"loss": 0.25, "routing/drift": 0.75, "routing/unused": 3.0}
+    assert told == [("rate-1", 3), (3, {"loss": 0.5}), (4, second), "ended"]
 
 
 @pytest.mark.skipif(find_spec("tensorboard") is None, reason="TensorBoard is not installed")
 def test_tensorboard_reads_what_was_logged(tokenizer, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    tuned = tune(fresh(tokenizer), EXAMPLES, DEV, TuneRouters(), SCHEDULE, board=tmp_path, **QUICK)
+    boards = [partial(tensorboard, tmp_path)]
+    tuned = tune(fresh(tokenizer), EXAMPLES, DEV, TuneRouters(), SCHEDULE, boards=boards, **QUICK)
     [folder] = tmp_path.rglob("rate-*")
     found = EventAccumulator(str(folder)).Reload()
     losses = found.Scalars("loss")
@@ -83,5 +105,34 @@ def test_tensorboard_reads_what_was_logged(tokenizer, tmp_path):
     assert [one.value for one in losses] == pytest.approx(tuned.log["loss"].tolist(), rel=1e-5)
     drift = tuned.routing[tuned.routing["step"] > 0].groupby("step")["drift"].mean()
     assert [one.value for one in found.Scalars("routing/drift")] == pytest.approx(drift.tolist(), rel=1e-5)
-    unused = tuned.routing[tuned.routing["step"] > 0].groupby("step")["unused"].sum()
-    assert [one.value for one in found.Scalars("routing/unused")] == unused.tolist()
+
+
+@pytest.mark.skipif(find_spec("wandb") is None, reason="wandb is not installed")
+def test_wandb_keeps_what_was_logged(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    boards = [partial(wandb, tmp_path)]
+    tuned = tune(fresh(tokenizer), EXAMPLES, DEV, TuneRouters(), SCHEDULE, boards=boards, **QUICK)
+    [kept] = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    steps = [{item.key or item.nested_key[0]: json.loads(item.value_json) for item in row} for row in history(kept)]
+    assert [row["_step"] for row in steps] == tuned.log["step"].tolist()
+    assert [row["loss"] for row in steps] == pytest.approx(tuned.log["loss"].tolist())
+    drift = tuned.routing[tuned.routing["step"] > 0].groupby("step")["drift"].mean()
+    assert [row["routing/drift"] for row in steps if "routing/drift" in row] == pytest.approx(drift.tolist())
+
+
+def history(path):
+    """The items of each step in wandb's file: after 7 bytes a log of records, in blocks as LevelDB has them."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    raw, place, parts = path.read_bytes(), 7, b""
+    while place + 7 <= len(raw):
+        if (left := 32768 - place % 32768) < 7:  # filled up, since no head of a record fits in
+            place += left
+            continue
+        size, kind = int.from_bytes(raw[place + 4 : place + 6], "little"), raw[place + 6]
+        parts += raw[place + 7 : place + 7 + size]
+        place += 7 + size
+        if kind in (1, 4):  # whole, or the last part of one
+            record, parts = Record.FromString(parts), b""
+            if record.HasField("history"):
+                yield record.history.item

@@ -128,7 +128,7 @@ class Deciding(TorchFunctionMode):
 
     def __init__(self, change: RouterChange, observed: ObservedRouter, *, n_tokens: int, top_k: int) -> None:
         """observed: what the router was seen to do. top_k: how many experts each of the tokens shall get."""
-        super().__init__()
+        TorchFunctionMode.__init__(self)  # nnsight sends no method with a bare super() that a server could run
         self._change, self._observed, self._n_tokens, self._top_k = change, observed, n_tokens, top_k
         self._seen: set[str] = set()
 

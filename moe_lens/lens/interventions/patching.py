@@ -21,6 +21,7 @@ from moe_lens.lens.record import Record
 from moe_lens.routing import Routing
 
 Align = Literal["exact", "start", "end"]
+OTHER_RUN = "it takes what another run gave, which is looked up here"
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +69,10 @@ class Patch(OnActivations):
     @property
     def sites(self) -> tuple[Site, ...]:
         return (Site(self.what, self.experts),)
+
+    @property
+    def no_remote(self) -> str:
+        return OTHER_RUN
 
     def prepare(self, batch: Batch, rows: Sequence[int]) -> dict[int, Any]:
         [site] = self.sites
@@ -137,6 +142,10 @@ class Replay(Placed):
         if self.weights not in ("router", "source"):
             raise MoELensError(f"weights of a replay must be 'router' or 'source'; got {self.weights!r}")
         super().__post_init__()
+
+    @property
+    def no_remote(self) -> str:
+        return OTHER_RUN
 
     def prepare(self, batch: Batch, rows: Sequence[int]) -> dict[int, Any]:
         records = self.source.records(batch.of_rows(rows), ("routing",), self.positions)

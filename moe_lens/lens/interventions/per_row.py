@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ class Rows(Intervention):
     """A different intervention, or None, for each row of a batch or each example of a data set."""
 
     interventions: tuple[Intervention | None, ...]
+    by_row: ClassVar[bool] = True
 
     @property
     def layers(self) -> tuple[int, ...] | None:  # type: ignore[override]  # follows from the rows
@@ -118,6 +119,10 @@ class Rows(Intervention):
             if not isinstance(own, OnGating) and own.edits and acts_in(own, here.layer):
                 routing = routing.where(self._of_rows(here, rows), own(here, routing))
         return routing
+
+    @property
+    def no_remote(self) -> str:
+        return "what differs by row is not sent; give each run one intervention"
 
     def expect(self, batch: Batch) -> None:
         for own, rows in self._rows_of.values():

@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,6 +18,7 @@ from moe_lens.lens.interventions.layer_values import Site
 from moe_lens.lens.interventions.place import Here, Steps, check_place
 from moe_lens.lens.interventions.stored import write_folder
 from moe_lens.lens.positions import SPANNED, Positions
+from moe_lens.lens.remembered import remembered
 from moe_lens.routing import Routing
 
 
@@ -47,6 +47,8 @@ class Intervention:
     layers: Collection[int] | None = None
     positions: Positions = "all"
     steps: Steps = "all"
+    by_row: ClassVar[bool] = False
+    """Whether what it does differs by row."""
 
     def asks(self, layer: int, n_experts: int) -> RouterChange:
         """What is asked of the router of `layer` where it acts, each tensor [expert] or [batch, expert]."""
@@ -98,6 +100,11 @@ class Intervention:
     def lets_rows_leave(self) -> bool:
         """Whether it does the same to a row when others have left the batch; of classes of one's own nobody knows."""
         return type(self).__module__.startswith(__package__)
+
+    @property
+    def no_remote(self) -> str:
+        """Why it cannot act in a model on a server; empty where it can."""
+        return ""
 
     def layers_in(self, architecture: MoEArchitecture) -> Collection[int]:
         """The layers of a model that it acts in."""
@@ -194,7 +201,7 @@ class Placed(Intervention):
         """As every intervention's; remembered where this package's code and settings that stay make it."""
         settings = tuple(vars(self).items())
         stays = all(isinstance(value, ExpertSet | str | float | int | tuple | None) for _, value in settings)
-        return _of_settings(type(self), settings) if stays and self.is_ours() else digest_of(self)  # type: ignore[arg-type]
+        return _of_settings(type(self), settings) if stays and self.is_ours() else digest_of(self)
 
     @classmethod
     def is_ours(cls) -> bool:
@@ -262,13 +269,13 @@ def chosen(experts: Sequence[int], n_experts: int) -> Tensor:
     return table
 
 
-@lru_cache(maxsize=4_096)
+@remembered(4_096)
 def _on_device(experts: tuple[int, ...], n_experts: int, device: torch.device) -> Tensor:
     """`chosen`, made once and not at every layer and step."""
     return chosen(experts, n_experts).to(device)
 
 
-@lru_cache(maxsize=65_536)
+@remembered(65_536)
 def _of_settings(kind: type[Placed], settings: tuple[tuple[str, Any], ...]) -> str:
     return digest_of(kind(**dict(settings)))
 

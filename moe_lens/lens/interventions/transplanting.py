@@ -44,6 +44,10 @@ class RouteAs(Placed):
         super().__post_init__()
         object.__setattr__(self, "routers", _tensors(self.routers, self.layers))
 
+    @property
+    def no_remote(self) -> str:
+        return "the weights of other routers are not sent"
+
     @cached_property
     def digest(self) -> str:  # of large tensors, once
         return super().digest

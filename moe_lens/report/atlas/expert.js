@@ -75,10 +75,15 @@ function tokensOf(parent, { often, mostly }) {
 
 function writtenOf(parent, { written }) {
   if (!written.length) return;
-  const box = section(parent, "What it writes", "Tokens of the vocabulary whose logits it raises most beyond the mean expert of its layer: the head's reading of its mean output times gating weight (logit lens, before the final norm).");
-  table(box, ["token", "#beyond the mean", "#logit"], written.map(([id, text, excess, logit]) => [
-    (cell) => toToken(cell, id, text), number(excess, 2), number(logit, 2),
-  ]));
+  const box = section(parent, "What it writes", "Tokens of the vocabulary whose logits it raises most beyond the mean expert of its layer: the head's reading of its mean output times gating weight (logit lens, before the final norm). Tokens that no training had as an answer move together, so that a list of them may say little.");
+  for (const [heading, read] of [["of tokens in the data", 1], ["of all others", 0]]) {
+    const rows = written.filter((row) => row[4] === read);
+    if (!rows.length) continue;
+    element(box, "h3", "", heading);
+    table(box, ["token", "#beyond the mean", "#logit"], rows.map(([id, text, excess, logit]) => [
+      (cell) => (read ? toToken(cell, id, text) : element(cell, "span", "token", visible(text))), number(excess, 2), number(logit, 2),
+    ]));
+  }
 }
 
 function partnersOf(parent, { partners }, { layer }) {

@@ -70,7 +70,9 @@ class ExpertPages:
             "mostly": by_expert(
                 _ordered(_above(tokens, "tokens", OCCURRENCES - 1), specialisation=False, selected=False), TOKEN, MOST
             ),
-            "written": by_expert(_ordered(self._table("written"), rank=True), "token_id text excess logit"),
+            "written": by_expert(
+                _ordered(self._table("written"), read=False, rank=True), "token_id text excess logit read"
+            ),
             "partners": by_expert(
                 self._partners(), "other probability probability_low probability_high rate lift", MOST
             ),

@@ -25,9 +25,11 @@ def words_map(table: pd.DataFrame, *, value: str, label: str) -> go.Figure:
 
     Args:
         table: one row per layer, expert and token with the columns `layer`, `expert`, `token`, `tokens` (occurrences of
-            the token or the expert) and the value; `variant` and `data` where they take several values.
+            the token or the expert) and the value; `variant` and `data` where they take several values. Where `read`
+            says which tokens the data have, those count.
     """
     table = require(table, ("layer", "expert", "token", "tokens", value), figure="words_map")
+    table = table[table["read"]] if "read" in table else table
     often = table[table["tokens"] >= SEEN]
     table = (often if len(often) else table).assign(panel=named_together(table, ("variant", "data")))
     ranked = table.sort_values(value, ascending=False, kind="stable").groupby(["panel", "layer", "expert"], sort=True)
@@ -84,7 +86,7 @@ SECTIONS = {
     "vocabulary.parquet": Section(
         "What experts write",
         "The logit lens on single experts: how much the mean of what an expert adds raises the logit of its highest "
-        f"token above what the layer's experts do. Under the pointer its highest {WORDS} tokens.",
+        f"token of those that the data have above what the layer's experts do. Under the pointer the highest {WORDS}.",
         draw=partial(words_map, value="excess", label="logit above the layer's mean"),
         place=53,
     ),

@@ -37,6 +37,7 @@ def pairs_figure(table: pd.DataFrame, *, value: str, label: str, title: str) -> 
         figure.add_heatmap(
             z=cells, zmin=-reach if low else 0, zmax=reach, visible=name == names[0], name=name, hoverongaps=False,
             colorscale=style.DIVERGING if low else style.SEQUENTIAL, colorbar={"thickness": 14, "outlinewidth": 0},
+            showlegend=False,
             hovertemplate=f"{name}<br>expert %{{y}}, other %{{x}}<br>{label}: %{{z:.3f}}<extra></extra>",
         )  # fmt: skip
     steps = [

@@ -37,7 +37,8 @@ def curves_figure(
     for row, (number, label) in enumerate(numbers.items(), start=1):
         for name, look in style.looks(table["line"], repeat=True).items():
             _draw(figure, table[table["line"] == name].sort_values("layer"), number, name, look, row)
-        figure.update_yaxes(title_text=label, row=row, col=1)
+        constant = table[number].max() - table[number].min() < 1e-9  # which plotly would draw amid -1 to 1
+        figure.update_yaxes(title_text=label, rangemode="tozero" if constant else None, row=row, col=1)
     if zero:
         figure.add_hline(0, line={"color": style.INK, "width": 1, "dash": "dot"})
     layers = sorted(set(table["layer"]))
@@ -149,10 +150,11 @@ SECTIONS = {
     ),
     "answer.parquet": Section(
         "Where the answer becomes likely",
-        "Probability of the gold answer after each layer, by the logit lens: of its first token, and of all jointly.",
+        "Probability of the gold answer after each layer, by the logit lens: of its first token, and of all jointly. "
+        "Where it is small its logarithm tells more.",
         draw=partial(
             curves_figure,
-            numbers={"probability": "probability"},
+            numbers={"probability": "probability", "log_probability": "log-probability<br>(nats)"},
             title="The answer's probability after each layer",
             series=("tokens",),
         ),

@@ -1,5 +1,7 @@
 """What two models differ by, measure by measure: over layers, as a map of experts, or of pairs of them."""
 
+from textwrap import wrap
+
 import pandas as pd
 import plotly.graph_objects as go
 
@@ -29,8 +31,20 @@ def differences_figure(table: pd.DataFrame) -> go.Figure:
         return pairs_figure(table.assign(data=names), value="difference", label="difference", title=title)
     if "expert" in table:
         return usage_figure(table.assign(panel=names, score=table["difference"]), label="difference", title=title)
-    series = [name for name in NAMING if name in table and name not in ("variant", "data")]
-    return curves_figure(table, {"difference": "difference"}, title=title, series=series, zero=True)
+    series = [name for name in NAMING if name in table and name not in ("variant", "data", "number")]
+    wide, labels = _by_number(table)
+    return curves_figure(wide, labels, title=title, series=series, zero=True)
+
+
+def _by_number(table: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, str]]:
+    """The table with columns for each number's difference and its ends, since they have units of their own; labels."""
+    if "number" not in table:
+        return table, {"difference": "difference"}
+    keys = [name for name in (*NAMING, "layer") if name in table and name != "number"]
+    wide = table.pivot(index=keys, columns="number", values=list(ENDS))
+    wide.columns = [f"{number}{end.removeprefix('difference')}" for end, number in wide.columns]
+    labels = {number: "<br>".join(wrap(number.replace("_", " "), 14)) for number in dict.fromkeys(table["number"])}
+    return wide.reset_index(), labels
 
 
 def counted(table: pd.DataFrame) -> str:

@@ -38,7 +38,7 @@ def histograms_figure(table: pd.DataFrame) -> go.Figure:
                         hovertemplate=f"layer {layer}, {column}: %{{y:.3f}} up to %{{x:.3f}}<extra></extra>",
                     )  # fmt: skip
         figure.update_yaxes(title_text="share below", range=[0, 1.02], row=row, col=1)
-    figure.update_xaxes(type="log", range=[-4, 0], exponentformat="power", row=1, col=1)
+    figure.update_xaxes(type="log", range=[-4, 0], dtick=1, exponentformat="power", row=1, col=1)
     of = f", {names.iloc[0]}" if names.nunique() > 1 else ""
     subtitle = f"{table['layer'].nunique()} layers from light to dark{of}; dotted: Dirichlet of the same moments"
     title = "How router probabilities are spread"

@@ -160,7 +160,7 @@ def dress(
     it before the legend begins; `headings` asks for room for the headings of panels.
     """
     names = [trace.name or "" for trace in figure.data if trace.showlegend is not False]
-    legend_rows = -(-sum(60 + 9 * len(name) for name in names) // (WIDTH - 40))
+    legend_rows = _legend_rows(names)
     titles, lines = textwrap.wrap(title, TITLE_LETTERS), textwrap.wrap(subtitle, SUBTITLE_LETTERS)
     top = 33 + 29 * len(titles) + 20 * len(lines) + 30 * headings
     bottom = below + 30 * legend_rows
@@ -179,6 +179,16 @@ def dress(
     )
     figure.update_annotations(font_size=18)  # the headings of panels
     return figure
+
+
+def _legend_rows(names: Sequence[str]) -> int:
+    """In how many lines plotly sets these names below a figure; 0 of no names."""
+    rows, room = 0, 0
+    for width in (60 + 9 * len(name) for name in names):
+        if width > room:
+            rows, room = rows + 1, WIDTH - 100
+        room -= width
+    return rows
 
 
 def untitled(figure: go.Figure) -> go.Figure:

@@ -54,8 +54,11 @@ def signatures_figure(table: pd.DataFrame) -> go.Figure:
     figure.update_xaxes(tickvals=layers[:: -(-len(layers) // 12)])
     figure.update_xaxes(title_text="layer", row=len(profiles), col=1)
     over = int((table["distance"] > table["floor"]).sum())
-    title = f"Signatures are further apart than halves of texts in {over} of {len(table)} cases"
-    subtitle = f"{table['layer'].nunique()} layers; Wasserstein distance, experts matched"
+    title = "How far the signatures of both models are apart, by layer"
+    subtitle = (
+        f"{table['layer'].nunique()} layers; Wasserstein distance, experts matched; in {over} of {len(table)} cases "
+        "above that of halves of the texts (no test)"
+    )
     return style.dress(figure, title=title, subtitle=subtitle, plot_height=420, headings=True)
 
 
