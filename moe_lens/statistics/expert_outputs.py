@@ -115,7 +115,9 @@ class ExpertVocabulary(OutputSums):
         return self
 
     def state(self) -> pd.DataFrame:
-        """The sums so far, and in a row with layer -1 which tokens were read."""
+        """The sums so far, and in a row with layer -1 which tokens were read; no rows where there are none."""
+        if not self._read:
+            return super().state()
         read = {"layer": -1, "name": "read", "shape": [len(self._read)], "values": np.array(sorted(self._read), float)}
         return pd.concat([super().state(), pd.DataFrame([read])], ignore_index=True)
 

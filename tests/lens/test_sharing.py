@@ -85,6 +85,12 @@ def started(*words, processes=1):
     return done.stdout
 
 
+def sums_of(statistic):
+    """What a statistic has, a row for each number; of one whose table takes the model's head."""
+    rows = statistic.state().drop(columns="shape").explode("values", ignore_index=True)
+    return rows.astype({"values": float})
+
+
 @pytest.mark.slow
 def test_two_processes_get_the_statistics_scores_and_attributions_of_one(tmp_path):
     for processes in (1, 2):
@@ -95,7 +101,7 @@ def test_two_processes_get_the_statistics_scores_and_attributions_of_one(tmp_pat
     for name in MEASURED:
         one, two = (read_table(tmp_path / str(n) / f"statistic-{name}.parquet") for n in (1, 2))
         made = [MEASURES[name].make(None, "all").add_state(state) for state in (one, two)]
-        tables = [own.table() for own in made]
+        tables = [sums_of(own) if name == "vocabulary" else own.table() for own in made]
         for column in tables[0]:
             first, second = (table[column] for table in tables)
             if name in COUNTED or first.dtype.kind != "f":
