@@ -472,6 +472,11 @@ def test_gains_are_lines_in_the_order_of_layers_with_bands_of_their_intervals():
     band = next(it for it in figure.data if it.fill == "toself")
     np.testing.assert_allclose(band.y, [0.2, 0.3, 0.4, 0.25, 0.15, 0.05])
     assert "200 examples" in figure.layout.title.subtitle.text
+    unsure = gains_table().assign(gain_low=lambda rows: rows["gain_low"].where(rows["layer"] < 3, -0.1))
+    figure = gains_figure(unsure, what="Attention")
+    assert figure.layout.title.text == "Attention gains most at layer 2, context (CAG): +20%"
+    figure = gains_figure(unsure.assign(gain_low=-0.1), what="Attention")
+    assert figure.layout.title.text == "Attention gains at no layer by more than its interval"
 
 
 def test_steep_gains_are_times_the_base_on_a_logarithmic_axis():

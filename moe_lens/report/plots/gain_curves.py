@@ -48,7 +48,7 @@ def gains_figure(table: pd.DataFrame, *, what: str, column: str = "gain", ordere
     _draw_axes(figure, sorted(set(table["layer"])), times if steep else gained, steep=steep)
     n = f" of {style.counts(table['n'])} examples" if "n" in table.columns else ""
     subtitle = f"{way}{n}; bands: 95 % intervals; {'1×' if steep else '0 %'} is the base model"
-    title = _title(table.assign(gain=table[column]), what)
+    title = _title(table.assign(gain=table[column], low=table[f"{column}_low"]), what)
     return style.dress(figure, title=title, subtitle=subtitle, plot_height=300, headings=any(panels))
 
 
@@ -96,12 +96,13 @@ def _draw_axes(figure: go.Figure, layers: list[int], gained: str, *, steep: bool
 
 
 def _title(table: pd.DataFrame, what: str) -> str:
-    """Where the gain is largest, or that there is none."""
+    """Where the gain is largest of those whose whole interval is above the base, or that there is none."""
     if table["gain"].isna().all():  # as where attention has a window that ends before the context
         return f"{what} has no gain that is defined, as the base model has nothing there"
-    best = table.loc[table["gain"].idxmax()]
-    if best["gain"] <= 0:
-        return f"{what} does not gain at any layer"
+    sure = table[table["low"] > 0]
+    if sure.empty:
+        return f"{what} gains at no layer by more than its interval"
+    best = sure.loc[sure["gain"].idxmax()]
     where = f"{best['series']}{best['panel'] and ', ' + best['panel']}"
     gain = f"{1 + best['gain']:.3g} times the base" if best["gain"] > STEEP else f"{best['gain']:+.0%}"
     return f"{what} gains most at layer {best['layer']}, {where}: {gain}"
