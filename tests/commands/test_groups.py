@@ -110,7 +110,7 @@ def test_the_names_of_the_options_are_the_commands_own():
 
     assert set(signature(grouped(main)).parameters) == {
         *("model", "delta", "dtype", "device", "trust_remote_code", "template"),
-        *("demonstrations", "system_prompt", "chat_template_kwargs", "answer_after"),
+        *("demonstrations", "system_prompt", "chat_template_kwargs", "answer_after", "parallel"),
         *("columns", "skip_bad", "max_length", "too_long", "quiet", "version"),
     }
 
