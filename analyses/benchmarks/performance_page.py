@@ -18,11 +18,11 @@ PAGE = """\
 {versions}
 
 Each way takes turns with the plain one. Times are of CPU work over the plain way's in the same turn: the median over
-turns, in brackets the quartiles; two equal runs differ by up to 0.1, by 0.2 on a machine that does other work besides,
-as this one did. `added MiB` is by how much a way raises the peak of a process that does nothing else, once it has done
-the same on one text before; it was measured once, and small ones differ by some 15 MiB by chance. What a GPU makes of
-it: [cost.md](cost.md#on-a-gpu). A dash is what was not measured in this run. More ways of this package, one by one:
-[cost.md](cost.md).
+turns, in brackets the quartiles; two equal runs differ by up to 0.1, by 0.2 on a machine that does other work besides.
+`added MiB` is by how much a way raises the peak of a process that does nothing else, once it has done the same on one
+text before. It is measured once, and the plain way, which keeps nothing, has some too: by as much as that others may
+differ by chance. What a GPU makes of it: [cost.md](cost.md#on-a-gpu). A dash is what was not measured in this run. More
+ways of this package, one by one: [cost.md](cost.md).
 
 ## Capturing
 

@@ -51,8 +51,7 @@ class AtlasRun:
         lens.batch_size = batch_size
         fitted = {task: reading.fit(examples, lens, of=f"{task}, {split}") for task, examples in loaded.items()}
         examples = {task: one.examples for task, one in fitted.items()}
-        for task, own in examples.items():
-            expect_places(self.positions, own, lens.tokenizer, template=lens.template, of=task)
+        expect_places(self.positions, examples, lens.tokenizer, template=lens.template)
         opened = opening.facts(lens)
         for name, run in self.runs.items():
             run.expect_of(opened["weights"], name=name)

@@ -39,9 +39,7 @@ class MeasuredRun:
         lens.batch_size, lens.progress = self.batch_size, processes.is_main_process
         fitted = {name: self.reading.fit(own, lens, of=f"{name}, {self.split}") for name, own in loaded.items()}
         examples = {name: one.examples for name, one in fitted.items()}
-        for name, own in examples.items():
-            if own:
-                expect_places(asked.positions, own, lens.tokenizer, template=lens.template, of=name)
+        expect_places(asked.positions, examples, lens.tokenizer, template=lens.template)
         facts = asked.facts(lens, examples) | {"batch_size": self.batch_size, "shard": str(self.part)}
         facts |= {"split": self.split} | opening.facts(lens) | self.reading.facts(*fitted.values())
         every = [example for own in examples.values() for example in own]

@@ -92,24 +92,26 @@ def encode_prompt(
 
 def expect_places(
     positions: Positions,
-    examples: Iterable[Example],
+    sets: Mapping[str, Sequence[Example]],
     tokenizer: PreTrainedTokenizerBase,
     *,
     template: PromptTemplate,
-    of: str,
 ) -> None:
-    """MoELensError, before a model has run, where no example of the data `of` has a token at these positions."""
-    for example in examples:
+    """MoELensError, before a model has run, for data, by name, of which no example has a token at these positions."""
+
+    def has_any(example: Example) -> bool:
         prompt = encode(example, tokenizer, template=template, with_answer=in_the_answer(positions))
         batch = collate([prompt], pad_id=0)
         spans = batch.context_spans, batch.question_spans
-        if position_mask(batch.attention_mask, *spans, positions, batch.labels, batch.thoughts).any():
-            return
-    named = positions if isinstance(positions, str) else ",".join(map(str, positions))
-    raise MoELensError(
-        f"no example of {of} has a token at the positions {named}, so nothing would be counted; leave {of} out, or "
-        "take other positions, such as all"
-    )
+        return bool(position_mask(batch.attention_mask, *spans, positions, batch.labels, batch.thoughts).any())
+
+    for name, examples in sets.items():
+        if examples and not any(map(has_any, examples)):
+            named = positions if isinstance(positions, str) else ",".join(map(str, positions))
+            raise MoELensError(
+                f"no example of {name} has a token at the positions {named}, so nothing would be counted; leave {name} "
+                "out, or take other positions, such as all"
+            )
 
 
 def _followed_by(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
