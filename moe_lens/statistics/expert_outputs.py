@@ -122,9 +122,13 @@ class ExpertVocabulary(OutputSums):
         return pd.concat([super().state(), pd.DataFrame([read])], ignore_index=True)
 
     def add_state(self, state: pd.DataFrame) -> Self:
-        for values in state.loc[state["layer"] < 0, "values"]:
+        """Adds what `state` gave; MoELensError for sums that were kept before they told which tokens were read."""
+        read, sums = state[state["layer"] < 0], state[state["layer"] >= 0]
+        if len(sums) and not len(read):
+            raise MoELensError("what experts write was kept without the tokens that were read; measure it again")
+        for values in read["values"]:
             self._read.update(np.asarray(values).astype(int).tolist())
-        return super().add_state(state[state["layer"] >= 0])
+        return super().add_state(sums)
 
     def sums(self, record: Record) -> dict[int, dict[str, Tensor]]:
         found = {}

@@ -125,6 +125,9 @@ def test_what_an_expert_writes_by_hand():
     joined = ExpertVocabulary(project, top=1).merge(statistic)
     pd.testing.assert_frame_equal(joined.table(), table)
     pd.testing.assert_frame_equal(ExpertVocabulary(project, top=1).add_state(joined.state()).table(), table)
+    kept = joined.state()
+    with pytest.raises(MoELensError, match="without the tokens that were read"):
+        ExpertVocabulary(project, top=1).add_state(kept[kept["layer"] >= 0])
 
 
 def single_expert(lens, layer, expert, inputs):
