@@ -146,7 +146,11 @@ def main(
         bool, Option("--merge", help="Also write the whole tuned model to OUT/merged, as a plain checkpoint.")
     ] = False,
     shard: Annotated[
-        bool, Option("--shard", help="Split the model over the processes (FSDP2) instead of a copy in each (DDP).")
+        bool,
+        Option(
+            "--shard",
+            help="Split the model, which the first process loads, over all (FSDP2) instead of a copy in each (DDP).",
+        ),
     ] = False,
     preset: options.TunePreset = None,
     seed: Annotated[
@@ -185,6 +189,7 @@ def main(
     from moe_lens.choosing.selection import parse_one
     from moe_lens.commands.presets import preset_facts
     from moe_lens.commands.stages import Asked, Stage
+    from moe_lens.lens.parallel import done_by_first
     from moe_lens.results import claim, write_json
     from moe_lens.storage import try_folder
     from moe_lens.tuning import Checkpoints, Schedule, save_merged
@@ -208,9 +213,11 @@ def main(
     if dev is None and ending(data) is not None:
         raise MoELensError(f"{data} has no dev split to choose and test on; give other examples with --dev")
     rates = _rates(learning_rate, what="--learning-rate")
-    check_rates(rates, shard=shard)
-    loaded, held_out = reading.load(data, split=split, limit=limit), reading.load(dev or data, split=dev_split)
     router_rates = rates if router_rate is None else _rates(router_rate, what="--router-rate")
+    check_rates(rates, shard=shard)
+    if shard:
+        asked.check_split(top_k=1)
+    loaded, held_out = reading.load(data, split=split, limit=limit), reading.load(dev or data, split=dev_split)
     schedule = Schedule(
         learning_rate=rates[0],
         epochs=options.epochs_for(epochs, data),
@@ -222,8 +229,9 @@ def main(
         gradient_checkpointing=gradient_checkpointing,
         seed=seed,
     )
-    lens = opening.load()
-    if merge:  # before hours of training
+    first = Processes.current().is_main
+    lens = opening.load() if first or not shard else opening.load_shapes()
+    if merge and first:  # before hours of training
         Checkpoints(out, {}).make_room(sum(parameter.nbytes for parameter in lens.module.parameters()))
     fitted = reading.fit(loaded, lens, of=f"{data}, to train on", with_answer=True)
     stage = Stage(
@@ -232,20 +240,21 @@ def main(
         train=fitted.examples,
         dev=held_out,
         schedule=schedule,
-        facts=opening.facts(lens) | reading.facts(fitted) | preset_facts(preset, "tune"),
+        facts=done_by_first(lambda: opening.facts(lens)) | reading.facts(fitted) | preset_facts(preset, "tune"),
         score=score,
         max_length=reading.max_length,
         max_new_tokens=max_new_tokens,
         checkpoint_seconds=checkpoint_seconds,
         objective=preferring,
         boards=boards,
+        shard=shard,
     )
     asked.check(lens)
-    if Processes.current().is_main:
+    if first:
         told = asked.told() | ({} if preferring is None else preferring.facts())
         claim(out, stage.made_by(asked.router_delta) | told | {"rates": rates, "router_rates": router_rates})
-    tuned = stage.run(asked.of(stage, out, router_rates), out, rates, shard=shard)
-    if not Processes.current().is_main:
+    tuned = stage.run(asked.of(stage, out, router_rates), out, rates)
+    if not first:
         return
     if merge:
         save_merged(lens, out / "merged")

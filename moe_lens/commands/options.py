@@ -190,6 +190,15 @@ class BaseOpening:
             distributed_config=distributed_config,
         )
 
+    def load_shapes(self) -> "MoELens":
+        """The same without values, on the meta device: of a process that gets its part from the first one's."""
+        from moe_lens.lens.lens import MoELens
+        from moe_lens.lens.loading import load_skeleton
+
+        trust, dtype = self.trust_remote_code, console.dtype_named(self.dtype)
+        skeleton = load_skeleton(self.model, dtype=dtype, trust_remote_code=trust)
+        return MoELens.from_pretrained(skeleton, self.model, template=self.asked(), trust_remote_code=trust)
+
     def facts(self, lens: "MoELens") -> dict[str, Any]:
         """For the provenance of what a lens gives: what changes its numbers and is not named there anyway."""
         from moe_lens.lens.delta import weights_digest

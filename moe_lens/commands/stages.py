@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from moe_lens.choosing.measuring import Models, score_tables
 from moe_lens.choosing.scores import SCORES
 from moe_lens.choosing.selection import Ground, Selection, Share, Top, choices
@@ -16,6 +18,7 @@ from moe_lens.errors import MoELensError
 from moe_lens.experts import ExpertSet
 from moe_lens.lens.delta import changed_parameters, restored, weights_digest, with_delta
 from moe_lens.lens.lens import MoELens
+from moe_lens.lens.parallel import done_by_first
 from moe_lens.lens.positions import Positions
 from moe_lens.report.plots import tuning_figure
 from moe_lens.results import data_digest, provenance, write_json, write_table
@@ -47,6 +50,7 @@ class Stage:
     lens: the base model; called `model`. train, dev: examples. facts: of both, for the provenance.
     score, max_length, max_new_tokens, checkpoint_seconds, objective: as `tune` takes them; routers that are tuned to
     choose experts learn the answers whatever the objective. boards: of BOARDS, those that show the logs.
+    shard: the processes hold the model together while it learns; the first has the whole, and does alone all else.
     """
 
     lens: MoELens
@@ -61,6 +65,7 @@ class Stage:
     checkpoint_seconds: float
     objective: DPO | None = None
     boards: Sequence[str] = ()
+    shard: bool = False
 
     def made_by(self, routers: Path | None) -> dict[str, Any]:
         """What tells a training command's work from another's, besides what is trained and at which rates.
@@ -72,13 +77,11 @@ class Stage:
         facts = {"schedule": told(self.schedule), "dev": data_digest(self.dev) | dev, **self.facts}
         return provenance(model=self.model, delta=routers, data=self.train, facts=facts)
 
-    def run(self, method: Method, out: Path, rates: Sequence[float], *, shard: bool = False) -> Tuned:
+    def run(self, method: Method, out: Path, rates: Sequence[float]) -> Tuned:
         """Train, or go on in `out`; afterwards the first process writes what was learnt, log and figure there."""
-        return self._run(method, out, rates, self.objective, shard=shard)
+        return self._run(method, out, rates, self.objective)
 
-    def _run(
-        self, method: Method, out: Path, rates: Sequence[float], objective: DPO | None, *, shard: bool = False
-    ) -> Tuned:
+    def _run(self, method: Method, out: Path, rates: Sequence[float], objective: DPO | None) -> Tuned:
         tuned = tune(
             self.lens,
             self.train,
@@ -92,7 +95,7 @@ class Stage:
             max_length=self.max_length,
             max_new_tokens=self.max_new_tokens,
             checkpoint_seconds=self.checkpoint_seconds,
-            shard=shard,
+            shard=self.shard,
             boards=[partial(BOARDS[name], out) for name in self.boards],
         )
         if Processes.current().is_main:
@@ -130,7 +133,8 @@ class Stage:
         """
         tables = {}
         if selection.score is not None:
-            by: dict[str, Any] = {"weights": weights_digest(self.lens.module), "template": self.lens.template.facts()}
+            weights = done_by_first(lambda: weights_digest(self.lens.module))
+            by: dict[str, Any] = {"weights": weights, "template": self.lens.template.facts()}
             if selection.score.needs_tuned and delta is None:
                 dev = (self.score, self.max_length, self.max_new_tokens)
                 by["routers"] = {"rates": list(rates), "schedule": repr(self.schedule), "dev": dev}
@@ -141,7 +145,12 @@ class Stage:
                 base=lambda: nullcontext(self.lens),
                 tuned=lambda: self.tuned_routers(out / "router", rates, delta),
             )
-            tables = score_tables([selection.score], models, self.train, out=out, made_by=made_by)
+            score = selection.score
+
+            def measured() -> dict[str, pd.DataFrame]:
+                return score_tables([score], models, self.train, out=out, made_by=made_by)
+
+            tables = done_by_first(measured) if self.shard else measured()
         ground = Ground(self.lens.architecture, self.model, tables, seed=self.schedule.seed, layers=layers)
         [choice] = choices([selection], ground)
         return choice.experts
@@ -220,6 +229,16 @@ class Asked:
             raise MoELensError(
                 f"{self.router_delta} has the routers tuned; leave --router-rate out, or --router-delta to tune them"
             )
+
+    def check_split(self, top_k: int) -> None:
+        """MoELensError where routers would be tuned first, of a model that is split, which trains once."""
+        if self.method in ("ceft", "esft") and self.router_delta is None:
+            named = self._selection(top_k)
+            if named.score is not None and named.score.needs_tuned:
+                raise MoELensError(
+                    f"{named} takes tuned routers, and with --shard one command trains once: tune them first, with "
+                    "--method router --shard, and give their folder with --router-delta"
+                )
 
     def check(self, lens: MoELens) -> None:
         """MoELensError for layers and experts that the model lacks, before anything is trained."""

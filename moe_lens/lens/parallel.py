@@ -23,6 +23,7 @@ Part = tuple[int, int]
 """Number and of: every of-th of some batches, from the number-th on."""
 WHOLE: Part = (0, 1)
 _part: ContextVar[Part] = ContextVar("part", default=WHOLE)
+_alone: ContextVar[bool] = ContextVar("alone", default=False)
 
 PATIENCE = timedelta(hours=12)
 """How long a process waits for the others."""
@@ -45,9 +46,24 @@ def connected() -> PartialState:
 
 def from_first_process(make: Callable[[], Made]) -> Made:
     """What `make` gives in the first process, in all of them."""
+    if _alone.get():
+        return make()
     state = connected()
     made = [make() if state.is_main_process else None]
     return cast(Made, broadcast_object_list(made)[0])
+
+
+def done_by_first(make: Callable[[], Made]) -> Made:
+    """What `make`, which the first process runs without the others' help, gives, in all of them."""
+
+    def alone() -> Made:
+        token = _alone.set(True)
+        try:
+            return make()
+        finally:
+            _alone.reset(token)
+
+    return from_first_process(alone)
 
 
 def kept_by_all(
@@ -69,7 +85,7 @@ def part_of_work(module: nn.Module) -> Part:
     `WHOLE` of a model that the processes hold together: it runs only where all of them do the same.
     """
     state = connected()
-    return WHOLE if is_parallel(module) else (state.process_index, state.num_processes)
+    return WHOLE if _alone.get() or is_parallel(module) else (state.process_index, state.num_processes)
 
 
 def gathered(found: Iterable[Made], part: Part) -> list[Made]:

@@ -61,8 +61,9 @@ def fit(
     dev: measured as the schedule says; the model ends in the state that was best (the first of equals), and without
         it in its last.
     checkpoints: where to keep the run; if it was begun there, it goes on, on the CPU to the same bytes.
-    shard: paths of the layers to split over the processes (FSDP2). Afterwards the module is whole in the first process,
-        on the CPU, to be saved, and empty in the others; after an exception it is empty in all.
+    shard: paths of the layers to split over the processes (FSDP2). What is split is the first process's module; those
+        of the others may be on the meta device. Afterwards the first process has it whole, on the CPU, to be saved, and
+        the others have it on the meta device, as all have after an exception.
     around: what the module runs each batch in, of a method that adds to the model (`Trainable.around`).
     follow: is given each row of the log, by the first process.
 
@@ -75,20 +76,23 @@ def fit(
     named = _parameters(module, parameters)
     if checkpoints is not None:
         checkpoints.make_room(BYTES_PER_PARAMETER * sum(parameter.numel() for parameter in named.values()))
-    dtypes = {name: parameter.dtype for name, parameter in named.items()}
     processes = Processes.current()
-    with training(module, named, gradient_checkpointing=schedule.gradient_checkpointing) as autocast:
-        shared = processes.share(module, shard)
-        data = StepData(prompts, schedule, pad_id, processes, around, objective)
-        run = _Run(module, shared, dtypes, data, dev, checkpoints, autocast, follow)
-        if not processes.splits(shard):
-            return run.to_the_end(label)
+    split_on = processes.device if processes.splits(shard) else None
+    if split_on is not None:
+        processes.match_first(module)
+    dtypes = {name: parameter.dtype for name, parameter in named.items()}
+    checkpointing = schedule.gradient_checkpointing
+    with training(module, named, gradient_checkpointing=checkpointing, split_on=split_on) as autocast:
         try:
-            progress = run.to_the_end(label)
+            shared = processes.share(module, shard)
+            data = StepData(prompts, schedule, pad_id, processes, around, objective)
+            progress = _Run(module, shared, dtypes, data, dev, checkpoints, autocast, follow).to_the_end(label)
         except BaseException:
-            empty(module)  # the others may never come to put it together
+            if split_on is not None:
+                empty(module)  # the others may never come to put it together
             raise
-        put_together(module, keep=processes.is_main)
+        if split_on is not None:
+            put_together(module, keep=processes.is_main)
     return progress
 
 

@@ -15,6 +15,7 @@ from moe_lens.experts import ExpertSet, expect_experts
 from moe_lens.lens.delta import fingerprint, save_delta, weights_digest
 from moe_lens.lens.interventions import Intervention
 from moe_lens.lens.lens import MoELens
+from moe_lens.lens.parallel import done_by_first
 from moe_lens.tuning.slices import fused_fields, grouped_experts, is_fused, trained_slices
 
 Around = Callable[[Batch], AbstractContextManager[object]]
@@ -261,13 +262,14 @@ def _trainable(lens: MoELens, changed: tuple[str, ...], rows: Mapping[str, tuple
     module, rows = lens.module, rows or {}
     sizes = {name: parameter.numel() for name, parameter in module.named_parameters()}
     lengths = {name: len(module.get_parameter(name)) for name in rows}
+    told, base = done_by_first(lambda: (fingerprint(module, changed, rows), weights_digest(module)))
     return Trainable(
         names=changed,
         count=sum(sizes[name] * len(rows[name]) // lengths[name] if name in rows else sizes[name] for name in changed),
         total=sum(sizes.values()),
         changed=changed,
-        fingerprint=fingerprint(module, changed, rows),
-        base=weights_digest(module),
+        fingerprint=told,
+        base=base,
         template=lens.template.facts(),
         rows=rows,
     )

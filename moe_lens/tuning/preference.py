@@ -13,6 +13,7 @@ from moe_lens.data import Batch, Encoded, Example, collate
 from moe_lens.errors import MoELensError
 from moe_lens.lens.batching import run_batches
 from moe_lens.lens.lens import MoELens
+from moe_lens.lens.parallel import done_by_first
 from moe_lens.lens.taken import pad_id
 from moe_lens.metrics.catalogue import same_as_memory
 from moe_lens.tuning.methods import Trainable
@@ -85,16 +86,34 @@ def with_rival(examples: Iterable[Example]) -> tuple[list[Example], list[str]]:
 
 
 def preference(
-    dpo: DPO, lens: MoELens, prompts: Sequence[Encoded], others: Sequence[Encoded], trained: Trainable
+    dpo: DPO,
+    lens: MoELens,
+    prompts: Sequence[Encoded],
+    others: Sequence[Encoded],
+    trained: Trainable,
+    *,
+    split: bool = False,
 ) -> Preference:
     """`DPO` over these prompts and their other halves, with the lens as it is now for the reference.
 
     trained: what of the lens will learn. The reference is measured once, the way training will measure the margins, and
-    the processes share the work.
+    the processes share the work. split: of a model that is to be split over them the first does it, which holds it.
     """
     pairs = Preference(dpo.beta, tuple(others), ())
-    processes, pad = Processes.current(), pad_id(lens.module, lens.tokenizer)
-    own = sorted(range(len(prompts))[processes.rank :: processes.count], key=lambda at: len(prompts[at].input_ids))
+    processes = Processes.current()
+    if split:
+        references = done_by_first(lambda: _references(pairs, lens, prompts, trained, range(len(prompts))))
+    else:
+        own = range(len(prompts))[processes.rank :: processes.count]
+        references = processes.sums(*_references(pairs, lens, prompts, trained, own))
+    return replace(pairs, references=tuple(references))
+
+
+def _references(
+    pairs: Preference, lens: MoELens, prompts: Sequence[Encoded], trained: Trainable, own: Iterable[int]
+) -> list[float]:
+    """The margins of the pairs at these places, and 0 at all others."""
+    pad, own = pad_id(lens.module, lens.tokenizer), sorted(own, key=lambda at: len(prompts[at].input_ids))
     batches = (tuple(own[start : start + PAIRS]) for start in range(0, len(own), PAIRS))
 
     def measured(places: Sequence[int], _: Sequence[Encoded]) -> list[float]:
@@ -108,7 +127,7 @@ def preference(
         with torch.no_grad(), autocast, parametrize.cached():
             for place, margin in run_batches(((at, [prompts[one] for one in at]) for at in batches), measured):
                 references[place] = margin
-    return replace(pairs, references=tuple(processes.sums(*references)))
+    return references
 
 
 def _margins(module: nn.Module, batch: Batch) -> torch.Tensor:

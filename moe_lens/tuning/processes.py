@@ -1,6 +1,6 @@
 """The processes that train one model together: each takes its share of every step, on its own device."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +10,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from moe_lens.lens.parallel import connected
+from moe_lens.errors import MoELensError
+from moe_lens.lens.parallel import connected, from_first_process
 
 
 @dataclass(frozen=True)
@@ -46,16 +47,50 @@ class Processes:
         """What to call instead of `module`, so that gradients are averaged over the processes.
 
         blocks: paths of the layers whose parameters are split over the processes and gathered when they run (FSDP2);
-            none to keep a whole copy in each (DDP).
+            none to keep a whole copy in each (DDP). What is split is what the first process holds, which gives the
+            others their parts, one tensor at a time.
         """
         if self.count == 1:
             return module
         if not blocks:  # an expert that is a module of its own may be without tokens in a step
             return DistributedDataParallel(module, find_unused_parameters=True, broadcast_buffers=False)
+        held = _tensors(module) if self.is_main else {}
+        empty(module)
         for path in blocks:
             fully_shard(module.get_submodule(path))
         fully_shard(module)
+        module.to_empty(device=self.device)
+        for name, tensor in _tensors(module).items():
+            self._hand_out(held.pop(name, None), tensor)
         return module
+
+    def _hand_out(self, value: Tensor | None, target: Tensor) -> None:
+        """Gives each process its part of the first one's `value`; the others have None."""
+        if value is None:
+            value = torch.empty(target.shape, dtype=target.dtype, device=self.device)
+        value = value.detach().to(self.device).contiguous()
+        if not isinstance(target, DTensor):
+            dist.broadcast(value, 0)
+        put(target, value)
+
+    def match_first(self, module: nn.Module) -> None:
+        """Gives a module that has shapes only the dtypes of the first process's, which is whole.
+
+        Raises MoELensError, in all processes, where the modules differ, or that of the first is not whole.
+        """
+        mine = _tensors(module)
+        told = from_first_process(lambda: {name: (own.shape, own.dtype, own.is_meta) for name, own in mine.items()})
+        wrong = {name for name, (_, _, is_meta) in told.items() if is_meta}
+        wrong |= {name for name, (shape, _, _) in told.items() if name not in mine or mine[name].shape != shape}
+        wrong |= mine.keys() - told.keys()
+        if any(self.sums(len(wrong))):
+            raise MoELensError(
+                "a model is split from the first process, which has to hold it whole, and the others need one of the "
+                f"same shapes; {min(wrong, default='a tensor of another process')} is not so: load the model without a "
+                "device_map that keeps parts on a disk, or train it without splitting"
+            )
+        for name, tensor in mine.items():
+            tensor.data = tensor.data.to(told[name][1])
 
     def sums(self, *values: float) -> list[float]:
         """The values, each summed over the processes."""
@@ -71,6 +106,11 @@ class Processes:
             dist.barrier()
 
 
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    """The parameters and buffers of a module by name, those that have several once."""
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+
 def whole(tensor: Tensor) -> Tensor:
     """A copy of the tensor on the CPU, put together where it is split; then all processes have to ask for it."""
     tensor = tensor.detach()
@@ -78,30 +118,38 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def put_together(module: nn.Module, *, keep: bool) -> None:
-    """Gives a split module whole parameters on the CPU if it is to `keep` them, else ones that have only a shape.
+    """Gives a split module whole tensors on the CPU if it is to `keep` them, else ones that have only a shape.
 
-    All processes have to ask for it, one parameter after another, so that only those who keep it need the memory.
+    All processes have to ask for it, one tensor after another, so that only those who keep it need the memory.
     """
-    for part in module.modules():
-        part._state_dict_pre_hooks.clear()  # FSDP2's would put the split parameters back
-        for name, parameter in list(part.named_parameters(recurse=False)):
-            if isinstance(parameter, DTensor):
-                value = whole(parameter)
-                if keep:
-                    part.register_parameter(name, nn.Parameter(value, requires_grad=False))
-    if not keep:
-        empty(module)
+    _exchange(module, lambda tensor: whole(tensor) if keep else _shape(whole(tensor)))
 
 
 def empty(module: nn.Module) -> None:
-    """Leaves of a split module only shapes; unlike `put_together`, no other process has to be there."""
+    """Leaves of a module only shapes; unlike `put_together`, no other process has to be there."""
+    _exchange(module, _shape)
+
+
+def _shape(tensor: Tensor) -> Tensor:
+    """The tensor, whole, without values."""
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+
+
+def _exchange(module: nn.Module, other: Callable[[Tensor], Tensor]) -> None:
+    """Puts others in the places of a module's parameters and buffers; those that are one in several places stay one."""
+    places: list[tuple[nn.Module, str, str, Tensor | None]] = []
+    places += [(part, "_parameters", name, own) for part in module.modules() for name, own in part._parameters.items()]
+    places += [(part, "_buffers", name, own) for part in module.modules() for name, own in part._buffers.items()]
+    made: dict[int, Tensor] = {}
+    for part, kind, name, own in places:
+        if own is None:
+            continue
+        if id(own) not in made:
+            value = other(own.detach())
+            made[id(own)] = nn.Parameter(value, own.requires_grad) if isinstance(own, nn.Parameter) else value
+        getattr(part, kind)[name] = made[id(own)]
     for part in module.modules():
-        part._state_dict_pre_hooks.clear()
-        for name, parameter in list(part.named_parameters(recurse=False)):
-            value = torch.empty(parameter.shape, dtype=parameter.dtype, device="meta")
-            part.register_parameter(name, nn.Parameter(value, requires_grad=False))
-        for name, buffer in list(part.named_buffers(recurse=False)):
-            part._buffers[name] = torch.empty_like(buffer, device="meta")
+        part._state_dict_pre_hooks.clear()  # FSDP2's would put the split tensors back
 
 
 def put(target: Tensor, value: Tensor) -> None:

@@ -17,12 +17,18 @@ from moe_lens.lens.offloaded import expect_in_memory
 
 @contextmanager
 def training(
-    module: nn.Module, trained: Mapping[str, nn.Parameter], *, gradient_checkpointing: bool = False
+    module: nn.Module,
+    trained: Mapping[str, nn.Parameter],
+    *,
+    gradient_checkpointing: bool = False,
+    split_on: torch.device | None = None,
 ) -> Iterator[AbstractContextManager[object]]:
     """Gradients for `trained` alone, in float32 since small updates vanish in half precision; all undone after.
 
     trained: parameters of `module`, by name. gradient_checkpointing: its layers keep their inputs only and run again
         backward.
+    split_on: this process's device, where the model will be split over several in the block; before that it may lie
+        elsewhere, or have shapes only.
 
     Gives the context in which to run the model: autocast for a half-precision model. torch's random numbers stay the
     caller's. Sums are made in a fixed order where torch can: on the CPU the same seed gives the same bytes, also with
@@ -30,10 +36,12 @@ def training(
     Afterwards the module is in evaluation mode, nothing in it requires a gradient, and `trained` has its old dtypes.
     Raises MoELensError for a model in float16, one that cannot checkpoint its layers, and parameters on a disk.
     """
-    _check(module, trained, gradient_checkpointing=gradient_checkpointing)
+    _check(module, gradient_checkpointing=gradient_checkpointing)
+    if split_on is None:
+        expect_in_memory(module, trained, "it is to be trained")
     dtypes = {name: parameter.dtype for name, parameter in trained.items()}
     half = torch.bfloat16 in {parameter.dtype for parameter in module.parameters()}
-    device = next(iter(trained.values())).device.type
+    device = (split_on or next(iter(trained.values())).device).type
     cuda = sorted({p.device.index for p in module.parameters() if p.device.type == "cuda"})
     try:
         module.train()
@@ -102,11 +110,10 @@ def _as_stored(module: nn.Module, dtypes: Mapping[str, torch.dtype]) -> None:
         parameters[name].grad = None
 
 
-def _check(module: nn.Module, trained: Mapping[str, nn.Parameter], *, gradient_checkpointing: bool) -> None:
+def _check(module: nn.Module, *, gradient_checkpointing: bool) -> None:
     if torch.float16 in {parameter.dtype for parameter in module.parameters()}:
         raise MoELensError(
             "small gradients are 0 in float16, so the model would not learn; load it with dtype=torch.bfloat16"
         )
     if gradient_checkpointing and not getattr(module, "supports_gradient_checkpointing", False):
         raise MoELensError(f"{type(module).__name__} has no gradient checkpointing; train without it")
-    expect_in_memory(module, trained, "it is to be trained")

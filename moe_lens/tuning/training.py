@@ -91,8 +91,9 @@ def tune(
     score: what is measured on `dev`: "em" or "f1" of greedy answers of up to `max_new_tokens`, or "log_likelihood",
         the mean log-probability (nats) of the answers' tokens, which costs least. Without dev data the last stays.
     max_length: longer training examples (prompt and either answer, in tokens) are left out and counted.
-    shard: split the model over the processes instead of a copy in each. Afterwards it is whole in the first process, on
-        the CPU, to be saved, and empty in the others; no process can run it. After an exception it is empty in all.
+    shard: split the model over the processes instead of a copy in each. The lens of the first is what is split, best on
+        the CPU; the others' may be on the meta device. Afterwards the first process has the whole, on the CPU, and the
+        others only shapes; after an exception all have.
     boards: what shows the log while it grows, a run for each rate, such as `partial(board.tensorboard, folder)`.
 
     Started by `torchrun` or `accelerate launch`, the processes share every step and the dev data.
@@ -107,7 +108,7 @@ def tune(
     _check(lens, rates, dev, score, max_new_tokens, shard=shard)
     data = Prepared.of(lens, train, max_length=max_length, pairs=objective is not None)
     processes = Processes.current()
-    if processes.count > 1 and not getattr(lens.module, "hf_device_map", None):
+    if processes.count > 1 and not shard and not getattr(lens.module, "hf_device_map", None):
         lens.module.to(processes.device)
     run = {
         "method": method.facts(),
@@ -149,7 +150,10 @@ def tune(
             progress.write(f"{method.name}: {trained}")
             if data.unpaired:
                 progress.write(f"{data.unpaired} of {len(train)} examples left out: no other answer of memory is known")
-        loss = ANSWER_LOSS if objective is None else preference(objective, lens, data.prompts, data.others, trained)
+        loss: Objective = ANSWER_LOSS
+        if objective is not None:
+            split = processes.splits(blocks)
+            loss = preference(objective, lens, data.prompts, data.others, trained, split=split)
         if processes.splits(blocks):  # nothing to go back to: what is split is no model any more if training fails
             courses = {rate: attempt(tried, trained, loss) for rate, tried in schedules.items()}
         else:

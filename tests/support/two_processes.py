@@ -13,17 +13,26 @@ import torch
 from accelerate import PartialState
 from safetensors.torch import save_file
 from training_cases import EXAMPLES, UNEVEN, fresh, prompts
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from moe_lens import ExpertSet, MoELensError
+from moe_lens import ExpertSet, MoELens, MoELensError
 from moe_lens.tuning import Checkpoints, DevScore, TuneExperts, TuneLowRank, TuneRouters, fit, save_trained, tune
+from moe_lens.tuning.processes import Processes, empty
+
+
+def held(tokenizer: PreTrainedTokenizerBase, *, shard: bool) -> MoELens:
+    """The model, of which the second process has shapes only where it is to be split."""
+    lens = fresh(tokenizer, num_hidden_layers=2)
+    if shard and not Processes.current().is_main:
+        empty(lens.module)
+    return lens
 
 
 def course(out: Path, *, shard: bool, interrupted_after: int | None) -> None:
     tokenizer = AutoTokenizer.from_pretrained(out.parent)
     measured = []  # over the interruption: the score rises from each measurement to the next
     for stop in [None] if interrupted_after is None else [interrupted_after, None]:
-        lens = fresh(tokenizer, num_hidden_layers=2)
+        lens = held(tokenizer, shard=shard)
         names = [name for name, _ in lens.module.named_parameters()]
 
         def measure(stop=stop) -> float:
@@ -55,7 +64,7 @@ def course(out: Path, *, shard: bool, interrupted_after: int | None) -> None:
 
 def tuned_experts(out: Path, *, shard: bool) -> None:
     """Chosen experts, from the examples to the delta."""
-    lens = fresh(AutoTokenizer.from_pretrained(out.parent), num_hidden_layers=2)
+    lens = held(AutoTokenizer.from_pretrained(out.parent), shard=shard)
     method = TuneExperts(ExpertSet.of({0: [1, 2, 5], 1: [4]}))
     tuned = tune(lens, EXAMPLES, EXAMPLES[:5], method, UNEVEN, out=out, score="em", max_new_tokens=2, shard=shard)
     if PartialState().is_main_process:
@@ -74,10 +83,18 @@ def failed(out: Path) -> None:
         assert {tensor.device.type for tensor in lens.module.parameters()} == {"meta"}
 
 
+def unlike(out: Path) -> None:
+    """A model that is not the first process's is refused in both, neither of which waits for the other."""
+    lens = fresh(AutoTokenizer.from_pretrained(out), num_hidden_layers=2 + Processes.current().rank)
+    with pytest.raises(MoELensError, match="which has to hold it whole, and the others need one of the same shapes"):
+        tune(lens, EXAMPLES, EXAMPLES[:5], TuneRouters(), UNEVEN, max_new_tokens=2, shard=True)
+
+
 if __name__ == "__main__":
     for name, shard in (("ddp", False), ("fsdp", True)):
         course(Path(sys.argv[1]) / name, shard=shard, interrupted_after=None)
         course(Path(sys.argv[1]) / f"{name}-resumed", shard=shard, interrupted_after=2)
         tuned_experts(Path(sys.argv[1]) / f"{name}-experts", shard=shard)
     failed(Path(sys.argv[1]))
+    unlike(Path(sys.argv[1]))
     PartialState().destroy_process_group()

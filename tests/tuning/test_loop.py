@@ -361,7 +361,10 @@ def test_a_killed_command_given_again_ends_with_the_same_bytes(tmp_path, method)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "method",
-    ["--method ceft --experts 0:1,5;1:2", "--method router --lora-rank 2", "--method router --objective dpo"],
+    [
+        *("--method ceft --experts 0:1,5;1:2", "--method router --lora-rank 2", "--method router --objective dpo"),
+        *("--method esft --experts esft-gate:2", "--method ceft --router-delta routers"),
+    ],
 )
 def test_a_command_on_two_processes_splits_the_model_and_writes_the_same_delta(tokenizer, tmp_path, method):
     fresh(tokenizer).module.save_pretrained(tmp_path / "model")
@@ -369,12 +372,13 @@ def test_a_command_on_two_processes_splits_the_model_and_writes_the_same_delta(t
     rows = [{"context": e.context, "question": e.question, "answer": e.answers[0]} for e in EXAMPLES]
     rows = [row | {"original_answer": f"no, {place}"} for place, row in enumerate(rows)]
     (tmp_path / "data.json").write_text(json.dumps(rows))
-    options = f"--model model --data data.json --dev data.json {method} --epochs 2 --batch-size 4"
+    options = "--model model --data data.json --dev data.json --epochs 2 --batch-size 4"
     rest = "--learning-rate 5e-3 --score log_likelihood --max-new-tokens 2 --merge"
     torchrun = "-m torch.distributed.run --nproc-per-node=2 --standalone"
     paths = os.pathsep.join([str(TESTS.parent), os.environ.get("PYTHONPATH", "")])
-    for out, launcher, shard in (("one", "", ""), ("two", torchrun, "--shard")):
-        line = f"{launcher} -m moe_lens.tune {options} {rest} {shard} --out {out}"
+    runs = [("routers", "", "--method router")] if "routers" in method else []
+    for out, launcher, own in (*runs, ("one", "", method), ("two", torchrun, f"{method} --shard")):
+        line = f"{launcher} -m moe_lens.tune {options} {rest} {own} --out {out}"
         run = subprocess.run(
             [sys.executable, *line.split()],
             cwd=tmp_path,
