@@ -25,13 +25,14 @@ def main(
     device: Annotated[str | None, Option(help="As the other commands' --device.")] = None,
     data: Annotated[str, Option(help="Data sets, with commas.")] = "nq-swap,squad,confiqa-mc",
     sizes: Sizes = Sizes(),
+    processes: Annotated[int, Option(min=1, help="Processes that share each command, by torchrun.")] = 1,
 ) -> None:
     """Tune routers, answer, mask, bias, measure, train experts and report; stopped, the same command goes on."""
     try_folder(out)
     tasks = write_questions(data.split(","), model, sizes, out / "questions")
     opening = ["--model", model, *([] if device is None else ["--device", device])]
     for step in steps(opening, tasks, sizes, out, Path(__file__).parent):
-        run_step(step)
+        run_step(step, processes=processes)
     table = variants_table(out / "answers", VARIANTS, tasks)
     for metric, rows in table.groupby("metric"):
         made_by = provenance(model=model, facts=asdict(sizes) | {"tasks": tasks})

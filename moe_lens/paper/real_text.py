@@ -2,6 +2,7 @@
 
 import runpy
 import shlex
+import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -139,20 +140,32 @@ def variants_table(answers: Path, variants: Sequence[str], tasks: Sequence[str])
     return pd.DataFrame(rows)
 
 
-def run_step(line: Sequence[str]) -> None:
-    """Runs a command line of `steps` in this process; MoELensError where it ends with an error, which it has told."""
-    program, words = line[0], shlex.join(line if line[0].endswith(".py") else ["-m", *line])
-    console.say(f"$ python {words}")
-    before, sys.argv = sys.argv, [*line]
+def run_step(line: Sequence[str], *, processes: int = 1) -> None:
+    """Runs a command line of `steps` in this process; MoELensError where it ends with an error, which it has told.
+
+    processes: with more, commands run in so many others, which share them. Scripts share nothing, and run here.
+    """
+    script = line[0].endswith(".py")
+    words = [*line] if script else ["-m", *line]
+    if processes > 1 and not script:
+        words = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", *words]
+    told = f"python {shlex.join(words)}"
+    console.say(f"$ {told}")
     clock, used = perf_counter(), process_time()
+    code = subprocess.run([sys.executable, *words], check=False).returncode if "--standalone" in words else _here(line)
+    console.say(f"{perf_counter() - clock:.0f} s by the clock, {process_time() - used:.0f} s of this process's CPU")
+    if code:
+        raise MoELensError(f"a step ended with code {code}: {told}; mend that, and go on")
+
+
+def _here(line: Sequence[str]) -> str | int | None:
+    """The exit code of a script or module that runs in this process with these options."""
+    run = runpy.run_path if line[0].endswith(".py") else runpy.run_module
+    before, sys.argv = sys.argv, [*line]
     try:
-        if program.endswith(".py"):
-            runpy.run_path(program, run_name="__main__")
-        else:
-            runpy.run_module(program, run_name="__main__")
+        run(line[0], run_name="__main__")
     except SystemExit as end:
-        if end.code:
-            raise MoELensError(f"a step ended with code {end.code}: python {words}; mend that, and go on") from None
+        return end.code
     finally:
         sys.argv = before
-        console.say(f"{perf_counter() - clock:.0f} s by the clock, {process_time() - used:.0f} s of CPU")
+    return None

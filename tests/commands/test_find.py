@@ -164,6 +164,7 @@ def test_a_name_of_data_may_have_a_colon_and_files_of_sets_are_apart_and_short()
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_by_default_all_scores_are_taken_that_the_model_allows(run):
     rows = [
         {"context": one.context, "question": one.question, "answer": one.answers[0]}

@@ -72,7 +72,24 @@ def test_two_processes_leave_the_files_of_one_and_say_so_once(folder, ran):
     ],
 )
 def test_tables_of_two_processes_are_those_of_one(name, ran):
-    one, two = both(ran[0], name)
+    expect_close(*both(ran[0], name))
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_tables_of_a_model_that_two_processes_hold_together_are_those_of_one(ran, tmp_path):
+    searched = {"searched": f"find {FEW} {SCORED} --score set --control random:1"}
+    run(tmp_path / "1", searched, 1)
+    run(tmp_path / "2", {name: f"{line} --parallel tensor" for name, line in (SHARED | searched).items()}, 2)
+    for folder in (*SHARED, "searched"):
+        tables = [path for path in (tmp_path / "2" / folder).rglob("*.parquet") if "parts" not in path.parts]
+        assert tables
+        for two in tables:
+            one = tmp_path / "1" if folder == "searched" else ran[0] / "1"
+            expect_close(read_table(one / two.relative_to(tmp_path / "2")), read_table(two))
+
+
+def expect_close(one: pd.DataFrame, two: pd.DataFrame) -> None:
     assert list(one) == list(two)
     assert len(one) == len(two)
     for column in set(one) - {"seconds"}:

@@ -62,6 +62,18 @@ def test_a_step_that_fails_stops_the_study_and_is_named(capsys):
 
 
 @pytest.mark.slow
+def test_a_step_may_be_shared_by_processes(tmp_path, capfd):
+    line = ["moe_lens.measure", *"--model organism --data swap --limit 3 --what usage --out".split()]
+    for processes in (1, 2):
+        run_step([*line, str(tmp_path / str(processes))], processes=processes)
+    one, two = (read_table(tmp_path / n / "usage.parquet") for n in "12")
+    assert two.equals(one)
+    assert "--nproc-per-node=2 -m moe_lens.measure" in capfd.readouterr().out
+    with pytest.raises(MoELensError, match=r"a step ended with code 1: python -m torch\.distributed\.run "):
+        run_step([*line, "/dev/null/no"], processes=2)
+
+
+@pytest.mark.slow
 @pytest.mark.long
 def test_the_study_runs_from_end_to_end_and_goes_on_where_it_was_stopped(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(console, "find_spec", lambda name: None)  # no browser

@@ -124,6 +124,7 @@ def test_the_printed_table_has_a_row_per_method_with_what_it_keeps_beside():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_script_has_a_row_for_each_method_and_goes_on_where_it_stopped(tmp_path):
     options = "--limit 6 --seeds 0,1 --learning-rate 1e-2 --out run".split()
     command = [sys.executable, str(ROOT / "analyses" / "table11_other_methods.py"), *options]

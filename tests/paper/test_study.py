@@ -362,7 +362,7 @@ def test_a_finished_run_trains_nothing_again(methods):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "table", "n"), [
-    ("figure11_layers.py", "figure11/layers.parquet", 1 + 2 * 4),
+    pytest.param("figure11_layers.py", "figure11/layers.parquet", 1 + 2 * 4, marks=pytest.mark.long),
     ("table5_expert_count.py", "table5/sizes.parquet", 2 + 2 * (5 + 4)),
 ])  # fmt: skip
 def test_sweeps_share_what_the_methods_table_trained(methods, name, table, n):
