@@ -57,13 +57,55 @@ def done_by_first(make: Callable[[], Made]) -> Made:
     """What `make`, which the first process runs without the others' help, gives, in all of them."""
 
     def alone() -> Made:
-        token = _alone.set(True)
-        try:
+        with _acting(alone=True):
             return make()
-        finally:
-            _alone.reset(token)
 
     return from_first_process(alone)
+
+
+@contextmanager
+def _acting(*, alone: bool) -> Iterator[None]:
+    """Inside the block this process shares nothing that it does, or, if not alone, what all do."""
+    token = _alone.set(alone)
+    try:
+        yield
+    finally:
+        _alone.reset(token)
+
+
+def is_alone() -> bool:
+    """Whether no other process does what this one does now."""
+    return _alone.get() or connected().num_processes == 1
+
+
+def lead(work: Callable[[], object]) -> None:
+    """Runs `work` in the first process; the others do with it what it asks for by `together`, until it is over.
+
+    An error of the first ends it alone; the launcher then ends the others.
+    """
+    if connected().is_main_process:
+        with _acting(alone=True):
+            work()
+            _tell_others(None)
+        return
+    while (asked := _tell_others(None)) is not None:
+        make, arguments = asked
+        make(*arguments)
+
+
+def together(make: Callable[..., Made], *arguments: object) -> Made:
+    """What `make`, a function at the top of a module, gives of these arguments; inside `lead` all processes run it."""
+    if connected().num_processes == 1:
+        return make(*arguments)
+    _tell_others((make, arguments))
+    with _acting(alone=False):
+        return make(*arguments)
+
+
+def _tell_others(asked: tuple[Callable[..., object], tuple[object, ...]] | None) -> Any:
+    """What the first process says, in all of them."""
+    with _acting(alone=False):
+        return from_first_process(lambda: asked)
 
 
 def kept_by_all(
@@ -85,7 +127,7 @@ def part_of_work(module: nn.Module) -> Part:
     `WHOLE` of a model that the processes hold together: it runs only where all of them do the same.
     """
     state = connected()
-    return WHOLE if _alone.get() or is_parallel(module) else (state.process_index, state.num_processes)
+    return WHOLE if is_alone() or is_parallel(module) else (state.process_index, state.num_processes)
 
 
 def gathered(found: Iterable[Made], part: Part) -> list[Made]:

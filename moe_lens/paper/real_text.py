@@ -143,16 +143,15 @@ def variants_table(answers: Path, variants: Sequence[str], tasks: Sequence[str])
 def run_step(line: Sequence[str], *, processes: int = 1) -> None:
     """Runs a command line of `steps` in this process; MoELensError where it ends with an error, which it has told.
 
-    processes: with more, commands run in so many others, which share them. Scripts share nothing, and run here.
+    processes: with more it runs in so many others, which share it.
     """
-    script = line[0].endswith(".py")
-    words = [*line] if script else ["-m", *line]
-    if processes > 1 and not script:
+    words = [*line] if line[0].endswith(".py") else ["-m", *line]
+    if processes > 1:
         words = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", *words]
     told = f"python {shlex.join(words)}"
     console.say(f"$ {told}")
     clock, used = perf_counter(), process_time()
-    code = subprocess.run([sys.executable, *words], check=False).returncode if "--standalone" in words else _here(line)
+    code = _here(line) if processes == 1 else subprocess.run([sys.executable, *words], check=False).returncode
     console.say(f"{perf_counter() - clock:.0f} s by the clock, {process_time() - used:.0f} s of this process's CPU")
     if code:
         raise MoELensError(f"a step ended with code {code}: {told}; mend that, and go on")

@@ -27,6 +27,7 @@ from moe_lens.tuning import (
     save_trained,
     tune,
 )
+from moe_lens.tuning.processes import Processes
 from moe_lens.tuning.training import DevMetric
 
 KINDS = ("router", "experts", "all", "preference")
@@ -184,6 +185,8 @@ def keep_trained(
         max_length=max_length,
         max_new_tokens=max_new_tokens,
     )
+    if not Processes.current().is_main:
+        return
     of_router = 0.0 if router is None else read_cost(router).seconds
     seconds = tuned.seconds / len(rates) + (0.0 if math.isnan(of_router) else of_router)
     write_table(tuned.log, folder / "log.parquet", made_by)

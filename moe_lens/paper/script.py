@@ -14,6 +14,7 @@ from moe_lens.commands import console, options
 from moe_lens.commands.options import BaseOpening, Reading
 from moe_lens.commands.presets import preset_facts
 from moe_lens.errors import MoELensError
+from moe_lens.lens.parallel import lead
 from moe_lens.paper.published import PAPER, SOURCE, beside_paper, published_of
 from moe_lens.paper.recipes import HowTuned
 from moe_lens.paper.study import Study
@@ -128,39 +129,42 @@ def run(
         ] = None,
         draw_only: Annotated[bool, Option("--draw-only", help="Draw the saved table again; needs no model.")] = False,
     ) -> None:
-        path = out / item / f"{table}.parquet"
-        if not draw_only:
-            try_folder(out)
-            first, *more = console.numbers(seeds, int, what="--seeds")
-            if more and not repeats:
-                raise MoELensError(f"{item} shows one training; give one seed, not {seeds}")
-            tasks = tuple(data.split(","))
-            schedule, epochs = tuning.schedule(first, tasks)
+        def work() -> None:
+            path = out / item / f"{table}.parquet"
+            if not draw_only:
+                try_folder(out)
+                first, *more = console.numbers(seeds, int, what="--seeds")
+                if more and not repeats:
+                    raise MoELensError(f"{item} shows one training; give one seed, not {seeds}")
+                tasks = tuple(data.split(","))
+                schedule, epochs = tuning.schedule(first, tasks)
+                if beside is not None:
+                    published_of(item, opening.model)  # before hours of training
+                study = Study(
+                    opening=opening,
+                    reading=reading,
+                    tasks=tasks,
+                    out=out,
+                    limit=limit,
+                    test_limit=test_limit,
+                    schedule=schedule,
+                    rates=_rates(tuning.learning_rate),
+                    more_seeds=tuple(more),
+                    max_new_tokens=max_new_tokens,
+                    batch_size=batch_size,
+                    routers=routers,
+                    epochs=epochs,
+                    how=tuning.how,
+                )
+                _compute(compute, study, path, {**facts, "item": item} | preset_facts(preset, "script"))
+            _show(path, item, columns)
             if beside is not None:
-                published_of(item, opening.model)  # before hours of training
-            study = Study(
-                opening=opening,
-                reading=reading,
-                tasks=tasks,
-                out=out,
-                limit=limit,
-                test_limit=test_limit,
-                schedule=schedule,
-                rates=_rates(tuning.learning_rate),
-                more_seeds=tuple(more),
-                max_new_tokens=max_new_tokens,
-                batch_size=batch_size,
-                routers=routers,
-                epochs=epochs,
-                how=tuning.how,
-            )
-            _compute(compute, study, path, {**facts, "item": item} | preset_facts(preset, "script"))
-        _show(path, item, columns)
-        if beside is not None:
-            _show_beside(path, item)
+                _show_beside(path, item)
+
+        lead(work)
 
     main.__doc__ = about
-    console.run(main)
+    console.run(main, shares=True)
 
 
 def _rates(learning_rate: str | None) -> Mapping[str, tuple[float, ...]]:

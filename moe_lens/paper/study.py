@@ -1,7 +1,7 @@
 """Study: one model on some tasks, its tuned models and answers kept in a run that the paper's figures share."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,11 +13,12 @@ from transformers import PreTrainedTokenizerBase
 from moe_lens.architecture import MoEArchitecture
 from moe_lens.causal.evaluation import answer_table, summarise
 from moe_lens.commands.options import BaseOpening, Reading
-from moe_lens.data import Example, PromptTemplate
+from moe_lens.data import Example, PromptTemplate, encode
 from moe_lens.data.files import ending
 from moe_lens.errors import MoELensError
 from moe_lens.lens.delta import FACTS_FILE, read_facts
 from moe_lens.lens.lens import MoELens
+from moe_lens.lens.parallel import WHOLE, connected, gathered, is_alone, part_of_work, sharing, together
 from moe_lens.metrics.catalogue import DEFAULT_METRICS
 from moe_lens.paper.recipes import ROUTER, HowTuned, Recipe, keep_trained, read_cost, router_of
 from moe_lens.results import data_digest, expect_same_run, kept, provenance, read_if_made_by, read_provenance
@@ -87,8 +88,10 @@ class Study:
         return self.opening.model
 
     def open(self, tuned: Path | None = None) -> MoELens:
-        """The model, as tuned in a folder that `trained` gave."""
+        """The model, as tuned in a folder that `trained` gave; of several processes on each one's own device."""
         lens = self.opening.load(delta=tuned)
+        if not is_alone() and self.opening.device is None:
+            lens.module.to(connected().device)
         lens.batch_size = self.batch_size
         return lens
 
@@ -157,7 +160,8 @@ class Study:
         every = self.schedule.evaluate_every
         return facts if every is None else facts | {"evaluate_every": every}
 
-    def _epochs(self, task: str) -> int:
+    def epochs_of(self, task: str) -> int:
+        """How often a training on this task passes over its examples."""
         return self.epochs.get(task, self.schedule.epochs)
 
     def measured_by(self, task: str, tuned: Path | None, *, split: str = "test") -> dict[str, Any]:
@@ -191,21 +195,7 @@ class Study:
             rates = (read_cost(chosen).learning_rate,)
         made_by = self._trained_by(task, recipe, rates, router, seed)
         if not _holds(folder, made_by):
-            keep_trained(
-                recipe,
-                self.open(),
-                self.examples(task, "train"),
-                self.examples(task, "dev"),
-                folder,
-                model=self.model,
-                router=router,
-                schedule=replace(self.schedule, seed=seed, epochs=self._epochs(task)),
-                rates=rates,
-                max_length=MAX_LENGTH if self.reading.max_length is None else self.reading.max_length,
-                max_new_tokens=self.max_new_tokens,
-                how=self.how,
-                made_by=made_by,
-            )
+            together(_train, replace(self), task, recipe, seed, folder, router, rates, made_by)
         return folder
 
     def _ready(self, folder: Path, task: str) -> Path:
@@ -227,27 +217,20 @@ class Study:
         train, dev = (self._read(task, split)[1] for split in ("train", "dev"))
         experts = None if recipe.experts is None else recipe.experts.told
         facts = {"task": task, "rates": list(rates), "chosen": experts, "routers": chosen_by, "data": train, "dev": dev}
-        settings = self._settings() | {"epochs": self._epochs(task)}
+        settings = self._settings() | {"epochs": self.epochs_of(task)}
         return provenance(model=self.model, seed=seed, facts=facts | settings)
 
     def answers(self, task: str, tuned: Path | None = None) -> pd.DataFrame:
         """`answer_table` of a task's test examples, by the base model or a tuned one; kept in the run."""
         part = self.out / "answers" / f"{file_name(task)}-by-{'base' if tuned is None else tuned.name}.parquet"
 
-        def answered() -> pd.DataFrame:
-            return answer_table(self.open(tuned), self.examples(task), max_new_tokens=self.max_new_tokens)
-
-        return kept(part, self.measured_by(task, tuned), answered)
+        return kept(part, self.measured_by(task, tuned), lambda: together(_answer, replace(self), task, tuned))
 
     def attention_mass(self, task: str, router: Path | None = None) -> pd.DataFrame:
         """`AttentionMass` of a task's test examples, in the base model or with tuned routers; kept in the run."""
         part = self.out / "attention" / f"{file_name(task)}-{'base' if router is None else router.name}.parquet"
 
-        def measured() -> pd.DataFrame:
-            [mass] = self.open(router).measure(self.examples(task), AttentionMass())
-            return mass.table()
-
-        return kept(part, self.measured_by(task, router), measured)
+        return kept(part, self.measured_by(task, router), lambda: together(_attend, replace(self), task, router))
 
     def first_layers(self, task: str) -> dict[str, Path]:
         """Routers tuned in the first layer, the first two, … and all: "first 1" and so on, to their folders."""
@@ -263,6 +246,60 @@ class Study:
         row = {"variant": variant, "task": task, "seed": self.schedule.seed if seed is None else seed}
         cost = {} if tuned is None else asdict(read_cost(tuned))
         return row | summarise(self.answers(task, tuned)) | cost
+
+
+def _train(
+    study: Study,
+    task: str,
+    recipe: Recipe,
+    seed: int,
+    folder: Path,
+    router: Path | None,
+    rates: Sequence[float],
+    made_by: dict[str, Any],
+) -> None:
+    """`keep_trained` as the study has it."""
+    keep_trained(
+        recipe,
+        study.open(),
+        study.examples(task, "train"),
+        study.examples(task, "dev"),
+        folder,
+        model=study.model,
+        router=router,
+        schedule=replace(study.schedule, seed=seed, epochs=study.epochs_of(task)),
+        rates=rates,
+        max_length=MAX_LENGTH if study.reading.max_length is None else study.reading.max_length,
+        max_new_tokens=study.max_new_tokens,
+        how=study.how,
+        made_by=made_by,
+    )
+
+
+def _answer(study: Study, task: str, tuned: Path | None) -> pd.DataFrame:
+    """`answer_table` of a task's test examples; each process answers some of its batches."""
+    lens, examples = study.open(tuned), study.examples(task)
+    part = part_of_work(lens.module)
+    if part == WHOLE:
+        return answer_table(lens, examples, max_new_tokens=study.max_new_tokens)
+    lengths = [len(encode(example, lens.tokenizer, template=lens.template).input_ids) for example in examples]
+    longest_first = sorted(range(len(examples)), key=lengths.__getitem__, reverse=True)
+    batches = [longest_first[start : start + study.batch_size] for start in range(0, len(examples), study.batch_size)]
+    own = [place for batch in batches[part[0] :: part[1]] for place in batch]
+
+    def answered() -> Iterator[pd.DataFrame]:
+        if own:
+            asked = [examples[place] for place in own]
+            yield answer_table(lens, asked, max_new_tokens=study.max_new_tokens).set_index(pd.Index(own))
+
+    return pd.concat(gathered(answered(), part)).sort_index()
+
+
+def _attend(study: Study, task: str, router: Path | None) -> pd.DataFrame:
+    """`AttentionMass` of a task's test examples; each process measures some of its batches."""
+    with sharing():
+        [mass] = study.open(router).measure(study.examples(task), AttentionMass())
+    return mass.table()
 
 
 def file_name(task: str) -> str:

@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from moe_lens.errors import MoELensError
-from moe_lens.lens.parallel import connected, from_first_process
+from moe_lens.lens.parallel import connected, from_first_process, is_alone
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,13 @@ class Processes:
 
     @classmethod
     def current(cls) -> "Processes":
-        """What the launcher set up; the first call connects the processes.
+        """What the launcher set up; the first call connects the processes. One that works alone is the only one.
 
         Raises MoELensError if they were left unconnected by another's first call, since each would train on its own.
         """
         state = connected()
+        if is_alone():
+            return cls(0, 1, state.device)
         return cls(state.process_index, state.num_processes, state.device)
 
     @property

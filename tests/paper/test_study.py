@@ -382,3 +382,21 @@ def test_a_figure_of_one_training_refuses_several_seeds(monkeypatch, capsys):
         runpy.run_path(str(figure), run_name="__main__")
     assert stopped.value.code == 2
     assert "give one seed" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_two_processes_share_trainings_answers_and_attention_and_keep_what_one_keeps(tmp_path):
+    few = "--limit 5 --learning-rate 1e-2 --batch-size 2".split()
+    together = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    for out, launch in {"one": [], "two": together}.items():
+        for name, *own in (["figure6_attention_gain.py"], ["table1_router_tuning.py", "--data", "swap"]):
+            command = [sys.executable, *launch, str(ANALYSES / name), *own, *few, "--out", out]
+            done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False)
+            assert done.returncode == 0, done.stderr
+    tables = {path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*.parquet")}
+    assert {path.parts[0] for path in tables} == {"answers", "attention", "figure6", "table1", "trained"}
+    for path in tables:
+        one, two = (
+            read_table(tmp_path / out / path).drop(columns="seconds", errors="ignore") for out in ("one", "two")
+        )
+        pd.testing.assert_frame_equal(two, one, rtol=1e-5, atol=1e-6)
