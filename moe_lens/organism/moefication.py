@@ -36,9 +36,9 @@ class Parts:
     token goes through. Raises MoELensError for numbers that make no MoE layer.
     """
 
-    experts: int = 16
-    top_k: int = 8
-    shared: int = 8
+    experts: int
+    top_k: int
+    shared: int
 
     def __post_init__(self) -> None:
         if not (self.experts >= 2 and 1 <= self.top_k <= self.experts and self.shared >= 1):

@@ -45,10 +45,10 @@ def view(title: str, note: str, *, script: str, data: Value, height: int = 620) 
         _PAGE.format(
             title=html.escape(title),
             note=html.escape(note),
-            style=_asset("view.css"),
+            style=asset("view.css"),
             data=_json(data),
-            colours=_asset("colours.js"),
-            script=_asset(script),
+            colours=asset("colours.js"),
+            script=asset(script),
         ),
         height=height,
     )
@@ -59,7 +59,8 @@ def _json(data: Value) -> str:
     return json.dumps(data, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
 
 
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
+    """A file of views/ that pages hold."""
     return (files("moe_lens.report.views") / name).read_text(encoding="utf-8")
 
 

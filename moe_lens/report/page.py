@@ -13,7 +13,7 @@ from plotly.offline import get_plotlyjs
 
 from moe_lens.errors import MoELensError
 from moe_lens.report.contents import SECTIONS
-from moe_lens.report.document import View
+from moe_lens.report.document import View, asset
 from moe_lens.report.glossary import words_in
 from moe_lens.report.plots import style
 from moe_lens.report.section import Section
@@ -59,6 +59,7 @@ def build_report(folder: str | Path, *, title: str) -> Path:
         sections="\n".join(sections),
         words=_words(sections),
         sources="\n".join(sources),
+        room=f"const WIDTH = {style.WIDTH};\n{asset('narrow.js')}",
     )
     target = folder / PAGE
     write_bytes(target, page.encode())
@@ -164,6 +165,7 @@ _PAGE = """<!DOCTYPE html>
 <footer><h2>Where the numbers came from</h2>
 {sources}
 </footer>
+<script>{room}</script>
 </body>
 </html>
 """

@@ -112,7 +112,7 @@ def test_what_is_not_built_as_llama_is_refused(tokenizer, prompts):
     with pytest.raises(MoELensError, match="96 neurons cannot be shared out evenly"):
         split(dense_model(tokenizer), prompts[:1], Parts(experts=7, top_k=2, shared=3))
     with pytest.raises(MoELensError, match="two or more routed experts"):
-        Parts(experts=4, top_k=5)
+        Parts(experts=4, top_k=5, shared=1)
     experts = split(dense_model(tokenizer), prompts[:1], PARTS)
     for other in (experts, torch.nn.Linear(2, 2)):
         with pytest.raises(MoELensError, match="not built as Llama is: expected layers with gate_proj"):

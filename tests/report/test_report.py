@@ -1,6 +1,7 @@
 """The report page is complete, self-contained, repeatable, and refuses what it cannot show."""
 
 import re
+import shutil
 import subprocess
 import sys
 
@@ -16,6 +17,7 @@ from moe_lens.report.page import MOST_ROWS, build_report
 from moe_lens.report.views.citations_of_answer import COLUMNS
 from moe_lens.results import write_table
 
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 DRAWN = r'Plotly\.newPlot\(\s*"figure-\d"'
 PROVENANCE = {"model": "organism", "seed": 3, "command": ["intervene", "--limit", "<10>"]}
 
@@ -152,6 +154,22 @@ def test_figures_are_as_wide_as_the_page_and_their_titles_are_text_of_it(run):
     assert page.count('"responsive": true') == 2
     assert "<h3>EM is 0.25 to 0.25 over the tasks</h3>" in page
     assert page.count('class="plotly-graph-div" style="height:100%; width:100%;"') == 2
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome on this machine")
+def test_on_a_narrow_page_a_figure_makes_room_for_the_lines_of_its_legend(tmp_path):
+    names = ("base", "router-tuned", "all experts tuned", "context-faithful experts")
+    write_table(pd.concat(answers().assign(variant=name) for name in names), tmp_path / "tasks.parquet", PROVENANCE)
+    page = build_report(tmp_path, title="x")
+    sizes = []
+    for width in (500, 1200):
+        command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--window-size={width},900", "--dump-dom"]
+        done = subprocess.run([*command, f"file://{page}"], capture_output=True, text=True, check=True, timeout=60)
+        [size] = re.findall(r'<svg class="main-svg"[^>]*width="(\d+)" height="(\d+)"', done.stdout)[:1]
+        sizes.append(tuple(map(int, size)))
+    (narrow, taller), (wide, height) = sizes
+    assert narrow < 500 < wide
+    assert taller == height + 30
 
 
 def test_the_words_of_a_page_are_explained_and_only_those(run):
