@@ -216,6 +216,8 @@ def main(
     router_rates = rates if router_rate is None else _rates(router_rate, what="--router-rate")
     check_rates(rates, shard=shard)
     if shard:
+        if opening.device is not None:
+            raise MoELensError("--shard puts each part on its process's own device; leave --device out")
         asked.check_split(top_k=1)
     loaded, held_out = reading.load(data, split=split, limit=limit), reading.load(dev or data, split=dev_split)
     schedule = Schedule(

@@ -302,6 +302,7 @@ def test_bad_options_end_with_a_message_and_exit_code_2(command, tmp_path, capsy
         ("--learning-rate=-1", "--learning-rate must be finite and above 0"),
         ("--learning-rate nan", "--learning-rate must be finite and above 0"),
         ("--learning-rate inf", "--learning-rate must be finite and above 0"),
+        ("--shard --device cpu", "--shard puts each part on its process's own device; leave --device out"),
         ("--shard --method ceft", "ce:1 takes tuned routers, and with --shard one command trains once"),
         ("--shard --learning-rate 1e-3,2e-3", "split over processes is trained once; give one learning rate, not 2"),
     ],
