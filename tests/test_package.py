@@ -199,6 +199,7 @@ def test_every_public_name_is_there_when_all_modules_are_imported():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_package_is_typed_for_its_users(tmp_path):
     """What is not there is an error for a type checker, also behind the names that are imported when asked for."""
     (tmp_path / "user.py").write_text(

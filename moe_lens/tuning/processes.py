@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from inspect import signature
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -12,6 +14,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from moe_lens.errors import MoELensError
 from moe_lens.lens.parallel import connected, from_first_process, is_alone
+
+NEW_NAME = "forward_sync_buffers"
+"""What torch 2.13 and later call `broadcast_buffers`."""
+BUFFERS_AS_THEY_ARE: dict[str, Any] = {
+    NEW_NAME if NEW_NAME in signature(DistributedDataParallel).parameters else "broadcast_buffers": False
+}
 
 
 @dataclass(frozen=True)
@@ -55,7 +63,7 @@ class Processes:
         if self.count == 1:
             return module
         if not blocks:  # an expert that is a module of its own may be without tokens in a step
-            return DistributedDataParallel(module, find_unused_parameters=True, broadcast_buffers=False)
+            return DistributedDataParallel(module, find_unused_parameters=True, **BUFFERS_AS_THEY_ARE)
         held = _tensors(module) if self.is_main else {}
         empty(module)
         for path in blocks:
