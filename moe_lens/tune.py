@@ -219,6 +219,11 @@ def main(
         if opening.device is not None:
             raise MoELensError("--shard puts each part on its process's own device; leave --device out")
         asked.check_split(top_k=1)
+        if Processes.current().count == 1:
+            raise MoELensError(
+                "--shard splits a model over several processes and there is one; start the command as "
+                "torchrun --nproc-per-node N -m moe_lens.tune …, or leave --shard out"
+            )
     loaded, held_out = reading.load(data, split=split, limit=limit), reading.load(dev or data, split=dev_split)
     schedule = Schedule(
         learning_rate=rates[0],

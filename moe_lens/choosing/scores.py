@@ -49,6 +49,10 @@ class Score:
     def __repr__(self) -> str:
         return f"Score({self.name!r}, {self.about!r}, of={self.of!r})"
 
+    def __reduce__(self) -> "tuple[Callable[[str], Score], tuple[str]]":
+        """Its name, by which another process finds it."""
+        return score_named, (self.name,)
+
     @property
     def needs_base(self) -> bool:
         return self.of in ("base", "gain")

@@ -57,14 +57,14 @@ def done_by_first(make: Callable[[], Made]) -> Made:
     """What `make`, which the first process runs without the others' help, gives, in all of them."""
 
     def alone() -> Made:
-        with _acting(alone=True):
+        with _working(alone=True):
             return make()
 
     return from_first_process(alone)
 
 
 @contextmanager
-def _acting(*, alone: bool) -> Iterator[None]:
+def _working(*, alone: bool) -> Iterator[None]:
     """Inside the block this process shares nothing that it does, or, if not alone, what all do."""
     token = _alone.set(alone)
     try:
@@ -84,7 +84,7 @@ def lead(work: Callable[[], object]) -> None:
     An error of the first ends it alone; the launcher then ends the others.
     """
     if connected().is_main_process:
-        with _acting(alone=True):
+        with _working(alone=True):
             work()
             _tell_others(None)
         return
@@ -98,13 +98,13 @@ def together(make: Callable[..., Made], *arguments: object) -> Made:
     if connected().num_processes == 1:
         return make(*arguments)
     _tell_others((make, arguments))
-    with _acting(alone=False):
+    with _working(alone=False):
         return make(*arguments)
 
 
 def _tell_others(asked: tuple[Callable[..., object], tuple[object, ...]] | None) -> Any:
     """What the first process says, in all of them."""
-    with _acting(alone=False):
+    with _working(alone=False):
         return from_first_process(lambda: asked)
 
 
@@ -157,7 +157,7 @@ def sharing() -> Iterator[None]:
     processes hold together each takes all batches. Without others nothing changes.
     """
     state = connected()
-    token = _part.set((state.process_index, state.num_processes))
+    token = _part.set(WHOLE if is_alone() else (state.process_index, state.num_processes))
     try:
         yield
     finally:

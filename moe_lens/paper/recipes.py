@@ -13,6 +13,7 @@ from moe_lens.data import Example
 from moe_lens.errors import MoELensError
 from moe_lens.lens.delta import read_facts, stored_parameters
 from moe_lens.lens.lens import MoELens
+from moe_lens.lens.parallel import done_by_first
 from moe_lens.results import write_table
 from moe_lens.storage import read_sealed_json, write_sealed_json
 from moe_lens.tuning import (
@@ -170,7 +171,8 @@ def keep_trained(
     It is a delta checkpoint with the provenance `made_by`, beside log.parquet, learning_rates.parquet (each tried with
     its score on dev) and cost.json (`Cost`). router: the folder of tuned routers, where the recipe needs them.
     """
-    method = how.method(recipe.method(lens, train, model=model, seed=schedule.seed, router=router), schedule.seed)
+    chosen = done_by_first(lambda: recipe.method(lens, train, model=model, seed=schedule.seed, router=router))
+    method = how.method(chosen, schedule.seed)
     schedule = replace(schedule, learning_rate=rates[0])
     tuned = tune(
         lens,

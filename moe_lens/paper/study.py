@@ -195,7 +195,8 @@ class Study:
             rates = (read_cost(chosen).learning_rate,)
         made_by = self._trained_by(task, recipe, rates, router, seed)
         if not _holds(folder, made_by):
-            together(_train, replace(self), task, recipe, seed, folder, router, rates, made_by)
+            examples = self.examples(task, "train"), self.examples(task, "dev")
+            together(_train, replace(self), task, recipe, seed, folder, router, rates, made_by, *examples)
         return folder
 
     def _ready(self, folder: Path, task: str) -> Path:
@@ -223,14 +224,14 @@ class Study:
     def answers(self, task: str, tuned: Path | None = None) -> pd.DataFrame:
         """`answer_table` of a task's test examples, by the base model or a tuned one; kept in the run."""
         part = self.out / "answers" / f"{file_name(task)}-by-{'base' if tuned is None else tuned.name}.parquet"
-
-        return kept(part, self.measured_by(task, tuned), lambda: together(_answer, replace(self), task, tuned))
+        examples = self.examples(task)
+        return kept(part, self.measured_by(task, tuned), lambda: together(_answer, replace(self), examples, tuned))
 
     def attention_mass(self, task: str, router: Path | None = None) -> pd.DataFrame:
         """`AttentionMass` of a task's test examples, in the base model or with tuned routers; kept in the run."""
         part = self.out / "attention" / f"{file_name(task)}-{'base' if router is None else router.name}.parquet"
-
-        return kept(part, self.measured_by(task, router), lambda: together(_attend, replace(self), task, router))
+        examples = self.examples(task)
+        return kept(part, self.measured_by(task, router), lambda: together(_attend, replace(self), examples, router))
 
     def first_layers(self, task: str) -> dict[str, Path]:
         """Routers tuned in the first layer, the first two, … and all: "first 1" and so on, to their folders."""
@@ -257,13 +258,15 @@ def _train(
     router: Path | None,
     rates: Sequence[float],
     made_by: dict[str, Any],
+    train: Sequence[Example],
+    dev: Sequence[Example],
 ) -> None:
     """`keep_trained` as the study has it."""
     keep_trained(
         recipe,
         study.open(),
-        study.examples(task, "train"),
-        study.examples(task, "dev"),
+        train,
+        dev,
         folder,
         model=study.model,
         router=router,
@@ -276,9 +279,9 @@ def _train(
     )
 
 
-def _answer(study: Study, task: str, tuned: Path | None) -> pd.DataFrame:
-    """`answer_table` of a task's test examples; each process answers some of its batches."""
-    lens, examples = study.open(tuned), study.examples(task)
+def _answer(study: Study, examples: Sequence[Example], tuned: Path | None) -> pd.DataFrame:
+    """`answer_table` of examples, the longest first in batches, of which each process answers some."""
+    lens = study.open(tuned)
     part = part_of_work(lens.module)
     if part == WHOLE:
         return answer_table(lens, examples, max_new_tokens=study.max_new_tokens)
@@ -295,10 +298,10 @@ def _answer(study: Study, task: str, tuned: Path | None) -> pd.DataFrame:
     return pd.concat(gathered(answered(), part)).sort_index()
 
 
-def _attend(study: Study, task: str, router: Path | None) -> pd.DataFrame:
-    """`AttentionMass` of a task's test examples; each process measures some of its batches."""
+def _attend(study: Study, examples: Sequence[Example], router: Path | None) -> pd.DataFrame:
+    """`AttentionMass` of examples; each process measures some of the batches."""
     with sharing():
-        [mass] = study.open(router).measure(study.examples(task), AttentionMass())
+        [mass] = study.open(router).measure(examples, AttentionMass())
     return mass.table()
 
 

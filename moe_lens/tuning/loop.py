@@ -18,7 +18,15 @@ from moe_lens.progress import progress_bar
 from moe_lens.tuning.checkpoint import Checkpoints, Progress
 from moe_lens.tuning.methods import Around
 from moe_lens.tuning.objective import ANSWER_LOSS, Objective
-from moe_lens.tuning.processes import Processes, empty, put, put_together, restore_training_state, training_state, whole
+from moe_lens.tuning.processes import (
+    Processes,
+    empty,
+    put,
+    put_together,
+    restore_training_state,
+    training_state,
+    values,
+)
 from moe_lens.tuning.schedule import Schedule
 from moe_lens.tuning.state import evaluating, training
 from moe_lens.tuning.steps import StepData
@@ -63,7 +71,7 @@ def fit(
     checkpoints: where to keep the run; if it was begun there, it goes on, on the CPU to the same bytes.
     shard: paths of the layers to split over the processes (FSDP2). What is split is the first process's module; those
         of the others may be on the meta device. Afterwards the first process has it whole, on the CPU, to be saved, and
-        the others have it on the meta device, as all have after an exception.
+        the others have it on the meta device, as all have after an exception; no process can run it.
     around: what the module runs each batch in, of a method that adds to the model (`Trainable.around`).
     follow: is given each row of the log, by the first process.
 
@@ -84,15 +92,17 @@ def fit(
     checkpointing = schedule.gradient_checkpointing
     with training(module, named, gradient_checkpointing=checkpointing, split_on=split_on) as autocast:
         try:
+            if split_on is not None:
+                named.clear()  # or they would stay in memory, whole
             shared = processes.share(module, shard)
             data = StepData(prompts, schedule, pad_id, processes, around, objective)
             progress = _Run(module, shared, dtypes, data, dev, checkpoints, autocast, follow).to_the_end(label)
+            if split_on is not None:
+                put_together(module, keep=processes.is_main)
         except BaseException:
             if split_on is not None:
                 empty(module)  # the others may never come to put it together
             raise
-        if split_on is not None:
-            put_together(module, keep=processes.is_main)
     return progress
 
 
@@ -215,11 +225,11 @@ class _Run:
             self.progress = replace(self.progress, misses=self.progress.misses + 1)
             return found
         self.progress = replace(self.progress, best_step=self.progress.step, best_score=score, misses=0)
-        values = self._values()
+        best = values(self.trained, keep=self.checkpoints is None or self.processes.is_main)
         if self.checkpoints is None:
-            self.best = values
+            self.best = best
         elif self.processes.is_main:
-            self.checkpoints.save_best(self.progress.step, values)
+            self.checkpoints.save_best(self.progress.step, best)
         return found
 
     def _check(self, step: int, loss: float, norm: float) -> None:
@@ -234,10 +244,6 @@ class _Run:
             f"the {what} became {value} at step {step + 1} of {self.data.steps} (examples {ids}){kept}; "
             "use a lower learning rate, or look at these examples"
         )
-
-    def _values(self) -> dict[str, Tensor]:
-        """The trained parameters, whole, on the CPU."""
-        return {name: whole(parameter) for name, parameter in self.trained.items()}
 
     def _save_is_due(self) -> bool:
         return self.checkpoints is not None and time.perf_counter() - self.saved >= self.checkpoints.every
@@ -254,7 +260,7 @@ class _Run:
     def _save(self) -> None:
         if self.checkpoints is None:
             return
-        state = training_state(self.trained, self.optimizer)
+        state = training_state(self.trained, self.optimizer, keep=self.processes.is_main)
         if self.processes.is_main:
             self.checkpoints.save(self._so_far(), state)
         self.processes.wait()
@@ -280,10 +286,10 @@ class _Run:
                 put(self.trained[name], value)
         self.progress = replace(self._so_far(), finished=True)
         if self.checkpoints is not None:
-            values = self._values()
+            found = values(self.trained, keep=self.processes.is_main)
             self.processes.wait()  # all have read the best before it goes
             if self.processes.is_main:
-                self.checkpoints.save(self.progress, values)
+                self.checkpoints.save(self.progress, found)
             self.processes.wait()
 
 

@@ -97,7 +97,8 @@ def preference(
     """`DPO` over these prompts and their other halves, with the lens as it is now for the reference.
 
     trained: what of the lens will learn. The reference is measured once, the way training will measure the margins, and
-    the processes share the work. split: of a model that is to be split over them the first does it, which holds it.
+    the processes share the work. split: of a model that is to be split over them the first does it, which holds it, and
+    where it lies: its rounding is then that device's.
     """
     pairs = Preference(dpo.beta, tuple(others), ())
     processes = Processes.current()

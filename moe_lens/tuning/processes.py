@@ -8,18 +8,18 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from moe_lens.errors import MoELensError
 from moe_lens.lens.parallel import connected, from_first_process, is_alone
 
-NEW_NAME = "forward_sync_buffers"
-"""What torch 2.13 and later call `broadcast_buffers`."""
-BUFFERS_AS_THEY_ARE: dict[str, Any] = {
-    NEW_NAME if NEW_NAME in signature(DistributedDataParallel).parameters else "broadcast_buffers": False
+SYNC = "forward_sync_buffers"  # as torch 2.13 calls broadcast_buffers
+NO_SYNC: dict[str, Any] = {
+    SYNC if SYNC in signature(DistributedDataParallel).parameters else "broadcast_buffers": False
 }
+"""Buffers are not sent around at every step: they are the same everywhere and do not learn."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Processes:
         if self.count == 1:
             return module
         if not blocks:  # an expert that is a module of its own may be without tokens in a step
-            return DistributedDataParallel(module, find_unused_parameters=True, **BUFFERS_AS_THEY_ARE)
+            return DistributedDataParallel(module, find_unused_parameters=True, **NO_SYNC)
         held = _tensors(module) if self.is_main else {}
         empty(module)
         for path in blocks:
@@ -71,7 +71,7 @@ class Processes:
         fully_shard(module)
         module.to_empty(device=self.device)
         for name, tensor in _tensors(module).items():
-            self._hand_out(held.pop(name, None), tensor)
+            self._hand_out(held.pop(name) if self.is_main else None, tensor)
         return module
 
     def _hand_out(self, value: Tensor | None, target: Tensor) -> None:
@@ -94,10 +94,12 @@ class Processes:
         wrong |= {name for name, (shape, _, _) in told.items() if name not in mine or mine[name].shape != shape}
         wrong |= mine.keys() - told.keys()
         if any(self.sums(len(wrong))):
+            name = min(wrong, default="a tensor of another process")
+            there, here = told[name][0] if name in told else None, mine[name].shape if name in mine else None
             raise MoELensError(
-                "a model is split from the first process, which has to hold it whole, and the others need one of the "
-                f"same shapes; {min(wrong, default='a tensor of another process')} is not so: load the model without a "
-                "device_map that keeps parts on a disk, or train it without splitting"
+                "to be split, a model has to be whole in the first process's memory and of the same shapes in all; "
+                f"{name} is not (there {there}, here {here}): open one model in all, in the first without a device_map "
+                "that keeps parts on a disk"
             )
         for name, tensor in mine.items():
             tensor.data = tensor.data.to(told[name][1])
@@ -132,7 +134,16 @@ def put_together(module: nn.Module, *, keep: bool) -> None:
 
     All processes have to ask for it, one tensor after another, so that only those who keep it need the memory.
     """
-    _exchange(module, lambda tensor: whole(tensor) if keep else _shape(whole(tensor)))
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()  # after a forward pass alone the outermost one's are still whole, as they were then
+
+    def gathered(tensor: Tensor) -> Tensor:
+        if keep:
+            return whole(tensor)
+        return _shape(tensor.full_tensor() if isinstance(tensor, DTensor) else tensor)
+
+    _exchange(module, gathered)
 
 
 def empty(module: nn.Module) -> None:
@@ -170,13 +181,26 @@ def put(target: Tensor, value: Tensor) -> None:
         target.copy_(value)
 
 
-def training_state(parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The parameters, by name, and what the optimizer knows of each, as whole tensors on the CPU."""
-    state = {name: whole(parameter) for name, parameter in parameters.items()}
-    for name, parameter in parameters.items():
-        known = optimizer.state.get(parameter, {})
-        state |= {f"optimizer.{key}.{name}": whole(value) for key, value in known.items()}
-    return state
+def values(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
+    """The tensors by name, whole, on the CPU; all processes have to ask for it, those too that do not `keep` any."""
+    found: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        value = whole(tensor)
+        if keep:
+            found[name] = value
+    return found
+
+
+def training_state(
+    parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, *, keep: bool
+) -> dict[str, Tensor]:
+    """`values` of the parameters, by name, and of what the optimizer knows of each."""
+    known = {
+        f"optimizer.{key}.{name}": value
+        for name, parameter in parameters.items()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+    return values({**parameters, **known}, keep=keep)
 
 
 def restore_training_state(

@@ -42,7 +42,8 @@ def training(
     dtypes = {name: parameter.dtype for name, parameter in trained.items()}
     half = torch.bfloat16 in {parameter.dtype for parameter in module.parameters()}
     device = (split_on or next(iter(trained.values())).device).type
-    cuda = sorted({p.device.index for p in module.parameters() if p.device.type == "cuda"})
+    devices = {parameter.device for parameter in module.parameters()} | ({split_on} if split_on is not None else set())
+    cuda = sorted({device.index for device in devices if device.type == "cuda"})
     try:
         module.train()
         module.requires_grad_(False)

@@ -92,8 +92,8 @@ def tune(
         the mean log-probability (nats) of the answers' tokens, which costs least. Without dev data the last stays.
     max_length: longer training examples (prompt and either answer, in tokens) are left out and counted.
     shard: split the model over the processes instead of a copy in each. The lens of the first is what is split, best on
-        the CPU; the others' may be on the meta device. Afterwards the first process has the whole, on the CPU, and the
-        others only shapes; after an exception all have.
+        the CPU; the others' may be on the meta device. Afterwards the first process has the whole, on the CPU, to be
+        saved, and the others only shapes, as all have after an exception; no process can run it.
     boards: what shows the log while it grows, a run for each rate, such as `partial(board.tensorboard, folder)`.
 
     Started by `torchrun` or `accelerate launch`, the processes share every step and the dev data.

@@ -1,5 +1,6 @@
 """Scores as tables: taken from any statistic, measured once for each model that they are about, and kept."""
 
+import pickle
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
@@ -266,3 +267,8 @@ def test_what_measuring_will_take_is_about_what_it_takes(lenses, models):
     one = [SingleEffects()]
     experts = len(lens.architecture.moe_layers) * lens.architecture.n_experts
     assert SingleEffects.passes(one, lens, EXAMPLES, load=load_prompts) == 1 + experts
+
+
+def test_a_score_is_found_again_by_another_process():
+    for score in (*SCORES.values(), score_named("attribution-last(answer)"), score_named("contrast(novel;swap)")):
+        assert pickle.loads(pickle.dumps(score)) == score

@@ -318,6 +318,9 @@ def test_two_processes_agree_with_one_also_split_and_resumed(tokenizer, tmp_path
         assert found.pop("losses").numpy() == pytest.approx(losses, rel=1e-6)
         for name, value in values(lens).items():
             torch.testing.assert_close(found[name], value, rtol=0, atol=ROUNDING)
+    copied, split = (load_file(tmp_path / way / "peaked.safetensors") for way in ("ddp", "fsdp"))
+    for name, value in copied.items():
+        torch.testing.assert_close(split[name], value, rtol=0, atol=ROUNDING)
     alone = fresh(tokenizer, num_hidden_layers=2)
     method = TuneExperts(ExpertSet.of({0: [1, 2, 5], 1: [4]}))
     tuned = tune(alone, EXAMPLES, EXAMPLES[:5], method, UNEVEN, max_new_tokens=2)

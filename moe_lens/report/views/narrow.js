@@ -1,4 +1,5 @@
-// On a page narrower than figures are drawn for, a legend takes more lines: make room for them below.
+// On a page narrower than figures are drawn for, a legend takes more lines: make room for them below, counted as
+// _legend_rows of plots/style.py does.
 const rows = (names, width) => {
   let count = 0, room = 0;
   for (const name of names) {
