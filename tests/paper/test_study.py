@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from moe_lens import ExpertSet, ExpertUsage, MoELens
 from moe_lens.causal.evaluation import answer_table
@@ -29,7 +31,7 @@ from moe_lens.paper.study import Study
 from moe_lens.results import read_provenance, read_table, write_table
 from moe_lens.tuning import Schedule, TuneRouters, tune
 
-ANALYSES = Path(__file__).parents[2] / "analyses"
+ANALYSES, SUPPORT = Path(__file__).parents[2] / "analyses", Path(__file__).parents[1] / "support"
 
 
 def script(name: str, *options: str, folder: Path) -> subprocess.CompletedProcess:
@@ -386,17 +388,21 @@ def test_a_figure_of_one_training_refuses_several_seeds(monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_two_processes_share_trainings_answers_and_attention_and_keep_what_one_keeps(tmp_path):
-    few = "--limit 5 --learning-rate 1e-2 --batch-size 2".split()
+    few = "--limit 5 --learning-rate 1e-2 --batch-size 2 --out".split()
     together = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     for out, launch in {"one": [], "two": together}.items():
-        for name, *own in (["figure6_attention_gain.py"], ["table1_router_tuning.py", "--data", "swap"]):
-            command = [sys.executable, *launch, str(ANALYSES / name), *own, *few, "--out", out]
+        for words in ([ANALYSES / "figure6_attention_gain.py", *few], [SUPPORT / "led_study.py"]):
+            command = [sys.executable, *launch, *map(str, words), out]
             done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False)
             assert done.returncode == 0, done.stderr
     tables = {path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*.parquet")}
-    assert {path.parts[0] for path in tables} == {"answers", "attention", "figure6", "table1", "trained"}
+    assert {path.parts[0] for path in tables} == {"attention", "figure6", "trained", "led"}
     for path in tables:
         one, two = (
             read_table(tmp_path / out / path).drop(columns="seconds", errors="ignore") for out in ("one", "two")
         )
         pd.testing.assert_frame_equal(two, one, rtol=1e-3, atol=1e-5)  # gains are relative to masses near 0
+    for path in tmp_path.glob("one/**/delta.safetensors"):
+        one, two = (load_file(tmp_path / out / path.relative_to(tmp_path / "one")) for out in ("one", "two"))
+        for name, value in one.items():
+            torch.testing.assert_close(two[name], value, rtol=0, atol=1e-3)
