@@ -54,7 +54,7 @@ def test_a_preset_stands_for_what_is_not_given_and_says_so(monkeypatch, capsys):
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_value_is_of_an_option_of_its_command(name, monkeypatch):
     mains = []
-    monkeypatch.setattr(console, "run", mains.append)
+    monkeypatch.setattr(console, "run", lambda main, **_: mains.append(main))
     script.run(lambda study: None, item="table1", table="tasks", tasks="swap", about="")
     commands = {"tune": tune.main, "evaluate": evaluate.main, "script": mains[0]}
     preset = Preset.named(name)
