@@ -13,6 +13,7 @@ from moe_lens.errors import MoELensError
 from moe_lens.report import plots, views
 from moe_lens.report.document import View
 from moe_lens.report.section import Section
+from moe_lens.report.tables import with_short_tasks
 
 
 def gather(modules: Iterable[ModuleType]) -> dict[str, Section]:
@@ -48,6 +49,6 @@ def draw(name: str, table: pd.DataFrame) -> go.Figure | View:
     """The figure or view of a table by its file's name; MoELensError for a name that no section draws."""
     for pattern, section in SECTIONS.items():
         if section.draw is not None and fnmatch(name, pattern):
-            return section.draw(table)
+            return section.draw(with_short_tasks(table))
     known = ", ".join(pattern for pattern, section in SECTIONS.items() if section.draw is not None)
     raise MoELensError(f"no section draws a table named {name}; name it as one of {known}")

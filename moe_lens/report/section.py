@@ -8,6 +8,7 @@ import plotly.graph_objects as go
 
 from moe_lens.errors import MoELensError
 from moe_lens.report.document import View
+from moe_lens.report.tables import with_short_tasks
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,6 @@ class Section:
         if self.draw is None or table.empty:
             return None
         try:
-            return self.draw(table)
+            return self.draw(with_short_tasks(table))
         except MoELensError as error:
             raise MoELensError(f"cannot draw {name}: {error}") from None

@@ -60,3 +60,14 @@ def over_seeds(table: pd.DataFrame, keys: Sequence[str], metrics: Sequence[str],
             row |= {f"{metric}_high": part[metric].max() for metric in metrics}
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def with_short_tasks(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with tasks that are paths called by their last parts, where these tell them apart."""
+    if "task" not in table:
+        return table
+    tasks = table["task"].dropna().astype(str).unique()
+    short = {task: task.rstrip("/").rpartition("/")[2] for task in tasks}
+    if len(set(short.values())) < len(short):
+        return table
+    return table.assign(task=table["task"].map(short))

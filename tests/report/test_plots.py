@@ -767,7 +767,7 @@ def test_the_matrix_of_several_metrics_has_a_row_for_each_and_says_drops_in_thei
     drops[["effect", "effect_low", "effect_high"]] *= 10
     figure = selectivity_figure(pd.concat([matrix_table(), drops]))
     [cells] = figure.data
-    names = ["ce:4 (em)", "oe:4 (em)", "ce:4 (logit_difference)", "oe:4 (logit_difference)"]
+    names = ["ce:4<br>em", "oe:4<br>em", "ce:4<br>logit_difference", "oe:4<br>logit_difference"]
     assert list(figure.layout.yaxis.ticktext) == names
     np.testing.assert_allclose(np.asarray(cells.z)[2:], [[1, 0.025], [0.25, 0.375]])  # of the largest drop, 8
     told = {(note.x, note.y): note.text for note in figure.layout.annotations}

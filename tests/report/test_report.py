@@ -169,7 +169,18 @@ def test_on_a_narrow_page_a_figure_makes_room_for_the_lines_of_its_legend(tmp_pa
         sizes.append(tuple(map(int, size)))
     (narrow, taller), (wide, height) = sizes
     assert narrow < 500 < wide
-    assert taller == height + 30
+    assert taller == height + 2 * 30
+
+
+def test_figures_call_tasks_that_are_paths_by_what_tells_them_apart(run):
+    rows = pd.concat(answers().assign(task=task) for task in ("/data/a/mine-one", "/data/b/mine-two"))
+    write_table(rows, run / "tasks.parquet", PROVENANCE)
+    page = build_report(run, title="x").read_text()
+    assert '"mine-one"' in page
+    assert '"mine-two"' in page
+    assert ">/data/a/mine-one</td>" in page, "numbers stay as they are in the table"
+    write_table(rows.assign(task=["/data/a/mine-one", "/data/b/mine-one"]), run / "tasks.parquet", PROVENANCE)
+    assert '"mine-one"' not in build_report(run, title="x").read_text()
 
 
 def test_the_words_of_a_page_are_explained_and_only_those(run):

@@ -88,7 +88,8 @@ def metrics_figure(table: pd.DataFrame) -> go.Figure:
 def summary_figure(table: pd.DataFrame) -> go.Figure:
     """Scores as bars, metrics along the axis, a bar for the model as it is and one under each intervention.
 
-    Those that lie in [0, 1], where there are any; else all, such as log-probabilities.
+    With several tasks each metric stands once per task. Drawn are those that lie in [0, 1], where there are any; else
+    all, such as log-probabilities.
 
     Args:
         table: what `causal.summary_table` gives: `intervention`, `metric`, `n`, `mean`, `low`, `high`, and of
@@ -103,13 +104,15 @@ def summary_figure(table: pd.DataFrame) -> go.Figure:
     drawn = shares if len(shares) else table
     names = {"intervention": "variant", "mean": "score", "low": "score_low", "high": "score_high"}
     label = drawn["metric"].map(METRICS).fillna(drawn["metric"])
+    several = "task" in drawn and drawn["task"].nunique() > 1
+    label = label + "<br>" + drawn["task"] if several else label
     figure = _bars(drawn.rename(columns=names).assign(label=label), x="label", y="score", repeat=True)
     figure.update_yaxes(title_text="score")
     if shares.empty:
         figure.update_yaxes(range=None, dtick=None)
     figure.update_layout(showlegend=drawn["intervention"].nunique() > 1)
     subtitle = f"{style.counts(drawn['n'])} answers; bars: 95 % intervals"
-    return style.dress(figure, title=_drops(table), subtitle=subtitle, plot_height=300, below=44)
+    return style.dress(figure, title=_drops(table), subtitle=subtitle, plot_height=300, below=44 + 26 * several)
 
 
 def _drops(table: pd.DataFrame) -> str:

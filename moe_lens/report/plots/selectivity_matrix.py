@@ -56,7 +56,7 @@ def selectivity_figure(table: pd.DataFrame) -> go.Figure:
         figure.add_annotation(text=text, x=len(tasks) - 0.45, y=y, showarrow=False, xanchor="left", align="left")
     _axes(figure, [f"{task}<br>({roles[task]})" for task in tasks], names)
     style.dress(figure, title=_title(verdicts), subtitle=_subtitle(table), plot_height=max(120, 62 * len(names)))
-    figure.update_annotations(font_size=15)
+    figure.update_annotations(font_size=13)
     figure.update_layout(width=style.WIDTH + WIDTH_PER_TASK * max(0, len(tasks) - 3))
     figure.update_xaxes(tickfont_size=15)
     figure.update_yaxes(tickfont_size=15)
@@ -91,7 +91,7 @@ def _with_colour(table: pd.DataFrame) -> pd.DataFrame:
     largest = table.groupby("metric")["effect"].transform(lambda effect: effect.abs().max()).replace(0, 1)
     colour = table["effect"].where(table["measure"] == "share", table["effect"] / largest)
     if table["metric"].nunique() > 1:
-        table = table.assign(intervention=table["intervention"] + " (" + table["metric"] + ")")
+        table = table.assign(intervention=table["intervention"] + "<br>" + table["metric"])
     return table.assign(colour=colour)
 
 
@@ -116,6 +116,7 @@ def _title(verdicts: pd.DataFrame) -> str:
     found = list(verdicts.index[verdicts["verdict"] == "selective"])
     if not found:
         return "No intervention is certain to be selective"
+    found = [name.replace("<br>", " by ") for name in found]
     return f"{', '.join(found[:3])}{' and others' * (len(found) > 3)} {'is' if len(found) == 1 else 'are'} selective"
 
 

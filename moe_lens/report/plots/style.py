@@ -1,5 +1,6 @@
 """The house style of all figures: template, colours, and the few helpers every drawing function needs."""
 
+import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -182,13 +183,11 @@ def dress(
 
 
 def _legend_rows(names: Sequence[str]) -> int:
-    """In how many lines plotly sets these names below a figure; 0 of no names."""
-    rows, room = 0, 0
-    for width in (60 + 9 * len(name) for name in names):
-        if width > room:
-            rows, room = rows + 1, WIDTH - 100
-        room -= width
-    return rows
+    """In how many lines plotly sets these names below a figure: one, or columns as wide as the longest; 0 of none."""
+    widths, room = [60 + 9 * len(name) for name in names], WIDTH - 100
+    if sum(widths) <= room:
+        return min(1, len(widths))
+    return math.ceil(len(widths) / max(1, room // max(widths)))
 
 
 def untitled(figure: go.Figure) -> go.Figure:

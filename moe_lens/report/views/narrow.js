@@ -1,13 +1,9 @@
 // On a page narrower than figures are drawn for, a legend takes more lines: make room for them below, counted as
 // _legend_rows of plots/style.py does.
 const rows = (names, width) => {
-  let count = 0, room = 0;
-  for (const name of names) {
-    const needed = 60 + 9 * name.length;
-    if (needed > room) { count += 1; room = width - 100; }
-    room -= needed;
-  }
-  return count;
+  const widths = names.map((name) => 60 + 9 * name.length), room = width - 100;
+  if (widths.reduce((sum, own) => sum + own, 0) <= room) return Math.min(1, widths.length);
+  return Math.ceil(widths.length / Math.max(1, Math.floor(room / Math.max(...widths))));
 };
 const figures = [...document.querySelectorAll(".js-plotly-plot")]
   .map((figure) => ({ figure, height: figure.layout.height, bottom: figure.layout.margin.b }));
