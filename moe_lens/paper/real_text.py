@@ -159,10 +159,11 @@ def run_step(line: Sequence[str], *, processes: int = 1) -> None:
 
 def _here(line: Sequence[str]) -> str | int | None:
     """The exit code of a script or module that runs in this process with these options."""
-    run = runpy.run_path if line[0].endswith(".py") else runpy.run_module
-    before, sys.argv = sys.argv, [*line]
+    script = line[0].endswith(".py")
+    # a module's own file, as `python -m` has it: what it keeps is then the same
+    before, sys.argv = sys.argv, [line[0] if script else f"{line[0].replace('.', '/')}.py", *line[1:]]
     try:
-        run(line[0], run_name="__main__")
+        (runpy.run_path if script else runpy.run_module)(line[0], run_name="__main__")
     except SystemExit as end:
         return end.code
     finally:

@@ -14,7 +14,7 @@ from moe_lens.metrics import compare
 from moe_lens.paper.markdown import of_variants
 from moe_lens.paper.question_files import by_itself, write_examples
 from moe_lens.paper.real_text import Sizes, run_step, variants_table
-from moe_lens.results import provenance, read_table, write_table
+from moe_lens.results import provenance, read_provenance, read_table, write_table
 
 STUDY = runpy.run_path(str(Path(__file__).parents[2] / "analyses" / "english_study.py"))["main"]
 PARIS = Example("1", "It is in Lyon.", "Where is it?", ("Lyon",), "Paris", original_aliases=("Paname",))
@@ -68,6 +68,7 @@ def test_a_step_may_be_shared_by_processes(tmp_path, capfd):
         run_step([*line, str(tmp_path / str(processes))], processes=processes)
     one, two = (read_table(tmp_path / n / "usage.parquet") for n in "12")
     assert two.equals(one)
+    assert read_provenance(tmp_path / "1" / "usage.parquet")["command"][0] == "measure", "as where it is run by itself"
     assert "--nproc-per-node=2 -m moe_lens.measure" in capfd.readouterr().out
     with pytest.raises(MoELensError, match=r"a step ended with code 1: python -m torch\.distributed\.run "):
         run_step([*line, "/dev/null/no"], processes=2)
