@@ -61,7 +61,8 @@ def main(
             rows += [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     table = pd.DataFrame(rows).sort_values(["way", "process"], ignore_index=True)
     table["over_weights"] = table["mib"] / size
-    write_table(table, out / "sharded.parquet", provenance(model="random", seed=0, facts={"layers": layers}))
+    facts = {"layers": layers, "processes": processes}
+    write_table(table, out / "sharded.parquet", provenance(model="random", seed=0, facts=facts))
     console.show(table, title=f"MiB added at most by training {size:,.0f} MiB of weights")
 
 

@@ -18,7 +18,7 @@ from moe_lens.errors import MoELensError
 from moe_lens.experts import ExpertSet
 from moe_lens.lens.delta import changed_parameters, restored, weights_digest, with_delta
 from moe_lens.lens.lens import MoELens
-from moe_lens.lens.parallel import done_by_first
+from moe_lens.lens.parallel import done_by_first, from_first_process
 from moe_lens.lens.positions import Positions
 from moe_lens.report.plots import tuning_figure
 from moe_lens.results import data_digest, provenance, write_json, write_table
@@ -153,7 +153,7 @@ class Stage:
             tables = done_by_first(measured) if self.shard else measured()
         ground = Ground(self.lens.architecture, self.model, tables, seed=self.schedule.seed, layers=layers)
         [choice] = choices([selection], ground)
-        return choice.experts
+        return from_first_process(lambda: choice.experts)  # a near tie must not come out otherwise in another
 
     def _write(self, tuned: Tuned, method: Method, out: Path, objective: DPO | None) -> None:
         schedule = {name: value for name, value in asdict(tuned.schedule).items() if name != "seed"}
