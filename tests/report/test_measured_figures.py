@@ -215,3 +215,6 @@ def test_evaluations_scores_are_bars_and_the_title_counts_tested_drops():
     nats = summary_figure(table[table["metric"] == "nats"])
     assert list(nats.data[0].y) == [-3]
     assert nats.layout.title.text == "Scores of the model as it is, compared with nothing"
+    several = pd.concat([table.assign(task="swap"), table.assign(task="novel", mean=0.5)])
+    [first, *_] = summary_figure(several[several["metric"] == "em"]).data
+    assert (list(first.x), list(first.y)) == (["EM<br>swap", "EM<br>novel"], [0.9, 0.5]), "no bar stands on another"
