@@ -2,7 +2,7 @@
 
     python analyses/english_study.py --model english --data nq-swap,squad,confiqa-mc --out RUN/english
 
-Routers are tuned and experts found on the first data set; the second is spared, with its contexts and without them.
+Routers are tuned and experts found on the first data set; the second is spared, without its contexts.
 """
 
 from dataclasses import asdict

@@ -45,8 +45,8 @@ class Sizes:
     max_length: Annotated[int, Option(min=1, help="The longest prompt with its answer, in tokens.")] = 300
     train: Annotated[int, Option(min=1, help="Training questions of the first data set.")] = 300
     dev: Annotated[int, Option(min=1, max=100, help="Dev questions by which rates are chosen.")] = 100
-    questions: Annotated[int, Option(min=2, help="Test questions of each data set: answers, gains, vectors.")] = 300
-    masked: Annotated[int, Option(min=2, help="Of these, for masks and doses.")] = 100
+    questions: Annotated[int, Option(min=2, help="Test questions of each data set: answers and gains.")] = 300
+    masked: Annotated[int, Option(min=2, help="Of these, for masks, doses and routing vectors.")] = 100
     scored: Annotated[int, Option(min=1, help="Training questions on which experts are found.")] = 100
     random_sets: Annotated[int, Option(min=2, help="Random sets beside those masked; beside doses two.")] = 5
     router_rates: Annotated[str, Option(help="Learning rates of the routers, with commas.")] = "1e-3,1e-2"
@@ -105,11 +105,11 @@ def steps(model: Sequence[str], tasks: Sequence[str], sizes: Sizes, out: Path, a
     asked, closed = (*scored, "--data", first, "--spare"), f"{(others or tasks)[0]}{CLOSED}"
     masks = [word for name in FOUND for word in ("--experts", name)]
     masks += ["--control", f"random:{sizes.random_sets}", "--out", str(page / "masks")]
-    step("intervene", "--delta", router, *asked, ",".join([*others[:1], closed]), *masks, size=sizes.masked)
+    step("intervene", "--delta", router, *asked, closed, *masks, size=sizes.masked)
     step("figure8_answer_probability.py", *studied, "--out", page, size=sizes.train)
     if others:
         what = ("--what", "information,clustering", "--positions", "question")
-        step("measure", "--data", ",".join(tasks), *what, "--out", page / "vectors")
+        step("measure", "--data", ",".join(tasks), *what, "--out", page / "vectors", size=sizes.masked)
     doses = [word for name in BIASED for word in ("--experts", name)]
     doses += ["--control", "random:2", "--mode", DOSES, "--positions", "from_question"]
     step("intervene", *asked, closed, *doses, "--out", page / "doses", size=sizes.masked)

@@ -85,9 +85,7 @@ def test_the_study_runs_from_end_to_end_and_goes_on_where_it_was_stopped(tmp_pat
     printed, kept = capsys.readouterr().out, _kept(tmp_path / "run")
     assert "| swap-closed (4) | router-tuned | " in printed
     rows = read_table(tmp_path / "run" / "page" / "masks" / "masking.parquet")
-    assert set(rows["task"]) == {
-        str(tmp_path / "run" / "questions" / name) for name in ("swap", "novel", "novel-closed")
-    }
+    assert set(rows["task"]) == {str(tmp_path / "run" / "questions" / name) for name in ("swap", "novel-closed")}
     doses = read_table(tmp_path / "run" / "page" / "doses" / "doses.parquet")
     assert {1.0, 2.0, 4.0} <= set(doses["strength"])
     page = (tmp_path / "run" / "page" / "report.html").read_text(encoding="utf-8")
