@@ -172,12 +172,12 @@ def provenance(
 ) -> dict[str, Any]:
     """Where a result came from; the same run gives the same provenance, so there is no time in it.
 
-    model: hub id, folder or name. delta: the file or folder of trained parameters put on it; its content is
-    hashed. data: the examples used, which are counted and hashed. facts: anything else that matters, such as
-    revision, dtype and mode. Also recorded: Python's and the packages' versions and the command line. Of
-    absolute paths only the last part is kept, so that runs compare across machines.
+    model: hub id, folder or name. delta: the file or folder of trained parameters put on it; its content, but for
+    the command line that a folder tells, is hashed. data: the examples used, which are counted and hashed. facts:
+    anything else that matters, such as revision, dtype and mode. Also recorded: Python's and the packages' versions
+    and the command line. Of absolute paths only the last part is kept, so that runs compare across machines.
     """
-    trained = None if delta is None else {"name": Path(delta).name, "sha256": _sha256_of_files(Path(delta))}
+    trained = None if delta is None else {"name": Path(delta).name, "sha256": _sha256_of_delta(Path(delta))}
     return {
         "model": portable(model),
         "delta": trained,
@@ -227,10 +227,13 @@ def public_address(text: str) -> str:
     return scheme + server
 
 
-def _sha256_of_files(path: Path) -> str:
-    """A hash over the names and contents of a file, or of the files of a folder's delta checkpoint."""
+def _sha256_of_delta(path: Path) -> str:
+    """A hash over a file, or over the tensors and facts of a folder's delta checkpoint, whatever command made it."""
     digest = hashlib.sha256()
     for file in sorted(path.glob("delta.*")) if path.is_dir() else [path]:
-        if file.is_file():
+        if file.name == "delta.json" and path.is_dir():
+            told = _facts(read_sealed_json(file, remedy=f"tune again into another folder than {path}"))
+            digest.update(f"{file.name}:{as_json(told)}\n".encode())
+        elif file.is_file():
             digest.update(f"{file.name}:{digest_of(file)}\n".encode())
     return digest.hexdigest()

@@ -9,9 +9,11 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from moe_lens.data import Example
 from moe_lens.errors import MoELensError
+from moe_lens.lens.delta import save_delta
 from moe_lens.results import (
     claim,
     kept,
@@ -160,6 +162,15 @@ def test_trained_parameters_are_hashed_by_content_wherever_they_lie(tmp_path):
     whole = provenance(model="m", delta=tmp_path / "x/run/delta.safetensors")["delta"]
     line = f"delta.safetensors:{hashlib.sha256(b'1').hexdigest()}\n"
     assert whole == {"name": "delta.safetensors", "sha256": hashlib.sha256(line.encode()).hexdigest()}
+
+
+def test_the_command_that_trained_a_delta_does_not_tell_it_from_another(tmp_path):
+    layer = torch.nn.Linear(2, 2)
+    for name, facts in (("x", {}), ("y", {"command": ["tune", "--limit=8"]}), ("z", {"seed": 2})):
+        told = {"seed": 1, "command": ["tune", "--limit", "8"]} | facts
+        save_delta(layer, ["weight"], tmp_path / name / "run", facts=told, fingerprint="of the base")
+    x, y, z = (provenance(model="m", delta=tmp_path / name / "run")["delta"] for name in "xyz")
+    assert x == y != z
 
 
 def test_a_folder_is_one_runs_until_it_is_removed(tmp_path):
