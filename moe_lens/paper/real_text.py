@@ -46,7 +46,8 @@ class Sizes:
     train: Annotated[int, Option(min=1, help="Training questions of the first data set.")] = 300
     dev: Annotated[int, Option(min=1, max=100, help="Dev questions by which rates are chosen.")] = 100
     questions: Annotated[int, Option(min=2, help="Test questions of each data set: answers and gains.")] = 300
-    masked: Annotated[int, Option(min=2, help="Of these, for masks, doses and routing vectors.")] = 100
+    masked: Annotated[int, Option(min=2, help="Of these, for masks and routing vectors.")] = 100
+    dosed: Annotated[int, Option(min=2, help="Of these, for doses.")] = 50
     scored: Annotated[int, Option(min=1, help="Training questions on which experts are found.")] = 100
     random_sets: Annotated[int, Option(min=2, help="Random sets beside those masked; beside doses two.")] = 5
     router_rates: Annotated[str, Option(help="Learning rates of the routers, with commas.")] = "1e-3,1e-2"
@@ -112,7 +113,7 @@ def steps(model: Sequence[str], tasks: Sequence[str], sizes: Sizes, out: Path, a
         step("measure", "--data", ",".join(tasks), *what, "--out", page / "vectors", size=sizes.masked)
     doses = [word for name in BIASED for word in ("--experts", name)]
     doses += ["--control", "random:2", "--mode", DOSES, "--positions", "from_question"]
-    step("intervene", *asked, closed, *doses, "--out", page / "doses", size=sizes.masked)
+    step("intervene", *asked, closed, *doses, "--out", page / "doses", size=sizes.dosed)
     trained = ("--method", "ceft", "--router-delta", router, "--data", first, *tuned, sizes.expert_rates)
     step("tune", *trained, "--epochs", 1, "--out", ceft, size=sizes.train)
     answer(CEFT, "--delta", ceft)

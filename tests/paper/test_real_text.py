@@ -78,9 +78,8 @@ def test_a_step_may_be_shared_by_processes(tmp_path, capfd):
 @pytest.mark.long
 def test_the_study_runs_from_end_to_end_and_goes_on_where_it_was_stopped(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(console, "find_spec", lambda name: None)  # no browser
-    few = Sizes(
-        train=8, dev=4, questions=4, masked=4, scored=4, random_sets=2, router_rates="1e-2", expert_rates="1e-3"
-    )
+    sizes = {"train": 8, "dev": 4, "questions": 4, "masked": 4, "dosed": 4, "scored": 4, "random_sets": 2}
+    few = Sizes(**sizes, router_rates="1e-2", expert_rates="1e-3")
     STUDY(out=tmp_path / "run", model="organism", data="swap,novel", sizes=few)
     printed, kept = capsys.readouterr().out, _kept(tmp_path / "run")
     assert "| swap-closed (4) | router-tuned | " in printed
