@@ -11,7 +11,7 @@ from torch import Tensor
 from moe_lens.causal.outputs import first_tokens
 from moe_lens.data import Batch, Example
 from moe_lens.errors import MoELensError
-from moe_lens.lens.gradients import Effect, Gradients, Value, answer_log_probability
+from moe_lens.lens.gradients import Effect, Gradients, Value, answer_log_probability, of_gradients
 from moe_lens.lens.lens import MoELens
 from moe_lens.lens.parallel import join_others, own_part
 from moe_lens.lens.positions import Positions, check_positions
@@ -122,6 +122,7 @@ def attribution(
 
     score: mean over examples of the sum over tokens, in the target's unit (nats; of "output" per gating weight, of
     "logit" per logit); with its 95 % interval over examples, a jackknife's.
+    batch_size: of passes without gradients; these take a quarter at a time.
     In a `sharing` block of moe_lens.lens.parallel each process takes its batches, and all get the whole.
     Ways that differ in effect and positions only come from the same passes: as many as the target has, for each step.
     Raises MoELensError, naming it, for an example without what target or positions need.
@@ -171,6 +172,7 @@ def _gradients(
     lens: MoELens, examples: Examples, ways: Sequence[Attribution], batch_size: int | None, progress: bool | None
 ) -> Iterator[tuple[float, Gradients]]:
     """All passes of ways that share target and steps, batch by batch, each with what it counts."""
+    size = of_gradients(lens.batch_size if batch_size is None else batch_size)
     effects = tuple(dict.fromkeys(own.effect for own in ways))
     positions = {own.positions for own in ways if own.effect == "output"}
     for one in ways[0].passes(lens, examples):
@@ -182,7 +184,7 @@ def _gradients(
                 positions=positions,
                 scale=scale,
                 continuations=one.continuations,
-                batch_size=batch_size,
+                batch_size=size,
                 progress=progress,
                 part=own_part(lens.module),
             )

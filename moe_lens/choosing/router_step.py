@@ -13,7 +13,7 @@ from moe_lens.choosing.procedures import Examples, Load, Procedure, expect_answe
 from moe_lens.data import Example
 from moe_lens.errors import MoELensError
 from moe_lens.lens.delta import restored
-from moe_lens.lens.gradients import answer_log_probability
+from moe_lens.lens.gradients import answer_log_probability, of_gradients
 from moe_lens.lens.lens import MoELens
 from moe_lens.lens.positions import Positions
 from moe_lens.statistics import ExpertUsage
@@ -67,7 +67,8 @@ def stepped(
         for site in lens.architecture.moe
         for name, _ in lens.module.get_submodule(site.router).named_parameters()
     ]
-    gradients = lens.weight_gradients(examples, answer_log_probability, names, with_answer=True, batch_size=batch_size)
+    size = of_gradients(lens.batch_size if batch_size is None else batch_size)
+    gradients = lens.weight_gradients(examples, answer_log_probability, names, with_answer=True, batch_size=size)
     weights = {name: lens.module.get_parameter(name) for name in names}
     size, norm = _norm(weights.values()), _norm(gradients.values())
     if not norm:

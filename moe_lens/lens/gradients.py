@@ -25,6 +25,14 @@ Value = Callable[[Tensor, Batch, Sequence[int]], Tensor]
 """A number of each row, [batch]: of the logits [batch, row, vocab] from the last token of the first prompt that ends to
 the end of the batch, of the batch, and of the places of its examples in the input."""
 
+SHARE = 4
+"""By how much a pass whose gradients are taken has to be smaller, since it keeps what all layers have computed."""
+
+
+def of_gradients(batch_size: int) -> int:
+    """How many examples such a pass takes, where one without gradients takes so many: a quarter, and one at least."""
+    return max(1, batch_size // SHARE)
+
 
 @dataclass(frozen=True, eq=False)
 class Gradients:
