@@ -48,7 +48,7 @@ class Sizes:
     questions: Annotated[int, Option(min=2, help="Test questions of each data set: answers and gains.")] = 300
     masked: Annotated[int, Option(min=2, help="Of these, for masks and routing vectors.")] = 100
     dosed: Annotated[int, Option(min=2, help="Of these, for doses.")] = 50
-    scored: Annotated[int, Option(min=1, help="Training questions on which experts are found.")] = 100
+    scored: Annotated[int, Option(min=1, help="Of the training questions, those on which experts are found.")] = 100
     random_sets: Annotated[int, Option(min=2, help="Random sets beside those masked; beside doses two.")] = 5
     router_rates: Annotated[str, Option(help="Learning rates of the routers, with commas.")] = "1e-3,1e-2"
     expert_rates: Annotated[str, Option(help="Learning rates of CEFT, with commas.")] = "1e-4,1e-3"
@@ -65,7 +65,7 @@ def write_questions(names: Sequence[str], tokenizer_of: str, sizes: Sizes, folde
     for name in names:
         own, splits = folder / Path(name).name, {"test": sizes.questions}
         if not found:
-            splits |= {"train": max(sizes.train, sizes.scored), "dev": sizes.dev}
+            splits |= {"train": sizes.train, "dev": sizes.dev}
         for split, wanted in splits.items():
             loaded = reading.load(name, split=split, limit=8 * wanted)
             examples = reading.fit(loaded, asking, of=f"{name}, {split}", with_answer=True).examples[:wanted]
@@ -97,9 +97,9 @@ def steps(model: Sequence[str], tasks: Sequence[str], sizes: Sizes, out: Path, a
             told = ("--metrics", ",".join(SCORED), "--max-new-tokens", 24)
             step("evaluate", *delta, "--data", task, *told, "--out", out / "answers" / variant / Path(task).name)
 
-    tuned = ("--score", "log_likelihood", "--learning-rate")
+    tuned, every = ("--score", "log_likelihood", "--learning-rate"), max(sizes.train, sizes.questions)
     studied = ("--data", first, *tuned, sizes.router_rates, "--train-batch-size", STEP, "--test-limit", sizes.questions)
-    step("figure6_attention_gain.py", *studied, "--out", page, size=sizes.train)
+    step("figure6_attention_gain.py", *studied, "--out", page, size=every)  # the files have no more to train on
     answer(BASE)
     answer(TUNED, "--delta", router)
     scored = ("--metrics", "contains,answer_log_probability", "--score-limit", sizes.scored)
@@ -107,7 +107,7 @@ def steps(model: Sequence[str], tasks: Sequence[str], sizes: Sizes, out: Path, a
     masks = [word for name in FOUND for word in ("--experts", name)]
     masks += ["--control", f"random:{sizes.random_sets}", "--out", str(page / "masks")]
     step("intervene", "--delta", router, *asked, closed, *masks, size=sizes.masked)
-    step("figure8_answer_probability.py", *studied, "--out", page, size=sizes.train)
+    step("figure8_answer_probability.py", *studied, "--out", page, size=every)
     if others:
         what = ("--what", "information,clustering", "--positions", "question")
         step("measure", "--data", ",".join(tasks), *what, "--out", page / "vectors", size=sizes.masked)

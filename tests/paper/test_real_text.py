@@ -13,7 +13,7 @@ from moe_lens.commands import console
 from moe_lens.metrics import compare
 from moe_lens.paper.markdown import of_variants
 from moe_lens.paper.question_files import by_itself, write_examples
-from moe_lens.paper.real_text import Sizes, run_step, variants_table
+from moe_lens.paper.real_text import Sizes, run_step, steps, variants_table
 from moe_lens.results import provenance, read_provenance, read_table, write_table
 
 STUDY = runpy.run_path(str(Path(__file__).parents[2] / "analyses" / "english_study.py"))["main"]
@@ -53,6 +53,12 @@ def test_variants_stand_beside_the_base_model_with_paired_differences(tmp_path):
         f"|  | above base | +0.500 [{expected.low:+.3f}, {expected.high:+.3f}] |",
         *(line.replace("facts (4)", "facts-closed (4)") for line in told[2:5]),
     ]
+
+
+def test_gains_are_of_as_many_questions_as_answers_are():
+    lines = steps([], ["a"], Sizes(train=2, questions=5), Path("out"), Path("analyses"))
+    figures = [line for line in lines if "figure" in line[0]]
+    assert [line[line.index("--limit") + 1] for line in figures] == ["5", "5"]
 
 
 def test_a_step_that_fails_stops_the_study_and_is_named(capsys):
