@@ -22,7 +22,7 @@ def main(
             "replay, route_as, patch, generate, attention, expert_outputs, logit_lens; default all."
         ),
     ] = None,
-    prompt: Annotated[
+    text: Annotated[
         list[str] | None, Option(help="A text to check on. May be given several times; by default some short texts.")
     ] = None,
     config_only: Annotated[
@@ -58,7 +58,7 @@ def main(
         from moe_lens.commands.size_plan import parse_work
         from moe_lens.commands.size_plan import plan as show_plan
 
-        if families or opening.model or checks or prompt or config_only or markdown:
+        if families or opening.model or checks or text or config_only or markdown:
             raise MoELensError("--plan reads a configuration and checks nothing; give it alone, with --work, --dtype")
         remote = opening.trust_remote_code
         show_plan(plan, parse_work(work), dtype=opening.dtype, trust_remote_code=remote, as_json=as_json)
@@ -68,7 +68,7 @@ def main(
     if markdown and (not families or checks):
         raise MoELensError("--markdown needs --families, with all checks")
     of_a_model = [f"--{field.name.replace('_', '-')}" for field in fields(opening) if getattr(opening, field.name)]
-    of_a_model += ["--prompt"] * bool(prompt) + ["--config-only"] * config_only
+    of_a_model += ["--text"] * bool(text) + ["--config-only"] * config_only
     if families and of_a_model:
         raise MoELensError(f"{', '.join(of_a_model)} needs --model; --families has its own models and texts")
 
@@ -79,7 +79,7 @@ def main(
     if families:
         table = examine_families(names, as_json=as_json, markdown=markdown)
     else:
-        table = examine(opening, tuple(prompt or PROMPTS), names, config_only=config_only, as_json=as_json)
+        table = examine(opening, tuple(text or PROMPTS), names, config_only=config_only, as_json=as_json)
     if (table["outcome"] == "failed").any():
         raise Exit(1)
 

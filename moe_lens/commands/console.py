@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -34,6 +35,8 @@ OF_CTRL_C = 130
 """The exit code that typer gives an interrupted command."""
 COUNTS = {"n", "missing", "size", "examples", "tokens", "seed", "layer", "expert", "step"}
 """Columns whose numbers count or name something, and have no decimals."""
+WIDE = 110
+"""Characters of a terminal from which on help is a table."""
 LONG = 24
 """Characters of a cell that is wrapped where a table is too wide."""
 RANDOM = re.compile(r"random~(\d+x\d+(?:\+\d+x\d+)*)(?:#(\d+))?")
@@ -52,8 +55,10 @@ def run(main: Callable[..., None], *, shares: bool = False) -> None:
     command = grouped(main)
     command.__doc__ = flowing(main.__doc__ or "")
     usual, warnings.formatwarning = warnings.formatwarning, _warning
+    app = typer.Typer(add_completion=False, rich_markup_mode=_markup())
+    app.command()(command)
     try:
-        typer.run(command)
+        app()
     except MoELensError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
@@ -63,6 +68,11 @@ def run(main: Callable[..., None], *, shares: bool = False) -> None:
         raise
     finally:
         warnings.formatwarning = usual
+
+
+def _markup() -> Literal["rich"] | None:
+    """How typer lays out help: in a table, or as plain lines where that would cut names and values for want of room."""
+    return "rich" if shutil.get_terminal_size().columns >= WIDE else None
 
 
 def first_alone() -> None:

@@ -15,8 +15,8 @@ def main(
         str | None,
         Option(
             "--format",
-            help="Also write each figure to FOLDER/figures, with commas, as pdf, svg or png: takes kaleido "
-            "(moe_lens[image]) and Chrome.",
+            help="Also write each figure to FOLDER/figures, with commas, as pdf, svg or png: takes Chrome "
+            "and kaleido, of the package's extra `image`.",
         ),
     ] = None,
     no_title: Annotated[

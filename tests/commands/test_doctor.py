@@ -71,10 +71,10 @@ def test_a_model_whose_code_crashes_has_its_checks_failed(run, monkeypatch):
         (["--checks", "zero"], "either --model or --families"),
         (["--model", "organism", "--families"], "either --model or --families"),
         (["--model", "organism", "--markdown", "page.md"], "--markdown needs --families"),
-        (["--model", "organism", "--prompt", ""], "text 0 has no tokens"),
+        (["--model", "organism", "--text", ""], "text 0 has no tokens"),
         (["--model", "organism", "--device", "cuda:99"], "there is no device 'cuda:99' here"),
         (["--families", "--config-only"], "--config-only needs --model"),
-        (["--families", "--prompt", "a", "--dtype", "float32", "--device", "cpu"], "--dtype, --device, --prompt needs"),
+        (["--families", "--text", "a", "--dtype", "float32", "--device", "cpu"], "--dtype, --device, --text needs"),
         (["--families", "--trust-remote-code"], "--trust-remote-code needs --model"),
         (["--families", "--delta", "run", "--template", "plain"], "--template, --delta needs --model"),
     ],
@@ -86,7 +86,7 @@ def test_bad_input_is_exit_code_2(run, arguments, said):
 
 
 def test_json_holds_what_was_found_and_every_check(run):
-    code, out, _ = run("--model", "organism", "--json", "--checks", "capture,zero", "--prompt", "a b", "--prompt", "c")
+    code, out, _ = run("--model", "organism", "--json", "--checks", "capture,zero", "--text", "a b", "--text", "c")
     told = json.loads(out)
     lens = MoELens.from_pretrained("organism")
     assert code == 0

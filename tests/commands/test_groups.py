@@ -105,6 +105,25 @@ def test_help_shows_the_fields_like_other_options(monkeypatch, capsys):
         assert text in printed
 
 
+@pytest.mark.parametrize("columns", [80, 160])
+def test_help_has_whole_names_and_values_however_wide_the_terminal(columns, monkeypatch, capsys):
+    def main(
+        gradient_checkpointing_of_layers: Annotated[str, Option(help="Such as question=q,answer=gold_answer_of_it.")],
+    ) -> None:
+        """Train.
+
+        \b
+            python -m one --option a_word_without_any_end_that_is_rather_long --another \\
+                --and so_on
+        """
+
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert asked(main, "--help", monkeypatch) == 0
+    printed = capsys.readouterr().out
+    for text in ("--gradient-checkpointing-of-layers", "question=q,answer=gold_answer_of_it", "rather_long --another"):
+        assert text in printed
+
+
 def test_the_names_of_the_options_are_the_commands_own():
     def main(opening: Opening, reading: Reading) -> None: ...
 
