@@ -174,6 +174,7 @@ def masked(em: float, p: float | None) -> pd.DataFrame:
     [
         (0.88, 0.5, "random sets 0.80 (p = 0.5: not told from them)"),
         (0.1, 0.048, "random sets 0.80 (p = 0.048)"),
+        (0.1, 0.5, "random sets 0.80 (p = 0.5, the least that 1 can give)"),
         (0.1, None, "random sets 0.80, not tested"),
     ],
 )

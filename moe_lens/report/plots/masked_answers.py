@@ -1,5 +1,7 @@
 """The causal figure: the exact match that is left when chosen, planted or random experts are masked."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
@@ -195,17 +197,24 @@ def _title(masked: pd.DataFrame, unmasked: pd.DataFrame) -> str:
     worst = chosen.loc[chosen["em"].idxmin()]
     name = NAMES.get(worst["family"], worst["family"])
     of = f" of {unmasked['em'].iloc[0]:.2f}" if len(unmasked) else ""
-    alike = masked[(masked["size"] == worst["size"]) & (masked["family"] == "random mean")]["em"]
-    random = f"; random sets {alike.mean():.2f}{_tested(worst)}" if len(alike) else "; not compared with random sets"
+    alike = masked[masked["size"] == worst["size"]].groupby("family")["em"]
+    mean, sets = (alike.get_group(one) if one in alike.groups else None for one in ("random mean", "random"))
+    random = "; not compared with random sets"
+    if mean is not None:
+        random = f"; random sets {mean.mean():.2f}{_tested(worst, [] if sets is None else sets)}"
     return f"EM {worst['em']:.2f}{of} with {worst['size']:g} {name} experts per layer masked{random}"
 
 
-def _tested(row: pd.Series) -> str:
-    """The p-value of a set's being one of the random ones, and in words where that is likely."""
+def _tested(row: pd.Series, random: Sequence[float]) -> str:
+    """The p-value of a set's being one of the random ones, whose EMs are given, and in words where that is likely."""
     p = row.get("random_p", np.nan)
     if pd.isna(p):
         return ", not tested"
-    return f" (p = {p:.2g})" if p < NOT_TOLD else f" (p = {p:.2g}: not told from them)"
+    if p < NOT_TOLD:
+        return f" (p = {p:.2g})"
+    if len(random) and row["em"] < min(random) and p <= 1.001 / (len(random) + 1):
+        return f" (p = {p:.2g}, the least that {len(random)} can give)"
+    return f" (p = {p:.2g}: not told from them)"
 
 
 def _below_random(rows: pd.DataFrame, family: str) -> str:
