@@ -132,14 +132,14 @@ def main(
     checkpoint_seconds: Annotated[float, Option(min=0, help="Seconds between checkpoints.")] = 300.0,
     tensorboard: Annotated[
         bool,
-        Option("--tensorboard", help="Also write the log to OUT/tensorboard as it grows; needs the package's extra `board`."),
+        Option("--tensorboard", help="Also write the log to OUT/tensorboard as it grows; needs the extra `board`."),
     ] = False,
     wandb: Annotated[
         bool,
         Option(
             "--wandb",
             help="Also log to Weights & Biases, with files in OUT/wandb, where WANDB_MODE=offline keeps it; needs "
-            "the package's extra `wandb`.",
+            "the extra `wandb`.",
         ),
     ] = False,
     merge: Annotated[
