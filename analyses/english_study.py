@@ -13,9 +13,19 @@ from typer import Option
 
 from moe_lens.commands import console
 from moe_lens.paper.markdown import of_variants
-from moe_lens.paper.real_text import PAGE, VARIANTS, Sizes, run_step, steps, variants_table, write_questions
+from moe_lens.paper.real_text import (
+    PAGE,
+    VARIANTS,
+    WRITTEN,
+    Sizes,
+    called,
+    run_step,
+    steps,
+    variants_table,
+    write_questions,
+)
 from moe_lens.report import build_report
-from moe_lens.results import provenance, write_table
+from moe_lens.results import claim, provenance, write_table
 from moe_lens.storage import try_folder
 
 
@@ -29,14 +39,16 @@ def main(
 ) -> None:
     """Tune routers, answer, mask, bias, measure, train experts and report; stopped, the same command goes on."""
     try_folder(out)
+    told = asdict(sizes) | {"tasks": [called(name) for name in data.split(",")]}
+    claim(out, provenance(model=model, facts=told), writes=WRITTEN)
     tasks = write_questions(data.split(","), model, sizes, out / "questions")
     opening = ["--model", model, *([] if device is None else ["--device", device])]
     for step in steps(opening, tasks, sizes, out, Path(__file__).parent):
         run_step(step, processes=processes)
     table = variants_table(out / "answers", VARIANTS, tasks)
     for metric, rows in table.groupby("metric"):
-        made_by = provenance(model=model, facts=asdict(sizes) | {"tasks": tasks})
-        write_table(rows, out / PAGE / "headline" / str(metric) / "metrics.parquet", made_by)
+        own = out / PAGE / "headline" / str(metric) / "metrics.parquet"
+        write_table(rows, own, provenance(model=model, facts=told))
     print(of_variants(table))
     console.say(f"written: {build_report(out / PAGE, title=f'The study of {model} on {data}')}")
 

@@ -76,20 +76,21 @@ def _read(path: str | Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     return found.to_pandas(), {name: value for name, value in told.items() if name != SEAL}
 
 
-def claim(folder: Path, made_by: dict[str, Any]) -> None:
+def claim(folder: Path, made_by: dict[str, Any], *, writes: Sequence[str] = ()) -> None:
     """Makes a folder this run's: its provenance, whatever the command line, stands in run.json from now on.
 
     A run.json with nothing else beside or below it is of a run that came to nothing, and is replaced.
-    Raises MoELensError for a folder with another run's, with a run.json of something else, and with files that a
-    command may write and of which no run.json tells: nothing of the user's is overwritten.
+    writes: patterns of what this run writes beside `WRITTEN`. Raises MoELensError for a folder with another run's, with
+    a run.json of something else, and with files that a command may write and of which no run.json tells: nothing of the
+    user's is overwritten.
     """
     path = folder / RUN_FILE
     if path.exists():
-        told = read_sealed_json(path, remedy="choose another folder, or move that file away")
+        told = read_sealed_json(path, remedy="choose another folder")
         if any(file.is_file() and file != path for file in folder.rglob("*")):
             expect_same_run(folder, told, made_by)
             return
-    foreign = [file for name in WRITTEN for file in sorted(folder.glob(name)) if file.is_file()]
+    foreign = [file for name in (*WRITTEN, *writes) for file in sorted(folder.glob(name)) if file.is_file()]
     if foreign:
         names = ", ".join(str(file.relative_to(folder)) for file in foreign[:3])
         raise MoELensError(

@@ -80,13 +80,13 @@ def read_sealed_json(path: str | Path, *, remedy: str) -> dict[str, Any]:
     return {name: value for name, value in found.items() if name != SEAL}
 
 
-def digest_of(path: Path) -> str:
-    """The sha256 of a whole file; MoELensError where it cannot be read."""
+def digest_of(path: Path, *, remedy: str | None = None) -> str:
+    """The sha256 of a whole file; MoELensError, with the remedy, where it cannot be read."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except (OSError, ValueError) as error:
-        raise MoELensError(f"cannot read {path}: {_why(error)}") from None
+        raise MoELensError(f"cannot read {path}: {_why(error)}{f'; {remedy}' if remedy else ''}") from None
 
 
 def write_digests(folder: Path) -> None:
@@ -98,7 +98,7 @@ def write_digests(folder: Path) -> None:
 def check_digests(folder: Path, *, remedy: str) -> None:
     """MoELensError unless the files that `write_digests` found in a folder are as they were."""
     for name, digest in read_sealed_json(folder / DIGESTS_FILE, remedy=remedy).items():
-        if digest_of(folder / name) != digest:
+        if digest_of(folder / name, remedy=remedy) != digest:
             raise MoELensError(f"{folder / name} is damaged: its content is not what was written there; {remedy}")
 
 

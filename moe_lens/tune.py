@@ -1,6 +1,5 @@
 """Training from the command line: `python -m moe_lens.tune --help`."""
 
-from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -212,8 +211,8 @@ def main(
     preferring = _preferring(objective, beta)
     if dev is None and ending(data) is not None:
         raise MoELensError(f"{data} has no dev split to choose and test on; give other examples with --dev")
-    rates = _rates(learning_rate, what="--learning-rate")
-    router_rates = rates if router_rate is None else _rates(router_rate, what="--router-rate")
+    rates = console.rates(learning_rate, what="--learning-rate")
+    router_rates = rates if router_rate is None else console.rates(router_rate, what="--router-rate")
     check_rates(rates, shard=shard)
     if shard:
         if opening.device is not None:
@@ -282,16 +281,6 @@ def _preferring(objective: str, beta: float | None) -> "DPO | None":
     if beta is not None:
         raise MoELensError("--beta is for --objective dpo; leave it out, or give that too")
     return None
-
-
-def _rates(text: str, *, what: str) -> list[float]:
-    """The learning rates of an option; MoELensError unless each is a finite number above 0."""
-    rates = console.numbers(text, float, what=what)
-    if not all(0 < rate < inf for rate in rates):
-        raise MoELensError(f"{what} must be finite and above 0; got {text!r}")
-    if max(rates) > 1:
-        console.note(f"note: {what} {max(rates):g} moves each weight by about that much at every step")
-    return rates
 
 
 if __name__ == "__main__":

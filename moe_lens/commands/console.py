@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from inspect import cleandoc
 from itertools import pairwise
+from math import inf
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Literal, TypeVar
@@ -151,6 +152,16 @@ def numbers(text: str, kind: Callable[[str], Number], *, what: str) -> list[Numb
         return [kind(part) for part in text.split(",")]
     except ValueError:
         raise MoELensError(f"{what} must be numbers separated by commas; got {text!r}") from None
+
+
+def rates(text: str, *, what: str) -> list[float]:
+    """The learning rates of an option; MoELensError unless each is a finite number above 0."""
+    found = numbers(text, float, what=what)
+    if not all(0 < rate < inf for rate in found):
+        raise MoELensError(f"{what} must be finite and above 0; got {text!r}")
+    if max(found) > 1:
+        note(f"note: {what} {max(found):g} moves each weight by about that much at every step")
+    return found
 
 
 def show(table: "pd.DataFrame", columns: Sequence[str] | None = None, *, title: str) -> None:

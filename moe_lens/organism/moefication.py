@@ -18,6 +18,8 @@ from moe_lens.progress import progress_bar
 
 PROJECTED = 64
 """Numbers that stand for a neuron where neurons are grouped: a random projection of what it does on each token."""
+ALIGNED = 8
+"""Numbers in the 16 bytes whose multiples the rows of grouped products must be, in half precision."""
 RIDGE = 10.0
 CLOSE = 1e-3
 """Nats by which log-probabilities of the whole split, all experts chosen, may differ from the dense model's."""
@@ -48,12 +50,17 @@ class Parts:
             )
 
     def width(self, neurons: int) -> int:
-        """Neurons of each expert; MoELensError where they cannot be shared out evenly."""
+        """Neurons of each expert; MoELensError where they cannot be shared out evenly, or make experts too narrow."""
         width, left = divmod(neurons, self.experts + self.shared)
         if left:
             raise MoELensError(
                 f"{neurons} neurons cannot be shared out evenly over {self.experts} routed and {self.shared} shared "
                 "experts; give numbers whose sum divides them"
+            )
+        if width % ALIGNED:
+            raise MoELensError(
+                f"{neurons} neurons over {self.experts} routed and {self.shared} shared experts are {width} each, and "
+                f"transformers runs experts of a multiple of {ALIGNED}; give fewer experts"
             )
         return width
 
@@ -224,7 +231,8 @@ def layer_errors(dense: nn.Module, student: nn.Module, inputs: Sequence[Tensor])
         zip(dense.model.layers, student.model.layers, inputs, strict=True)  # type: ignore[union-attr,arg-type]
     ):
         wanted = own.mlp(given)
-        found[layer] = float((other.mlp(given[None])[0] - wanted).square().sum() / wanted.square().sum())
+        off = (other.mlp(given[None])[0] - wanted).square().sum()
+        found[layer] = float(off / wanted.square().sum()) if off else 0.0
     return found
 
 

@@ -27,7 +27,7 @@ def main(
     router_epochs: Annotated[int, Option(min=0, help="Passes before these in which the routers learn alone.")] = 0,
     learning_rate: Annotated[float, Option(help="The highest of distillation.")] = 4e-4,
     batch_size: Annotated[int, Option(min=1, help="Texts of a step.")] = 1,
-    seed: Annotated[int, Option(min=0, help="Groups and the order of texts.")] = 0,
+    seed: Annotated[int, Option(min=0, max=2**31 - 1, help="Groups and the order of texts.")] = 0,
 ) -> None:
     """Make a mixture of experts of a dense model, and teach it to answer as the dense one does.
 

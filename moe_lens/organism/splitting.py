@@ -1,7 +1,7 @@
 """A run of the split command: the dense model, its texts, the split, distillation in stages, and what came of it."""
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers import modeling_gguf_pytorch_utils as gguf
+from transformers.utils import logging
 
 from moe_lens.commands import console
 from moe_lens.commands.options import Reading
@@ -22,14 +23,17 @@ from moe_lens.data.prompts import FIGURE_10, PromptTemplate
 from moe_lens.errors import MODEL_CRASHES, MoELensError
 from moe_lens.lens.delta import weights_digest
 from moe_lens.lens.loading import load_model, load_tokenizer
-from moe_lens.lens.taken import pad_id
+from moe_lens.lens.taken import expect_known, pad_id
 from moe_lens.organism.distillation import distil, text_loss
-from moe_lens.organism.moefication import Parts, layer_errors, mlp_inputs, split, usage_entropy
-from moe_lens.progress import progress_bar
+from moe_lens.organism.moefication import Parts, feed_forward, layer_errors, mlp_inputs, split, usage_entropy
+from moe_lens.progress import is_drawn, is_quiet, progress_bar
 from moe_lens.results import claim, kept, provenance, write_table
 from moe_lens.storage import DIGESTS_FILE, check_digests, try_folder, write_digests
 from moe_lens.tuning import Schedule
 from moe_lens.tuning.loop import log_table
+
+WRITTEN = ("model/*", "split/*", "judged/*", "routers/*", "layers/*")
+"""What a run writes into folders of its own."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,8 @@ def load_dense(name: str) -> tuple[nn.Module, PreTrainedTokenizerBase]:
 
     Raises MoELensError if there is none, or the file cannot be read or takes a package that is missing.
     """
+    if is_quiet() or not is_drawn():
+        logging.disable_progress_bar()
     if not name.endswith(".gguf"):
         return load_model(name, dtype=torch.float32, device_map=None), load_tokenizer(name)
     file = Path(name)
@@ -92,15 +98,19 @@ class Asking:
 
 def split_and_distil(run: Splitting, reading: Reading, out: Path) -> None:
     """Split and distil as `run` says, or go on; in `out` the model, what it was judged by, and the checkpoints."""
+    if Path(run.model).resolve().is_relative_to(out.resolve()):
+        raise MoELensError(f"--model {run.model} lies in --out {out}, and would be written over; choose another folder")
     try_folder(out)
     dense, tokenizer = load_dense(run.model)
+    run.parts.width(feed_forward(dense)[0].gate_proj.out_features)
     pad = pad_id(dense, tokenizer)
     examples = _texts(run, reading, tokenizer)
     prompts = [encode(example, tokenizer, with_answer=True) for example in examples]
+    expect_known(prompts, dense, tokenizer)
     learned, held_out = prompts[: run.texts], prompts[run.texts :]
     facts = {**asdict(run), "weights": weights_digest(dense), "tokens": sum(len(p.input_ids) for p in learned)}
     made_by = provenance(model=run.model, data=examples, facts=facts)
-    claim(out, made_by)
+    claim(out, made_by, writes=WRITTEN)
     judge = _Judge(dense, held_out, out / "judged", made_by)
     stages = [judge.table("dense", dense, 0.0)]
 
@@ -164,13 +174,21 @@ def _texts(run: Splitting, reading: Reading, tokenizer: PreTrainedTokenizerBase)
         examples = reading.load(name, split="train", limit=4 * wanted // len(names))
         of_each.append(reading.fit(examples, asked, of=name, with_answer=True).examples)
     shortest = min(map(len, of_each))
-    examples = [own[place] for place in range(shortest) for own in of_each][:wanted]
+    examples = _distinct(own[place] for place in range(shortest) for own in of_each)[:wanted]
     if len(examples) < wanted:
         raise MoELensError(
-            f"expected {wanted} texts, {run.held_out} of them held out; {run.data} has {len(examples)} that fit; give "
-            "more data, a larger --max-length, or a smaller --texts"
+            f"expected {wanted} texts, {run.held_out} held out; {run.data} has {len(examples)} unlike ones that fit; "
+            "give more data, a larger --max-length, or a smaller --texts"
         )
     return examples
+
+
+def _distinct(examples: Iterable[Example]) -> list[Example]:
+    """Those whose text has not come before: no text that is held out may be learned under another id."""
+    found: dict[tuple[str, str, str], Example] = {}
+    for example in examples:
+        found.setdefault((example.context, example.question, example.answers[0]), example)
+    return list(found.values())
 
 
 def _kept_split(

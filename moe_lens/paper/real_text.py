@@ -1,5 +1,6 @@
 """The paper's study of one model on real text: the commands that it is made of, and the questions they are asked."""
 
+import re
 import runpy
 import shlex
 import subprocess
@@ -32,6 +33,8 @@ CLOSED = "-closed"
 """How the name of questions without their contexts ends."""
 PAGE = "page"
 """The folder of what stands on the study's page; single answers to many questions do not."""
+WRITTEN = ("questions/*/*", "answers/*/*/*", f"{PAGE}/*", f"{PAGE}/*/*")
+"""What the study writes into its folder."""
 STEP = 8
 """Examples of a step of training, as in the paper."""
 SCORED = ("em", "f1", "contains", "memory", "memory_ratio")
@@ -54,26 +57,44 @@ class Sizes:
     expert_rates: Annotated[str, Option(help="Learning rates of CEFT, with commas.")] = "1e-4,1e-3"
     batch_size: Annotated[int, Option(min=1, help="Questions at once.")] = 32
 
+    def __post_init__(self) -> None:
+        """MoELensError for rates that are none, which single steps would refuse hours later."""
+        for what, text in (("--router-rates", self.router_rates), ("--expert-rates", self.expert_rates)):
+            console.rates(text, what=what)
+
 
 def write_questions(names: Sequence[str], tokenizer_of: str, sizes: Sizes, folder: Path) -> list[str]:
     """The questions of every step, those that fit, as data in `folder`; their names: the first alone has train and dev.
 
     Beside each stand the same questions without contexts, of which `by_itself` says what they are asked for.
     """
+    folders = [folder / called(name) for name in names]
+    if len(set(folders)) < len(folders) or any(Path(name).is_file() for name in names):
+        raise MoELensError(
+            "expected data sets with splits whose names, or folders' last parts, differ, since they tell the questions "
+            f"apart; got {', '.join(names)}"
+        )
     asking, reading = Asking(load_tokenizer(tokenizer_of)), Reading(max_length=sizes.max_length)
     found: list[str] = []
-    for name in names:
-        own, splits = folder / Path(name).name, {"test": sizes.questions}
+    for name, own in zip(names, folders, strict=True):
+        splits = {"test": sizes.questions}
         if not found:
             splits |= {"train": sizes.train, "dev": sizes.dev}
         for split, wanted in splits.items():
             loaded = reading.load(name, split=split, limit=8 * wanted)
             examples = reading.fit(loaded, asking, of=f"{name}, {split}", with_answer=True).examples[:wanted]
+            if len(examples) < wanted:
+                console.note(f"{name}, {split}: {len(examples)} questions, where {wanted} are asked for")
             write_examples(examples, own / f"{split}.jsonl")
             if split == "test":
                 write_examples(by_itself(examples), own.with_name(own.name + CLOSED) / "test.jsonl")
         found.append(str(own))
     return found
+
+
+def called(name: str) -> str:
+    """What a data set is called here: its name without the place or revision that it is read from, or its folder's."""
+    return Path(re.split("[@:]", name)[0]).name
 
 
 def steps(model: Sequence[str], tasks: Sequence[str], sizes: Sizes, out: Path, analyses: Path) -> list[list[str]]:
@@ -144,6 +165,8 @@ def variants_table(answers: Path, variants: Sequence[str], tasks: Sequence[str])
 def run_step(line: Sequence[str], *, processes: int = 1) -> None:
     """Runs a command line of `steps` in this process; MoELensError where it ends with an error, which it has told.
 
+    Where Ctrl-C ended it, SystemExit with that code, too.
+
     processes: with more it runs in so many others, which share it.
     """
     words = [*line] if line[0].endswith(".py") else ["-m", *line]
@@ -154,6 +177,8 @@ def run_step(line: Sequence[str], *, processes: int = 1) -> None:
     clock, used = perf_counter(), process_time()
     code = _here(line) if processes == 1 else subprocess.run([sys.executable, *words], check=False).returncode
     console.say(f"{perf_counter() - clock:.0f} s by the clock, {process_time() - used:.0f} s of this process's CPU")
+    if code == console.OF_CTRL_C:
+        raise SystemExit(code)
     if code:
         raise MoELensError(f"a step ended with code {code}: {told}; mend that, and go on")
 

@@ -171,7 +171,7 @@ def _rates(learning_rate: str | None) -> Mapping[str, tuple[float, ...]]:
     """The rates to try by what learns, the same for all where --learning-rate says which."""
     if learning_rate is None:
         return RATES
-    return dict.fromkeys(RATES, tuple(console.numbers(learning_rate, float, what="--learning-rate")))
+    return dict.fromkeys(RATES, tuple(console.rates(learning_rate, what="--learning-rate")))
 
 
 def _compute(compute: Compute, study: Study, path: Path, facts: Mapping[str, object]) -> None:

@@ -32,7 +32,6 @@ from moe_lens.lens.positions import check_positions
 from moe_lens.metrics.catalogue import metrics_named
 from moe_lens.report.page import build_report
 from moe_lens.storage import try_folder
-from moe_lens.tune import _rates
 
 NINES, DEEP = "9" * 5000, "[" * 100_000
 PARTS = """\0 \ud800 \udcff ² ٣ ٣:٤ -1 nan inf 1e999 . .. / ~ : ; , = @ # % \n \u2028 é 0x1 1_000 0.2 p= .json .gz .csv
@@ -56,7 +55,7 @@ OPTIONS = {
     "--experts": parse,
     "--mode": check_mode,
     "--control": Controls.parse,
-    "--learning-rate": lambda text: _rates(text, what="--learning-rate"),
+    "--learning-rate": lambda text: console.rates(text, what="--learning-rate"),
     "--layers": lambda text: console.numbers(text, int, what="--layers"),
     "--columns": parse_columns,
     "--template": template_named,

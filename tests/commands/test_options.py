@@ -308,7 +308,7 @@ def test_a_base_that_no_score_needs_and_a_rate_above_one_are_told(capsys):
     NamedExperts(
         ["0:1"], Opening("organism"), options.Scoring(base="other"), Asked(Reading()), "swap", mode=parse_mode("zero")
     )
-    tune._rates("5e-4,1e30", what="--learning-rate")
+    console.rates("5e-4,1e30", what="--learning-rate")
     said = capsys.readouterr().err
     assert "--base changes nothing" in said
     assert "--learning-rate 1e+30 moves each weight" in said

@@ -1,6 +1,7 @@
 """A dense model in experts: the split answers as the dense one does where it must, and learns from it where it may."""
 
 import importlib
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -45,6 +46,10 @@ def command(monkeypatch):
         assert (ended.value.code or 0) == code
 
     return run
+
+
+def write_rows(path, rows):
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
 
 
 def dense_model(tokenizer, config=LlamaConfig, model=LlamaForCausalLM, **more):
@@ -205,6 +210,56 @@ def test_the_command_makes_a_model_that_a_lens_opens(tokenizer, command, tmp_pat
     examples = load_examples("swap", limit=6)
     assert list(answers["id"]) == [example.id for example in examples]
     assert list(answers["prediction"]) == [text.strip() for text in lens.generate(examples, max_new_tokens=3)]
+
+
+@pytest.fixture
+def folder(tokenizer, tmp_path):
+    dense_model(tokenizer).save_pretrained(tmp_path / "dense")
+    tokenizer.save_pretrained(tmp_path / "dense")
+    return tmp_path
+
+
+def test_nothing_of_the_users_is_written_over_and_wrong_sizes_claim_no_folder(folder, command, capsys):
+    few = ["--texts", 4, "--held-out", 2, "--fit-texts", 2, "--epochs", 0]
+    few += ["--experts", 8, "--top-k", 4, "--shared", 4, "--model", folder / "dense", "--data", "swap"]
+    mine = folder / "mine" / "model" / "config.json"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    for line, says in (
+        ([*few, "--out", folder], "lies in --out"),
+        ([*few, "--out", folder / "mine"], "holds model/config.json"),
+        ([*few, "--experts", 7, "--out", folder / "run"], "cannot be shared out evenly"),
+        ([*few, "--experts", 20, "--out", folder / "run"], "multiple of 8"),
+    ):
+        command(split_command.main, *line, code=2)
+        assert says in capsys.readouterr().err
+    assert mine.read_text() == "mine"
+    assert not any((folder / "run").glob("*"))
+
+
+def test_no_text_that_is_held_out_was_learned_under_another_id(folder, command, capsys):
+    rows = [{"context": "", "question": f"Who is {name}?", "answer": name} for name in "abcdef"]
+    write_rows(folder / "rows.jsonl", [*rows[:4], *rows])
+    line = ["--model", folder / "dense", "--experts", 8, "--top-k", 4, "--shared", 4, "--epochs", 0, "--fit-texts", 2]
+    line += ["--data", folder / "rows.jsonl", "--texts", 4, "--out", folder / "run"]
+    command(split_command.main, *line, "--held-out", 3, code=2)
+    assert "has 6 unlike ones that fit" in capsys.readouterr().err
+
+
+def test_a_token_that_the_model_has_no_embedding_of_is_named(tokenizer, folder, command, capsys):
+    dense = dense_model(tokenizer)
+    dense.resize_token_embeddings(20)
+    dense.save_pretrained(folder / "dense")
+    line = ["--model", folder / "dense", "--experts", 8, "--top-k", 4, "--shared", 4, "--epochs", 0, "--fit-texts", 2]
+    command(split_command.main, *line, "--data", "swap", "--texts", 4, "--out", folder / "run", code=2)
+    assert "has embeddings of 20" in capsys.readouterr().err
+
+
+def test_a_layer_that_writes_nothing_has_no_error(tokenizer, prompts):
+    teacher = dense_model(tokenizer)
+    teacher.model.layers[0].mlp.down_proj.weight.data.zero_()
+    errors = layer_errors(teacher, split(teacher, prompts[:2], PARTS), mlp_inputs(teacher, prompts[:2]))
+    assert errors[0] == 0 < errors[1]
 
 
 def test_without_the_model_one_message_says_what_to_run(tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from moe_lens.commands import console
 from moe_lens.metrics import compare
 from moe_lens.paper.markdown import of_variants
 from moe_lens.paper.question_files import by_itself, write_examples
-from moe_lens.paper.real_text import Sizes, run_step, steps, variants_table
+from moe_lens.paper.real_text import Sizes, run_step, steps, variants_table, write_questions
 from moe_lens.results import provenance, read_provenance, read_table, write_table
 
 STUDY = runpy.run_path(str(Path(__file__).parents[2] / "analyses" / "english_study.py"))["main"]
@@ -59,6 +59,32 @@ def test_gains_are_of_as_many_questions_as_answers_are():
     lines = steps([], ["a"], Sizes(train=2, questions=5), Path("out"), Path("analyses"))
     figures = [line for line in lines if "figure" in line[0]]
     assert [line[line.index("--limit") + 1] for line in figures] == ["5", "5"]
+
+
+@pytest.mark.parametrize("names", [["swap", "swap"], ["a/q", "b/q"], ["q@authors:a", "q:b"], [__file__, "swap"]])
+def test_data_sets_that_would_share_a_folder_or_have_no_splits_are_refused(names, tmp_path):
+    with pytest.raises(MoELensError, match="data sets with splits whose names"):
+        write_questions(names, "organism", Sizes(), tmp_path)
+
+
+def test_fewer_questions_than_asked_for_are_told(tmp_path, capsys):
+    few = Sizes(train=2, dev=2, questions=100_000, max_length=60)
+    assert write_questions(["novel"], "organism", few, tmp_path) == [str(tmp_path / "novel")]
+    assert "where 100000 are asked for" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("rates", [{"router_rates": "0"}, {"expert_rates": "1e-3,nan"}, {"expert_rates": "x"}])
+def test_rates_are_checked_before_anything_runs(rates):
+    with pytest.raises(MoELensError, match=r"-rates must be"):
+        Sizes(**rates)
+
+
+def test_ctrl_c_in_a_step_is_no_bad_input(tmp_path):
+    script = tmp_path / "stopped.py"
+    script.write_text("raise SystemExit(130)")
+    with pytest.raises(SystemExit) as ended:
+        run_step([str(script)])
+    assert ended.value.code == console.OF_CTRL_C
 
 
 def test_a_step_that_fails_stops_the_study_and_is_named(capsys):
