@@ -67,8 +67,8 @@ def stepped(
         for site in lens.architecture.moe
         for name, _ in lens.module.get_submodule(site.router).named_parameters()
     ]
-    size = of_gradients(lens.batch_size if batch_size is None else batch_size)
-    gradients = lens.weight_gradients(examples, answer_log_probability, names, with_answer=True, batch_size=size)
+    at_once = of_gradients(lens.batch_size if batch_size is None else batch_size)
+    gradients = lens.weight_gradients(examples, answer_log_probability, names, with_answer=True, batch_size=at_once)
     weights = {name: lens.module.get_parameter(name) for name in names}
     size, norm = _norm(weights.values()), _norm(gradients.values())
     if not norm:

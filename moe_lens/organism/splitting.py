@@ -102,7 +102,9 @@ def split_and_distil(run: Splitting, reading: Reading, out: Path) -> None:
         raise MoELensError(f"--model {run.model} lies in --out {out}, and would be written over; choose another folder")
     try_folder(out)
     dense, tokenizer = load_dense(run.model)
-    run.parts.width(feed_forward(dense)[0].gate_proj.out_features)
+    feed_forward(dense)
+    config: Any = dense.config
+    run.parts.width(config.intermediate_size)
     pad = pad_id(dense, tokenizer)
     examples = _texts(run, reading, tokenizer)
     prompts = [encode(example, tokenizer, with_answer=True) for example in examples]
