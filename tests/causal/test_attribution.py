@@ -46,6 +46,19 @@ def derivative(lens, target, experts, positions) -> float:
     return (ends[0] - ends[1]) / 2e-2
 
 
+@pytest.mark.parametrize(("batch_size", "at_once"), [(8, 2), (1, 1)])
+def test_passes_back_take_a_quarter_of_a_batch(lens, monkeypatch, batch_size, at_once):
+    asked, gradients = [], MoELens.gradients
+
+    def seen(self, *args, **told):
+        asked.append(told["batch_size"])
+        return gradients(self, *args, **told)
+
+    monkeypatch.setattr(MoELens, "gradients", seen)
+    attribution(lens, EXAMPLES, Attribution(target="answer"), batch_size=batch_size)
+    assert set(asked) == {at_once}
+
+
 @pytest.mark.parametrize(("target", "positions"), [
     ("difference", "all"), ("answer", "from_question"), ("difference", "last"), ("answer", (0, 1)),
 ])  # fmt: skip
