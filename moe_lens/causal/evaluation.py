@@ -41,8 +41,9 @@ UNMASKED = "none"
 class Evaluation:
     """Scored answers.
 
-    answers: one row per intervention and example: intervention ("none" first), id, prediction (None where no metric
-        reads it), with a template's `answer_after` answered (what of it is scored, None where nothing is), a column per
+    answers: one row per intervention and example: intervention ("none" first), id, question, gold (the right answers),
+        original_answer (what memory says, None where that is unknown), prediction (None where no metric reads it), with a
+        template's `answer_after` answered (what of it is scored, None where nothing is), a column per
         metric (NaN where it is not defined), `same` (whether a gold answer is also what memory
         says), and with a judge `unjudged`, why there is no verdict. summary: see `summary_table`.
     """
@@ -115,14 +116,16 @@ def answer_table(
     batch_size: int | None = None,
     progress: bool | None = None,
 ) -> pd.DataFrame:
-    """One row per example, in the order given, of the model as it is now: id, prediction, DEFAULT_METRICS."""
+    """One row per example, in the order given, of the model as it is now.
+
+    Columns: id, question, gold, original_answer, prediction, same, and DEFAULT_METRICS, as `Evaluation.answers` has them.
+    """
     tell_unreachable(lens, examples, max_new_tokens)
     texts = decoding.generate(lens, examples, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress)
     texts = [without_thoughts(text).strip() for text in texts]
     columns = {metric.name: scores(metric, texts, examples, lens.template) for metric in metrics_named(DEFAULT_METRICS)}
     same = _same(without_reasoning(examples, lens.template))
-    told = {"id": [example.id for example in examples], "prediction": texts, "same": same}
-    return pd.DataFrame(told | columns)
+    return pd.DataFrame(_asked(examples) | {"prediction": texts, "same": same} | columns)
 
 
 def tell_unreachable(lens: MoELens, examples: Sequence[Example], max_new_tokens: int) -> None:
@@ -236,7 +239,7 @@ def _answers(
     tables = []
     for name in names:
         texts = found.get((name, PREDICTION), [None] * len(examples))
-        table = pd.DataFrame({"intervention": name, "id": [example.id for example in examples], "prediction": texts})
+        table = pd.DataFrame({"intervention": name} | _asked(examples) | {"prediction": texts})
         if template.answer_after:
             table["answered"] = [None if text is None else template.answered(text) for text in texts]
             if name == UNMASKED:
@@ -252,6 +255,16 @@ def _answers(
                 table[metric.name] = scores(metric, found[name, metric.reads], examples, template)
         tables.append(table)
     return pd.concat(tables, ignore_index=True)
+
+
+def _asked(examples: Sequence[Example]) -> dict[str, list[str | None]]:
+    """What tables of answers say of the examples; of several right answers all, with " | " between them."""
+    return {
+        "id": [example.id for example in examples],
+        "question": [example.question for example in examples],
+        "gold": [" | ".join(example.answers) for example in examples],
+        "original_answer": [example.original_answer for example in examples],
+    }
 
 
 def _tell_unmarked(template: PromptTemplate, texts: Sequence[str | None]) -> None:

@@ -22,6 +22,7 @@ from moe_lens.storage import nameable, try_folder, write_bytes
 
 PAGE = "report.html"
 MOST_ROWS = 400  # of a table, on the page
+LONGEST = 400  # of a table's texts there, in characters
 
 
 def build_report(folder: str | Path, *, title: str) -> Path:
@@ -109,12 +110,18 @@ def _numbers(name: str, table: pd.DataFrame) -> str:
     kinds = ['class="number"' if is_numeric_dtype(table[column]) else "" for column in table.columns]
     head = _row("th", kinds, [str(column) for column in table.columns])
     shown = table.head(MOST_ROWS).itertuples(index=False, name=None)
-    rows = "".join(_row("td", kinds, ["–" if pd.isna(it) else style.number(it) for it in row]) for row in shown)
+    rows = "".join(_row("td", kinds, [_cell(it) for it in row]) for row in shown)
     part = f"The first {MOST_ROWS} of" if len(table) > MOST_ROWS else "All"
     return (
         f"<details open><summary>{part} {len(table)} rows of <code>{html.escape(name)}</code></summary>"
         f'<div class="numbers"><table><thead>{head}</thead><tbody>{rows}</tbody></table></div></details>'
     )
+
+
+def _cell(value: object) -> str:
+    """A table's value as the page has it: a missing one as a dash, of a long text its beginning."""
+    text = "–" if pd.isna(value) else style.number(value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
 
 
 def _row(tag: str, kinds: list[str], texts: list[str]) -> str:

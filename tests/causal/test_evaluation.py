@@ -37,11 +37,21 @@ def test_answers_are_those_as_the_model_is_and_under_each_intervention(olmoe):
             expected = answer_table(olmoe, EXAMPLES, max_new_tokens=3, batch_size=2, progress=False)
         part = found.answers[found.answers["intervention"] == name].drop(columns="intervention").reset_index(drop=True)
         assert part.equals(expected)
+        assert part["question"].tolist() == [example.question for example in EXAMPLES]
     predictions = found.answers.groupby("intervention", sort=False)["prediction"].agg(tuple)
     assert list(predictions.index) == ["none", "half", "two"]
     assert predictions.nunique() > 1, "no intervention took"
     assert list(found.summary["intervention"].unique()) == ["none", "half", "two"]
     assert found.summary.set_index(["intervention", "metric"]).loc[("none", "memory"), "missing"] == 1
+
+
+def test_answers_stand_beside_their_question_all_right_answers_and_what_memory_says(olmoe):
+    known = replace(EXAMPLES[0], answers=("the mat", "a mat"), original_answer="the moon")
+    unknown = replace(EXAMPLES[1], original_answer=None)
+    told = evaluate(olmoe, [known, unknown], **QUIET).answers[["question", "gold", "original_answer"]]
+    assert told.iloc[0].tolist() == [known.question, "the mat | a mat", "the moon"]
+    assert told["gold"].iloc[1] == " | ".join(unknown.answers)
+    assert told["original_answer"].isna().tolist() == [False, True]
 
 
 def test_m_r_stands_beside_memory_with_its_interval_and_examples_of_no_conflict_apart(olmoe, monkeypatch):

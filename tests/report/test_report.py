@@ -13,7 +13,7 @@ from moe_lens.errors import MoELensError
 from moe_lens.report import pictures
 from moe_lens.report.contents import SECTIONS
 from moe_lens.report.glossary import meaning
-from moe_lens.report.page import MOST_ROWS, build_report
+from moe_lens.report.page import LONGEST, MOST_ROWS, build_report
 from moe_lens.report.views.citations_of_answer import COLUMNS
 from moe_lens.results import write_table
 
@@ -204,9 +204,10 @@ def test_every_score_task_and_metric_has_a_meaning():
 def test_an_evaluations_folder_has_a_page(tmp_path):
     row = {"intervention": "none", "metric": "em", "n": 3, "mean": 0.5, "low": 0.1, "high": 0.9}
     write_table(pd.DataFrame([row]), tmp_path / "summary.parquet", PROVENANCE)
-    answer = {"intervention": "none", "id": "1", "prediction": "Belmor <b>", "em": 1.0}
+    answer = {"intervention": "none", "id": "1", "question": "zyxw " * 1000, "prediction": "Belmor <b>", "em": 1.0}
     write_table(pd.DataFrame([answer]), tmp_path / "answers.parquet", PROVENANCE)
     page = build_report(tmp_path, title="x").read_text()
+    assert page.count("zyxw ") == LONGEST / len("zyxw ")
     assert re.findall(r"<h2>(.*?)</h2>", page)[:2] == ["Scores", "Single answers"]
     assert "Belmor &lt;b&gt;" in page
 
