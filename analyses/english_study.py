@@ -12,6 +12,7 @@ from typing import Annotated
 from typer import Option
 
 from moe_lens.commands import console
+from moe_lens.data.lookup import names_in
 from moe_lens.paper.markdown import of_variants
 from moe_lens.paper.real_text import (
     PAGE,
@@ -39,9 +40,10 @@ def main(
 ) -> None:
     """Tune routers, answer, mask, bias, measure, train experts and report; stopped, the same command goes on."""
     try_folder(out)
-    told = asdict(sizes) | {"tasks": [called(name) for name in data.split(",")]}
+    names = names_in(data)
+    told = asdict(sizes) | {"tasks": [called(name) for name in names]}
     claim(out, provenance(model=model, facts=told), writes=WRITTEN)
-    tasks = write_questions(data.split(","), model, sizes, out / "questions")
+    tasks = write_questions(names, model, sizes, out / "questions")
     opening = ["--model", model, *([] if device is None else ["--device", device])]
     for step in steps(opening, tasks, sizes, out, Path(__file__).parent):
         run_step(step, processes=processes)

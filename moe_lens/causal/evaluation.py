@@ -42,8 +42,8 @@ class Evaluation:
     """Scored answers.
 
     answers: one row per intervention and example: intervention ("none" first), id, question, gold (the right answers),
-        original_answer (what memory says, None where that is unknown), prediction (None where no metric reads it), with a
-        template's `answer_after` answered (what of it is scored, None where nothing is), a column per
+        original_answer (what memory says, None where that is unknown), prediction (None where no metric reads it), with
+        a template's `answer_after` answered (what of it is scored, None where nothing is), a column per
         metric (NaN where it is not defined), `same` (whether a gold answer is also what memory
         says), and with a judge `unjudged`, why there is no verdict. summary: see `summary_table`.
     """
@@ -118,7 +118,7 @@ def answer_table(
 ) -> pd.DataFrame:
     """One row per example, in the order given, of the model as it is now.
 
-    Columns: id, question, gold, original_answer, prediction, same, and DEFAULT_METRICS, as `Evaluation.answers` has them.
+    Columns: id, question, gold, original_answer, prediction, same and DEFAULT_METRICS, as in `Evaluation.answers`.
     """
     tell_unreachable(lens, examples, max_new_tokens)
     texts = decoding.generate(lens, examples, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress)

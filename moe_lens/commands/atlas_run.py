@@ -11,9 +11,9 @@ from moe_lens.causal.judge import Judge
 from moe_lens.commands import console
 from moe_lens.commands.expert_atlas import Atlas
 from moe_lens.commands.expert_labels import expert_labels
-from moe_lens.commands.masking_tasks import Tasks
 from moe_lens.commands.options import Opening, Reading
 from moe_lens.commands.trace_runs import Traces
+from moe_lens.data.lookup import names_in
 from moe_lens.errors import MoELensError
 from moe_lens.lens.batching import expect_places
 from moe_lens.lens.positions import Positions
@@ -45,7 +45,7 @@ class AtlasRun:
         self, opening: Opening, reading: Reading, data: str, *, split: str, limit: int | None, batch_size: int
     ) -> None:
         """Leaves the atlas of a model on data, names with commas."""
-        tasks = Tasks.parse(data, None).targets
+        tasks = names_in(data)
         loaded = {task: reading.load(task, split=split, limit=limit) for task in tasks}
         lens = opening.load()
         lens.batch_size = batch_size

@@ -11,6 +11,7 @@ from moe_lens.choosing.masking import Masked, joined, mask
 from moe_lens.choosing.selection import Choice
 from moe_lens.commands import console
 from moe_lens.data import Example
+from moe_lens.data.lookup import names_in
 from moe_lens.decoding import Decoding
 from moe_lens.errors import MoELensError
 from moe_lens.lens.delta import weights_digest
@@ -18,7 +19,6 @@ from moe_lens.lens.interventions import Intervention, Mode
 from moe_lens.lens.lens import MoELens
 from moe_lens.metrics import Metric, bootstrap_interval
 from moe_lens.results import data_digest
-from moe_lens.storage import is_there
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Tasks:
 
     @classmethod
     def parse(cls, data: str, spare: str | None) -> "Tasks":
-        found = cls(_names(data), () if spare is None else _names(spare))
+        found = cls(names_in(data), () if spare is None else names_in(spare))
         repeated = [name for name in found.all if found.all.count(name) > 1]
         if repeated:
             raise MoELensError(f"every task is either hit or spared, once; {repeated[0]!r} is named twice")
@@ -128,11 +128,3 @@ class TaskRun:
         """The provenance of one task's parts."""
         own = self.made_by | {"data": data_digest(examples)}
         return own if tuned else own | {"delta": None, "weights": weights_digest(lens.module)}
-
-
-def _names(text: str) -> tuple[str, ...]:
-    """The data that an option names, with commas; a path with commas in it that is there is one."""
-    names = (text,) if is_there(text) else tuple(name.strip() for name in text.split(","))
-    if not all(names):
-        raise MoELensError(f"expected names of tasks or data with commas between them; got {text!r}")
-    return names

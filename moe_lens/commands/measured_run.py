@@ -8,6 +8,7 @@ from moe_lens.commands.options import Opening, Reading
 from moe_lens.commands.shards import Shard
 from moe_lens.commands.statistic_passes import Measuring
 from moe_lens.commands.statistic_tables import Kept
+from moe_lens.data.lookup import names_in
 from moe_lens.errors import MoELensError
 from moe_lens.lens.batching import expect_places
 from moe_lens.lens.parallel import connected, from_first_process, sharing
@@ -29,7 +30,7 @@ class MeasuredRun:
 
     def leave(self, asked: Asked, *, title: str = "What was measured") -> None:
         """Measures what is asked for, as far as it is not there yet, and leaves tables and a page of this title."""
-        sets = [name.strip() for name in self.data.split(",")]
+        sets = names_in(self.data)
         asked.expect_several(sets)
         read = {name: self.reading.load(name, split=self.split, limit=self.limit) for name in sets}
         loaded = {name: self.part.of_all(examples) for name, examples in read.items()}

@@ -11,7 +11,7 @@ from moe_lens.data.dataset import Record, Source
 from moe_lens.data.files import ENDINGS, Records, ending, read_rows
 from moe_lens.data.sources import confiqa, counterfact, gigaword, hotpotqa, memotrap, mmlu, mrqa, nq_swap, squad
 from moe_lens.errors import MoELensError
-from moe_lens.storage import nameable
+from moe_lens.storage import is_there, nameable
 
 ORGANISM_TASKS = ("swap", "novel", "consistent", "hops", "closed_book", "summary", "exam", "otherwise")
 SOURCES = {
@@ -45,6 +45,19 @@ class Found:
     source: Source | None = None
     parts: Mapping[str, int] | None = None
     public: "Callable[[], Found] | None" = None
+
+
+def names_in(text: str) -> tuple[str, ...]:
+    """The data that an option names, several with commas; a path with commas in it that is there is one.
+
+    MoELensError for a blank name, and for one that is there twice.
+    """
+    names = (text,) if is_there(text) else tuple(name.strip() for name in text.split(","))
+    if not all(names):
+        raise MoELensError(f"expected names of tasks or data with commas between them; got {text!r}")
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise MoELensError(f"expected each data set once; {repeated[0]!r} is named twice")
+    return names
 
 
 def find(spec: str, split: str, *, streaming: bool) -> Found:

@@ -19,6 +19,7 @@ from transformers.utils import logging
 from moe_lens.commands import console
 from moe_lens.commands.options import Reading
 from moe_lens.data import Encoded, Example, encode
+from moe_lens.data.lookup import names_in
 from moe_lens.data.prompts import FIGURE_10, PromptTemplate
 from moe_lens.errors import MODEL_CRASHES, MoELensError
 from moe_lens.lens.delta import weights_digest
@@ -167,9 +168,7 @@ class _Judge:
 
 def _texts(run: Splitting, reading: Reading, tokenizer: PreTrainedTokenizerBase) -> list[Example]:
     """The texts to learn from, of all data in turns, and after them those held out."""
-    names, asked = [name.strip() for name in run.data.split(",")], Asking(tokenizer)
-    if len(set(names)) < len(names):
-        raise MoELensError(f"expected each data set once, or texts that are held out were learned; got {run.data}")
+    names, asked = names_in(run.data), Asking(tokenizer)  # each once, or texts that are held out were learned
     wanted = run.texts + run.held_out
     of_each = []
     for name in names:

@@ -13,6 +13,7 @@ from typer import Option
 from moe_lens.commands import console, options
 from moe_lens.commands.options import BaseOpening, Reading
 from moe_lens.commands.presets import preset_facts
+from moe_lens.data.lookup import names_in
 from moe_lens.errors import MoELensError
 from moe_lens.lens.parallel import lead
 from moe_lens.paper.published import PAPER, SOURCE, beside_paper, published_of
@@ -136,7 +137,7 @@ def run(
                 first, *more = console.numbers(seeds, int, what="--seeds")
                 if more and not repeats:
                     raise MoELensError(f"{item} shows one training; give one seed, not {seeds}")
-                tasks = tuple(data.split(","))
+                tasks = names_in(data)
                 schedule, epochs = tuning.schedule(first, tasks)
                 if beside is not None:
                     published_of(item, opening.model)  # before hours of training

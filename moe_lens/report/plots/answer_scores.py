@@ -140,8 +140,8 @@ SECTIONS = {
     ),
     "answers.parquet": Section(
         "Single answers",
-        "What the model answered to each question, as it is (none) and under each intervention, with every score; gold is "
-        "what is right, original_answer what memory says.",
+        "What the model answered to each question, as it is (none) and under each intervention, with every score; gold "
+        "is what is right, original_answer what memory says.",
         draw=None,
         place=17,
     ),
