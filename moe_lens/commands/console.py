@@ -3,9 +3,12 @@
 import os
 import re
 import shutil
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from inspect import cleandoc
 from itertools import pairwise
@@ -46,8 +49,9 @@ RANDOM = re.compile(r"random~(\d+x\d+(?:\+\d+x\d+)*)(?:#(\d+))?")
 def run(main: Callable[..., None], *, shares: bool = False) -> None:
     """Runs a command line, as `grouped` makes it; bad input ends with its message and exit code 2, no traceback.
 
-    Ctrl-C ends it with a line that says how to go on, and exit code 130. shares: whether processes that a launcher
-    started share the work; else the first does it alone.
+    Ctrl-C ends it with a line that says how to go on, and exit code 130, and so does SIGTERM, by which a scheduler ends
+    a job; not where processes share the work, which could wait for each other then. shares: whether those that a
+    launcher started do; else the first does it alone.
     """
     if not shares:
         first_alone()
@@ -59,7 +63,8 @@ def run(main: Callable[..., None], *, shares: bool = False) -> None:
     app = typer.Typer(add_completion=False, rich_markup_mode=_markup())
     app.command()(command)
     try:
-        app()
+        with _ended_as_by_ctrl_c():
+            app()
     except MoELensError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
@@ -74,6 +79,19 @@ def run(main: Callable[..., None], *, shares: bool = False) -> None:
 def _markup() -> Literal["rich"] | None:
     """How typer lays out help: in a table, or as plain lines where that would cut names and values for want of room."""
     return "rich" if shutil.get_terminal_size().columns >= WIDE else None
+
+
+@contextmanager
+def _ended_as_by_ctrl_c() -> Iterator[None]:
+    """Inside the block SIGTERM interrupts this process as Ctrl-C does, unless it shares work with others."""
+    if any(name in os.environ for name in LAUNCHED) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    usual = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, usual)
 
 
 def first_alone() -> None:

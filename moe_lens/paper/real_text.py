@@ -175,12 +175,23 @@ def run_step(line: Sequence[str], *, processes: int = 1) -> None:
     told = f"python {shlex.join(words)}"
     console.say(f"$ {told}")
     clock, used = perf_counter(), process_time()
-    code = _here(line) if processes == 1 else subprocess.run([sys.executable, *words], check=False).returncode
+    code = _here(line) if processes == 1 else _beside(words)
     console.say(f"{perf_counter() - clock:.0f} s by the clock, {process_time() - used:.0f} s of this process's CPU")
     if code == console.OF_CTRL_C:
         raise SystemExit(code)
     if code:
         raise MoELensError(f"a step ended with code {code}: {told}; mend that, and go on")
+
+
+def _beside(words: Sequence[str]) -> int:
+    """The exit code of Python with these arguments, in a process that ends before this one does."""
+    child = subprocess.Popen([sys.executable, *words], process_group=0)  # a terminal's Ctrl-C comes to this one alone
+    try:
+        return child.wait()
+    except BaseException:
+        child.terminate()  # killed, it would leave what it has started
+        child.wait()
+        raise
 
 
 def _here(line: Sequence[str]) -> str | int | None:

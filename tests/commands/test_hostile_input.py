@@ -156,6 +156,25 @@ def test_ctrl_c_says_that_the_same_command_goes_on_also_while_packages_are_impor
     assert not (tmp_path / "out").exists()
 
 
+def test_a_job_that_a_scheduler_ends_finishes_as_with_ctrl_c(tmp_path):
+    """SIGTERM alone ends a process without a word, and what it could keep on its way out is lost."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, signal, time\n"
+        "from moe_lens.commands import console\n"
+        "def main() -> None:\n"
+        "    try:\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "        time.sleep(60)\n"
+        "    finally:\n"
+        "        print('kept')\n"
+        "console.run(main)\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.returncode) == ("kept\n", console.OF_CTRL_C)
+    assert INTERRUPTED in done.stderr
+
+
 @pytest.mark.parametrize("command", ["evaluate", "intervene --experts 0:1", "tune --method router"])
 def test_a_folder_that_cannot_be_written_ends_a_command_before_its_model_is_looked_for(
     command, tmp_path, monkeypatch, capsys

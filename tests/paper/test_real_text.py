@@ -1,6 +1,10 @@
 """The study on real text: its questions, its table, and all of it from end to end on the organism."""
 
+import os
 import runpy
+import signal
+import threading
+import time
 from itertools import product
 from pathlib import Path
 
@@ -13,7 +17,7 @@ from moe_lens.commands import console
 from moe_lens.metrics import compare
 from moe_lens.paper.markdown import of_variants
 from moe_lens.paper.question_files import by_itself, write_examples
-from moe_lens.paper.real_text import Sizes, run_step, steps, variants_table, write_questions
+from moe_lens.paper.real_text import Sizes, _beside, run_step, steps, variants_table, write_questions
 from moe_lens.results import provenance, read_provenance, read_table, write_table
 
 STUDY = runpy.run_path(str(Path(__file__).parents[2] / "analyses" / "english_study.py"))["main"]
@@ -85,6 +89,22 @@ def test_ctrl_c_in_a_step_is_no_bad_input(tmp_path):
     with pytest.raises(SystemExit) as ended:
         run_step([str(script)])
     assert ended.value.code == console.OF_CTRL_C
+
+
+def test_an_interrupted_step_leaves_no_process_behind(tmp_path):
+    told, script = tmp_path / "pid", tmp_path / "long.py"
+    script.write_text(f"import os, time; open({str(told)!r}, 'w').write(str(os.getpid())); time.sleep(60)")
+
+    def interrupt() -> None:
+        while not (told.exists() and told.read_text()):
+            time.sleep(0.05)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(KeyboardInterrupt):
+        _beside([str(script)])
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(told.read_text()), 0)
 
 
 def test_a_step_that_fails_stops_the_study_and_is_named(capsys):
