@@ -1,6 +1,7 @@
 """What a lens says to examples under interventions: by all processes, in parts that outlive an interruption."""
 
 import hashlib
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,12 +22,15 @@ from moe_lens.metrics.catalogue import ANSWER, OPTIONS, PREDICTION, RIVALS, Metr
 from moe_lens.progress import progress_bar
 from moe_lens.storage import as_json, try_folder
 
+PARTS = 16
+"""Into how many the examples are cut where there are few: processes then have as much to do, and little can be lost."""
+
 
 @dataclass(frozen=True)
 class Run:
     """How a lens is asked (answers end before `stop`), and where parts are kept (None: nowhere) by which provenance.
 
-    batches: in a part, which is what an interruption can cost, and the share that one process takes at a time.
+    batches: at most in a part, which is what an interruption can cost, and the share that one process takes at a time.
     decoding: how it comes by its answers, and by the log-probabilities of given ones.
     """
 
@@ -39,14 +43,22 @@ class Run:
     batches: int = 8
     decoding: Decoding = PLAIN
 
+    def shards(self, count: int) -> Iterator[range]:
+        """So many places in parts of whole batches, `PARTS` or more where they suffice; the same for any processes."""
+        size = self.batch_size * min(self.batches, math.ceil(count / self.batch_size / PARTS))
+        return (range(start, min(start + size, count)) for start in range(0, count, size))
+
 
 @dataclass(frozen=True)
 class _Unit:
-    """A share of the work: one intervention, one thing that is read, one shard of the examples (their places)."""
+    """A share of the work: one intervention, one thing that is read, one shard of the examples (their places).
+
+    shard: where these stand among all of them, sorted.
+    """
 
     intervention: str
     reads: str
-    shard: int
+    shard: range
     places: tuple[int, ...]
 
     def file(self, made_by: Mapping[str, Any]) -> str:
@@ -54,7 +66,7 @@ class _Unit:
         readable = re.sub(r"[^A-Za-z0-9._-]+", "_", self.intervention)[:60]
         told = as_json([self.intervention, {name: fact for name, fact in made_by.items() if name != "command"}])
         digest = hashlib.sha256(told.encode()).hexdigest()[:16]
-        return f"{readable}-{digest}-{self.reads}-{self.shard:05}.parquet"
+        return f"{readable}-{digest}-{self.reads}-{self.shard.start:06}-{self.shard.stop:06}.parquet"
 
 
 def outputs(
@@ -75,19 +87,21 @@ def outputs(
     under all interventions before the next, so that what they `Remembered` of it serves them all.
     """
     longest_first = sorted(range(len(examples)), key=lambda i: -len(examples[i].context) - len(examples[i].question))
-    size = run.batch_size * run.batches
-    shards = [tuple(longest_first[start : start + size]) for start in range(0, len(examples), size)]
-    units = [
-        _Unit(name, what, number, places)
-        for number, places in enumerate(shards)
-        for name in interventions
+    units = {
+        what: [
+            _Unit(name, what, shard, tuple(longest_first[shard.start : shard.stop]))
+            for shard in run.shards(len(examples))
+            for name in interventions
+        ]
         for what in reads
-    ]
+    }
     rivals = [_rivals(lens, example) for example in examples] if RIVALS in reads else []
     start, of = share = part_of_work(lens.module)
     if run.out is not None and connected().is_main_process:
         try_folder(run.out)
-    own = units[start::of]
+    # in turns within each kind, which take unlike times, and the first turns go round
+    dealt = [unit for kind, several in enumerate(units.values()) for unit in several[(start + kind) % of :: of]]
+    own = sorted(dealt, key=lambda unit: unit.shard.start)
 
     def found() -> Iterator[tuple[_Unit, list[Any]]]:
         with progress_bar(total=sum(len(unit.places) for unit in own), unit="answer", disable=not run.progress) as bar:
