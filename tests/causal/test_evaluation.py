@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 import warnings
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -333,11 +334,37 @@ def test_a_judge_that_is_not_there_loses_no_answer(olmoe, tmp_path, monkeypatch)
     assert evaluate(olmoe, EXAMPLES, judge=Judge("m", "http://x/v1"), **run).answers["acc_llm"].tolist() == [1.0] * 3
 
 
+def test_processes_have_as_much_to_do_of_each_kind(olmoe, monkeypatch):
+    """Scores of given answers and generated ones take unlike times, and so do long questions and short ones."""
+    examples = [replace(example, id=f"{example.id} {copy}") for example in EXAMPLES for copy in range(11)]
+    done: list[Counter[str]] = []
+    monkeypatch.setattr(
+        "moe_lens.causal.outputs._outputs", lambda lens, all_of_them, unit, *_: [unit] * len(unit.places)
+    )
+    monkeypatch.setattr("moe_lens.causal.outputs.gathered", lambda found, share: done.append(_counted(found)) or [])
+    for process in range(2):
+        monkeypatch.setattr("moe_lens.causal.outputs.part_of_work", lambda module, own=process: (own, 2))
+        run = Run(3, 1, None, {}, progress=False)
+        outputs(olmoe, examples, {"none": (), "half": (HALF,), "other": (HALF,)}, ["answer", "prediction"], run)
+    assert done[0] + done[1] == Counter(answer=3 * 33, prediction=3 * 33)
+    assert abs(done[0]["answer"] - done[1]["answer"]) <= 3
+    assert abs(done[0]["prediction"] - done[1]["prediction"]) <= 3
+    assert done[0].total() == done[1].total()
+
+
+def _counted(found):
+    """How many examples each kind of reading had."""
+    counts = Counter()
+    for unit, values in found:
+        counts[unit.reads] += len(values)
+    return counts
+
+
 def test_finished_parts_are_kept_and_scored_by_other_metrics(olmoe, tmp_path, monkeypatch):
     run = {"interventions": {"half": HALF}, "out": tmp_path, **QUIET}
     first = evaluate(olmoe, EXAMPLES, **run)
     parts = {file: file.read_bytes() for file in (tmp_path / "parts").iterdir()}
-    assert len(parts) == 2
+    assert len(parts) == 2 * 2
     with monkeypatch.context() as patch:
         patch.setattr(olmoe, "generate", None)
         assert evaluate(olmoe, EXAMPLES, **run).answers.equals(first.answers)
@@ -421,7 +448,7 @@ def test_two_processes_and_resumed_ones_write_the_bytes_of_one(tmp_path):
     assert "60 examples of swap" in said
     alone = {name: (tmp_path / "run" / name).read_bytes() for name in names}
     parts = sorted((tmp_path / "run" / "parts").iterdir())
-    assert len(parts) == 3 * 2  # 32 examples to a part
+    assert len(parts) == 3 * 15  # a batch to a part
     with pytest.raises(AssertionError, match=r"holds the results of another run: its data\.examples is 60"):
         command(*RUN, "--out", "run", "--limit", "8", folder=tmp_path)
     assert {name: (tmp_path / "run" / name).read_bytes() for name in names} == alone
