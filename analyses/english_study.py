@@ -13,7 +13,7 @@ from typer import Option
 
 from moe_lens.commands import console
 from moe_lens.data.lookup import names_in
-from moe_lens.paper.markdown import of_variants
+from moe_lens.paper.markdown import of_masked, of_variants
 from moe_lens.paper.real_text import (
     PAGE,
     VARIANTS,
@@ -26,7 +26,7 @@ from moe_lens.paper.real_text import (
     write_questions,
 )
 from moe_lens.report import build_report
-from moe_lens.results import claim, provenance, write_table
+from moe_lens.results import claim, provenance, read_table, write_table
 from moe_lens.storage import try_folder
 
 
@@ -52,6 +52,9 @@ def main(
         own = out / PAGE / "headline" / str(metric) / "metrics.parquet"
         write_table(rows, own, provenance(model=model, facts=told))
     print(of_variants(table))
+    for folder, name in (("masks", "masking"), ("doses", "doses")):
+        rows, summary = (read_table(out / PAGE / folder / f"{one}.parquet") for one in (name, "summary"))
+        print(f"\n{of_masked(rows, summary)}")
     console.say(f"written: {build_report(out / PAGE, title=f'The study of {model} on {data}')}")
 
 

@@ -1,6 +1,7 @@
 """What the tables of the docs are printed with: rows as Markdown, and means over seeds with their spread."""
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import pandas as pd
 
@@ -55,6 +56,27 @@ def of_variants(table: pd.DataFrame) -> str:
             }
             rows.append(["", "above base", *(told.get(name, "–") for name in metrics)])
     return markdown([["questions", "variant", *metrics], *rows])
+
+
+def of_masked(rows: pd.DataFrame, summary: pd.DataFrame) -> str:
+    """What `intervene` leaves (masking or doses, and summary) as Markdown: of each data set a row per set of experts.
+
+    Of EM and each score of the summary its mean, and how far it is below the mean under random sets, with the 95 %
+    interval of that.
+    """
+    em = rows[rows["family"] != "random"].rename(columns={"em": "mean"}).assign(metric="em")
+    every = pd.concat([em, summary], ignore_index=True)
+    metrics, told = [*dict.fromkeys(every["metric"])], []
+    for (task, name), part in every.groupby(["task", "intervention"], sort=False):
+        of = part.set_index("metric")
+        row = [f"{Path(task).name} ({of['n'].max()})", name]
+        for metric in metrics:
+            one = of.loc[metric] if metric in of.index else pd.Series({"mean": None, "below_random": None})
+            below = ("below_random", "below_random_low", "below_random_high")
+            row.append("–" if pd.isna(one["mean"]) else format(one["mean"], ".3f"))
+            row.append("–" if pd.isna(one["below_random"]) else _with_ends(one, below, "+.3f"))
+        told.append(row)
+    return markdown([["questions", "experts", *(word for name in metrics for word in (name, "below random"))], *told])
 
 
 def _with_ends(row: pd.Series, columns: Sequence[str], form: str) -> str:

@@ -15,7 +15,7 @@ import pytest
 from moe_lens import Example, MoELensError, load_examples
 from moe_lens.commands import console
 from moe_lens.metrics import compare
-from moe_lens.paper.markdown import of_variants
+from moe_lens.paper.markdown import of_masked, of_variants
 from moe_lens.paper.question_files import by_itself, write_examples
 from moe_lens.paper.real_text import Sizes, _beside, run_step, steps, variants_table, write_questions
 from moe_lens.results import provenance, read_provenance, read_table, write_table
@@ -56,6 +56,21 @@ def test_variants_stand_beside_the_base_model_with_paired_differences(tmp_path):
         "| facts (4) | CEFT | 0.750 [0.125, 0.875] |",
         f"|  | above base | +0.500 [{expected.low:+.3f}, {expected.high:+.3f}] |",
         *(line.replace("facts (4)", "facts-closed (4)") for line in told[2:5]),
+    ]
+
+
+def test_masks_are_told_by_every_score_beside_random_sets_of_which_the_mean_alone_is():
+    of = {"task": "a/facts", "n": 4, "below_random": None, "below_random_low": None, "below_random_high": None}
+    below = {"below_random": 0.25, "below_random_low": -0.1, "below_random_high": 0.6}
+    em = of | {"intervention": "ce:2", "family": "ce", "em": 0.5} | below
+    drawn = [of | {"intervention": "random:2#0", "family": "random", "em": 0.7}]
+    drawn.append(of | {"intervention": "random:2", "family": "random mean", "em": 0.75})
+    scored = of | below | {"intervention": "ce:2", "metric": "contains", "mean": 0.125}
+    head, _, *rows = of_masked(pd.DataFrame([em, *drawn]), pd.DataFrame([scored])).splitlines()
+    assert head == "| questions | experts | em | below random | contains | below random |"
+    assert rows == [
+        "| facts (4) | ce:2 | 0.500 | +0.250 [-0.100, +0.600] | 0.125 | +0.250 [-0.100, +0.600] |",
+        "| facts (4) | random:2 | 0.750 | – | – | – |",
     ]
 
 
