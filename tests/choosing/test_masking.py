@@ -274,8 +274,9 @@ def test_every_shape_is_compared_with_its_own_controls(olmoe):
 
 def test_finished_parts_are_kept_and_those_of_another_model_or_mode_are_not_taken_over(olmoe, tmp_path, monkeypatch):
     def again(made_by: dict, mode: str = "zero") -> pd.DataFrame:
-        return mask(olmoe, EXAMPLES, [HALF], mode, controls=0, out=tmp_path, made_by=made_by, **SHORT).answers
+        return mask(olmoe, EXAMPLES, [HALF], mode, controls=0, out=tmp_path, made_by=made_by, **in_one_part).answers
 
+    in_one_part = SHORT | {"batch_size": len(EXAMPLES)}
     answers = again({"model": "m"})
     computed = []
     said = answers["prediction"].tolist()[:3]
