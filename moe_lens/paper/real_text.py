@@ -123,6 +123,9 @@ def steps(model: Sequence[str], tasks: Sequence[str], sizes: Sizes, out: Path, a
     step("figure6_attention_gain.py", *studied, "--out", page, size=every)  # the files have no more to train on
     answer(BASE)
     answer(TUNED, "--delta", router)
+    trained = ("--method", "ceft", "--router-delta", router, "--data", first, *tuned, sizes.expert_rates)
+    step("tune", *trained, "--epochs", 1, "--out", ceft, size=sizes.train)
+    answer(CEFT, "--delta", ceft)
     scored = ("--metrics", "contains,answer_log_probability", "--score-limit", sizes.scored)
     asked, closed = (*scored, "--data", first, "--spare"), f"{(others or tasks)[0]}{CLOSED}"
     masks = [word for name in FOUND for word in ("--experts", name)]
@@ -135,9 +138,6 @@ def steps(model: Sequence[str], tasks: Sequence[str], sizes: Sizes, out: Path, a
     doses = [word for name in BIASED for word in ("--experts", name)]
     doses += ["--control", "random:2", "--mode", DOSES, "--positions", "from_question"]
     step("intervene", *asked, closed, *doses, "--out", page / "doses", size=sizes.dosed)
-    trained = ("--method", "ceft", "--router-delta", router, "--data", first, *tuned, sizes.expert_rates)
-    step("tune", *trained, "--epochs", 1, "--out", ceft, size=sizes.train)
-    answer(CEFT, "--delta", ceft)
     return found
 
 
