@@ -43,18 +43,22 @@ def of_rivals(table: pd.DataFrame) -> str:
 
 
 def of_variants(table: pd.DataFrame) -> str:
-    """`variants_table` as Markdown: each score with its 95 % interval, and by how much it is above the base model's."""
+    """`variants_table` as Markdown: each score with its 95 % interval, and how far it is above earlier variants'."""
     metrics, rows = [*dict.fromkeys(table["metric"])], []
+    variants = [*dict.fromkeys(table["variant"])]
     for (task, variant), part in table.groupby(["task", "variant"], sort=False):
-        of = part.set_index("metric")
-        told = {name: _with_ends(of.loc[name], ("mean", "low", "high"), ".3f") for name in of.index}
-        rows.append([f"{task} ({of['n'].max()})", variant, *(told.get(name, "–") for name in metrics)])
-        above = of[of["above"].notna()]
-        if len(above):
-            told = {
-                name: _with_ends(above.loc[name], ("above", "above_low", "above_high"), "+.3f") for name in above.index
-            }
-            rows.append(["", "above base", *(told.get(name, "–") for name in metrics)])
+        of, before = part.set_index("metric"), variants[variants.index(variant) - 1]
+        for column, names in (
+            ("mean", (f"{task} ({of['n'].max()})", variant)),
+            ("above", ("", f"above {variants[0]}")),
+            ("further", ("", f"above {before}")),
+        ):
+            known = of[of[column].notna()] if column in of else of[:0]
+            ends = (column, *(("low", "high") if column == "mean" else (f"{column}_low", f"{column}_high")))
+            form = ".3f" if column == "mean" else "+.3f"
+            told = {name: _with_ends(known.loc[name], ends, form) for name in known.index}
+            if told:
+                rows.append([*names, *(told.get(name, "–") for name in metrics)])
     return markdown([["questions", "variant", *metrics], *rows])
 
 

@@ -144,20 +144,23 @@ def steps(model: Sequence[str], tasks: Sequence[str], sizes: Sizes, out: Path, a
 def variants_table(answers: Path, variants: Sequence[str], tasks: Sequence[str]) -> pd.DataFrame:
     """One row per task, variant and score that some answer has: mean, low, high and n, of evaluate's tables.
 
-    above, above_low, above_high: the paired difference to the base model's with its interval, missing of that one.
+    above, above_low, above_high: the paired difference to the first variant's score with its interval, missing of that
+    one. further, further_low, further_high: that to the variant before, missing of the first two.
     """
     rows = []
     for task, variant in product((Path(name).name + end for end in ("", CLOSED) for name in tasks), variants):
-        before, after = (
-            read_table(answers / one / task / "answers.parquet").set_index("id") for one in (BASE, variant)
-        )
+        scored = {one: read_table(answers / one / task / "answers.parquet").set_index("id") for one in variants}
         summary = read_table(answers / variant / task / "summary.parquet")
+        earlier = variants[: variants.index(variant)]
         for row in summary[summary["n"] > 0][["metric", "n", "mean", "low", "high"]].to_dict("records"):
-            name = row["metric"]
-            if variant != BASE and METRICS[name].paired:
-                scores = (after.loc[before.index, name].to_numpy(), before[name].to_numpy())
-                by = compare(*scores, bounds=METRICS[name].bounds_of_difference).difference
-                row |= {"above": by.mean, "above_low": by.low, "above_high": by.high}
+            metric = METRICS[row["metric"]]
+            for column, other in zip(("above", "further"), [*earlier[:1], *earlier[1:][-1:]], strict=False):
+                if not metric.paired:
+                    continue
+                before = scored[other][metric.name]
+                scores = (scored[variant].loc[before.index, metric.name].to_numpy(), before.to_numpy())
+                by = compare(*scores, bounds=metric.bounds_of_difference).difference
+                row |= {column: by.mean, f"{column}_low": by.low, f"{column}_high": by.high}
             rows.append({"task": task, "variant": variant} | row)
     return pd.DataFrame(rows)
 

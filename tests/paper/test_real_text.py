@@ -39,7 +39,7 @@ def test_examples_that_are_written_are_read_as_they_were(tmp_path):
 
 
 def test_variants_stand_beside_the_base_model_with_paired_differences(tmp_path):
-    scores = {"base": [0.0, 0.0, 1.0, 0.0], "CEFT": [1.0, 0.0, 1.0, 1.0]}
+    scores = {"base": [0.0, 0.0, 1.0, 0.0], "tuned": [0.0, 0.0, 1.0, 1.0], "CEFT": [1.0, 0.0, 1.0, 1.0]}
     for variant, task in product(scores, ("facts", "facts-closed")):
         order = slice(None, None, -1 if variant == "CEFT" else 1)  # pairs go by id
         answers = pd.DataFrame({"id": list("abcd"), "contains": scores[variant]})[order]
@@ -47,15 +47,22 @@ def test_variants_stand_beside_the_base_model_with_paired_differences(tmp_path):
         summary = pd.DataFrame(rows, columns=["metric", "n", "mean", "low", "high"])
         for name, table in {"answers": answers, "summary": summary}.items():
             write_table(table, tmp_path / variant / task / f"{name}.parquet", provenance(model=variant))
-    told = of_variants(variants_table(tmp_path, ("base", "CEFT"), ["data/facts"])).splitlines()
-    expected = compare(np.array(scores["CEFT"]), np.array(scores["base"]), bounds=(-1, 1)).difference
+    told = of_variants(variants_table(tmp_path, ("base", "tuned", "CEFT"), ["data/facts"])).splitlines()
+
+    def above(after: str, before: str) -> str:
+        by = compare(np.array(scores[after]), np.array(scores[before]), bounds=(-1, 1)).difference
+        return f"|  | above {before} | {by.mean:+.3f} [{by.low:+.3f}, {by.high:+.3f}] |"
+
     assert told == [
         "| questions | variant | contains |",
         "|---|---|---|",
         "| facts (4) | base | 0.250 [0.125, 0.875] |",
+        "| facts (4) | tuned | 0.500 [0.125, 0.875] |",
+        above("tuned", "base"),
         "| facts (4) | CEFT | 0.750 [0.125, 0.875] |",
-        f"|  | above base | +0.500 [{expected.low:+.3f}, {expected.high:+.3f}] |",
-        *(line.replace("facts (4)", "facts-closed (4)") for line in told[2:5]),
+        above("CEFT", "base"),
+        above("CEFT", "tuned"),
+        *(line.replace("facts (4)", "facts-closed (4)") for line in told[2:8]),
     ]
 
 
