@@ -11,20 +11,12 @@ with a base probability near 0.
 
 import pandas as pd
 
-from moe_lens import MoELens
 from moe_lens.metrics import answer_probability_gain, peak_lead
 from moe_lens.paper.script import run
 from moe_lens.paper.study import Study
-from moe_lens.statistics import AnswerProbability
 
 TARGETS = {"context": "context", "answer": "attended"}
 """What is attended to, and what its columns are called."""
-
-
-def probabilities(study: Study, lens: MoELens) -> pd.DataFrame:
-    """`AnswerProbability` of the test examples: the residual stream after each layer, normed as before the head."""
-    [found] = lens.measure(study.examples(study.tasks[0]), AnswerProbability(lens.project_on_vocab))
-    return found.table()
 
 
 def compute(study: Study) -> pd.DataFrame:
@@ -34,7 +26,7 @@ def compute(study: Study) -> pd.DataFrame:
     """
     task, seed = study.tasks[0], study.schedule.seed
     router = study.router(task)
-    base, tuned = (probabilities(study, study.open(one)) for one in (None, router))
+    base, tuned = study.answer_probabilities(task), study.answer_probabilities(task, router)
     masses = study.attention_mass(task), study.attention_mass(task, router)
     gain = answer_probability_gain(base, tuned, seed=seed)
     for target, name in TARGETS.items():

@@ -22,7 +22,7 @@ from moe_lens.lens.parallel import WHOLE, connected, gathered, is_alone, part_of
 from moe_lens.metrics.catalogue import DEFAULT_METRICS
 from moe_lens.paper.recipes import ROUTER, HowTuned, Recipe, keep_trained, read_cost, router_of
 from moe_lens.results import data_digest, expect_same_run, kept, provenance, read_if_made_by, read_provenance
-from moe_lens.statistics import AttentionMass
+from moe_lens.statistics import AnswerProbability, AttentionMass
 from moe_lens.tuning import Schedule
 from moe_lens.tuning.training import MAX_LENGTH
 
@@ -233,6 +233,15 @@ class Study:
         examples = self.examples(task)
         return kept(part, self.measured_by(task, router), lambda: together(_attend, replace(self), examples, router))
 
+    def answer_probabilities(self, task: str, router: Path | None = None) -> pd.DataFrame:
+        """`AnswerProbability` of a task's test examples, in the base model or with tuned routers; kept in the run.
+
+        Of the residual stream after each layer, normed as before the head.
+        """
+        part = self.out / "probabilities" / f"{file_name(task)}-{'base' if router is None else router.name}.parquet"
+        examples = self.examples(task)
+        return kept(part, self.measured_by(task, router), lambda: together(_expect, replace(self), examples, router))
+
     def first_layers(self, task: str) -> dict[str, Path]:
         """Routers tuned in the first layer, the first two, … and all: "first 1" and so on, to their folders."""
         layers = self.architecture.moe_layers
@@ -303,6 +312,14 @@ def _attend(study: Study, examples: Sequence[Example], router: Path | None) -> p
     with sharing():
         [mass] = study.open(router).measure(examples, AttentionMass())
     return mass.table()
+
+
+def _expect(study: Study, examples: Sequence[Example], router: Path | None) -> pd.DataFrame:
+    """`AnswerProbability` of examples; each process measures some of the batches."""
+    lens = study.open(router)
+    with sharing():
+        [probability] = lens.measure(examples, AnswerProbability(lens.project_on_vocab))
+    return probability.table()
 
 
 def file_name(task: str) -> str:

@@ -387,16 +387,16 @@ def test_a_figure_of_one_training_refuses_several_seeds(monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_two_processes_share_trainings_answers_and_attention_and_keep_what_one_keeps(tmp_path):
+def test_two_processes_share_trainings_answers_and_what_is_measured_and_keep_what_one_keeps(tmp_path):
     few = "--limit 5 --learning-rate 1e-2 --batch-size 2 --out".split()
     together = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     for out, launch in {"one": [], "two": together}.items():
-        for words in ([ANALYSES / "figure6_attention_gain.py", *few], [SUPPORT / "led_study.py"]):
+        for words in ([ANALYSES / "figure8_answer_probability.py", *few], [SUPPORT / "led_study.py"]):
             command = [sys.executable, *launch, *map(str, words), out]
             done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False)
             assert done.returncode == 0, done.stderr
     tables = {path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*.parquet")}
-    assert {path.parts[0] for path in tables} == {"attention", "figure6", "trained", "led"}
+    assert {path.parts[0] for path in tables} == {"attention", "probabilities", "figure8", "trained", "led"}
     for path in tables:
         one, two = (
             read_table(tmp_path / out / path).drop(columns="seconds", errors="ignore") for out in ("one", "two")
