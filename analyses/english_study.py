@@ -38,7 +38,7 @@ def main(
     sizes: Sizes = Sizes(),
     processes: Annotated[int, Option(min=1, help="Processes that share each command, by torchrun.")] = 1,
 ) -> None:
-    """Tune routers, answer, mask, bias, measure, train experts and report; stopped, the same command goes on."""
+    """Tune routers and experts, answer, mask, bias, measure and report; stopped, the same command goes on."""
     try_folder(out)
     names = names_in(data)
     told = asdict(sizes) | {"tasks": [called(name) for name in names]}

@@ -240,7 +240,9 @@ class Study:
         """
         part = self.out / "probabilities" / f"{file_name(task)}-{'base' if router is None else router.name}.parquet"
         examples = self.examples(task)
-        return kept(part, self.measured_by(task, router), lambda: together(_expect, replace(self), examples, router))
+        return kept(
+            part, self.measured_by(task, router), lambda: together(_probabilities, replace(self), examples, router)
+        )
 
     def first_layers(self, task: str) -> dict[str, Path]:
         """Routers tuned in the first layer, the first two, … and all: "first 1" and so on, to their folders."""
@@ -314,7 +316,7 @@ def _attend(study: Study, examples: Sequence[Example], router: Path | None) -> p
     return mass.table()
 
 
-def _expect(study: Study, examples: Sequence[Example], router: Path | None) -> pd.DataFrame:
+def _probabilities(study: Study, examples: Sequence[Example], router: Path | None) -> pd.DataFrame:
     """`AnswerProbability` of examples; each process measures some of the batches."""
     lens = study.open(router)
     with sharing():
